@@ -1,0 +1,56 @@
+"""Randomized, matrix-free linear algebra: one algorithm, every backend, honest bars.
+
+Everything starts at :func:`aslinearoperator`, which takes NumPy arrays, SciPy and CuPy
+matrices, torch tensors and networks' Hessians, and functions; every algorithm calls it
+for you.
+"""
+
+from matfree.algorithms.density import spectral_density
+from matfree.algorithms.lanczos import lanczos
+from matfree.algorithms.power import power_iteration
+from matfree.algorithms.trace import diagonal, trace
+from matfree.checks import OperatorReport, check_operator
+from matfree.errors import (
+    ConvergenceWarning,
+    Interrupted,
+    MatfreeError,
+    NonFiniteError,
+    NotHermitianError,
+    OperatorError,
+)
+from matfree.operators import DenseOperator, FunctionOperator, Operator, aslinearoperator
+from matfree.protocol import LinearOperator, VectorSpace
+from matfree.results import EigenResult, Estimate, SpectralDensity, Tridiagonal, load
+from matfree.spaces import ArraySpace, RowSpace, space_like
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArraySpace",
+    "ConvergenceWarning",
+    "DenseOperator",
+    "EigenResult",
+    "Estimate",
+    "FunctionOperator",
+    "Interrupted",
+    "LinearOperator",
+    "MatfreeError",
+    "NonFiniteError",
+    "NotHermitianError",
+    "Operator",
+    "OperatorError",
+    "OperatorReport",
+    "RowSpace",
+    "SpectralDensity",
+    "Tridiagonal",
+    "VectorSpace",
+    "aslinearoperator",
+    "check_operator",
+    "diagonal",
+    "lanczos",
+    "load",
+    "power_iteration",
+    "space_like",
+    "spectral_density",
+    "trace",
+]

@@ -1,0 +1,1 @@
+"""Randomized algorithms, one textbook page a file."""

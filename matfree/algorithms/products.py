@@ -1,0 +1,71 @@
+"""Products counted, and looked at where their numbers reach the host anyway."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+
+from matfree.arrays import epsilon
+from matfree.errors import NonFiniteError, NotHermitianError, OperatorError
+from matfree.operators import Operator, aslinearoperator
+from matfree.protocol import Array
+
+HostArray = np.ndarray[Any, Any]
+
+
+@final
+class Products:
+    """A square operator in the hands of one algorithm.
+
+    Parameters
+    ----------
+    A : anything ``aslinearoperator`` accepts, square and not empty
+    """
+
+    def __init__(self, A: Any) -> None:
+        self.operator: Operator = aslinearoperator(A)
+        self.space = self.operator.space
+        self.num_matvecs = 0
+        self._num_checked = 0
+        m, n = self.operator.shape
+        if m != n:
+            raise OperatorError(
+                f"the operator must be square: got shape ({m}, {n}); for a rectangular A use "
+                "A.H @ A, whose eigenvalues are the squared singular values."
+            )
+        if n == 0:
+            raise OperatorError("the operator is empty: its shape is (0, 0).")
+
+    def __call__(self, X: Array) -> Array:
+        """A @ X, counting the columns of X."""
+        self.num_matvecs += X.shape[1]
+        return self.operator.matmat(X)
+
+    def require_finite(self, *numbers: HostArray) -> None:
+        """Refuse NaN and infinity in host numbers that every new product went into."""
+        first, self._num_checked = self._num_checked + 1, self.num_matvecs
+        if all(np.all(np.isfinite(x)) for x in numbers):
+            return
+        last = self.num_matvecs
+        which = f"product {last}" if first >= last else f"one of the products {first} to {last}"
+        raise NonFiniteError(
+            f"{which} of {self.operator!r} holds NaN or infinity; mend the operator before "
+            "estimating anything of it."
+        )
+
+    def require_hermitian(self, defect: float) -> None:
+        """Refuse an asymmetry that no rounding explains.
+
+        Parameters
+        ----------
+        defect : |u^H A v - conj(v^H A u)| / ||A|| over unit vectors met on the way.
+        """
+        limit = epsilon(self.space.xp, self.space.dtype) ** (1 / 3)
+        if defect > limit:
+            raise NotHermitianError(
+                f"the operator is not Hermitian: |u^H A v - conj(v^H A u)| is {defect:.1e} of "
+                f"||A|| (limit {limit:.0e} in {self.space.dtype}), seen within "
+                f"{self.num_matvecs} products; symmetrise it ((A + A.H) / 2), or use "
+                "trace, diagonal or A.H @ A, which need no symmetry."
+            )

@@ -1,0 +1,58 @@
+"""The few questions about arrays that the array API standard leaves to its users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from matfree.protocol import Array, DType
+
+
+def to_host(x: Array) -> np.ndarray[Any, Any]:
+    """A NumPy copy of a small array: this is where the host waits for the device."""
+    if array_api_compat.is_cupy_array(x):
+        return np.asarray(x.get())  # CuPy's export keeps to its device
+    return np.from_dlpack(x, device="cpu").copy()
+
+
+def is_complex(xp: Any, dtype: DType) -> bool:
+    """Whether a data type is complex."""
+    return bool(xp.isdtype(dtype, "complex floating"))
+
+
+def is_floating(xp: Any, dtype: DType) -> bool:
+    """Whether a data type is real or complex floating point."""
+    return bool(xp.isdtype(dtype, ("real floating", "complex floating")))
+
+
+def epsilon(xp: Any, dtype: DType) -> float:
+    """The relative spacing of a data type's numbers."""
+    return float(xp.finfo(dtype).eps)
+
+
+def widest(xp: Any, dtype: DType, device: Any) -> DType:
+    """The type that sums over rows accumulate in: double wherever the device has it."""
+    kind = "complex floating" if is_complex(xp, dtype) else "real floating"
+    dtypes = xp.__array_namespace_info__().dtypes(device=device, kind=kind)
+    double = "complex128" if is_complex(xp, dtype) else "float64"
+    return dtypes.get(double, dtype)
+
+
+def conjugate(xp: Any, x: Array) -> Array:
+    """Elementwise conjugate; a real array comes back as it is, not as a copy."""
+    return xp.conj(x) if is_complex(xp, x.dtype) else x
+
+
+def real_part(xp: Any, x: Array) -> Array:
+    """Elementwise real part; a real array comes back as it is."""
+    return xp.real(x) if is_complex(xp, x.dtype) else x
+
+
+def describe(x: Any) -> str:
+    """What an error message says of an object: its library's type, shape and dtype."""
+    kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{kind} of shape {tuple(x.shape)} and dtype {x.dtype}"
+    return kind

@@ -1,0 +1,204 @@
+"""What every operator of ours can do, given one thing: how it maps a block."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import numpy as np
+
+from matfree.arrays import describe
+from matfree.errors import OperatorError
+from matfree.protocol import Array, DType
+from matfree.spaces import RowSpace
+
+class Operator(ABC):
+    """A linear operator of ours: products checked at the door, and an algebra.
+
+    A subclass writes ``_apply`` for a block (and ``_apply_adjoint`` where it knows the
+    adjoint), and gets ``matvec``, ``matmat``, ``@``, ``+``, ``.H``, ``to_dense`` and the
+    rest. ``space`` is where the results live, ``domain`` where the arguments do; they are
+    one and the same for a square operator.
+
+    Parameters
+    ----------
+    space : the space of A @ x
+    domain : the space of x; ``space`` by default
+    """
+
+    ndim = 2
+    __array_ufunc__ = None  # ndarray @ operator comes to __rmatmul__
+    __array_priority__ = 1000  # and so does a CuPy array's
+
+    def __init__(self, space: RowSpace, domain: RowSpace | None = None) -> None:
+        self.space = space
+        self.domain = space if domain is None else domain
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.space.size, self.domain.size
+
+    @property
+    def dtype(self) -> DType:
+        """The data type of the vectors, one of their own library's."""
+        return self.space.dtype
+
+    @abstractmethod
+    def _apply(self, X: Array) -> Array:
+        """A @ X for a block (n, k) that was checked."""
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        """A^H @ X for a block (m, k) that was checked."""
+        raise NotImplementedError(
+            f"{self!r} has no adjoint; give it rmatvec (A^H x) to use .H, .T or rmatvec."
+        )
+
+    @final
+    def matvec(self, x: Array) -> Array:
+        """A @ x for x of shape (n,); (n, 1) is accepted and comes back as (m, 1)."""
+        if getattr(x, "ndim", None) == 2:
+            return self.matmat(x)
+        return self.matmat(_as_column(x, self.domain))[:, 0]
+
+    @final
+    def matmat(self, X: Array) -> Array:
+        """A @ X for a block X of shape (n, k), in C order for speed."""
+        return self._apply(_checked(X, self.domain, "X"))
+
+    @final
+    def rmatvec(self, x: Array) -> Array:
+        """A^H @ x for x of shape (m,)."""
+        if getattr(x, "ndim", None) == 2:
+            return self.rmatmat(x)
+        return self.rmatmat(_as_column(x, self.space))[:, 0]
+
+    @final
+    def rmatmat(self, X: Array) -> Array:
+        """A^H @ X for a block X of shape (m, k)."""
+        return self._apply_adjoint(_checked(X, self.space, "X"))
+
+    def to_dense(self, *, columns: range | None = None) -> Array:
+        """The matrix itself, or some of its columns, from products with unit vectors.
+
+        Parameters
+        ----------
+        columns : range, optional
+            Which columns; all n by default.
+
+        Returns
+        -------
+        (m, len(columns)) in the operator's library, dtype and device.
+
+        Cost
+        ----
+        len(columns) products, one block of them at a time.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = mf.aslinearoperator(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        >>> (2 * A.H).to_dense()
+        array([[2., 6.],
+               [4., 8.]])
+        """
+        chosen = range(self.shape[1]) if columns is None else columns
+        blocks = [
+            self.matmat(self.domain.unit_vectors(chosen[begin : begin + 64]))
+            for begin in range(0, len(chosen), 64)
+        ]
+        return self.space.xp.concat(blocks, axis=1)
+
+    def restrict(self, start: int, stop: int) -> Operator:
+        """The principal submatrix A[start:stop, start:stop] as an operator."""
+        return algebra.Restricted(self, range(start, stop))
+
+    @property
+    def H(self) -> Operator:  # noqa: N802  # the field's name, SciPy's too
+        """The adjoint A^H."""
+        return algebra.Adjoint(self)
+
+    @property
+    def T(self) -> Operator:  # noqa: N802  # the field's name, SciPy's too
+        """The transpose, unconjugated."""
+        return algebra.Transpose(self)
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, Operator):
+            return algebra.Product(self, other)
+        return self.matvec(other) if getattr(other, "ndim", 2) == 1 else self.matmat(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """x^T @ A for an array: a row vector (m,), or rows (k, m)."""
+        return (self.T @ other.T).T if other.ndim == 2 else self.T @ other
+
+    def __mul__(self, factor: complex) -> Operator:
+        if not isinstance(factor, int | float | complex | np.number):
+            return NotImplemented
+        return algebra.Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: complex) -> Operator:
+        return self * (1 / factor)
+
+    def __neg__(self) -> Operator:
+        return self * -1
+
+    def __add__(self, other: Any) -> Operator:
+        return algebra.Sum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: Any) -> Operator:
+        return self + -other if isinstance(other, Operator) else NotImplemented
+
+    def shift(self, sigma: complex) -> Operator:
+        """A + sigma I."""
+        return self + algebra.Identity(self.space) * sigma
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"<{rows}x{columns} {type(self).__name__} of dtype {self.dtype}>"
+
+
+def _as_column(x: Any, space: RowSpace) -> Array:
+    if getattr(x, "ndim", None) != 1:
+        raise OperatorError(
+            f"matvec takes a vector of shape ({len(space.rows)},): got {describe(x)}; "
+            "pass a block of vectors to matmat."
+        )
+    return x[:, None]
+
+
+def _checked(X: Any, space: RowSpace, name: str) -> Array:
+    """The block, after asking whether it has this space's shape, library and precision."""
+    if getattr(X, "ndim", None) != 2 or X.shape[0] != len(space.rows):
+        raise OperatorError(
+            f"{name} must have shape ({len(space.rows)}, k) for an operator whose vectors "
+            f"have {space.size} entries: got {describe(X)}."
+        )
+    if X.dtype == space.dtype:
+        return X
+    return _promoted(X, space, name)
+
+
+def _promoted(X: Any, space: RowSpace, name: str) -> Array:
+    xp = space.xp
+    try:
+        if xp.isdtype(X.dtype, ("bool", "integral")):
+            return xp.astype(X, space.dtype)
+        promoted = xp.result_type(X.dtype, space.dtype)
+    except Exception as cause:
+        raise OperatorError(
+            f"{name} must be an array of {xp.__name__}, like the operator's own vectors: "
+            f"got {describe(X)}; convert it first."
+        ) from cause
+    if promoted != space.dtype and xp.isdtype(X.dtype, "complex floating"):
+        raise OperatorError(
+            f"{name} is complex and the operator real ({space.dtype}): apply it to the real "
+            "and imaginary part, or make the operator complex."
+        )
+    return xp.astype(X, space.dtype)
+
+
+# The algebra's classes are subclasses of the class above, so they can only come after it.
+from matfree.operators import algebra  # noqa: E402

@@ -1,0 +1,163 @@
+"""Operators whose product is somebody else's code, checked where it comes back.
+
+A product may write into its argument, hand out the same buffer every time, return a
+list, the wrong shape, another library's array, or NaN. All of this is found here, the
+expensive part of it on the first products only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import array_api_compat
+
+from matfree.arrays import describe, is_complex
+from matfree.errors import NonFiniteError, OperatorError
+from matfree.operators.base import Operator
+from matfree.protocol import Array
+from matfree.spaces import RowSpace
+
+Apply = Callable[[Array], Array]
+
+
+@final
+class FunctionOperator(Operator):
+    """An operator given by functions.
+
+    Parameters
+    ----------
+    matvec : function
+        x of shape (n,) to A @ x of shape (m,).
+    space : the space of A @ x
+    domain : the space of x, optional
+        ``space`` by default: a square operator.
+    matmat : function, optional
+        X of shape (n, k) to A @ X; without it, ``matvec`` is called column by column.
+    rmatvec, rmatmat : functions, optional
+        The same for the adjoint A^H.
+    name : str
+        What error messages and ``repr`` call it.
+    """
+
+    def __init__(
+        self,
+        matvec: Apply,
+        *,
+        space: RowSpace,
+        domain: RowSpace | None = None,
+        matmat: Apply | None = None,
+        rmatvec: Apply | None = None,
+        rmatmat: Apply | None = None,
+        name: str = "function",
+    ) -> None:
+        super().__init__(space, domain)
+        self.name = name
+        self._forward = _Product(f"{name}(x)", matvec, matmat, self.domain, self.space)
+        self._adjoint: _Product | None = None
+        if rmatvec is not None or rmatmat is not None:
+            self._adjoint = _Product(f"{name}^H(x)", rmatvec, rmatmat, self.space, self.domain)
+
+    def _apply(self, X: Array) -> Array:
+        return self._forward(X)
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        return self._adjoint(X) if self._adjoint is not None else super()._apply_adjoint(X)
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"<{rows}x{columns} operator {self.name} of dtype {self.dtype}>"
+
+
+class _Product:
+    """One direction of a foreign product, with what was learned about its manners."""
+
+    def __init__(
+        self,
+        name: str,
+        on_vector: Apply | None,
+        on_block: Apply | None,
+        source: RowSpace,
+        target: RowSpace,
+    ) -> None:
+        self.name, self.source, self.target = name, source, target
+        self.on_vector, self.on_block = on_vector, on_block
+        self.num_products = 0
+        self.writes_into_argument = False
+        self.reuses_its_result = False
+        self._first_result: tuple[Array, Array] | None = None  # as it came, and a copy of it
+
+    def __call__(self, X: Array) -> Array:
+        if self.on_block is not None:
+            return self._block(X)
+        xp, columns = self.target.xp, []
+        on_host = str(getattr(X, "device", "cpu")) == "cpu"
+        for j in range(X.shape[1]):
+            x = xp.asarray(X[:, j], copy=True)  # contiguous, and theirs to spoil
+            assert self.on_vector is not None
+            y = self._received(self.on_vector(x), (len(self.target.rows),))
+            if self.num_products == 0 or on_host:  # a device would have to be waited for
+                self._require_finite(y)
+            self.num_products += 1
+            columns.append(xp.asarray(y, copy=True))  # it may be the same buffer each time
+        if not columns:
+            return self.target.zeros(0)
+        return xp.stack(columns, axis=1)
+
+    def _block(self, X: Array) -> Array:
+        assert self.on_block is not None
+        xp, first = self.target.xp, self.num_products == 0
+        sent = xp.asarray(X, copy=True) if first or self.writes_into_argument else X
+        raw = self.on_block(sent)
+        Y = self._received(raw, (len(self.target.rows), X.shape[1]))
+        if first:
+            self._require_finite(Y)
+            self.writes_into_argument = not bool(xp.all(sent == X))
+            self._first_result = (Y, xp.asarray(Y, copy=True))
+        elif self._first_result is not None:
+            theirs, kept = self._first_result
+            self.reuses_its_result = not bool(xp.all(theirs == kept))
+            self._first_result = None
+        self.num_products += X.shape[1]
+        if first and self._first_result is not None:
+            return self._first_result[1]
+        return xp.asarray(Y, copy=True) if self.reuses_its_result else Y
+
+    def _received(self, y: Any, shape: tuple[int, ...]) -> Array:
+        """The result in the target's library, shape and precision, or an error."""
+        xp, dtype = self.target.xp, self.target.dtype
+        if isinstance(y, Sequence):
+            y = xp.asarray(y, dtype=dtype, device=self.target.device)
+        if not array_api_compat.is_array_api_obj(y):
+            raise OperatorError(f"{self.name} must return an array: got {describe(y)}.")
+        if array_api_compat.array_namespace(y) is not xp:
+            raise OperatorError(
+                f"{self.name} must return an array of {xp.__name__}, the library of its "
+                f"argument: got {describe(y)}; convert it, or pass like= an array of that "
+                "library."
+            )
+        if tuple(y.shape) not in (shape, (*shape, 1)):
+            raise OperatorError(
+                f"{self.name} must return shape {shape} for an operator of shape "
+                f"({self.target.size}, {self.source.size}): got {tuple(y.shape)}; check the "
+                "shape the operator declares."
+            )
+        if getattr(y, "requires_grad", False):
+            y = y.detach()  # otherwise every product would stay in the graph
+        if y.dtype != dtype:
+            if is_complex(xp, y.dtype) and not is_complex(xp, dtype):
+                raise OperatorError(
+                    f"{self.name} returned {y.dtype} for an operator of dtype {dtype}; "
+                    "declare a complex dtype (like= a complex array)."
+                )
+            y = xp.astype(y, dtype)
+        return xp.reshape(y, shape)
+
+    def _require_finite(self, y: Array) -> None:
+        finite = self.target.xp.isfinite(y)
+        if not bool(self.target.xp.all(finite)):
+            bad = int(self.target.xp.sum(self.target.xp.astype(~finite, self.target.xp.int64)))
+            raise NonFiniteError(
+                f"product {self.num_products + 1} of {self.name} holds NaN or infinity in {bad} "
+                "entries; mend the operator before estimating anything of it."
+            )

@@ -1,0 +1,53 @@
+"""A progress bar for what takes long: tqdm's where it is installed, silence otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, final
+
+
+@final
+class Progress:
+    """A bar that shows how far a run is and what it knows by now.
+
+    Parameters
+    ----------
+    title : str
+    total : int
+        What counts as done.
+    visible : bool
+        Without it, and without tqdm, nothing is shown and nothing imported.
+    """
+
+    def __init__(self, title: str, total: int, visible: bool) -> None:
+        self.visible = visible
+        self._bar: Any = None
+        if visible:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError as cause:
+                raise ImportError(
+                    "progress=True needs tqdm; install it with pip install tqdm."
+                ) from cause
+            self._bar = tqdm(total=total, desc=title, leave=False, dynamic_ncols=True)
+
+    def show(self, done: int, text: Callable[[], str] | None) -> None:
+        """Move the bar to ``done``; ``text`` is only made where somebody looks."""
+        if self._bar is None:
+            return
+        self._bar.update(done - self._bar.n)
+        if text is not None:
+            self._bar.set_postfix_str(text())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,120 @@
+"""The two contracts that everything in matfree is written against.
+
+A randomized algorithm needs to know only two things about a matrix:
+
+* what it does to a vector: that is a :class:`LinearOperator`;
+* where its vectors live: that is a :class:`VectorSpace`.
+
+Whoever implements the two gets every algorithm of the library. Nothing else is
+assumed: no array type, no device, not even that one process holds a whole vector.
+
+Shapes and layout
+-----------------
+A vector is an array of shape (n,); a block of k vectors is an array of shape (n, k),
+one vector a column, in C order (so that a sparse product reads the matrix once for all
+k). Where a vector is cut into pieces held by several processes, an array holds the rows
+of this process only, and only :class:`VectorSpace` knows about the others.
+
+The rule
+--------
+Algorithms combine columns with small matrices and with elementwise arithmetic, and they
+add up over rows *only* through the space. A space whose reductions sum over processes
+therefore runs every algorithm unchanged on vectors that no single machine could hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+Array: TypeAlias = Any
+"""An array of any library that the Python array API standard covers."""
+
+DType: TypeAlias = Any
+"""A data type of the array's own library."""
+
+ProbeKind: TypeAlias = Literal["rademacher", "gaussian", "sphere", "z4"]
+"""The distribution of random probes; every kind has E[w w^H] = I. See ``probes``."""
+
+Seed: TypeAlias = Any
+"""An ``int`` in [0, 2**64), None for fresh entropy, or a ``numpy.random.Generator``."""
+
+
+@runtime_checkable
+class LinearOperator(Protocol):
+    """A linear map known only by what it does to vectors.
+
+    Three members are required. SciPy's, CuPy's and PyLops' operators have them as they
+    are, and so does any class of yours with three lines.
+
+    These are used where they exist, and found by ``getattr``:
+
+    ``matmat(X)``
+        The map applied to a block (n, k); otherwise columns go through ``matvec`` one by
+        one.
+    ``rmatvec(x)``, ``rmatmat(X)``
+        The adjoint A^H applied to a vector, a block.
+    ``space``
+        The :class:`VectorSpace` of its vectors; otherwise it is told from the data type
+        and the device.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the whole operator, however its vectors are cut."""
+
+    @property
+    def dtype(self) -> DType:
+        """The data type of A @ x for a real x: floating point, real or complex."""
+
+    def matvec(self, x: Array, /) -> Array:
+        """A @ x for x of shape (n,). It must not write into x."""
+
+
+class VectorSpace(Protocol):
+    """Where vectors live, and the only sums over their rows that algorithms may use."""
+
+    @property
+    def size(self) -> int:
+        """The length n of a vector, counted over everything that holds rows."""
+
+    @property
+    def rows(self) -> range:
+        """The coordinates that this process holds; range(n) where nothing is cut."""
+
+    @property
+    def xp(self) -> Any:
+        """The array namespace, as the array API standard defines it."""
+
+    @property
+    def dtype(self) -> DType:
+        """The data type of the vectors: real or complex floating point."""
+
+    @property
+    def device(self) -> Any:
+        """The device that holds them."""
+
+    def zeros(self, k: int, /) -> Array:
+        """A block of k zero vectors, (rows, k)."""
+
+    def probes(
+        self,
+        num_probes: int,
+        *,
+        seed: int,
+        start: int = 0,
+        kind: ProbeKind = "rademacher",
+        stream: int = 0,
+    ) -> Array:
+        """Probes number start, start + 1, ... as a block (rows, num_probes)."""
+
+    def gram(self, X: Array, Y: Array, /) -> Array:
+        """X^H Y, (j, k), summed in double precision over everything that holds rows."""
+
+    def dots(self, X: Array, Y: Array, /) -> Array:
+        """The inner products x_j^H y_j of two blocks column by column, (k,), likewise."""
+
+    def norms(self, X: Array, /) -> Array:
+        """The 2-norms of the columns of X, (k,) real, likewise."""
+
+    def orthonormalize(self, X: Array, /) -> Array:
+        """An orthonormal basis Q (rows, r) of the range of X, r its numerical rank."""

@@ -1,0 +1,9 @@
+"""What algorithms return: frozen records that print, save, and explain themselves."""
+
+from matfree.results.density import SpectralDensity
+from matfree.results.eigen import EigenResult
+from matfree.results.estimate import Estimate
+from matfree.results.record import Record, load
+from matfree.results.tridiagonal import Tridiagonal
+
+__all__ = ["EigenResult", "Estimate", "Record", "SpectralDensity", "Tridiagonal", "load"]

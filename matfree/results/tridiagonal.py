@@ -1,0 +1,73 @@
+"""The Lanczos factorization as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import scipy.linalg
+
+from matfree.protocol import Array
+from matfree.results.record import Record
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Tridiagonal(Record):
+    r"""Lanczos factorizations of one operator, one for each start vector.
+
+    For every start vector, with V the basis (its rows are the Lanczos vectors), T the
+    tridiagonal matrix and e the last unit vector:
+
+        A V^T = V^T T + r e^T,     V conj(V)^T = I,     ||r|| = residual norm.
+    """
+
+    alphas: tuple[np.ndarray[Any, Any], ...]
+    """The diagonal of T, (steps,) float64, per start vector."""
+    betas: tuple[np.ndarray[Any, Any], ...]
+    """The off-diagonal of T, (steps - 1,) float64 and not negative, per start vector."""
+    residual_norms: tuple[float, ...]
+    """||r|| per start vector: 0 where the Krylov space is invariant."""
+    start_norms: tuple[float, ...]
+    """The norms of the start vectors."""
+    bases: tuple[Array, ...]
+    """The Lanczos vectors, one contiguous (steps, n) array per start vector; empty where
+    they were not kept."""
+    num_matvecs: int
+    """Products of the operator with one vector."""
+    reorthogonalize: str
+    """"full" or "none"."""
+
+    def dense(self, index: int = 0) -> np.ndarray[Any, Any]:
+        """T of one start vector as a dense (steps, steps) float64 matrix."""
+        off = self.betas[index]
+        return np.diag(self.alphas[index]) + np.diag(off, 1) + np.diag(off, -1)
+
+    def quadrature(self, index: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        r"""Gauss quadrature of the start vector's spectral measure.
+
+        sum_j weights[j] p(nodes[j]) = v^H p(A) v / v^H v for polynomials p of degree up
+        to 2 steps - 1.
+
+        Returns
+        -------
+        nodes : (steps,) float64, ascending: the Ritz values
+        weights : (steps,) float64, positive, of sum 1
+
+        References
+        ----------
+        G. H. Golub, J. H. Welsch (1969), Calculation of Gauss quadrature rules,
+        doi:10.1090/S0025-5718-69-99647-1.
+        """
+        nodes, vectors = scipy.linalg.eigh_tridiagonal(self.alphas[index], self.betas[index])
+        return nodes, vectors[0, :] ** 2
+
+    def _rows(self) -> list[tuple[str, str]]:
+        steps = ", ".join(str(len(alpha)) for alpha in self.alphas)
+        return [
+            ("start vectors", str(len(self.alphas))),
+            ("steps", steps),
+            ("residual norms", ", ".join(f"{r:.1e}" for r in self.residual_norms)),
+            ("cost", f"{self.num_matvecs} products"),
+        ]

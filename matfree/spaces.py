@@ -1,0 +1,269 @@
+"""Where vectors live: sizes, types, probes, and sums over rows in double precision.
+
+:class:`RowSpace` is everything a space can do, given one thing: how partial sums are
+added up over whatever holds the rows. :class:`ArraySpace` holds all rows in one array,
+so there is nothing to add. A space over several processes overrides ``add_up`` alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, final
+
+import array_api_compat
+import numpy as np
+import scipy.linalg
+
+from matfree import probes
+from matfree.arrays import (
+    conjugate,
+    epsilon,
+    is_complex,
+    is_floating,
+    real_part,
+    to_host,
+    widest,
+)
+from matfree.protocol import Array, DType, ProbeKind
+
+_SLAB_BYTES = 1 << 20  # what gram converts to double at a time: it stays in cache
+_MAX_SWEEPS = 8  # of orthonormalize: each gains half of the digits, two or three are used
+
+
+class RowSpace(ABC):
+    """Vectors of length ``size`` of which this process holds ``rows``.
+
+    Parameters
+    ----------
+    xp : array namespace
+    size : int
+        The length of a vector, over everything that holds rows.
+    dtype : real or complex floating-point data type of ``xp``
+    device : device of ``xp``
+    rows : range, optional
+        The coordinates held here, step 1; all of them by default.
+    """
+
+    def __init__(
+        self, xp: Any, size: int, dtype: DType, device: Any, *, rows: range | None = None
+    ) -> None:
+        self.xp, self.size, self.dtype, self.device = xp, size, dtype, device
+        self.rows = range(size) if rows is None else rows
+
+    @abstractmethod
+    def add_up(self, partial: Array) -> Array:
+        """The sum of ``partial`` over everything that holds rows, known to all of them."""
+
+    def zeros(self, k: int) -> Array:
+        """A block of k zero vectors, (rows, k)."""
+        return self.xp.zeros((len(self.rows), k), dtype=self.dtype, device=self.device)
+
+    def asarray(self, x: Any) -> Array:
+        """Small host numbers as an array of this space's library, dtype and device."""
+        host = np.asarray(x)
+        if not is_complex(self.xp, self.dtype):
+            host = np.real(host)
+        return self.xp.asarray(host, dtype=self.dtype, device=self.device)
+
+    def unit_vectors(self, columns: range) -> Array:
+        """The unit vectors e_i for i in ``columns``, (rows, len(columns))."""
+        xp = self.xp
+        row = xp.arange(self.rows.start, self.rows.stop, device=self.device)
+        column = xp.arange(columns.start, columns.stop, device=self.device)
+        return xp.astype(row[:, None] == column[None, :], self.dtype)
+
+    def probes(
+        self,
+        num_probes: int,
+        *,
+        seed: int,
+        start: int = 0,
+        kind: ProbeKind = "rademacher",
+        stream: int = probes.PROBES,
+    ) -> Array:
+        """Random probes with E[w w^H] = I: a function of (seed, stream, probe, row) alone.
+
+        Parameters
+        ----------
+        num_probes : int
+        seed : int in [0, 2**64)
+        start : int
+            The number of the first probe of the block.
+        kind : {"rademacher", "gaussian", "sphere", "z4"}
+            Random signs; N(0, 1) entries (complex ones for a complex space, of variance
+            1); Gaussians scaled to norm sqrt(n); 4th roots of unity (complex spaces).
+        stream : int in [0, 2**16)
+            Keeps probes, start vectors and sketches of one seed apart.
+
+        Returns
+        -------
+        (rows, num_probes) in C order, of this space's dtype and device.
+        """
+        maker = _PROBE_MAKERS.get(kind)
+        if maker is None:
+            raise ValueError(
+                f"kind must be one of {', '.join(map(repr, _PROBE_MAKERS))}: got {kind!r}."
+            )
+        return maker(self, range(start, start + num_probes), seed, stream)
+
+    def gram(self, X: Array, Y: Array) -> Array:
+        """X^H Y, (j, k), accumulated in double precision whatever the vectors' type."""
+        xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
+        if X.dtype == wide:
+            return self.add_up(_adjoint_times(xp, X, Y))
+        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 8
+        height = max(1, _SLAB_BYTES // max(1, width))
+        total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
+        for begin in range(0, X.shape[0], height):
+            slab = slice(begin, min(begin + height, X.shape[0]))
+            X_wide, Y_wide = xp.astype(X[slab, :], wide), xp.astype(Y[slab, :], wide)
+            total = total + _adjoint_times(xp, X_wide, Y_wide)
+        return self.add_up(total)
+
+    def dots(self, X: Array, Y: Array) -> Array:
+        """The inner products x_j^H y_j of two blocks column by column, (k,), in double."""
+        xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
+        if X.dtype != wide:  # before the product: squares leave the range of float32
+            X, Y = xp.astype(X, wide), xp.astype(Y, wide)
+        ones = xp.ones((1, X.shape[0]), dtype=wide, device=self.device)
+        return self.add_up((ones @ (conjugate(xp, X) * Y))[0, :])
+
+    def norms(self, X: Array) -> Array:
+        """The 2-norms of the columns of X, (k,) real, in double."""
+        return self.xp.sqrt(real_part(self.xp, self.dots(X, X)))
+
+    def orthonormalize(self, X: Array) -> Array:
+        r"""An orthonormal basis Q of the range of X, told from Gram matrices alone.
+
+        Each sweep takes the directions that a Gram matrix resolves (it squares the
+        condition number), makes them orthonormal to the last digit, and leaves the rest to the next sweep.
+
+        Parameters
+        ----------
+        X : (rows, k)
+
+        Returns
+        -------
+        (rows, r) with Q^H Q = I, r the number of singular values of X above
+        max(n, k) eps sigma_1; r = 0 for a zero block. Relative, so scale does not matter.
+
+        Cost
+        ----
+        Two to four sweeps of three Gram matrices and four block updates; 3 blocks kept.
+        Each sweep brings k x k numbers to the host.
+        """
+        Q = X[:, :0]
+        lengths = to_host(self.norms(X))
+        floor = max(self.size, X.shape[1]) * epsilon(self.xp, self.dtype) * lengths.max(initial=0)
+        for _ in range(_MAX_SWEEPS):
+            alive = np.flatnonzero(lengths > floor)
+            if alive.size == 0:
+                break
+            X = _columns(self.xp, X, alive)
+            fresh = self._well_conditioned(Q, X / self.asarray(lengths[alive])[None, :])
+            Q = self.xp.concat((Q, fresh), axis=1)
+            for _ in range(2):  # once is not enough: what is left may be tiny
+                X = X - Q @ self._coefficients(Q, X)
+            lengths = to_host(self.norms(X))
+        return Q
+
+    def _well_conditioned(self, Q: Array, X: Array) -> Array:
+        """Orthonormal directions of X, orthogonal to Q, that one Gram matrix resolves."""
+        spread = epsilon(self.xp, self.dtype) ** (2 / 3)  # the second pass mends eps / spread
+        for _ in range(2):
+            values, vectors = scipy.linalg.eigh(to_host(self.gram(X, X)))
+            keep = values > spread * values[-1]
+            X = X @ self.asarray(vectors[:, keep] / np.sqrt(values[keep]))
+            X = X - Q @ self._coefficients(Q, X)
+        return X
+
+    def _coefficients(self, Q: Array, X: Array) -> Array:
+        return self.xp.astype(self.gram(Q, X), self.dtype)
+
+
+@final
+class ArraySpace(RowSpace):
+    """Vectors held whole, each in one array on one device."""
+
+    def add_up(self, partial: Array) -> Array:
+        """The partial sum itself: all rows are here."""
+        return partial
+
+
+def space_like(example: Array, size: int) -> ArraySpace:
+    """The space of vectors of length ``size`` that look like an example array.
+
+    Integers and booleans stand for the library's double precision, and 16-bit floating
+    point for 32-bit: sums over rows would lose everything in less.
+    """
+    xp = array_api_compat.array_namespace(example)
+    dtype = example.dtype
+    if not is_floating(xp, dtype):
+        dtype = xp.float64
+    elif xp.finfo(dtype).bits < 32:
+        dtype = xp.float32
+    return ArraySpace(xp, size, dtype, array_api_compat.device(example))
+
+
+def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:
+    """X^H Y; for complex blocks the narrower of the two is the one conjugated."""
+    if not is_complex(xp, X.dtype):
+        return X.T @ Y
+    if X.shape[1] <= Y.shape[1]:
+        return xp.conj(X).T @ Y
+    return xp.conj(X.T @ xp.conj(Y))
+
+
+def _columns(xp: Any, X: Array, which: np.ndarray[Any, Any]) -> Array:
+    return xp.stack([X[:, int(j)] for j in which], axis=1)
+
+
+def _signs(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+    return _draw(probes.rademacher, space, numbers, seed, stream)
+
+
+def _z4(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+    if not is_complex(space.xp, space.dtype):
+        raise ValueError("kind='z4' has complex entries; a real operator takes 'rademacher'.")
+    return _draw(probes.fourth_roots, space, numbers, seed, stream)
+
+
+def _gaussian(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+    if not is_complex(space.xp, space.dtype):
+        return _draw(probes.gaussian, space, numbers, seed, stream)
+    double = space.xp.float64  # real and imaginary part are neighbouring coordinates
+    rows = range(2 * space.rows.start, 2 * space.rows.stop)
+    parts = probes.gaussian(
+        space.xp, double, space.device, rows=rows, probes=numbers, stream=stream, seed=seed
+    )
+    parts = space.xp.reshape(parts * 0.5**0.5, (len(space.rows), 2, len(numbers)))
+    return space.xp.astype(parts[:, 0, :] + 1j * parts[:, 1, :], space.dtype)
+
+
+def _sphere(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+    W = _gaussian(space, numbers, seed, stream)
+    scale = space.size**0.5 / space.norms(W)
+    return W * space.xp.astype(scale, W.dtype)[None, :]
+
+
+def _draw(
+    maker: Callable[..., Array], space: RowSpace, numbers: range, seed: int, stream: int
+) -> Array:
+    return maker(
+        space.xp,
+        space.dtype,
+        space.device,
+        rows=space.rows,
+        probes=numbers,
+        stream=stream,
+        seed=seed,
+    )
+
+
+_PROBE_MAKERS: dict[str, Callable[[RowSpace, range, int, int], Array]] = {
+    "rademacher": _signs,
+    "gaussian": _gaussian,
+    "sphere": _sphere,
+    "z4": _z4,
+}
