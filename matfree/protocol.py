@@ -116,5 +116,5 @@ class VectorSpace(Protocol):
     def norms(self, X: Array, /) -> Array:
         """The 2-norms of the columns of X, (k,) real, likewise."""
 
-    def orthonormalize(self, X: Array, /) -> Array:
-        """An orthonormal basis Q (rows, r) of the range of X, r its numerical rank."""
+    def orthonormalize(self, X: Array, /, *, against: Array | None = None) -> Array:
+        """An orthonormal basis (rows, r) of what X adds to ``against``, r its rank."""

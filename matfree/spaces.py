@@ -133,7 +133,7 @@ class RowSpace(ABC):
         """The 2-norms of the columns of X, (k,) real, in double."""
         return self.xp.sqrt(real_part(self.xp, self.dots(X, X)))
 
-    def orthonormalize(self, X: Array) -> Array:
+    def orthonormalize(self, X: Array, *, against: Array | None = None) -> Array:
         r"""An orthonormal basis Q of the range of X, told from Gram matrices alone.
 
         Each sweep takes the directions that a Gram matrix resolves (it squares the
@@ -142,20 +142,28 @@ class RowSpace(ABC):
         Parameters
         ----------
         X : (rows, k)
+        against : (rows, j) with orthonormal columns, optional
+            Directions already taken: Q spans what X adds to them.
 
         Returns
         -------
-        (rows, r) with Q^H Q = I, r the number of singular values of X above
-        max(n, k) eps sigma_1; r = 0 for a zero block. Relative, so scale does not matter.
+        (rows, r) with Q^H Q = I, r the number of directions of X (of what it adds) longer
+        than 4 sqrt(n) eps of its longest column, where rounding begins; r = 0 for a zero
+        block. Relative, so scale does not matter.
 
         Cost
         ----
-        Two to four sweeps of three Gram matrices and four block updates; 3 blocks kept.
+        Two to four sweeps of three Gram matrices and four block updates; 4 blocks kept.
         Each sweep brings k x k numbers to the host.
         """
-        Q = X[:, :0]
+        taken = X[:, :0] if against is None else against
+        num_taken = taken.shape[1]
+        Q = taken
         lengths = to_host(self.norms(X))
-        floor = max(self.size, X.shape[1]) * epsilon(self.xp, self.dtype) * lengths.max(initial=0)
+        noise = 4 * epsilon(self.xp, self.dtype) * max(self.size, X.shape[1]) ** 0.5
+        floor = noise * lengths.max(initial=0)
+        if num_taken:
+            X, lengths = self._remainder(Q, X)
         for _ in range(_MAX_SWEEPS):
             alive = np.flatnonzero(lengths > floor)
             if alive.size == 0:
@@ -163,10 +171,14 @@ class RowSpace(ABC):
             X = _columns(self.xp, X, alive)
             fresh = self._well_conditioned(Q, X / self.asarray(lengths[alive])[None, :])
             Q = self.xp.concat((Q, fresh), axis=1)
-            for _ in range(2):  # once is not enough: what is left may be tiny
-                X = X - Q @ self._coefficients(Q, X)
-            lengths = to_host(self.norms(X))
-        return Q
+            X, lengths = self._remainder(Q, X)
+        return Q[:, num_taken:]
+
+    def _remainder(self, Q: Array, X: Array) -> tuple[Array, np.ndarray[Any, Any]]:
+        """X without its components along Q, and what is left of its columns' lengths."""
+        for _ in range(2):  # once is not enough: what is left may be tiny
+            X = X - Q @ self._coefficients(Q, X)
+        return X, to_host(self.norms(X))
 
     def _well_conditioned(self, Q: Array, X: Array) -> Array:
         """Orthonormal directions of X, orthogonal to Q, that one Gram matrix resolves."""
