@@ -165,11 +165,10 @@ class RowSpace(ABC):
         if num_taken:
             X, lengths = self._remainder(Q, X)
         for _ in range(_MAX_SWEEPS):
-            alive = np.flatnonzero(lengths > floor)
-            if alive.size == 0:
+            longest = lengths.max(initial=0)
+            if not longest > floor:
                 break
-            X = _columns(self.xp, X, alive)
-            fresh = self._well_conditioned(Q, X / self.asarray(lengths[alive])[None, :])
+            fresh = self._well_conditioned(Q, X / float(longest), floor / longest)
             Q = self.xp.concat((Q, fresh), axis=1)
             X, lengths = self._remainder(Q, X)
         return Q[:, num_taken:]
@@ -180,14 +179,14 @@ class RowSpace(ABC):
             X = X - Q @ self._coefficients(Q, X)
         return X, to_host(self.norms(X))
 
-    def _well_conditioned(self, Q: Array, X: Array) -> Array:
+    def _well_conditioned(self, Q: Array, X: Array, floor: float) -> Array:
         """Orthonormal directions of X, orthogonal to Q, that one Gram matrix resolves."""
         spread = epsilon(self.xp, self.dtype) ** (2 / 3)  # the second pass mends eps / spread
         for _ in range(2):
-            values, vectors = scipy.linalg.eigh(to_host(self.gram(X, X)))
-            keep = values > spread * values[-1]
-            X = X @ self.asarray(vectors[:, keep] / np.sqrt(values[keep]))
             X = X - Q @ self._coefficients(Q, X)
+            values, vectors = scipy.linalg.eigh(to_host(self.gram(X, X)))
+            keep = values > max(spread * values[-1], floor**2)
+            X = X @ self.asarray(vectors[:, keep] / np.sqrt(values[keep]))
         return X
 
     def _coefficients(self, Q: Array, X: Array) -> Array:
@@ -225,10 +224,6 @@ def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:
     if X.shape[1] <= Y.shape[1]:
         return xp.conj(X).T @ Y
     return xp.conj(X.T @ xp.conj(Y))
-
-
-def _columns(xp: Any, X: Array, which: np.ndarray[Any, Any]) -> Array:
-    return xp.stack([X[:, int(j)] for j in which], axis=1)
 
 
 def _signs(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
