@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import numpy as np
-import scipy.linalg
 
 from matfree import probes
 from matfree.algorithms.products import HostArray, Products
@@ -178,7 +177,7 @@ class _Run:
         space, k = self.space, self.found
         U, AU = self.U[:, :k], self.AU[:, :k]
         H = to_host(space.gram(U, AU))
-        values, Y = scipy.linalg.eigh((H + H.conj().T) / 2)
+        values, Y = np.linalg.eigh((H + H.conj().T) / 2)
         order = np.argsort(-np.abs(values), kind="stable")
         values, Y = values[order], space.asarray(Y[:, order])
         U, AU = U @ Y, AU @ Y
