@@ -32,6 +32,16 @@ def epsilon(xp: Any, dtype: DType) -> float:
     return float(xp.finfo(dtype).eps)
 
 
+def rounding(xp: Any, dtype: DType) -> float:
+    """What counts as rounding relative to the largest number around: 32 eps.
+
+    The rounding of one product is a few eps ||A||. Going on a little below it is harmless
+    (directions made of noise are orthogonal to the rest and carry no weight), while a
+    higher bar would cut off a bulk of eigenvalues far below ||A||.
+    """
+    return 32 * epsilon(xp, dtype)
+
+
 def widest(xp: Any, dtype: DType, device: Any) -> DType:
     """The type that sums over rows accumulate in: double wherever the device has it."""
     kind = "complex floating" if is_complex(xp, dtype) else "real floating"

@@ -116,5 +116,7 @@ class VectorSpace(Protocol):
     def norms(self, X: Array, /) -> Array:
         """The 2-norms of the columns of X, (k,) real, likewise."""
 
-    def orthonormalize(self, X: Array, /, *, against: Array | None = None) -> Array:
+    def orthonormalize(
+        self, X: Array, /, *, against: Array | None = None, floor: float = 0.0
+    ) -> Array:
         """An orthonormal basis (rows, r) of what X adds to ``against``, r its rank."""

@@ -21,6 +21,7 @@ from matfree.arrays import (
     is_complex,
     is_floating,
     real_part,
+    rounding,
     to_host,
     widest,
 )
@@ -132,7 +133,9 @@ class RowSpace(ABC):
         """The 2-norms of the columns of X, (k,) real, in double."""
         return self.xp.sqrt(real_part(self.xp, self.dots(X, X)))
 
-    def orthonormalize(self, X: Array, *, against: Array | None = None) -> Array:
+    def orthonormalize(
+        self, X: Array, *, against: Array | None = None, floor: float = 0.0
+    ) -> Array:
         r"""An orthonormal basis Q of the range of X, told from Gram matrices alone.
 
         Each sweep takes the directions that a Gram matrix resolves (it squares the
@@ -143,12 +146,15 @@ class RowSpace(ABC):
         X : (rows, k)
         against : (rows, j) with orthonormal columns, optional
             Directions already taken: Q spans what X adds to them.
+        floor : float
+            The length at which a direction counts as rounding, where the caller knows of
+            rounding that the block does not show: eps ||A|| for the residual A V - V H.
 
         Returns
         -------
         (rows, r) with Q^H Q = I, r the number of directions of X (of what it adds) longer
-        than 4 sqrt(n) eps of its longest column, where rounding begins; r = 0 for a zero
-        block. Relative, so scale does not matter.
+        than 32 eps of its longest column, where rounding begins; r = 0 for a zero block.
+        Relative, so scale does not matter.
 
         Cost
         ----
@@ -159,8 +165,7 @@ class RowSpace(ABC):
         num_taken = taken.shape[1]
         Q = taken
         lengths = to_host(self.norms(X))
-        noise = 4 * epsilon(self.xp, self.dtype) * max(self.size, X.shape[1]) ** 0.5
-        floor = noise * lengths.max(initial=0)
+        floor = max(floor, rounding(self.xp, self.dtype) * lengths.max(initial=0))
         if num_taken:
             X, lengths = self._remainder(Q, X)
         for _ in range(_MAX_SWEEPS):

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 
 from matfree.algorithms.products import HostArray, Products
-from matfree.arrays import epsilon, real_part, to_host
+from matfree.arrays import real_part, rounding, to_host
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
 from matfree.spaces import RowSpace
@@ -26,12 +26,6 @@ Reorthogonalize: TypeAlias = Literal["full", "none"]
 
 STEPS_PER_LOOK = 8
 """Steps between two looks from the host: the device is not waited for in between."""
-
-_BREAKDOWN = 32.0
-"""beta <= 32 eps ||T|| ends a run. Rounding in one product is a few eps ||A||, and going
-on a little too long is harmless under reorthogonalisation (spurious weights are of order
-(beta / gap)^2), while stopping too early would cut off a bulk far below ||A||."""
-
 
 def lanczos(
     A: Any,
@@ -235,7 +229,7 @@ class _Record:
 
     def __init__(self, space: RowSpace, num_runs: int) -> None:
         self.space = space
-        self.factor = _BREAKDOWN * epsilon(space.xp, space.dtype)
+        self.factor = rounding(space.xp, space.dtype)
         self.on_device: list[tuple[Array, Array, Array]] = []
         self.on_host: list[tuple[HostArray, ...]] = []
         self.scale = self.alive = None
