@@ -1,4 +1,4 @@
-"""A progress bar for what takes long: tqdm's where it is installed, silence otherwise."""
+"""A progress bar for what takes long: tqdm's where it is asked for, silence otherwise."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ class Progress:
     Parameters
     ----------
     title : str
-    total : int
-        What counts as done.
     visible : bool
-        Without it, and without tqdm, nothing is shown and nothing imported.
+        Without it nothing is shown and nothing imported.
     """
 
-    def __init__(self, title: str, total: int, visible: bool) -> None:
-        self.visible = visible
+    def __init__(self, title: str, visible: bool) -> None:
         self._bar: Any = None
         if visible:
             try:
@@ -30,9 +27,14 @@ class Progress:
                 raise ImportError(
                     "progress=True needs tqdm; install it with pip install tqdm."
                 ) from cause
-            self._bar = tqdm(total=total, desc=title, leave=False, dynamic_ncols=True)
+            self._bar = tqdm(desc=title, leave=False, dynamic_ncols=True)
 
-    def show(self, done: int, text: Callable[[], str] | None) -> None:
+    def start(self, total: int) -> None:
+        """Say how much there is to do."""
+        if self._bar is not None:
+            self._bar.reset(total=total)
+
+    def show(self, done: int, text: Callable[[], str] | None = None) -> None:
         """Move the bar to ``done``; ``text`` is only made where somebody looks."""
         if self._bar is None:
             return

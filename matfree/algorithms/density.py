@@ -12,7 +12,7 @@ from typing import Any
 
 from matfree.algorithms.lanczos import Reorthogonalize, tridiagonalize
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import block_size_for
+from matfree.algorithms.sampling import asked_to_stop, block_size_for
 from matfree.arrays import epsilon
 from matfree.errors import Interrupted
 from matfree.probes import resolve_seed
@@ -106,12 +106,13 @@ def spectral_density(
     steps = min(num_steps, product.space.size)
     run = _Run(product, steps, resolve_seed(seed), kind, reorthogonalize)
     block = block_size_for(product.space.size, block_size or _default_block(product, steps))
-    with Progress("spectral density", num_probes, progress) as bar:
+    with Progress("spectral density", progress) as bar:
+        bar.start(num_probes)
         try:
             while len(run.nodes) < num_probes:
                 run.advance(min(block, num_probes - len(run.nodes)))
-                bar.show(len(run.nodes), None)
-                if callback is not None and _stops(callback, run.result("under way")):
+                bar.show(len(run.nodes))
+                if callback and asked_to_stop(callback, run.result("under way")):
                     return run.result("stopped by the callback")
         except KeyboardInterrupt as stop:
             if not run.nodes:
@@ -137,9 +138,7 @@ class _Run:
         self.weights: list[HostArray] = []
 
     def advance(self, count: int) -> None:
-        V = self.product.space.probes(
-            count, seed=self.seed, start=len(self.nodes), kind=self.kind
-        )
+        V = self.product.space.probes(count, seed=self.seed, start=len(self.nodes), kind=self.kind)
         T = tridiagonalize(
             self.product,
             V,
@@ -171,10 +170,3 @@ def _default_block(product: Products, num_steps: int) -> int:
     space = product.space
     bytes_a_probe = num_steps * len(space.rows) * space.xp.finfo(space.dtype).bits // 8
     return int(max(1, min(8, _BASIS_BYTES // max(1, bytes_a_probe))))
-
-
-def _stops(callback: Callable[[SpectralDensity], bool | None], state: SpectralDensity) -> bool:
-    try:
-        return callback(state) is True
-    except StopIteration:
-        return True

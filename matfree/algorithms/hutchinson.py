@@ -17,94 +17,135 @@ from typing import Any, final
 import numpy as np
 
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Accumulator, Summary
+from matfree.algorithms.sampling import Estimator, Plan, Summary
 from matfree.arrays import conjugate, real_part, to_host
 from matfree.protocol import Array
+from matfree.spaces import RowSpace
+
+
+class TraceEstimator(Estimator):
+    """Whatever estimates a trace: its exact answer is a sum over unit vectors."""
+
+    def exact(self) -> Summary:
+        n, block, total = self.space.size, self.plan.block_size, 0.0
+        for begin in range(0, n, block):
+            E = self.space.unit_vectors(range(begin, min(begin + block, n)))
+            entries = to_host(self.space.dots(E, self.product(E)))
+            self.product.require_finite(entries)
+            total += entries.sum().item()
+        return Summary(total, 0.0, abs(total), 0.0, math.inf)
+
+
+class DiagonalEstimator(Estimator):
+    """Whatever estimates a diagonal: its exact answer is read off unit vectors."""
+
+    def exact(self) -> Summary:
+        n, block = self.space.size, self.plan.block_size
+        entries = self.space.zeros(1)[:, 0]
+        for begin in range(0, n, block):
+            E = self.space.unit_vectors(range(begin, min(begin + block, n)))
+            entries = entries + self.space.xp.sum(E * self.product(E), axis=1)
+            self.product.require_finite(self._size(entries))
+        zeros = self.space.xp.zeros_like(real_part(self.space.xp, entries))
+        return Summary(entries, zeros, float(self._size(entries)[0]), 0.0, math.inf)
+
+    def _size(self, x: Array) -> HostArray:
+        x = self.space.xp.astype(x, self.space.dtype)
+        return to_host(self.space.norms(x[:, None]))
+
+    def _summary(self, value: Array, stderr: Array, degrees_of_freedom: float) -> Summary:
+        size, bar = float(self._size(value)[0]), float(self._size(stderr)[0])
+        return Summary(value, stderr, size, bar, degrees_of_freedom)
 
 
 @final
-class TraceSamples(Accumulator):
-    """One number per probe: w^H A w."""
+class HutchinsonTrace(TraceEstimator):
+    """One number per probe, w^H A w, and their mean."""
 
     method = "hutchinson"
 
-    def __init__(self, product: Products) -> None:
-        self.space = product.space
-        self.blocks: list[HostArray] = []
-        self.units: list[HostArray] = []
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.samples = Samples()
 
-    def add(self, W: Array, Y: Array) -> HostArray:
-        samples = to_host(self.space.dots(W, Y))
-        self.blocks.append(samples)
-        return samples
+    def advance(self, start: int, count: int) -> None:
+        W = self.space.probes(count, seed=self.plan.seed, start=start, kind=self.plan.kind)
+        fresh = to_host(self.space.dots(W, self.product(W)))
+        self.product.require_finite(fresh)
+        self.samples.add(fresh)
 
-    def add_exact(self, E: Array, Y: Array) -> HostArray:
-        entries = to_host(self.space.dots(E, Y))
-        self.units.append(entries)
-        return entries
-
-    def summary(self, num_probes: int) -> Summary:
-        samples = np.concatenate(self.blocks)
-        mean = samples.mean().item()
-        deviations = np.abs(samples - mean)
-        stderr = math.inf
-        if num_probes > 1:
-            stderr = math.sqrt(float(deviations @ deviations) / (num_probes * (num_probes - 1)))
-        return Summary(mean, stderr, abs(mean), stderr, samples)
-
-    def exact(self) -> Summary:
-        total = np.concatenate(self.units).sum().item()
-        return Summary(total, 0.0, abs(total), 0.0, None)
+    def summary(self) -> Summary:
+        return self.samples.summary()
 
 
 @final
-class DiagonalMoments(Accumulator):
-    """Running mean and squared deviations of conj(w) * (A w), entry by entry.
+class HutchinsonDiagonal(DiagonalEstimator):
+    """One vector per probe, conj(w) * (A w), and their mean."""
+
+    method = "hutchinson"
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.moments = Moments(self.space)
+
+    def advance(self, start: int, count: int) -> None:
+        W = self.space.probes(count, seed=self.plan.seed, start=start, kind=self.plan.kind)
+        self.moments.add(conjugate(self.space.xp, W) * self.product(W))
+        self.product.require_finite(self._size(self.moments.mean))
+
+    def summary(self) -> Summary:
+        return self._summary(self.moments.mean, self.moments.stderr(), self.moments.count - 1)
+
+
+@final
+class Samples:
+    """Independent samples of a number, their mean and its standard error."""
+
+    def __init__(self) -> None:
+        self.blocks: list[HostArray] = []
+
+    def add(self, samples: HostArray) -> None:
+        self.blocks.append(samples)
+
+    def summary(self) -> Summary:
+        samples = np.concatenate(self.blocks)
+        mean, count = samples.mean().item(), samples.size
+        stderr = math.inf
+        if count > 1:
+            deviations = np.abs(samples - mean)
+            stderr = math.sqrt(float(deviations @ deviations) / (count * (count - 1)))
+        return Summary(mean, stderr, abs(mean), stderr, count - 1, samples)
+
+
+@final
+class Moments:
+    """Running mean and squared deviations of vectors, entry by entry.
 
     Blocks are merged by the update of Chan, Golub and LeVeque (1983), which does not
     cancel: an entry that every probe sees alike has exactly no spread.
     """
 
-    method = "hutchinson"
-
-    def __init__(self, product: Products) -> None:
-        self.space = product.space
+    def __init__(self, space: RowSpace) -> None:
+        self.xp = space.xp
         self.count = 0
-        self.mean: Array = product.space.zeros(1)[:, 0]
-        self.squares: Array = real_part(self.space.xp, self.mean)
-        self.entries: Array = self.mean
+        self.mean: Array = space.zeros(1)[:, 0]
+        self.squares: Array = real_part(self.xp, self.mean)
 
-    def add(self, W: Array, Y: Array) -> HostArray:
-        xp, b = self.space.xp, W.shape[1]
-        samples = conjugate(xp, W) * Y
+    def add(self, samples: Array) -> None:
+        """Take in a block of samples, one a column."""
+        xp, b = self.xp, samples.shape[1]
         mean = xp.sum(samples, axis=1) / b
         squares = xp.sum(_squared(xp, samples - mean[:, None]), axis=1)
         step, total = mean - self.mean, self.count + b
         self.squares = self.squares + squares + _squared(xp, step) * (self.count * b / total)
         self.mean = self.mean + step * (b / total)
         self.count = total
-        return self._size(self.mean)
 
-    def add_exact(self, E: Array, Y: Array) -> HostArray:
-        self.entries = self.entries + self.space.xp.sum(E * Y, axis=1)
-        return self._size(self.entries)
-
-    def summary(self, num_probes: int) -> Summary:
-        xp = self.space.xp
-        if num_probes > 1:
-            stderr = xp.sqrt(self.squares / (num_probes * (num_probes - 1)))
-        else:
-            stderr = xp.full_like(self.squares, math.inf)
-        size = float(self._size(self.mean)[0])
-        bar = float(self._size(xp.astype(stderr, self.space.dtype))[0])
-        return Summary(self.mean, stderr, size, bar, None)
-
-    def exact(self) -> Summary:
-        zeros = self.space.xp.zeros_like(self.squares)
-        return Summary(self.entries, zeros, float(self._size(self.entries)[0]), 0.0, None)
-
-    def _size(self, x: Array) -> HostArray:
-        return to_host(self.space.norms(x[:, None]))
+    def stderr(self) -> Array:
+        """The standard error of the mean, entry by entry; inf after one sample."""
+        if self.count < 2:
+            return self.xp.full_like(self.squares, math.inf)
+        return self.xp.sqrt(self.squares / (self.count * (self.count - 1)))
 
 
 def _squared(xp: Any, x: Array) -> Array:

@@ -16,6 +16,7 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.products import HostArray, Products
+from matfree.algorithms.sampling import asked_to_stop
 from matfree.arrays import real_part, to_host
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.protocol import Array, Seed
@@ -137,9 +138,7 @@ def power_iteration(
 class _Run:
     """Vectors found so far, their products, and the norm they are measured against."""
 
-    def __init__(
-        self, product: Products, k: int, rtol: float, max_steps: int, seed: int
-    ) -> None:
+    def __init__(self, product: Products, k: int, rtol: float, max_steps: int, seed: int) -> None:
         self.product, self.space = product, product.space
         self.k, self.rtol, self.max_steps, self.seed = k, rtol, max_steps, seed
         self.found = 0
@@ -165,7 +164,7 @@ class _Run:
             if step % STEPS_PER_LOOK == 0 or step in (2, self.max_steps):
                 state = self._look(pair, step, entries)
                 entries = []
-                if state.residual <= self.rtol / 2 or _stops(callback, state):
+                if state.residual <= self.rtol / 2 or asked_to_stop(callback, state):
                     break
             if step < self.max_steps:
                 v = _unit(space, self._deflated(w), fallback=v)
@@ -242,15 +241,6 @@ def _unit(space: RowSpace, w: Array, *, fallback: Array) -> Array:
     zero = length == 0
     safe = xp.astype(xp.where(zero, xp.ones_like(length), length), space.dtype)
     return xp.where(zero[None, :], fallback, w / safe[None, :])
-
-
-def _stops(callback: Callable[[PowerStep], bool | None] | None, state: PowerStep) -> bool:
-    if callback is None:
-        return False
-    try:
-        return callback(state) is True
-    except StopIteration:
-        return True
 
 
 def _warn(result: EigenResult, rtol: float, max_steps: int) -> None:

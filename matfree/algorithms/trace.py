@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-from matfree.algorithms.hutchinson import DiagonalMoments, TraceSamples
-from matfree.algorithms.sampling import estimate
+from matfree.algorithms.hutchinson import HutchinsonDiagonal, HutchinsonTrace
+from matfree.algorithms.products import Products
+from matfree.algorithms.sampling import Plan, estimate
+from matfree.probes import resolve_seed
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import Estimate
 
@@ -97,19 +99,18 @@ def trace(
     (True, True)
     """
     _require_method(method, ("hutchinson",))
-    return estimate(
-        A,
-        TraceSamples,
+    product = Products(A)
+    plan = Plan.make(
+        product.space.size,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=block_size,
-        seed=seed,
+        seed=resolve_seed(seed),
         kind=kind,
-        progress=progress,
-        callback=callback,
     )
+    return estimate(product, HutchinsonTrace(product, plan), progress=progress, callback=callback)
 
 
 def diagonal(
@@ -174,18 +175,19 @@ def diagonal(
             f'kind must be "rademacher" or "z4" for a diagonal, whose probes need entries of '
             f"modulus 1: got {kind!r}."
         )
-    return estimate(
-        A,
-        DiagonalMoments,
+    product = Products(A)
+    plan = Plan.make(
+        product.space.size,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=block_size,
-        seed=seed,
+        seed=resolve_seed(seed),
         kind=kind,
-        progress=progress,
-        callback=callback,
+    )
+    return estimate(
+        product, HutchinsonDiagonal(product, plan), progress=progress, callback=callback
     )
 
 
