@@ -42,6 +42,8 @@ class EigenResult(Record):
     """Why it stopped, in words."""
     seed: int
     """The seed that repeats this run."""
+    verified: bool = False
+    """Whether the complement was searched for missed eigenvalues, to the end."""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     """(pair, Rayleigh quotient, relative residual), one entry a step."""
 
@@ -60,5 +62,6 @@ class EigenResult(Record):
             ("method", f"{self.method}, {self.which}"),
             ("cost", f"{self.num_matvecs} products, {self.num_steps} steps"),
             ("stopped", self.reason),
+            ("verified", "yes" if self.verified else "no"),
             ("seed", str(self.seed)),
         ]

@@ -1,0 +1,83 @@
+r"""What a random sketch of an operator sees, in coordinates that fit on a page.
+
+W holds k random probes, Y = A W their products, Q an orthonormal basis of Y's range, so
+that Y = Q R. Everything that XTrace and its relatives compute is then said by small
+matrices; W itself is made again from its counter wherever it is needed, never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+
+from matfree.algorithms.products import HostArray, Products
+from matfree.algorithms.sampling import Plan
+from matfree.arrays import to_host
+from matfree.protocol import Array
+
+
+@final
+class RangeSketch:
+    """Q and R of Y = A W, grown a block of probes at a time.
+
+    Parameters
+    ----------
+    product : the operator, counted
+    plan : seed, kind and block size of the probes
+    stream : int
+        The probes' stream.
+    """
+
+    def __init__(self, product: Products, plan: Plan, *, stream: int = 0) -> None:
+        self.product, self.space, self.plan, self.stream = product, product.space, plan, stream
+        self.num_probes = 0
+        self.Q: Array = self.space.zeros(0)
+        self.R: HostArray = np.zeros((0, 0))
+
+    @property
+    def rank(self) -> int:
+        """Columns of Q; fewer than probes where the operator has a lower rank."""
+        return int(self.Q.shape[1])
+
+    def extend(self, count: int) -> Array:
+        """Sketch with ``count`` more probes; the columns that Q gained."""
+        old_rank, xp = self.rank, self.space.xp
+        for W in self.probe_blocks(range(self.num_probes, self.num_probes + count)):
+            Y = self.product(W)
+            fresh = self.space.orthonormalize(Y, against=self.Q)
+            self.Q = xp.concat((self.Q, fresh), axis=1)
+            columns = to_host(self.space.gram(self.Q, Y))
+            self.product.require_finite(columns)
+            rows = np.zeros((self.rank - self.R.shape[0], self.R.shape[1]), columns.dtype)
+            self.R = np.hstack((np.vstack((self.R, rows)), columns))
+        self.num_probes += count
+        return self.Q[:, old_rank:]
+
+    def probe_blocks(self, numbers: range | None = None) -> Iterator[Array]:
+        """The probes themselves, made again block by block; all of them by default."""
+        chosen, block = range(self.num_probes) if numbers is None else numbers, self.plan.block_size
+        for begin in range(chosen.start, chosen.stop, block):
+            yield self.space.probes(
+                min(block, chosen.stop - begin),
+                seed=self.plan.seed,
+                start=begin,
+                kind=self.plan.kind,
+                stream=self.stream,
+            )
+
+    def against_probes(self, *bases: Array) -> list[HostArray]:
+        """basis^H W for each basis, from one pass over the probes."""
+        parts: list[list[HostArray]] = [[] for _ in bases]
+        for W in self.probe_blocks():
+            for part, basis in zip(parts, bases, strict=True):
+                part.append(to_host(self.space.gram(basis, W)))
+        return [np.hstack(part) for part in parts]
+
+    def squared_norms(self) -> HostArray:
+        """||w_i||^2 of every probe, (k,)."""
+        return np.concatenate(
+            [to_host(self.space.norms(W)) ** 2 for W in self.probe_blocks()]
+        )
+
