@@ -1,0 +1,94 @@
+"""The command ``matfree``: its parser, its commands, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import matfree
+from matfree.cli import demo, matrix
+from matfree.cli.failure import CommandError, one_line
+from matfree.cli.options import Parser
+from matfree.errors import MatfreeError
+
+COMMAND_GROUP = "matfree.commands"
+"""Entry points ``command = package:function``; the function takes what argparse's
+``add_subparsers`` returns, and adds a parser of that name with ``set_defaults(run=...)``:
+a function of the parsed options that returns the exit status."""
+
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 2 for bad input (one line on stderr says what to do), 130
+        after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal is no reason to fail
+    try:
+        options = _parser(given).parse_args(given)
+        options.command_line = ["matfree", *given]
+        return int(options.run(options))
+    except (CommandError, MatfreeError) as error:
+        return _end(str(error), BAD_INPUT)
+    except MemoryError as error:
+        return _end(f"not enough memory: {one_line(error)}", BAD_INPUT)
+    except KeyboardInterrupt:
+        return _end("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _end(message: str, status: int) -> int:
+    print(f"matfree: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _parser(given: list[str]) -> Parser:
+    """The parser, with those announced commands loaded that these arguments may mean."""
+    parser = Parser(
+        prog="matfree",
+        description="Randomized, matrix-free linear algebra with honest error bars.",
+    )
+    parser.add_argument("--version", action="version", version=f"matfree {matfree.__version__}")
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands"
+    )
+    demo.register(subparsers)
+    matrix.register(subparsers)
+    for point in entry_points(group=COMMAND_GROUP):
+        # Loading one may import a whole framework: seconds that other commands need not wait.
+        if given[:1] == [point.name] or given[:1] in (["-h"], ["--help"]):
+            _register(point, subparsers)
+        else:
+            subparsers.add_parser(point.name)
+    return parser
+
+
+def _register(point: EntryPoint, subparsers: Any) -> None:
+    try:
+        point.load()(subparsers)
+    except ImportError as cause:
+        reason = one_line(cause)
+
+        def refuse(options: Any) -> int:
+            raise CommandError(f"{point.name} cannot run here: {reason}")
+
+        parser = subparsers.add_parser(point.name, help=f"not available: {reason}")
+        parser.add_argument("rest", nargs="*")
+        parser.set_defaults(run=refuse)

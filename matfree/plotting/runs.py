@@ -1,0 +1,154 @@
+"""Pictures of how an estimate came about: step by step, probe by probe, entry by entry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.stats
+
+from matfree.plotting.axes import BLUE, GREEN, PURPLE, VERMILLION, axes_or_new, ink, legend
+
+if TYPE_CHECKING:  # results import this package, so it can only read their attributes
+    from matplotlib.axes import Axes
+
+    from matfree.results import EigenResult, Estimate
+
+HostArray = np.ndarray[Any, Any]
+
+
+def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw how the residual of each pair fell, step by step.
+
+    Parameters
+    ----------
+    result : EigenResult with a history
+    exact : (k,) array_like of float, optional
+        The eigenvalues in the order of ``result.values``; the errors are drawn dashed.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    The Axes drawn on.
+    """
+    ax = axes_or_new(ax)
+    scale = result.norm or 1.0
+    colours = (BLUE, VERMILLION, GREEN, PURPLE)
+    for pair in sorted({entry[0] for entry in result.history}):
+        steps = np.asarray([entry[1:] for entry in result.history if entry[0] == pair])
+        colour, x = colours[pair % len(colours)], np.arange(1, len(steps) + 1)
+        ax.plot(x, _positive(steps[:, 1]), color=colour, label=f"pair {pair + 1}: residual")
+        if exact is not None:
+            error = np.abs(steps[:, 0] - np.asarray(exact)[pair]) / scale
+            ax.plot(
+                x, _positive(error), color=colour, linestyle="--", label=f"pair {pair + 1}: error"
+            )
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("relative to the norm of the operator")
+    legend(ax)
+    return ax
+
+
+def plot_trace(estimate: Estimate, exact: float | None = None, *, ax: Axes | None = None) -> Axes:
+    """Draw the running mean over probes and its 95 % interval, which shrinks as 1/sqrt(m).
+
+    Parameters
+    ----------
+    estimate : Estimate of a number; its ``samples`` are drawn (the real parts)
+    exact : float, optional
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    The Axes drawn on.
+    """
+    ax = axes_or_new(ax)
+    samples = np.atleast_1d(estimate.value if estimate.samples is None else estimate.samples)
+    m, mean, half = _running(np.real(samples))
+    ax.plot(m, np.real(samples), ".", color=GREEN, alpha=0.6, markersize=4, label="one probe")
+    low, high = (mean - half)[1:], (mean + half)[1:]  # one probe has no interval
+    ax.fill_between(m[1:], low, high, color=BLUE, alpha=0.3, linewidth=0)
+    ax.plot(m, mean, color=BLUE, label="running mean, 95 % interval")
+    if exact is not None:
+        ax.axhline(exact, color=ink(ax), linewidth=1, label="exact")
+    reach = _reach(np.real(samples), mean, half)
+    ax.set_ylim(mean[-1] - reach, mean[-1] + reach)
+    if m.size > 1:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("probes")
+    ax.set_ylabel("trace")
+    legend(ax)
+    return ax
+
+
+def plot_diagonal(estimate: Estimate, exact: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw the entries of an estimated diagonal with their 95 % intervals.
+
+    Parameters
+    ----------
+    estimate : Estimate of an (n,) array
+    exact : (n,) array_like, optional
+        Then entries are sorted by the exact ones, which are drawn as a line.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    The Axes drawn on.
+    """
+    ax = axes_or_new(ax)
+    value, half = np.real(_host(estimate.value)), np.real(_host(estimate.half_width()))
+    order = np.arange(value.size)
+    if exact is not None:
+        exact = np.real(np.asarray(exact))
+        order = np.argsort(exact, kind="stable")
+    x = np.arange(value.size)
+    finite = np.where(np.isfinite(half), half, 0.0)  # one probe has no interval
+    ax.vlines(
+        x,
+        (value - finite)[order],
+        (value + finite)[order],
+        color=BLUE,
+        alpha=0.45,
+        linewidth=1,
+        rasterized=True,
+        label="95 % interval",
+    )
+    ax.plot(x, value[order], ".", color=BLUE, markersize=3, rasterized=True, label="estimate")
+    if exact is not None:
+        ax.plot(x, exact[order], color=VERMILLION, label="exact")
+    ax.set_xlabel("entry" if exact is None else "entry, sorted by the exact value")
+    ax.set_ylabel("diagonal")
+    legend(ax)
+    return ax
+
+
+def _running(samples: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """Numbers of probes, running means, and half-widths of their 95 % intervals."""
+    m = np.arange(1, samples.size + 1)
+    centered = samples - samples.mean()  # sums of squares of these do not cancel
+    mean = np.cumsum(centered) / m
+    spread = np.maximum(np.cumsum(centered**2) - m * mean**2, 0.0)
+    half = np.zeros(samples.size)
+    later = m[1:]
+    quantile = scipy.stats.t.ppf(0.975, later - 1)
+    half[1:] = quantile * np.sqrt(spread[1:] / (later * (later - 1)))
+    return m, samples.mean() + mean, half
+
+
+def _reach(samples: HostArray, mean: HostArray, half: HostArray) -> float:
+    """How far up and down to show: all samples, and the interval from four probes on."""
+    reach = 1.1 * max(np.abs(samples - mean[-1]).max(), half[min(3, half.size - 1)])
+    return float(reach) or 0.1 * abs(float(mean[-1])) or 1.0
+
+
+def _positive(x: HostArray) -> HostArray:
+    """What a logarithmic axis can show; an error of exactly 0 leaves a gap."""
+    return np.where(x > 0, x, np.nan)
+
+
+def _host(x: Any) -> HostArray:
+    if hasattr(x, "get"):
+        x = x.get()  # CuPy's own way to the host
+    return np.from_dlpack(x, device="cpu") if hasattr(x, "__dlpack__") else np.asarray(x)

@@ -1,0 +1,195 @@
+"""Pictures of a spectral density and of its distribution function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from matfree.plotting.axes import BLUE, VERMILLION, axes_or_new, ink, legend
+
+if TYPE_CHECKING:  # results import this package, so it can only read their attributes
+    from matplotlib.axes import Axes
+
+    from matfree.results import SpectralDensity
+
+HostArray = np.ndarray[Any, Any]
+
+_APART = 5.0  # smoothing widths between a cluster of nodes and the next that isolate it
+_LABELLED = 6  # isolated eigenvalues that still leave room for a number each
+
+
+class Atom(NamedTuple):
+    """Ritz values that the smoothing cannot tell apart, with nothing else near."""
+
+    position: float
+    mass: float
+    """Estimated fraction of all eigenvalues."""
+
+
+def plot_density(
+    density: SpectralDensity,
+    *,
+    ax: Axes | None = None,
+    width: float | None = None,
+    exact: Any = None,
+    symlog: bool = False,
+) -> Axes:
+    r"""Draw an estimated spectral density on a logarithmic axis.
+
+    The curve is (1/n) sum_i N(x; lambda_i, sigma^2) as estimated; it integrates to 1. The
+    axis ends at 0.1 / (n sigma sqrt(2 pi)), a tenth of the peak of a single eigenvalue.
+    A stem marks Ritz values that stand alone, with the number of eigenvalues it holds.
+
+    Parameters
+    ----------
+    density : SpectralDensity
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure by default.
+    width : float, optional
+        sigma relative to the range of the spectrum; 0.01 by default.
+    exact : (n,) array_like of float, optional
+        All eigenvalues, drawn as a line with the same smoothing.
+    symlog : bool
+        An eigenvalue axis linear within sigma of zero and logarithmic beyond.
+
+    Returns
+    -------
+    The Axes drawn on.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ArithmeticError
+        The curve does not hold the mass 1 to within 1e-3.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> A = np.diag(np.r_[np.linspace(0.0, 1.0, 99), 5.0])
+    >>> ax = plotting.plot_density(mf.spectral_density(A, num_steps=20, seed=0))
+    >>> ax.get_xlabel(), ax.get_yscale()
+    ('eigenvalue', 'log')
+    """
+    ax = axes_or_new(ax)
+    grid = density.grid(width)
+    sigma = (density.support[0] - grid[0]) / 5  # the grid begins five widths out
+    curve = density.density(grid, width)
+    _require_unit_mass(grid, curve)
+    floor = 0.1 / (density.size * sigma * np.sqrt(2 * np.pi))
+    ax.set_yscale("log")
+    ax.plot(grid, curve, color=BLUE, label="estimate")
+    ax.fill_between(grid, floor, np.maximum(curve, floor), color=BLUE, alpha=0.2, linewidth=0)
+    _draw_atoms(ax, isolated(density, sigma), density.size, sigma, floor)
+    if exact is not None:
+        _draw_smoothed(ax, np.asarray(exact, dtype=np.float64), grid, sigma)
+    ax.set_ylim(floor, 4 * curve.max())
+    if symlog:
+        ax.set_xscale("symlog", linthresh=sigma)
+    ax.set_xlabel("eigenvalue")
+    ax.set_ylabel("density")
+    ax.set_title(
+        f"$\\sigma$ = {sigma:.2g}, {density.num_probes} probes, {density.num_steps} steps, "
+        f"noise floor {density.noise_floor:.1g}",
+        fontsize="small",
+        loc="left",
+    )
+    legend(ax)
+    return ax
+
+
+def plot_cdf(density: SpectralDensity, *, ax: Axes | None = None, exact: Any = None) -> Axes:
+    """Draw the estimated distribution function, unsmoothed; with the exact one, what lies
+    between the two is shaded: its area is their Wasserstein-1 distance.
+
+    Parameters
+    ----------
+    density : SpectralDensity
+    ax : matplotlib Axes, optional
+    exact : (n,) array_like of float, optional
+        All eigenvalues.
+
+    Returns
+    -------
+    The Axes drawn on.
+    """
+    ax = axes_or_new(ax)
+    eigenvalues = np.sort(np.asarray([] if exact is None else exact, dtype=np.float64))
+    jumps = np.unique(np.concatenate([*density.nodes, eigenvalues]))
+    reach = 0.05 * (jumps[-1] - jumps[0]) or 0.05 * abs(jumps[0]) or 1.0
+    x = np.concatenate(([jumps[0] - reach], jumps, [jumps[-1] + reach]))
+    estimate = density.cdf(x)
+    ax.step(x, estimate, where="post", color=BLUE, label="estimate")
+    if exact is not None:
+        truth = np.searchsorted(eigenvalues, x, side="right") / eigenvalues.size
+        ax.step(x, truth, where="post", color=ink(ax), linewidth=1, label="exact")
+        ax.fill_between(
+            x,
+            estimate,
+            truth,
+            step="post",
+            color=VERMILLION,
+            alpha=0.5,
+            linewidth=0,
+            label="difference",
+        )
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlabel("eigenvalue")
+    ax.set_ylabel("fraction of eigenvalues at or below")
+    legend(ax)
+    return ax
+
+
+def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
+    """Clusters of Ritz values no wider than sigma and 5 sigma away from all others."""
+    nodes = np.concatenate(density.nodes)
+    order = np.argsort(nodes)
+    nodes, weights = nodes[order], np.concatenate(density.weights)[order] / density.num_probes
+    breaks = np.flatnonzero(np.diff(nodes) > _APART * sigma) + 1
+    clusters = zip(np.split(nodes, breaks), np.split(weights, breaks), strict=True)
+    return [
+        Atom(float(np.average(x, weights=w)), float(w.sum()))
+        for x, w in clusters
+        if x[-1] - x[0] <= sigma and w.sum() > 0
+    ]
+
+
+def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: float) -> None:
+    peak = 1 / (sigma * np.sqrt(2 * np.pi))
+    shown = [atom for atom in atoms if atom.mass * peak > floor]
+    if not shown:
+        return
+    x, top = [atom.position for atom in shown], [atom.mass * peak for atom in shown]
+    ax.vlines(x, floor, top, color=VERMILLION, linewidth=1)
+    label = "isolated" + (": how many" if len(shown) <= _LABELLED else "")
+    ax.plot(x, top, "o", color=VERMILLION, markersize=4, label=label)
+    for atom, height in zip(shown, top, strict=True):
+        if len(shown) <= _LABELLED:
+            ax.annotate(
+                f"{atom.mass * size:.2g}",
+                (atom.position, height),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize="small",
+                bbox={"boxstyle": "round,pad=0.1", "fc": ax.get_facecolor(), "alpha": 0.7, "lw": 0},
+            )
+
+
+def _draw_smoothed(ax: Axes, eigenvalues: HostArray, grid: HostArray, sigma: float) -> None:
+    total = np.zeros(grid.shape)
+    for eigenvalue in eigenvalues:
+        total += np.exp(-0.5 * ((grid - eigenvalue) / sigma) ** 2)
+    total /= eigenvalues.size * sigma * np.sqrt(2 * np.pi)
+    ax.plot(grid, total, color=ink(ax), linewidth=1, linestyle="--", label="exact")
+
+
+def _require_unit_mass(grid: HostArray, curve: HostArray) -> None:
+    mass = float(np.trapezoid(curve, grid))
+    if not abs(mass - 1) < 1e-3:
+        raise ArithmeticError(
+            f"the curve holds the mass {mass:.6g} where a density holds 1; raise width, which "
+            "is below what the numbers of this spectrum can resolve."
+        )
