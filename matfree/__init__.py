@@ -6,9 +6,11 @@ for you.
 """
 
 from matfree.algorithms.density import spectral_density
+from matfree.algorithms.diagonal import diagonal
+from matfree.algorithms.eigsh import eigsh
 from matfree.algorithms.lanczos import lanczos
 from matfree.algorithms.power import power_iteration
-from matfree.algorithms.trace import diagonal, trace
+from matfree.algorithms.trace import trace
 from matfree.checks import OperatorReport, check_operator
 from matfree.errors import (
     ConvergenceWarning,
@@ -47,6 +49,7 @@ __all__ = [
     "aslinearoperator",
     "check_operator",
     "diagonal",
+    "eigsh",
     "lanczos",
     "load",
     "power_iteration",

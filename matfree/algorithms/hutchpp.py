@@ -21,13 +21,13 @@ from typing import final
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.deflation import eigenpairs_for
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.products import Products
 from matfree.algorithms.sampling import Plan, Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import to_host
 from matfree.protocol import Array
-from matfree.results import EigenResult
 from matfree.spaces import RowSpace
 
 ADAPTIVE_SKETCH = 32
@@ -75,10 +75,11 @@ class DeflatedTrace(ResidualTrace):
 
     method = "deflated"
 
-    def __init__(self, product: Products, plan: Plan, pairs: EigenResult) -> None:
-        super().__init__(product, plan)
+    def prepare(self, budget: int) -> int:
+        pairs, cost = eigenpairs_for(self.product, self.plan, budget)
         self.Q = pairs.vectors
         self.inside = float(np.sum(pairs.values))
+        return super().prepare(budget - cost)
 
 
 def outside(space: RowSpace, Q: Array, W: Array) -> Array:
@@ -105,5 +106,3 @@ def sketched_range(product: Products, plan: Plan, columns: int) -> tuple[Array, 
         product.require_finite(entries)
         inside += entries.sum().item()
     return sketch.Q, inside
-
-

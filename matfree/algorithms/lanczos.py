@@ -27,6 +27,7 @@ Reorthogonalize: TypeAlias = Literal["full", "none"]
 STEPS_PER_LOOK = 8
 """Steps between two looks from the host: the device is not waited for in between."""
 
+
 def lanczos(
     A: Any,
     start: Array,
@@ -166,8 +167,7 @@ class _Bases:
         self.space = space
         shape = (num_steps, len(space.rows))
         self.rows = [
-            space.xp.empty(shape, dtype=space.dtype, device=space.device)
-            for _ in range(V.shape[1])
+            space.xp.empty(shape, dtype=space.dtype, device=space.device) for _ in range(V.shape[1])
         ]
         self.append(V, 0)
 
@@ -175,9 +175,7 @@ class _Bases:
         for p, basis in enumerate(self.rows):
             basis[step, :] = V[:, p]
 
-    def orthogonalize(
-        self, W: Array, step: int, beta: Array | None
-    ) -> tuple[Array, Array, Array]:
+    def orthogonalize(self, W: Array, step: int, beta: Array | None) -> tuple[Array, Array, Array]:
         """W without its components in the bases; the last of them is alpha.
 
         For a Hermitian A the component along v_{j-1} is beta_{j-1} and those along earlier
@@ -196,7 +194,9 @@ class _Bases:
             alphas.append(first[step, 0] + second[step, 0])
             known = first[:step, 0]
             if beta is not None:
-                known = xp.concat((known[:-1], known[-1:] - xp.astype(beta[p : p + 1], known.dtype)))
+                known = xp.concat(
+                    (known[:-1], known[-1:] - xp.astype(beta[p : p + 1], known.dtype))
+                )
             defects.append(xp.sum(xp.abs(known)))
         return xp.stack(residuals, axis=1), xp.stack(alphas), xp.stack(defects)
 

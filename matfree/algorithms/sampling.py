@@ -18,7 +18,7 @@ from matfree.algorithms.products import HostArray, Products
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.progress import Progress
 from matfree.protocol import ProbeKind
-from matfree.results import Estimate
+from matfree.results import EigenResult, Estimate
 from matfree.results.estimate import student_quantile
 
 DEFAULT_PROBES = 32
@@ -60,7 +60,7 @@ class Summary(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Plan:
-    """How much may be spent, how well it must be known, and how it is sent."""
+    """How much may be spent, how well it must be known, and how it is done."""
 
     num_probes: int | None
     budget: int
@@ -69,6 +69,7 @@ class Plan:
     block_size: int
     seed: int
     kind: ProbeKind
+    eigenpairs: EigenResult | int = 0
 
     @classmethod
     def make(
@@ -82,6 +83,7 @@ class Plan:
         block_size: int | None,
         seed: int,
         kind: ProbeKind,
+        eigenpairs: EigenResult | int,
     ) -> Plan:
         """Read the arguments that every estimator has, or say what is wrong with them."""
         for name, count in (("num_probes", num_probes), ("max_matvecs", max_matvecs)):
@@ -97,7 +99,7 @@ class Plan:
             )
         budget = max_matvecs or (DEFAULT_BUDGET if adaptive else DEFAULT_PROBES)
         block = block_size_for(size, block_size)
-        return cls(num_probes, budget, rtol, atol, block, seed, kind)
+        return cls(num_probes, budget, rtol, atol, block, seed, kind, eigenpairs)
 
     @property
     def adaptive(self) -> bool:

@@ -77,7 +77,4 @@ class RangeSketch:
 
     def squared_norms(self) -> HostArray:
         """||w_i||^2 of every probe, (k,)."""
-        return np.concatenate(
-            [to_host(self.space.norms(W)) ** 2 for W in self.probe_blocks()]
-        )
-
+        return np.concatenate([to_host(self.space.norms(W)) ** 2 for W in self.probe_blocks()])

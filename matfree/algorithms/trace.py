@@ -1,19 +1,30 @@
-"""``trace`` and ``diagonal``: one door to every method."""
+"""``trace``: one door to every method of estimating it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-from matfree.algorithms.hutchinson import HutchinsonDiagonal, HutchinsonTrace
+from matfree.algorithms.hutchinson import HutchinsonTrace
+from matfree.algorithms.hutchpp import DeflatedTrace, HutchPlusPlus
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Plan, estimate
+from matfree.algorithms.sampling import Estimator, Plan, estimate
+from matfree.algorithms.xnystrace import XNysTrace
+from matfree.algorithms.xtrace import XTrace
 from matfree.probes import resolve_seed
 from matfree.protocol import ProbeKind, Seed
-from matfree.results import Estimate
+from matfree.results import EigenResult, Estimate
 
-TraceMethod: TypeAlias = Literal["hutchinson"]
-DiagonalMethod: TypeAlias = Literal["hutchinson"]
+TraceMethod: TypeAlias = Literal["hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"]
+
+_METHODS: dict[str, tuple[type[Estimator], ProbeKind]] = {
+    "hutchinson": (HutchinsonTrace, "rademacher"),
+    "hutch++": (HutchPlusPlus, "rademacher"),
+    "xtrace": (XTrace, "sphere"),
+    "xnystrace": (XNysTrace, "sphere"),
+    "deflated": (DeflatedTrace, "rademacher"),
+}
+"""Each method's estimator and the probes it is best with."""
 
 
 def trace(
@@ -26,7 +37,8 @@ def trace(
     max_matvecs: int | None = None,
     block_size: int | None = None,
     seed: Seed = None,
-    kind: ProbeKind = "rademacher",
+    kind: ProbeKind | None = None,
+    eigenpairs: EigenResult | int = 10,
     progress: bool = False,
     callback: Callable[[Estimate], bool | None] | None = None,
 ) -> Estimate:
@@ -38,23 +50,32 @@ def trace(
     ----------
     A : square operator, or anything ``aslinearoperator`` accepts
         Any square operator: it need not be symmetric. A complex one gives a complex value.
-    method : {"hutchinson"}
-        The plain average over probes: unbiased, O(n) memory.
+    method : {"hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"}
+        "hutchinson" is the plain average: unbiased, O(n) memory, as good as any where the
+        spectrum is flat. Where it decays or has outliers the others need far fewer
+        products: "xtrace" for any operator, "xnystrace" for positive semidefinite ones at
+        half the price, "hutch++" the simplest of them, "deflated" where eigenpairs are
+        wanted anyway.
     num_probes : int, optional
-        A fixed number of probes, always honoured; 32 where nothing else is said.
+        A fixed number of probes, always honoured: one product each, two for "xtrace";
+        "hutch++" gives half of them to its sketch, two products each.
     rtol, atol : float, optional
         Sample until the half-width of the 95 % interval is at most atol + rtol |value|.
     max_matvecs : int, optional
-        The most products that may be spent on a tolerance; 1000 by default. Where the
-        budget reaches n, the exact answer from n unit vectors takes over from sampling
-        in time to be afforded, and ``method`` of the result says "exact".
+        The most products: all are spent where no tolerance is given (32 by default), as
+        many as needed otherwise (1000 by default). Where the budget reaches n, the exact
+        answer from n unit vectors takes over from sampling in time to be afforded, and
+        ``method`` of the result says "exact".
     block_size : int, optional
         Probes sent at once; it changes speed and memory, not the answer.
     seed : int, None or numpy.random.Generator
         None draws fresh entropy; the result reports the seed used.
-    kind : {"rademacher", "gaussian", "sphere", "z4"}
-        The probes' distribution. Signs have the least variance for a real operator, "z4"
-        for a complex Hermitian one.
+    kind : {"rademacher", "gaussian", "sphere", "z4"}, optional
+        The probes' distribution. Signs have the least variance for plain averages over a
+        real operator, "z4" over a complex Hermitian one; "sphere" suits "xtrace" and
+        "xnystrace", which rescale by its rotation invariance.
+    eigenpairs : EigenResult or int
+        For "deflated": eigenpairs already known, or how many to compute first.
     progress : bool
         Show a progress bar with the current value and interval (needs tqdm).
     callback : function, optional
@@ -64,12 +85,15 @@ def trace(
     Returns
     -------
     Estimate
-        ``value``, ``stderr``, ``interval()`` (Student's t over the probes), ``samples``.
+        ``value``, ``stderr``, ``interval()``, ``samples``. The standard error is that of
+        the mean of independent samples, or, for the leave-one-out methods, the matrix
+        jackknife, which errs on the safe side.
 
     Raises
     ------
     OperatorError
-        A is not square, is empty, or its products are not what it promises.
+        A is not square, is empty, or its products are not what it promises; or
+        "xnystrace" met an operator that is not positive semidefinite.
     NonFiniteError
         A product holds NaN or infinity.
     ValueError
@@ -82,12 +106,14 @@ def trace(
 
     Cost
     ----
-    num_probes matvecs; two blocks of vectors kept.
+    "hutchinson": num_probes matvecs, two blocks of vectors kept. "hutch++": 1.5 num_probes,
+    num_probes / 2 vectors kept. "xtrace": 2 num_probes, 2 num_probes vectors. "xnystrace":
+    num_probes, num_probes vectors. "deflated": num_probes, the eigenvectors.
 
     References
     ----------
     A. Girard (1989), doi:10.1007/BF01395775. M. F. Hutchinson (1990),
-    doi:10.1080/03610919008812866.
+    doi:10.1080/03610919008812866. The other methods name theirs in their modules.
 
     Examples
     --------
@@ -97,84 +123,18 @@ def trace(
     >>> low, high = estimate.interval()
     >>> bool(low < np.sum(G * G) < high), estimate.converged
     (True, True)
-    """
-    _require_method(method, ("hutchinson",))
-    product = Products(A)
-    plan = Plan.make(
-        product.space.size,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=block_size,
-        seed=resolve_seed(seed),
-        kind=kind,
-    )
-    return estimate(product, HutchinsonTrace(product, plan), progress=progress, callback=callback)
 
+    A spectrum that decays, to eight digits from sixty products:
 
-def diagonal(
-    A: Any,
-    *,
-    method: DiagonalMethod = "hutchinson",
-    num_probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_matvecs: int | None = None,
-    block_size: int | None = None,
-    seed: Seed = None,
-    kind: ProbeKind = "rademacher",
-    progress: bool = False,
-    callback: Callable[[Estimate], bool | None] | None = None,
-) -> Estimate:
-    r"""Estimate the diagonal of a square operator.
-
-    diag A = E[conj(w) * (A w)] for probes with independent entries of modulus 1. One entry
-    has variance ||a_i||^2 - |a_ii|^2 per probe (a_i its row): the relative error stays near
-    1 until the number of probes reaches the ratio of off-diagonal to diagonal mass.
-
-    Parameters
-    ----------
-    A, method, num_probes, max_matvecs, block_size, seed, progress, callback
-        As for :func:`trace`.
-    rtol, atol : float, optional
-        Sample until the 2-norm of the half-widths of all entries' 95 % intervals is at most
-        atol + rtol ||diagonal||_2.
-    kind : {"rademacher", "z4"}
-        Probes with entries of modulus 1.
-
-    Returns
-    -------
-    Estimate
-        ``value`` and ``stderr`` are (n,) arrays of the operator's library and device.
-
-    Raises
-    ------
-    OperatorError, NonFiniteError, ValueError
-        As for :func:`trace`.
-
-    Cost
-    ----
-    num_probes matvecs; three blocks and three vectors kept.
-
-    References
-    ----------
-    C. Bekas, E. Kokiopoulou, Y. Saad (2007), doi:10.1016/j.apnum.2007.01.003.
-
-    Examples
-    --------
-    >>> import matfree as mf, numpy as np
-    >>> A = np.diag(np.arange(1.0, 101.0)) + 0.01
-    >>> estimate = mf.diagonal(A, num_probes=64, seed=0)
-    >>> bool(np.all(np.abs(estimate.value - np.diag(A)) < 6 * estimate.stderr))
+    >>> decaying = np.diag(0.7 ** np.arange(500.0))
+    >>> estimate = mf.trace(decaying, method="xnystrace", max_matvecs=60, seed=0)
+    >>> bool(abs(estimate.value - 1 / 0.3) < 1e-6)
     True
     """
-    _require_method(method, ("hutchinson",))
-    if kind not in ("rademacher", "z4"):
-        raise ValueError(
-            f'kind must be "rademacher" or "z4" for a diagonal, whose probes need entries of '
-            f"modulus 1: got {kind!r}."
-        )
+    if method not in _METHODS:
+        known = ", ".join(map(repr, _METHODS))
+        raise ValueError(f"method must be one of {known}: got {method!r}.")
+    estimator_type, best_kind = _METHODS[method]
     product = Products(A)
     plan = Plan.make(
         product.space.size,
@@ -184,13 +144,8 @@ def diagonal(
         max_matvecs=max_matvecs,
         block_size=block_size,
         seed=resolve_seed(seed),
-        kind=kind,
+        kind=kind or best_kind,
+        eigenpairs=eigenpairs,
     )
-    return estimate(
-        product, HutchinsonDiagonal(product, plan), progress=progress, callback=callback
-    )
-
-
-def _require_method(method: str, known: tuple[str, ...]) -> None:
-    if method not in known:
-        raise ValueError(f"method must be one of {', '.join(map(repr, known))}: got {method!r}.")
+    estimator = estimator_type(product, plan)
+    return estimate(product, estimator, progress=progress, callback=callback)

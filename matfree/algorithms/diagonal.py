@@ -1,0 +1,118 @@
+"""``diagonal``: one door to every method of estimating it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from matfree.algorithms.diagpp import DeflatedDiagonal, DiagPlusPlus
+from matfree.algorithms.hutchinson import HutchinsonDiagonal
+from matfree.algorithms.products import Products
+from matfree.algorithms.sampling import Estimator, Plan, estimate
+from matfree.algorithms.xdiag import XDiag, XNysDiag
+from matfree.probes import resolve_seed
+from matfree.protocol import ProbeKind, Seed
+from matfree.results import EigenResult, Estimate
+
+DiagonalMethod: TypeAlias = Literal["hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"]
+
+_METHODS: dict[str, type[Estimator]] = {
+    "hutchinson": HutchinsonDiagonal,
+    "diag++": DiagPlusPlus,
+    "xdiag": XDiag,
+    "xnysdiag": XNysDiag,
+    "deflated": DeflatedDiagonal,
+}
+
+
+def diagonal(
+    A: Any,
+    *,
+    method: DiagonalMethod = "hutchinson",
+    num_probes: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_matvecs: int | None = None,
+    block_size: int | None = None,
+    seed: Seed = None,
+    kind: ProbeKind = "rademacher",
+    progress: bool = False,
+    eigenpairs: EigenResult | int = 10,
+    callback: Callable[[Estimate], bool | None] | None = None,
+) -> Estimate:
+    r"""Estimate the diagonal of a square operator.
+
+    diag A = E[conj(w) * (A w)] for probes with independent entries of modulus 1. One entry
+    has variance ||a_i||^2 - |a_ii|^2 per probe (a_i its row): the relative error stays near
+    1 until the number of probes reaches the ratio of off-diagonal to diagonal mass.
+
+    Parameters
+    ----------
+    A : square operator, or anything ``aslinearoperator`` accepts
+        Hermitian for every method but "hutchinson"; positive semidefinite for "xnysdiag".
+    method : {"hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"}
+        "hutchinson" is as good as any where the off-diagonal mass is spread out. Where few
+        eigenvalues carry it, "xdiag" (two products a probe) and "xnysdiag" (one) are far
+        better; "deflated" uses eigenpairs that are wanted anyway.
+    num_probes, max_matvecs, block_size, seed, eigenpairs, progress, callback
+        As for :func:`trace`.
+    rtol, atol : float, optional
+        Sample until the 2-norm of the half-widths of all entries' 95 % intervals is at most
+        atol + rtol ||diagonal||_2.
+    kind : {"rademacher", "z4"}
+        Probes with entries of modulus 1.
+
+    Returns
+    -------
+    Estimate
+        ``value`` and ``stderr`` are (n,) arrays of the operator's library and device.
+
+    Raises
+    ------
+    NotHermitianError
+        A method for Hermitian operators met one that is not.
+    OperatorError, NonFiniteError, ValueError
+        As for :func:`trace`.
+
+    Cost
+    ----
+    "hutchinson": num_probes matvecs, three blocks and three vectors kept. "diag++": 1.5
+    num_probes, num_probes / 2 vectors. "xdiag": 2 num_probes, 6 num_probes vectors at a
+    look. "xnysdiag": num_probes, 5 num_probes vectors at a look.
+
+    References
+    ----------
+    C. Bekas, E. Kokiopoulou, Y. Saad (2007), doi:10.1016/j.apnum.2007.01.003.
+    The other methods name theirs in their modules.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> A = np.diag(np.arange(1.0, 101.0)) + 0.01
+    >>> estimate = mf.diagonal(A, num_probes=64, seed=0)
+    >>> bool(np.all(np.abs(estimate.value - np.diag(A)) < 6 * estimate.stderr))
+    True
+    """
+    if method not in _METHODS:
+        known = ", ".join(map(repr, _METHODS))
+        raise ValueError(f"method must be one of {known}: got {method!r}.")
+    if kind not in ("rademacher", "z4"):
+        raise ValueError(
+            f'kind must be "rademacher" or "z4" for a diagonal, whose probes need entries of '
+            f"modulus 1: got {kind!r}."
+        )
+    product = Products(A)
+    plan = Plan.make(
+        product.space.size,
+        num_probes=num_probes,
+        rtol=rtol,
+        atol=atol,
+        max_matvecs=max_matvecs,
+        block_size=block_size,
+        seed=resolve_seed(seed),
+        kind=kind,
+        eigenpairs=eigenpairs,
+    )
+    estimator_type = _METHODS[method]
+    estimator = estimator_type(product, plan)
+    return estimate(product, estimator, progress=progress, callback=callback)

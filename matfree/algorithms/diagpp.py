@@ -1,0 +1,113 @@
+r"""Diag++ and deflation: the diagonal of what a subspace knows, plus Hutchinson for the rest.
+
+For a Hermitian A, orthonormal Q and P = Q Q^H,
+
+    A = P A + A P - P A P  +  (I - P) A (I - P).
+
+The diagonal of the first three terms is known from A Q; leaving out the cross terms P A and
+A P, as is sometimes seen, biases the estimate. The last term is sampled.
+
+References
+----------
+R. A. Baston, Y. Nakatsukasa (2022), Stochastic diagonal estimation: probabilistic bounds
+and an improved algorithm, arXiv:2201.10684.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+
+from matfree import probes
+from matfree.algorithms.deflation import eigenpairs_for
+from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
+from matfree.algorithms.hutchpp import outside, sketch_columns
+from matfree.algorithms.products import Products
+from matfree.algorithms.sampling import Plan, Summary
+from matfree.algorithms.sketch import RangeSketch
+from matfree.arrays import conjugate, real_part, to_host
+from matfree.protocol import Array
+from matfree.spaces import RowSpace
+
+
+class ResidualDiagonal(DiagonalEstimator):
+    """A known part of the diagonal, plus Hutchinson samples of the rest."""
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.known: Array = self.space.zeros(1)[:, 0]
+        self.moments = Moments(self.space)
+
+    def rest(self, W: Array) -> Array:
+        """What is not known, applied to probes."""
+        raise NotImplementedError
+
+    def advance(self, start: int, count: int) -> None:
+        W = self.space.probes(count, seed=self.plan.seed, start=start, kind=self.plan.kind)
+        self.moments.add(conjugate(self.space.xp, W) * self.rest(W))
+        self.product.require_finite(self._size(self.moments.mean))
+
+    def summary(self) -> Summary:
+        value = self.known + self.moments.mean
+        return self._summary(value, self.moments.stderr(), self.moments.count - 1)
+
+
+@final
+class DiagPlusPlus(ResidualDiagonal):
+    """A third of the products for the range, a third inside it, a third outside."""
+
+    method = "diag++"
+
+    def prepare(self, budget: int) -> int:
+        columns = sketch_columns(self.plan, budget)
+        sketch = RangeSketch(self.product, self.plan, stream=probes.SKETCH)
+        sketch.extend(columns)
+        self.Q = sketch.Q
+        H = np.zeros((sketch.rank, 0))
+        for begin in range(0, sketch.rank, self.plan.block_size):
+            Q = self.Q[:, begin : begin + self.plan.block_size]
+            Z = self.product(Q)
+            H = np.hstack((H, to_host(self.space.gram(self.Q, Z))))
+            self.known = self.known + 2 * row_dots(self.space, Q, Z)
+        require_hermitian_core(self.product, H)
+        self.known = self.known - row_dots(self.space, self.Q, self.Q @ self.space.asarray(H))
+        if self.plan.num_probes is not None:
+            return self.plan.num_probes - columns
+        return max(0, budget - columns - sketch.rank)
+
+    def rest(self, W: Array) -> Array:
+        return outside(self.space, self.Q, self.product(outside(self.space, self.Q, W)))
+
+
+@final
+class DeflatedDiagonal(ResidualDiagonal):
+    """diag(U Theta U^H), and samples of A - U Theta U^H: unbiased even for rough pairs."""
+
+    method = "deflated"
+
+    def prepare(self, budget: int) -> int:
+        pairs, cost = eigenpairs_for(self.product, self.plan, budget)
+        self.U = pairs.vectors
+        self.scaled = self.U * self.space.asarray(pairs.values)[None, :]
+        self.known = self.known + row_dots(self.space, self.U, self.scaled)
+        return super().prepare(budget - cost)
+
+    def rest(self, W: Array) -> Array:
+        inside = self.space.xp.astype(self.space.gram(self.U, W), self.space.dtype)
+        return self.product(W) - self.scaled @ inside
+
+
+def row_dots(space: RowSpace, X: Array, Y: Array) -> Array:
+    """diag(X Y^H) for a Hermitian X Y^H + Y X^H: real, (rows,), in the space's dtype."""
+    xp = space.xp
+    products = real_part(xp, X * conjugate(xp, Y))
+    return xp.astype(xp.sum(products, axis=1), space.dtype)
+
+
+def require_hermitian_core(product: Products, H: np.ndarray) -> None:  # type: ignore[type-arg]
+    """Refuse an operator whose projection H = Q^H A Q is not Hermitian."""
+    scale = float(np.linalg.norm(H, ord=2)) if H.size else 0.0
+    product.require_finite(H)
+    if scale > 0:
+        product.require_hermitian(float(np.linalg.norm(H - H.conj().T, ord=2)) / scale)
