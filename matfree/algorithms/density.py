@@ -32,6 +32,7 @@ def spectral_density(
     reorthogonalize: Reorthogonalize = "full",
     seed: Seed = None,
     kind: ProbeKind = "rademacher",
+    first_probe: int = 0,
     progress: bool = False,
     callback: Callable[[SpectralDensity], bool | None] | None = None,
 ) -> SpectralDensity:
@@ -58,6 +59,8 @@ def spectral_density(
     seed : int, None or numpy.random.Generator
     kind : {"rademacher", "gaussian", "sphere", "z4"}
         The probes' distribution.
+    first_probe : int
+        The number of the first probe; runs over different probes can be merged.
     progress : bool
         Show a progress bar (needs tqdm).
     callback : function, optional
@@ -104,7 +107,7 @@ def spectral_density(
         if count < 1:
             raise ValueError(f"{name} must be at least 1: got {count}.")
     steps = min(num_steps, product.space.size)
-    run = _Run(product, steps, resolve_seed(seed), kind, reorthogonalize)
+    run = _Run(product, steps, resolve_seed(seed), kind, reorthogonalize, first_probe)
     block = block_size_for(product.space.size, block_size or _default_block(product, steps))
     with Progress("spectral density", progress) as bar:
         bar.start(num_probes)
@@ -131,14 +134,18 @@ class _Run:
         seed: int,
         kind: ProbeKind,
         reorthogonalize: Reorthogonalize,
+        first_probe: int,
     ) -> None:
         self.product, self.num_steps, self.seed = product, num_steps, seed
         self.kind, self.reorthogonalize = kind, reorthogonalize
+        self.first_probe = first_probe
         self.nodes: list[HostArray] = []
         self.weights: list[HostArray] = []
 
     def advance(self, count: int) -> None:
-        V = self.product.space.probes(count, seed=self.seed, start=len(self.nodes), kind=self.kind)
+        V = self.product.space.probes(
+            count, seed=self.seed, start=self.first_probe + len(self.nodes), kind=self.kind
+        )
         T = tridiagonalize(
             self.product,
             V,
@@ -161,6 +168,8 @@ class _Run:
             num_matvecs=self.product.num_matvecs,
             epsilon=epsilon(space.xp, space.dtype),
             seed=self.seed,
+            kind=self.kind,
+            probe_ranges=((self.first_probe, self.first_probe + len(self.nodes)),),
             reason=reason,
         )
 

@@ -38,6 +38,7 @@ def diagonal(
     kind: ProbeKind = "rademacher",
     progress: bool = False,
     eigenpairs: EigenResult | int = 10,
+    first_probe: int = 0,
     callback: Callable[[Estimate], bool | None] | None = None,
 ) -> Estimate:
     r"""Estimate the diagonal of a square operator.
@@ -54,7 +55,8 @@ def diagonal(
         "hutchinson" is as good as any where the off-diagonal mass is spread out. Where few
         eigenvalues carry it, "xdiag" (two products a probe) and "xnysdiag" (one) are far
         better; "deflated" uses eigenpairs that are wanted anyway.
-    num_probes, max_matvecs, block_size, seed, eigenpairs, progress, callback
+    num_probes, max_matvecs, block_size, seed, eigenpairs, first_probe, progress,
+    callback
         As for :func:`trace`.
     rtol, atol : float, optional
         Sample until the 2-norm of the half-widths of all entries' 95 % intervals is at most
@@ -112,6 +114,7 @@ def diagonal(
         seed=resolve_seed(seed),
         kind=kind,
         eigenpairs=eigenpairs,
+        first_probe=first_probe,
     )
     estimator_type = _METHODS[method]
     estimator = estimator_type(product, plan)

@@ -44,7 +44,7 @@ class ResidualDiagonal(DiagonalEstimator):
         raise NotImplementedError
 
     def advance(self, start: int, count: int) -> None:
-        W = self.space.probes(count, seed=self.plan.seed, start=start, kind=self.plan.kind)
+        W = self.probes(start, count)
         self.moments.add(conjugate(self.space.xp, W) * self.rest(W))
         self.product.require_finite(self._size(self.moments.mean))
 
@@ -58,6 +58,7 @@ class DiagPlusPlus(ResidualDiagonal):
     """A third of the products for the range, a third inside it, a third outside."""
 
     method = "diag++"
+    mergeable = False
 
     def prepare(self, budget: int) -> int:
         columns = sketch_columns(self.plan, budget)

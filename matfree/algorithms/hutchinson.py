@@ -69,7 +69,7 @@ class HutchinsonTrace(TraceEstimator):
         self.samples = Samples()
 
     def advance(self, start: int, count: int) -> None:
-        W = self.space.probes(count, seed=self.plan.seed, start=start, kind=self.plan.kind)
+        W = self.probes(start, count)
         fresh = to_host(self.space.dots(W, self.product(W)))
         self.product.require_finite(fresh)
         self.samples.add(fresh)
@@ -89,7 +89,7 @@ class HutchinsonDiagonal(DiagonalEstimator):
         self.moments = Moments(self.space)
 
     def advance(self, start: int, count: int) -> None:
-        W = self.space.probes(count, seed=self.plan.seed, start=start, kind=self.plan.kind)
+        W = self.probes(start, count)
         self.moments.add(conjugate(self.space.xp, W) * self.product(W))
         self.product.require_finite(self._size(self.moments.mean))
 

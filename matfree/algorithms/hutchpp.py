@@ -44,7 +44,7 @@ class ResidualTrace(TraceEstimator):
         self.samples = Samples()
 
     def advance(self, start: int, count: int) -> None:
-        W = self.space.probes(count, seed=self.plan.seed, start=start, kind=self.plan.kind)
+        W = self.probes(start, count)
         W = outside(self.space, self.Q, W)
         fresh = to_host(self.space.dots(W, self.product(W)))
         self.product.require_finite(fresh)
@@ -59,6 +59,7 @@ class HutchPlusPlus(ResidualTrace):
     """A third of the products for the range, a third inside it, a third outside."""
 
     method = "hutch++"
+    mergeable = False
 
     def prepare(self, budget: int) -> int:
         planned = self.plan.num_probes

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, final
 from matfree.algorithms.products import HostArray, Products
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.progress import Progress
-from matfree.protocol import ProbeKind
+from matfree.protocol import Array, ProbeKind
 from matfree.results import EigenResult, Estimate
 from matfree.results.estimate import student_quantile
 
@@ -43,6 +43,8 @@ class Summary(NamedTuple):
     """The standard error's size, likewise."""
     degrees_of_freedom: float
     samples: HostArray | None = None
+    bias: float = 0.0
+    """What is no sampling error and is added to the half-width."""
 
     @property
     def level(self) -> float:
@@ -53,8 +55,8 @@ class Summary(NamedTuple):
     def half_width(self) -> float:
         """The half-width of the 95 % interval, or the 2-norm of all entries' ones."""
         if math.isinf(self.degrees_of_freedom):
-            return 0.0
-        return student_quantile(0.95, self.degrees_of_freedom) * self.bar
+            return self.bias
+        return student_quantile(0.95, self.degrees_of_freedom) * self.bar + self.bias
 
 
 @final
@@ -70,6 +72,7 @@ class Plan:
     seed: int
     kind: ProbeKind
     eigenpairs: EigenResult | int = 0
+    first_probe: int = 0
 
     @classmethod
     def make(
@@ -83,7 +86,8 @@ class Plan:
         block_size: int | None,
         seed: int,
         kind: ProbeKind,
-        eigenpairs: EigenResult | int,
+        eigenpairs: EigenResult | int = 0,
+        first_probe: int = 0,
     ) -> Plan:
         """Read the arguments that every estimator has, or say what is wrong with them."""
         for name, count in (("num_probes", num_probes), ("max_matvecs", max_matvecs)):
@@ -99,7 +103,7 @@ class Plan:
             )
         budget = max_matvecs or (DEFAULT_BUDGET if adaptive else DEFAULT_PROBES)
         block = block_size_for(size, block_size)
-        return cls(num_probes, budget, rtol, atol, block, seed, kind, eigenpairs)
+        return cls(num_probes, budget, rtol, atol, block, seed, kind, eigenpairs, first_probe)
 
     @property
     def adaptive(self) -> bool:
@@ -123,6 +127,8 @@ class Estimator(ABC):
     method: str
     cost = 1
     """Products a probe."""
+    mergeable = True
+    """Whether the probes enter independently of each other."""
     first_look = 20
     """Probes before the first look: an error bar from fewer is itself too uncertain."""
     look_growth = 1.25
@@ -137,7 +143,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def advance(self, start: int, count: int) -> None:
-        """Send the probes number start, ..., start + count - 1."""
+        """Send ``count`` probes, the ``start``-th of the run first."""
 
     @abstractmethod
     def summary(self) -> Summary:
@@ -146,6 +152,11 @@ class Estimator(ABC):
     @abstractmethod
     def exact(self) -> Summary:
         """The answer from all n unit vectors."""
+
+    def probes(self, start: int, count: int) -> Array:
+        """Probes of the run, (rows, count)."""
+        first = self.plan.first_probe + start
+        return self.space.probes(count, seed=self.plan.seed, start=first, kind=self.plan.kind)
 
     def looks(self, limit: int) -> Iterator[int]:
         """Numbers of probes after which the tolerance is looked at, ending with the limit."""
@@ -261,6 +272,7 @@ class _Run:
     def _estimate(
         self, summary: Summary, reason: str, converged: bool, method: str, num_probes: int
     ) -> Estimate:
+        first = self.plan.first_probe
         return Estimate(
             value=summary.value,
             stderr=summary.stderr,
@@ -271,7 +283,12 @@ class _Run:
             converged=converged,
             reason=reason,
             seed=self.plan.seed,
+            kind=self.plan.kind,
+            size=self.product.space.size,
             samples=summary.samples,
+            probe_ranges=((first, first + num_probes),) if num_probes else (),
+            mergeable=self.estimator.mergeable and num_probes > 0,
+            bias=summary.bias,
             history=tuple(self.history),
         )
 

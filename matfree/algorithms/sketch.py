@@ -15,6 +15,7 @@ import numpy as np
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.sampling import Plan
 from matfree.arrays import to_host
+from matfree.probes import PROBES
 from matfree.protocol import Array
 
 
@@ -30,9 +31,11 @@ class RangeSketch:
         The probes' stream.
     """
 
-    def __init__(self, product: Products, plan: Plan, *, stream: int = 0) -> None:
+    def __init__(self, product: Products, plan: Plan, *, stream: int = PROBES) -> None:
         self.product, self.space, self.plan, self.stream = product, product.space, plan, stream
         self.num_probes = 0
+        # The range that Hutch++ learns is the same whichever probes test what is left.
+        self.first_probe = plan.first_probe if stream == PROBES else 0
         self.Q: Array = self.space.zeros(0)
         self.R: HostArray = np.zeros((0, 0))
 
@@ -62,7 +65,7 @@ class RangeSketch:
             yield self.space.probes(
                 min(block, chosen.stop - begin),
                 seed=self.plan.seed,
-                start=begin,
+                start=self.first_probe + begin,
                 kind=self.plan.kind,
                 stream=self.stream,
             )

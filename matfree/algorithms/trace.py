@@ -39,6 +39,7 @@ def trace(
     seed: Seed = None,
     kind: ProbeKind | None = None,
     eigenpairs: EigenResult | int = 10,
+    first_probe: int = 0,
     progress: bool = False,
     callback: Callable[[Estimate], bool | None] | None = None,
 ) -> Estimate:
@@ -76,6 +77,9 @@ def trace(
         "xnystrace", which rescale by its rotation invariance.
     eigenpairs : EigenResult or int
         For "deflated": eigenpairs already known, or how many to compute first.
+    first_probe : int
+        The number of the first probe: runs over different probes of one seed can be
+        merged, and are then one run over all of them.
     progress : bool
         Show a progress bar with the current value and interval (needs tqdm).
     callback : function, optional
@@ -146,6 +150,7 @@ def trace(
         seed=resolve_seed(seed),
         kind=kind or best_kind,
         eigenpairs=eigenpairs,
+        first_probe=first_probe,
     )
     estimator = estimator_type(product, plan)
     return estimate(product, estimator, progress=progress, callback=callback)

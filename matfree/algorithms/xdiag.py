@@ -41,6 +41,7 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
 
     first_look = 8
     look_growth = 2.0
+    mergeable = False
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)

@@ -109,6 +109,7 @@ class XNysTrace(TraceEstimator):
     cost = 1
     first_look = 8
     look_growth = 2.0
+    mergeable = False
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)

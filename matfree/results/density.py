@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
 
 from matfree import plotting
-from matfree.results.estimate import Estimate
+from matfree.results.estimate import Estimate, by_first_probe, joined_ranges, require_same
 from matfree.results.record import Record
 
 HostArray = np.ndarray[Any, Any]
@@ -45,8 +45,10 @@ class SpectralDensity(Record):
     """The relative spacing of the vectors' data type."""
     seed: int
     """The seed that repeats this run."""
-    first_probe: int = 0
-    """The number of the first probe used."""
+    kind: str = "rademacher"
+    """The distribution of the probes."""
+    probe_ranges: tuple[tuple[int, int], ...] = ()
+    """Which probes were used, as ranges (first, past the last) of their numbers."""
     reason: str = field(default="all probes done", repr=False)
     """Why it stopped, in words."""
 
@@ -156,6 +158,27 @@ class SpectralDensity(Record):
         """Draw the density on matplotlib Axes and return them; see ``matfree.plotting``."""
         return plotting.plot_density(self, ax=ax, width=width)
 
+    def merge(self, *others: SpectralDensity) -> SpectralDensity:
+        """One density from runs over different probes of one problem, exactly.
+
+        Raises
+        ------
+        ValueError
+            The runs differ in size, steps, seed or kind of probes, or share a probe.
+        """
+        runs = (self, *others)
+        for name in ("size", "num_steps", "seed", "kind", "epsilon"):
+            require_same(name, [getattr(run, name) for run in runs])
+        ordered = by_first_probe(runs)
+        return replace(
+            self,
+            nodes=tuple(node for run in ordered for node in run.nodes),
+            weights=tuple(weight for run in ordered for weight in run.weights),
+            num_matvecs=sum(run.num_matvecs for run in runs),
+            probe_ranges=joined_ranges([run.probe_ranges for run in runs]),
+            reason=f"{len(runs)} runs merged",
+        )
+
     def _pairs(self) -> list[tuple[HostArray, HostArray]]:
         return list(zip(self.nodes, self.weights, strict=True))
 
@@ -182,8 +205,11 @@ class SpectralDensity(Record):
             converged=True,
             reason=self.reason,
             seed=self.seed,
+            kind=self.kind,
+            size=self.size,
+            mergeable=True,
             samples=samples,
-            first_probe=self.first_probe,
+            probe_ranges=self.probe_ranges,
         )
 
     def _rows(self) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -39,21 +40,31 @@ class Estimate(Record):
     """Why it stopped, in words."""
     seed: int
     """The seed that repeats this run."""
+    kind: str = "rademacher"
+    """The distribution of the probes."""
+    size: int = 0
+    """n of the operator."""
     samples: Array | None = None
     """One estimate per probe, (num_probes,) float64 or complex128, for a scalar value."""
-    first_probe: int = 0
-    """The number of the first probe used."""
+    probe_ranges: tuple[tuple[int, int], ...] = ()
+    """Which probes were used, as ranges (first, past the last) of their numbers."""
+    bias: float = 0.0
+    """A bound on what is no sampling error: that of the quadrature behind tr f(A). It is
+    added to the half-width."""
+    mergeable: bool = False
+    """Whether the probes entered independently, so that runs over other probes can join."""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     """(products, value, half-width of the 95 % interval) each time it was looked at; for
     a diagonal the 2-norms of both."""
 
     def half_width(self, level: float = 0.95) -> Any:
-        """Half of the interval's width: Student's t quantile times the standard error."""
+        """Half of the interval's width: Student's t quantile times the standard error, and
+        the bias."""
         if not 0 < level < 1:
             raise ValueError(f"level must be in (0, 1): got {level}; pass 0.95 for 95 %.")
         if np.isinf(self.degrees_of_freedom):  # exact: no bar, whatever the level
-            return 0.0 * self.stderr
-        return student_quantile(level, self.degrees_of_freedom) * self.stderr
+            return 0.0 * self.stderr + self.bias
+        return student_quantile(level, self.degrees_of_freedom) * self.stderr + self.bias
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
         """The confidence interval (low, high) at ``level``, by Student's t.
@@ -77,6 +88,68 @@ class Estimate(Record):
             raise TypeError(f"the value {self.value} is complex; read its .value instead.")
         return float(self.value.real)
 
+    def merge(self, *others: Estimate) -> Estimate:
+        """One estimate from runs over different probes of one problem, exactly.
+
+        Parameters
+        ----------
+        *others : Estimate
+            Runs of the same method and seed on the same operator, over other probes
+            (``first_probe``).
+
+        Returns
+        -------
+        Estimate
+            What one run over all the probes would have given, to rounding.
+
+        Raises
+        ------
+        ValueError
+            The runs differ in method or seed, share a probe, or are of a method whose
+            probes work together ("xtrace" and its relatives).
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = np.diag([1.0, 2.0, 3.0]) + 1
+        >>> parts = [mf.trace(A, num_probes=5, first_probe=i, seed=0) for i in (0, 5)]
+        >>> whole = mf.trace(A, num_probes=10, seed=0)
+        >>> bool(np.isclose(parts[0].merge(parts[1]).stderr, whole.stderr))
+        True
+        """
+        runs = (self, *others)
+        for name in ("method", "seed", "kind", "size"):
+            require_same(name, [getattr(run, name) for run in runs])
+        if not all(run.mergeable for run in runs):
+            raise ValueError(
+                f"estimates by {self.method!r} cannot be merged: their probes do not enter "
+                "independently; run it once with more probes."
+            )
+        ranges = joined_ranges([run.probe_ranges for run in runs])
+        count = sum(run.num_probes for run in runs)
+        samples = None
+        if all(run.samples is not None for run in runs):
+            samples = np.concatenate([run.samples for run in by_first_probe(runs)])
+            value = samples.mean().item()
+            deviations = float(np.sum(np.abs(samples - value) ** 2))
+        else:
+            value = sum(run.value * (run.num_probes / count) for run in runs)
+            deviations = sum(_squared_deviations(run, value) for run in runs)
+        return replace(
+            self,
+            value=value,
+            stderr=(deviations / (count * max(count - 1, 1))) ** 0.5 if count > 1 else math.inf,
+            num_probes=count,
+            num_matvecs=sum(run.num_matvecs for run in runs),
+            degrees_of_freedom=count - 1,
+            converged=all(run.converged for run in runs),
+            reason=f"{len(runs)} runs merged",
+            samples=samples,
+            probe_ranges=ranges,
+            bias=max(run.bias for run in runs),
+            history=(),
+        )
+
     def __complex__(self) -> complex:
         return complex(self.value)
 
@@ -86,6 +159,8 @@ class Estimate(Record):
         else:
             value, (low, high) = f"{self.value:.8g}", self.interval()
             bar = f"{self.stderr:.2g}, 95 % interval [{low:.6g}, {high:.6g}]"
+        if self.bias:
+            bar += f", of which {self.bias:.2g} each way are quadrature"
         return [
             ("value", value),
             ("standard error", bar),
@@ -101,6 +176,40 @@ def student_quantile(level: float, degrees_of_freedom: float) -> float:
     if degrees_of_freedom < 1:
         return float("inf")
     return float(scipy.stats.t.ppf(0.5 + level / 2, degrees_of_freedom))
+
+
+def require_same(name: str, values: list[Any]) -> None:
+    """Refuse to merge runs that differ in what must be one."""
+    if len(set(values)) > 1:
+        raise ValueError(f"only runs of one {name} can be merged: got {values}.")
+
+
+def joined_ranges(parts: list[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
+    """Ranges of probe numbers put together in order; ValueError where two overlap."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(pair for part in parts for pair in part):
+        if joined and first < joined[-1][1]:
+            raise ValueError(
+                f"probes {first} to {min(last, joined[-1][1]) - 1} are in two of the runs; merge "
+                "runs over different probes (first_probe)."
+            )
+        if joined and first == joined[-1][1]:
+            joined[-1] = joined[-1][0], last
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def by_first_probe(runs: Any) -> list[Any]:
+    """Runs in the order of their probes, so that the order of merging does not matter."""
+    return sorted(runs, key=lambda run: run.probe_ranges)
+
+
+def _squared_deviations(run: Estimate, center: Any) -> Any:
+    """Sum of squared deviations from ``center`` that a run's mean and bar stand for."""
+    m = run.num_probes
+    within = run.stderr**2 * (m * (m - 1)) if m > 1 else 0.0
+    return within + m * abs(run.value - center) ** 2
 
 
 def _real(value: Any) -> Any:
