@@ -20,6 +20,11 @@ def interval(low: float, high: float, digits: int = 6) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
+def percent(fraction: float) -> str:
+    """A fraction as a percentage of two digits."""
+    return f"{100 * fraction:.0f} %" if fraction >= 0.1 else f"{100 * fraction:.2g} %"
+
+
 def cell(value: Cell, digits: int = 6) -> str:
     """What a reader sees of a cell."""
     if value is None or (isinstance(value, float) and math.isnan(value)):

@@ -13,11 +13,13 @@ from matfree.cli import demo, matrix
 from matfree.cli.failure import CommandError, one_line
 from matfree.cli.options import Parser
 from matfree.errors import MatfreeError
+from matfree.probes import resolve_seed
 
 COMMAND_GROUP = "matfree.commands"
 """Entry points ``command = package:function``; the function takes what argparse's
 ``add_subparsers`` returns, and adds a parser of that name with ``set_defaults(run=...)``:
-a function of the parsed options that returns the exit status."""
+a function of the parsed options that returns the exit status. Its options hold ``seed``,
+which is drawn before it is called where it was not given, and ``command_line``."""
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser(given).parse_args(given)
         options.command_line = ["matfree", *given]
+        options.seed = resolve_seed(options.seed)
         return int(options.run(options))
     except (CommandError, MatfreeError) as error:
         return _end(str(error), BAD_INPUT)
@@ -86,7 +89,7 @@ def _register(point: EntryPoint, subparsers: Any) -> None:
     except ImportError as cause:
         reason = one_line(cause)
 
-        def refuse(options: Any) -> int:
+        def refuse(_: Any) -> int:
             raise CommandError(f"{point.name} cannot run here: {reason}")
 
         parser = subparsers.add_parser(point.name, help=f"not available: {reason}")

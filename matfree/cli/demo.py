@@ -66,11 +66,13 @@ def matrix_chapter(notebook: Notebook, *, seed: int, progress: bool) -> None:
             key="matrix",
             title="A matrix with a known spectrum",
             text=(
-                f"A symmetric {SIZE} x {SIZE} matrix, made for teaching: four outliers, 10, 7, 4 "
-                "and -3, stand clear of a bulk of 296 eigenvalues that fill a half circle from "
-                "-0.5 to 1.5. Spectra of neural networks look like this. Every estimate uses "
-                "nothing but products of A with vectors, and stands beside the exact answer of "
-                "`numpy.linalg.eigvalsh`.",
+                (
+                    f"A symmetric {SIZE} x {SIZE} matrix, made for teaching: four outliers, 10, 7, 4 "
+                    "and -3, stand clear of a bulk of 296 eigenvalues that fill a half circle from "
+                    "-0.5 to 1.5. Spectra of neural networks look like this. Every estimate uses "
+                    "nothing but products of A with vectors, and stands beside the exact answer of "
+                    "`numpy.linalg.eigvalsh`."
+                ),
             ),
             code="import matfree as mf\nfrom matfree.cli.demo import SIZE, example\n"
             "A = example(SIZE)",

@@ -54,7 +54,8 @@ def _read(file: Path) -> Any:
             "save a dense one with numpy.save",
             ".mtx": "it must be in Matrix Market format",
         }[file.suffix]
-        raise CommandError(f"cannot read {file}: {hint} ({one_line(cause)})") from cause
+        reason = one_line(cause).split(". ")[0]  # what follows is advice to programmers
+        raise CommandError(f"cannot read {file}: {hint} ({reason})") from cause
 
 
 def _require_square(loaded: Any, path: str) -> None:

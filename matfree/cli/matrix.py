@@ -33,12 +33,12 @@ def register(subparsers: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     """Study the matrix in the file."""
     matrix = load.matrix(given.file)
+    settings = options.settings(given, matrix.shape[0])
     name = Path(given.file).name
 
     def work(notebook: Notebook) -> None:
         hermitian = asymmetry(matrix) <= tolerance(matrix)
         notebook.open(_chapter(given.file, matrix, hermitian))
-        settings = options.settings(given, matrix.shape[0])
         study = Study(aslinearoperator(matrix), "A", "matrix", settings)
         if given.exact:
             study = study.with_exact(_dense(matrix), hermitian=hermitian)

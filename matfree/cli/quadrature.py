@@ -19,6 +19,12 @@ class Share(NamedTuple):
     value: float
     low: float
     high: float
+    rounding: float = 0.0
+    """What sums of weights may be off by."""
+
+    def holds(self, exact: float) -> bool:
+        """Whether the interval holds a value, give or take rounding."""
+        return self.low - self.rounding <= exact <= self.high + self.rounding
 
 
 def negative_share(density: SpectralDensity) -> Share:
@@ -37,11 +43,11 @@ def negative_share(density: SpectralDensity) -> Share:
         below.append(mass)
         low.append(mass if exact or j == 0 else mass - float(weights[j - 1]))
         high.append(mass if exact or j == len(nodes) else mass + float(weights[j]))
-    rounding = density.num_steps * density.epsilon  # of a sum of weights
     return Share(
         float(np.mean(below)),
-        max(0.0, float(np.mean(low)) - _half_width(low) - rounding),
-        min(1.0, float(np.mean(high)) + _half_width(high) + rounding),
+        max(0.0, float(np.mean(low)) - _half_width(low)),
+        min(1.0, float(np.mean(high)) + _half_width(high)),
+        density.num_steps * density.epsilon,
     )
 
 
@@ -63,9 +69,8 @@ def count_between(density: SpectralDensity, low: float, high: float) -> Share:
 def distance(density: SpectralDensity, eigenvalues: HostArray) -> float:
     """Wasserstein-1 distance to the exact spectrum, relative to its range."""
     nodes, weights = np.concatenate(density.nodes), np.concatenate(density.weights)
-    extent = float(eigenvalues[-1] - eigenvalues[0]) or abs(float(eigenvalues[0])) or 1.0
-    gap: float = scipy.stats.wasserstein_distance(nodes, eigenvalues, weights)
-    return gap / extent
+    extent: float = float(eigenvalues[-1] - eigenvalues[0]) or abs(float(eigenvalues[0])) or 1.0
+    return float(scipy.stats.wasserstein_distance(nodes, eigenvalues, weights)) / extent
 
 
 def _half_width(samples: list[float]) -> float:

@@ -19,7 +19,6 @@ import matfree
 from matfree.cli import cells, folder
 from matfree.cli.report import Notebook, Report
 from matfree.cli.terminal import Terminal
-from matfree.probes import resolve_seed
 
 
 def conduct(options: argparse.Namespace, title: str, work: Callable[[Notebook], None]) -> int:
@@ -28,8 +27,7 @@ def conduct(options: argparse.Namespace, title: str, work: Callable[[Notebook], 
     Parameters
     ----------
     options : parsed arguments
-        ``seed`` (None is replaced by a fresh one), ``out``, ``command_line``; ``json``
-        where the command has it.
+        ``seed``, ``out``, ``command_line``; ``json`` where the command has it.
     title : str
     work : function of a Notebook
         What it has finished when Ctrl-C comes is written all the same.
@@ -39,7 +37,6 @@ def conduct(options: argparse.Namespace, title: str, work: Callable[[Notebook], 
     int, the exit status 0.
     """
     begin = time.perf_counter()
-    options.seed = resolve_seed(options.seed)
     command = shlex.join(options.command_line)
     if not any(word.startswith("--seed") for word in options.command_line):
         command += f" --seed {options.seed}"

@@ -91,6 +91,16 @@ class Study:
         return "z4" if is_complex(self.operator.space.xp, self.operator.dtype) else "rademacher"
 
     @property
+    def probe_entries(self) -> str:
+        """What the probes' entries are, in words."""
+        return "random signs" if self.kind == "rademacher" else "random 4th roots of unity"
+
+    @property
+    def adjoint(self) -> str:
+        """The sign that turns a column into the row of its (conjugated) entries."""
+        return "ᵀ" if self.kind == "rademacher" else "ᴴ"
+
+    @property
     def eps(self) -> float:
         """The relative spacing of the operator's numbers."""
         return epsilon(self.operator.space.xp, self.operator.dtype)

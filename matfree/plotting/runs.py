@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # results import this package, so it can only read their attr
 
 HostArray = np.ndarray[Any, Any]
 
+_FLOOR = 1e-17  # below the relative rounding of any precision
+
 
 def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None) -> Axes:
     """Draw how the residual of each pair fell, step by step.
@@ -37,11 +39,15 @@ def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None
     for pair in sorted({entry[0] for entry in result.history}):
         steps = np.asarray([entry[1:] for entry in result.history if entry[0] == pair])
         colour, x = colours[pair % len(colours)], np.arange(1, len(steps) + 1)
-        ax.plot(x, _positive(steps[:, 1]), color=colour, label=f"pair {pair + 1}: residual")
+        ax.plot(x, _above_rounding(steps[:, 1]), color=colour, label=f"pair {pair + 1}: residual")
         if exact is not None:
             error = np.abs(steps[:, 0] - np.asarray(exact)[pair]) / scale
             ax.plot(
-                x, _positive(error), color=colour, linestyle="--", label=f"pair {pair + 1}: error"
+                x,
+                _above_rounding(error),
+                color=colour,
+                linestyle="--",
+                label=f"pair {pair + 1}: error",
             )
     ax.set_yscale("log")
     ax.set_xlabel("step")
@@ -64,19 +70,12 @@ def plot_trace(estimate: Estimate, exact: float | None = None, *, ax: Axes | Non
     The Axes drawn on.
     """
     ax = axes_or_new(ax)
-    samples = np.atleast_1d(estimate.value if estimate.samples is None else estimate.samples)
-    m, mean, half = _running(np.real(samples))
-    ax.plot(m, np.real(samples), ".", color=GREEN, alpha=0.6, markersize=4, label="one probe")
-    low, high = (mean - half)[1:], (mean + half)[1:]  # one probe has no interval
-    ax.fill_between(m[1:], low, high, color=BLUE, alpha=0.3, linewidth=0)
-    ax.plot(m, mean, color=BLUE, label="running mean, 95 % interval")
+    if estimate.samples is None:
+        ax.axhline(np.real(estimate.value), color=BLUE, label=f"{estimate.method}, no sampling")
+    else:
+        _draw_running(ax, np.real(_host(estimate.samples)))
     if exact is not None:
         ax.axhline(exact, color=ink(ax), linewidth=1, label="exact")
-    reach = _reach(np.real(samples), mean, half)
-    ax.set_ylim(mean[-1] - reach, mean[-1] + reach)
-    if m.size > 1:
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("probes")
     ax.set_ylabel("trace")
     legend(ax)
@@ -124,6 +123,19 @@ def plot_diagonal(estimate: Estimate, exact: Any = None, *, ax: Axes | None = No
     return ax
 
 
+def _draw_running(ax: Axes, samples: HostArray) -> None:
+    m, mean, half = _running(samples)
+    ax.plot(m, samples, ".", color=GREEN, alpha=0.6, markersize=4, label="one probe")
+    low, high = (mean - half)[1:], (mean + half)[1:]  # one probe has no interval
+    ax.fill_between(m[1:], low, high, color=BLUE, alpha=0.3, linewidth=0)
+    ax.plot(m, mean, color=BLUE, label="running mean, 95 % interval")
+    reach = _reach(samples, mean, half)
+    ax.set_ylim(mean[-1] - reach, mean[-1] + reach)
+    if m.size > 1:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+
+
 def _running(samples: HostArray) -> tuple[HostArray, HostArray, HostArray]:
     """Numbers of probes, running means, and half-widths of their 95 % intervals."""
     m = np.arange(1, samples.size + 1)
@@ -143,9 +155,9 @@ def _reach(samples: HostArray, mean: HostArray, half: HostArray) -> float:
     return float(reach) or 0.1 * abs(float(mean[-1])) or 1.0
 
 
-def _positive(x: HostArray) -> HostArray:
-    """What a logarithmic axis can show; an error of exactly 0 leaves a gap."""
-    return np.where(x > 0, x, np.nan)
+def _above_rounding(x: HostArray) -> HostArray:
+    """What a logarithmic axis can show: an error of exactly 0 lies on its floor."""
+    return np.maximum(x, _FLOOR)
 
 
 def _host(x: Any) -> HostArray:

@@ -166,9 +166,10 @@ def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: flo
     label = "isolated" + (": how many" if len(shown) <= _LABELLED else "")
     ax.plot(x, top, "o", color=VERMILLION, markersize=4, label=label)
     for atom, height in zip(shown, top, strict=True):
+        count = atom.mass * size
         if len(shown) <= _LABELLED:
             ax.annotate(
-                f"{atom.mass * size:.2g}",
+                f"{count:.0f}" if count >= 10 else f"{count:.2g}",
                 (atom.position, height),
                 xytext=(0, 4),
                 textcoords="offset points",

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+import matfree as mf
 from matfree import plotting
-from matfree.algorithms.density import spectral_density
 from matfree.cli import cells
 from matfree.cli.quadrature import (
     Share,
@@ -59,16 +59,18 @@ def _density(study: Study, num_steps: int) -> SpectralDensity:
     # One probe at a time where a bar is watched: it moves only between blocks.
     block = 1 if progress else None
     arguments = _arguments(study, num_steps)
-    return spectral_density(study.operator, block_size=block, progress=progress, **arguments)
+    return mf.spectral_density(study.operator, block_size=block, progress=progress, **arguments)
 
 
 def _text(study: Study) -> tuple[str, ...]:
     A, s = study.letter, study.settings
     return (
-        f"From a random vector, {s.num_steps} steps of Lanczos build a small tridiagonal matrix. "
-        "Its eigenvalues are the nodes, and the squared first components of its eigenvectors the "
-        f"weights, of a quadrature of the spectrum of {A} as this vector sees it. The mean over "
-        f"{s.density_probes} vectors estimates how the eigenvalues are distributed.",
+        (
+            f"From a random vector, {s.num_steps} steps of Lanczos build a small tridiagonal matrix. "
+            "Its eigenvalues are the nodes, and the squared first components of its eigenvectors the "
+            f"weights, of a quadrature of the spectrum of {A} as this vector sees it. The mean over "
+            f"{s.density_probes} vectors estimates how the eigenvalues are distributed."
+        ),
     )
 
 
@@ -154,7 +156,7 @@ def _finding(study: Study, density: SpectralDensity, negative: Share) -> Finding
         negative.value,
         f"{cells.interval(negative.low, negative.high, 3)}, 95 %",
         exact,
-        None if exact is None else negative.low <= exact <= negative.high,
+        None if exact is None else negative.holds(exact),
         density.num_matvecs,
     )
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+import matfree as mf
 from matfree import plotting
-from matfree.algorithms.trace import diagonal
 from matfree.arrays import to_host
+from matfree.cli import cells
 from matfree.cli.report import Column, Figure, Finding, Section, Table
 from matfree.cli.study import Exact, Study
 from matfree.results import Estimate
@@ -30,7 +31,7 @@ def section(study: Study) -> Section:
     """Sample, and show how the entries settle."""
     arguments = study.sampling()
     watch = _Watch(study.exact)
-    estimate = diagonal(
+    estimate = mf.diagonal(
         study.operator,
         block_size=_BLOCK,
         progress=study.settings.progress,
@@ -85,9 +86,11 @@ def _text(study: Study, estimate: Estimate) -> tuple[str, ...]:
     if not estimate.num_probes:
         return (f"The diagonal is exact here: {estimate.reason}.",)
     said = [
-        f"The same products give every diagonal entry: w ∘ ({A} w), entry by entry, has diag {A} "
-        "as its mean. An entry's variance is what the rest of its row holds, squared and summed, so "
-        "a diagonal that is weak beside its rows takes many probes."
+        (
+            f"The same products give every diagonal entry: w ∘ ({A} w), entry by entry, has diag {A} "
+            "as its mean. An entry's variance is what the rest of its row holds, squared and summed, "
+            "so a diagonal that is weak beside its rows takes many probes."
+        )
     ]
     if not estimate.converged:
         said.append(f"Not converged: {estimate.reason}. The intervals are right, only wide.")
@@ -114,9 +117,9 @@ def _finding(last: Stage, estimate: Estimate) -> Finding:
     return Finding(
         "diagonal",
         f"{estimate.value.shape[0]:,} entries",
-        f"± {100 * last.bar:.2g} % in the 2-norm" if estimate.num_probes else "exact",
-        None if last.error is None else f"{100 * last.error:.2g} % off",
-        None if last.covered is None else f"{100 * last.covered:.0f} % of them",
+        f"± {cells.percent(last.bar)} in the 2-norm" if estimate.num_probes else "exact",
+        None if last.error is None else f"{cells.percent(last.error)} off",
+        None if last.covered is None else f"{cells.percent(last.covered)} of them",
         estimate.num_matvecs,
     )
 

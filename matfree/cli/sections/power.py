@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import matfree as mf
 from matfree import plotting
-from matfree.algorithms.power import PowerStep, power_iteration
+from matfree.algorithms.power import PowerStep
 from matfree.cli import cells
 from matfree.cli.report import Column, Figure, Finding, Section, Table
 from matfree.cli.study import Study
@@ -48,7 +49,7 @@ def _iterate(study: Study) -> EigenResult:
             text = f"pair {state.pair + 1}, step {state.step}, residual {state.residual:.1e}"
             bar.show(state.pair * MAX_STEPS + state.step, lambda: text)
 
-        return power_iteration(
+        return mf.power_iteration(
             study.operator,
             k,
             rtol=study.settings.eigen_rtol,
@@ -61,11 +62,13 @@ def _iterate(study: Study) -> EigenResult:
 def _text(study: Study, result: EigenResult) -> tuple[str, ...]:
     A = study.letter
     said = [
-        f"Multiply a random vector by {A} again and again, and normalise it each time. It turns "
-        "towards the eigenvector of the eigenvalue largest in magnitude, and its Rayleigh "
-        f"quotient θ = vᵀ{A} v towards that eigenvalue. The residual ‖{A} v − θ v‖ "
-        f"is a certificate: some eigenvalue of {A} lies within it of θ, always. Each "
-        "further pair is found in the orthogonal complement of those before."
+        (
+            f"Multiply a random vector by {A} again and again, and normalise it each time. It turns "
+            "towards the eigenvector of the eigenvalue largest in magnitude, and its Rayleigh "
+            f"quotient θ = v{study.adjoint}{A} v towards that eigenvalue. The residual ‖{A} v − θ v‖ "
+            f"is a certificate: some eigenvalue of {A} lies within it of θ, always. Each "
+            "further pair is found in the orthogonal complement of those before."
+        )
     ]
     still = [j + 1 for j, done in enumerate(result.converged) if not done]
     if still:
@@ -118,13 +121,14 @@ def _pairs(result: EigenResult) -> Table:
 def _findings(study: Study, result: EigenResult) -> tuple[Finding, ...]:
     findings = []
     for j, (value, low, high) in enumerate(_certificates(result)):
+        done = bool(result.converged[j])
         exact, inside = None, None
         if study.exact is not None:
             exact = float(study.exact.largest(j + 1)[j])
             inside = study.exact.inside(low, high, exact)
         findings.append(
             Finding(
-                f"eigenvalue {j + 1}, by magnitude",
+                f"eigenvalue {j + 1}, by magnitude" + ("" if done else ": NOT CONVERGED"),
                 value,
                 f"± {cells.number((high - low) / 2, 2)}, certain",
                 exact,

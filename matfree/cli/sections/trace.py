@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+import matfree as mf
 from matfree import plotting
-from matfree.algorithms.trace import trace
 from matfree.cli import cells
 from matfree.cli.report import Column, Figure, Finding, Section, Table
 from matfree.cli.study import Study
@@ -19,14 +19,14 @@ from matfree.results.estimate import student_quantile
 def section(study: Study) -> Section:
     """Sample, and show how the interval shrank."""
     arguments = study.sampling()
-    estimate = trace(study.operator, progress=study.settings.progress, **arguments)
+    estimate = mf.trace(study.operator, progress=study.settings.progress, **arguments)
     return Section(
         key="trace",
         title="Trace, by Hutchinson's estimator",
         text=_text(study, estimate),
         code=study.call("trace", **arguments),
         tables=() if estimate.samples is None else (_running(study, estimate),),
-        figures=(_figure(study, estimate),),
+        figures=() if estimate.samples is None else (_figure(study, estimate),),
         findings=(_finding(study, estimate),),
         values=_values(study, estimate),
         results={f"{study.prefix}-trace": estimate},
@@ -38,9 +38,11 @@ def _text(study: Study, estimate: Estimate) -> tuple[str, ...]:
     if estimate.samples is None:
         return (f"The trace is exact here: {estimate.reason}.",)
     said = [
-        f"For a vector w of random signs, wᵀ{A} w has the trace as its mean: the diagonal is "
-        "seen exactly, everything else with a random sign. The mean over independent probes "
-        "comes with an interval, by Student's t, that holds the trace in 95 of 100 runs."
+        (
+            f"For a vector w of {study.probe_entries}, w{study.adjoint}{A} w has the trace as its mean: the diagonal is "
+            "seen exactly, everything else at random. The mean over independent probes "
+            "comes with an interval, by Student's t, that holds the trace in 95 of 100 runs."
+        )
     ]
     if not estimate.converged:
         said.append(
@@ -82,12 +84,11 @@ def plain(value: complex) -> float | complex:
 
 def _finding(study: Study, estimate: Estimate) -> Finding:
     low, high = estimate.interval()
-    sure = "95 %" if estimate.samples is not None else "exact"
     exact = None if study.exact is None else study.exact.trace
     return Finding(
         "trace",
         plain(estimate.value),
-        f"{cells.interval(low, high)}, {sure}",
+        f"{cells.interval(low, high)}, 95 %" if estimate.samples is not None else "exact",
         None if exact is None else plain(exact),
         None if study.exact is None else study.exact.inside(low, high, exact),
         estimate.num_matvecs,
