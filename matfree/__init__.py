@@ -8,6 +8,7 @@ for you.
 from matfree.algorithms.density import spectral_density
 from matfree.algorithms.diagonal import diagonal
 from matfree.algorithms.eigsh import eigsh
+from matfree.algorithms.functions import frobenius_norm, logdet, schatten_norm, trace_function
 from matfree.algorithms.lanczos import lanczos
 from matfree.algorithms.power import power_iteration
 from matfree.algorithms.trace import trace
@@ -50,10 +51,14 @@ __all__ = [
     "check_operator",
     "diagonal",
     "eigsh",
+    "frobenius_norm",
     "lanczos",
     "load",
+    "logdet",
     "power_iteration",
+    "schatten_norm",
     "space_like",
     "spectral_density",
     "trace",
+    "trace_function",
 ]

@@ -16,26 +16,28 @@ HostArray = np.ndarray[Any, Any]
 
 @final
 class Products:
-    """A square operator in the hands of one algorithm.
+    """An operator in the hands of one algorithm.
 
     Parameters
     ----------
-    A : anything ``aslinearoperator`` accepts, square and not empty
+    A : anything ``aslinearoperator`` accepts, not empty
+    square : bool
+        Whether the algorithm needs a square one; ``space`` is that of its arguments.
     """
 
-    def __init__(self, A: Any) -> None:
+    def __init__(self, A: Any, *, square: bool = True) -> None:
         self.operator: Operator = aslinearoperator(A)
-        self.space = self.operator.space
+        self.space = self.operator.domain
         self.num_matvecs = 0
         self._num_checked = 0
         m, n = self.operator.shape
-        if m != n:
+        if square and m != n:
             raise OperatorError(
                 f"the operator must be square: got shape ({m}, {n}); for a rectangular A use "
                 "A.H @ A, whose eigenvalues are the squared singular values."
             )
-        if n == 0:
-            raise OperatorError("the operator is empty: its shape is (0, 0).")
+        if m == 0 or n == 0:
+            raise OperatorError(f"the operator is empty: its shape is ({m}, {n}).")
 
     def __call__(self, X: Array) -> Array:
         """A @ X, counting the columns of X."""
