@@ -87,9 +87,7 @@ def _multiply(a: Array, constant: int) -> tuple[Array, Array]:
     return (by_high >> 16) + (low >> 32), low & _MASK
 
 
-def words(
-    xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int
-) -> Array:
+def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int) -> Array:
     """The random words of some counters, int64 (probes, 4 * blocks), in counter order."""
     block = xp.arange(blocks.start, blocks.stop, dtype=xp.int64, device=device)[None, :]
     probe = xp.arange(probes.start, probes.stop, dtype=xp.int64, device=device)[:, None]
@@ -157,9 +155,7 @@ def fourth_roots(
 ) -> Array:
     """Uniform entries from {1, i, -1, -i} (Z4 noise), two sign bits a coordinate."""
     twice = range(2 * rows.start, 2 * rows.stop)
-    signs = rademacher(
-        xp, xp.int8, device, rows=twice, probes=probes, stream=stream, seed=seed
-    )
+    signs = rademacher(xp, xp.int8, device, rows=twice, probes=probes, stream=stream, seed=seed)
     pairs = xp.reshape(signs, (len(rows), 2, len(probes)))
     sign, turn = xp.astype(pairs[:, 0, :], dtype), pairs[:, 1, :] < 0
     return xp.where(turn, sign * 1j, sign)

@@ -139,7 +139,8 @@ class RowSpace(ABC):
         r"""An orthonormal basis Q of the range of X, told from Gram matrices alone.
 
         Each sweep takes the directions that a Gram matrix resolves (it squares the
-        condition number), makes them orthonormal to the last digit, and leaves the rest to the next sweep.
+        condition number), makes them orthonormal to the last digit, and leaves the rest to
+        the next sweep.
 
         Parameters
         ----------

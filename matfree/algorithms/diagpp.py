@@ -23,7 +23,7 @@ from matfree import probes
 from matfree.algorithms.deflation import eigenpairs_for
 from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
 from matfree.algorithms.hutchpp import outside, sketch_columns
-from matfree.algorithms.products import Products
+from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.sampling import Plan, Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import conjugate, real_part, to_host
@@ -106,7 +106,7 @@ def row_dots(space: RowSpace, X: Array, Y: Array) -> Array:
     return xp.astype(xp.sum(products, axis=1), space.dtype)
 
 
-def require_hermitian_core(product: Products, H: np.ndarray) -> None:  # type: ignore[type-arg]
+def require_hermitian_core(product: Products, H: HostArray) -> None:
     """Refuse an operator whose projection H = Q^H A Q is not Hermitian."""
     scale = float(np.linalg.norm(H, ord=2)) if H.size else 0.0
     product.require_finite(H)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -129,8 +129,10 @@ def eigsh(
     if not 1 <= k <= n:
         raise ValueError(f"k must be in [1, n]: got {k} for an operator of size {n}.")
     if which not in ("LM", "LA", "SA", "BE"):
-        hint = "; for the smallest in magnitude, pass the inverse operator" * (which == "SM")
-        raise ValueError(f'which must be "LM", "LA", "SA" or "BE": got {which!r}{hint}.')
+        raise ValueError(
+            f'which must be "LM", "LA", "SA" or "BE": got {which!r}; for eigenvalues inside the '
+            "spectrum (the smallest in magnitude, say), pass the operator of the inverse."
+        )
     eps = epsilon(product.space.xp, product.space.dtype)
     search = _Search(
         product,
@@ -216,8 +218,10 @@ class _Search:
 
     def verify(self, block_size: int) -> None:
         """Search the complement of what was found until nothing better turns up."""
-        ends = [(cast(Which, "LA"), 0), (cast(Which, "SA"), 1)] if self.which == "BE" else []
-        for end, offset in ends or [(self.which, None)]:
+        ends: list[tuple[Which, int | None]] = [(self.which, None)]
+        if self.which == "BE":
+            ends = [("LA", 0), ("SA", 1)]
+        for end, offset in ends:
             while True:
                 found = self._search_complement(block_size, end, offset)
                 if found is None:

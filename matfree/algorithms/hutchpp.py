@@ -67,7 +67,7 @@ class HutchPlusPlus(ResidualTrace):
         self.Q, self.inside = sketched_range(self.product, self.plan, columns)
         if planned is not None:
             return planned - columns
-        return max(0, budget - columns - self.Q.shape[1])
+        return max(0, budget - columns - int(self.Q.shape[1]))
 
 
 @final

@@ -232,19 +232,23 @@ class _Record:
         self.factor = rounding(space.xp, space.dtype)
         self.on_device: list[tuple[Array, Array, Array]] = []
         self.on_host: list[tuple[HostArray, ...]] = []
-        self.scale = self.alive = None
+        self.scale: Array | None = None
+        self.alive: Array | None = None
         self.num_runs = num_runs
 
     def add(self, alpha: Array, beta: Array, defect: Array) -> Array:
         """Record one step; which of the runs go on."""
         xp = self.space.xp
         alpha = real_part(xp, alpha)
-        size = xp.maximum(xp.abs(alpha), beta)
-        self.scale = size if self.scale is None else xp.maximum(self.scale, size)
-        alive = beta > self.factor * self.scale
-        self.alive = alive if self.alive is None else self.alive & alive
-        self.on_device.append((alpha, beta, xp.where(self.alive, defect, xp.zeros_like(defect))))
-        return self.alive
+        scale = xp.maximum(xp.abs(alpha), beta)
+        if self.scale is not None:
+            scale = xp.maximum(self.scale, scale)
+        alive = beta > self.factor * scale
+        if self.alive is not None:
+            alive = alive & self.alive
+        self.scale, self.alive = scale, alive
+        self.on_device.append((alpha, beta, xp.where(alive, defect, xp.zeros_like(defect))))
+        return alive
 
     def look(self) -> list[HostArray]:
         """Bring the new entries to the host: the one place where the device is waited for."""

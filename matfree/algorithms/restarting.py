@@ -82,12 +82,12 @@ class KrylovDecomposition:
     @property
     def room(self) -> bool:
         """Whether another block fits into V."""
-        return self.size + self.Q.shape[1] <= self.V.shape[1]
+        return bool(self.size + self.Q.shape[1] <= self.V.shape[1])
 
     @property
     def exhausted(self) -> bool:
         """Whether V spans the whole complement, so that nothing is left to add."""
-        return self.Q.shape[1] == 0
+        return bool(self.Q.shape[1] == 0)
 
     def expand(self) -> None:
         """Append Q to V, multiply it, and make the product's remainder the next Q."""

@@ -98,7 +98,7 @@ def leave_one_out_nystrom(
     squares = np.sum(np.abs(YM) ** 2, axis=0) / weight
     squares += np.einsum("ji,jl,li->i", ny.inverse.conj(), nu_W, ny.inverse).real / weight
     c = (size - k + 1) * np.diag(np.linalg.inv(small.G)).real if resphere else 1.0
-    return total - squares + c / weight
+    return np.asarray(total - squares + c / weight)
 
 
 @final

@@ -84,11 +84,12 @@ def leave_one_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArr
         + np.sum(X.conj() * (H @ X), axis=0)
     )
     if not resphere:
-        return inside + outside
+        return np.asarray(inside + outside)
     free = size - R.shape[0] + np.sum(np.abs(S) ** 2, axis=0)  # n - rank P_i
     missed = lengths - np.sum(np.abs(X) ** 2, axis=0)
     something = missed > 1e-12 * lengths  # a sketch of the whole space misses nothing
-    return inside + outside * np.where(something, free, 0.0) / np.where(something, missed, 1.0)
+    scale = np.where(something, free, 0.0) / np.where(something, missed, 1.0)
+    return np.asarray(inside + outside * scale)
 
 
 def left_out_directions(R: HostArray) -> HostArray:
@@ -99,8 +100,9 @@ def left_out_directions(R: HostArray) -> HostArray:
     r, k = R.shape
     if r < k or k == 0:
         return np.zeros_like(R)
-    S = np.linalg.inv(R).conj().T
-    return S / np.linalg.norm(S, axis=0)
+    S: HostArray = np.linalg.inv(R).conj().T
+    S /= np.linalg.norm(S, axis=0)
+    return S
 
 
 @final

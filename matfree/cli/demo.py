@@ -59,7 +59,9 @@ def run(given: argparse.Namespace) -> int:
 def matrix_chapter(notebook: Notebook, *, seed: int, progress: bool) -> None:
     """The chapter on an explicit matrix."""
     matrix = example(SIZE)
-    settings = Settings(seed=seed, eigen_rtol=1e-6, num_probes=256, num_steps=80, progress=progress)
+    settings = Settings(
+        seed=seed, eigen_rtol=1e-6, num_probes=256, num_steps=80, compare=True, progress=progress
+    )
     study = Study(aslinearoperator(matrix), "A", "matrix", settings)
     notebook.open(
         Chapter(
@@ -79,7 +81,7 @@ def matrix_chapter(notebook: Notebook, *, seed: int, progress: bool) -> None:
             facts=(("size", f"{SIZE} x {SIZE}, {matrix.dtype}"), ("seed", str(seed))),
         )
     )
-    sections.write(study.with_exact(matrix, hermitian=True), notebook)
+    sections.write(study.with_exact(matrix), notebook)
 
 
 def example(size: int) -> np.ndarray[Any, Any]:

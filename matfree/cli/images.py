@@ -9,7 +9,7 @@ from matfree.cli.report import Figure
 
 Theme: TypeAlias = Literal["light", "dark"]
 
-SIZE = (5.6, 3.6)
+WIDTH = 5.6
 """Inches: small enough that text stays readable at the width of a phone."""
 
 _DOTS_PER_INCH = 160
@@ -39,7 +39,7 @@ def png(figure: Figure, theme: Theme = "light") -> bytes:
         "ytick.color": ink,
     }
     with matplotlib.rc_context(style):
-        canvas = Canvas(figsize=SIZE, layout="constrained")
+        canvas = Canvas(figsize=(WIDTH, figure.height), layout="constrained")
         figure.draw(canvas.subplots())
         stream = io.BytesIO()
         canvas.savefig(stream, dpi=_DOTS_PER_INCH, format="png", metadata={"Software": None})

@@ -39,15 +39,15 @@ def run(given: argparse.Namespace) -> int:
     def work(notebook: Notebook) -> None:
         hermitian = asymmetry(matrix) <= tolerance(matrix)
         notebook.open(_chapter(given.file, matrix, hermitian))
-        study = Study(aslinearoperator(matrix), "A", "matrix", settings)
+        study = Study(aslinearoperator(matrix), "A", "matrix", settings, hermitian=hermitian)
         if given.exact:
-            study = study.with_exact(_dense(matrix), hermitian=hermitian)
+            study = study.with_exact(_dense(matrix))
         if not hermitian:
             notebook.note(
                 "A is not Hermitian, so only its trace and diagonal are estimated; A.T @ A, whose "
                 "eigenvalues are the squared singular values, would be."
             )
-        sections.write(study, notebook, hermitian=hermitian)
+        sections.write(study, notebook)
 
     return conduct(given, f"The matrix {name}", work)
 

@@ -71,6 +71,11 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         "--exact", action="store_true", help="the dense answers beside the estimates"
     )
     parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="other methods for the trace and the diagonal beside, for as many products",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print results.json instead of the tables"
     )
 
@@ -88,6 +93,7 @@ def settings(options: argparse.Namespace, size: int) -> Settings:
         rtol=options.rtol,
         max_matvecs=options.max_matvecs,
         num_steps=options.num_steps,
+        compare=options.compare,
         progress=progress_visible(),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,4 +79,5 @@ def _half_width(samples: list[float]) -> float:
     count = len(samples)
     if count < 2:
         return float("inf")
-    return student_quantile(0.95, count - 1) * float(np.std(samples, ddof=1)) / count**0.5
+    stderr = float(np.std(samples, ddof=1)) / math.sqrt(count)
+    return student_quantile(0.95, count - 1) * stderr

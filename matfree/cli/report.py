@@ -56,6 +56,8 @@ class Figure:
     caption: str
     draw: Callable[[Any], Any]
     """Draws on the matplotlib Axes it is given."""
+    height: float = 3.6
+    """Inches."""
 
 
 @final

@@ -31,6 +31,8 @@ class Settings:
     max_matvecs: int | None = None
     num_steps: int = 80
     density_probes: int = 8
+    compare: bool = False
+    """Whether other methods are shown beside Hutchinson's, for as many products."""
     progress: bool = False
 
 
@@ -83,6 +85,7 @@ class Study:
     prefix: str
     """What the names of its files begin with."""
     settings: Settings
+    hermitian: bool = True
     exact: Exact | None = None
 
     @property
@@ -105,9 +108,9 @@ class Study:
         """The relative spacing of the operator's numbers."""
         return epsilon(self.operator.space.xp, self.operator.dtype)
 
-    def with_exact(self, matrix: HostArray, *, hermitian: bool) -> Study:
+    def with_exact(self, matrix: HostArray) -> Study:
         """The same study with the dense answers of ``matrix`` beside it."""
-        exact = Exact.of(matrix, hermitian=hermitian, eps=self.eps)
+        exact = Exact.of(matrix, hermitian=self.hermitian, eps=self.eps)
         return dataclasses.replace(self, exact=exact)
 
     def sampling(self) -> dict[str, Any]:
@@ -120,6 +123,14 @@ class Study:
         if self.kind != "rademacher":
             arguments["kind"] = self.kind
         return {**arguments, "seed": s.seed}
+
+    def rivals(self, *methods: str, num_matvecs: int) -> list[tuple[str, dict[str, Any]]]:
+        """Other methods to compare with, and their arguments for as many products."""
+        n = self.operator.shape[0]
+        if not self.settings.compare or not self.hermitian or num_matvecs >= n:
+            return []
+        arguments = {"max_matvecs": num_matvecs, "seed": self.settings.seed}
+        return [(method, {"method": method, **arguments}) for method in methods]
 
     def call(self, function: str, *positional: object, **arguments: object) -> str:
         """A line of Python that repeats a computation."""

@@ -87,7 +87,7 @@ class Adjoint(Operator):
         self.operator = operator
 
     @property
-    def H(self) -> Operator:  # noqa: N802
+    def H(self) -> Operator:
         """The operator itself."""
         return self.operator
 
@@ -107,7 +107,7 @@ class Transpose(Operator):
         self.operator = operator
 
     @property
-    def T(self) -> Operator:  # noqa: N802
+    def T(self) -> Operator:
         """The operator itself."""
         return self.operator
 
@@ -161,5 +161,3 @@ def _require_same_home(left: RowSpace, right: RowSpace) -> None:
         f"the operators' vectors live in different places ({sides[0]}; {sides[1]}); "
         "convert one of them first."
     )
-
-

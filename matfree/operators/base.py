@@ -12,6 +12,7 @@ from matfree.errors import OperatorError
 from matfree.protocol import Array, DType
 from matfree.spaces import RowSpace
 
+
 class Operator(ABC):
     """A linear operator of ours: products checked at the door, and an algebra.
 
@@ -114,12 +115,12 @@ class Operator(ABC):
         return algebra.Restricted(self, range(start, stop))
 
     @property
-    def H(self) -> Operator:  # noqa: N802  # the field's name, SciPy's too
+    def H(self) -> Operator:  # the field's name, SciPy's too
         """The adjoint A^H."""
         return algebra.Adjoint(self)
 
     @property
-    def T(self) -> Operator:  # noqa: N802  # the field's name, SciPy's too
+    def T(self) -> Operator:  # the field's name, SciPy's too
         """The transpose, unconjugated."""
         return algebra.Transpose(self)
 

@@ -98,7 +98,7 @@ class SpectralDensity(Record):
     def cdf(self, x: Any) -> HostArray:
         """The fraction of eigenvalues at or below x, estimated; x scalar or (m,)."""
         points = np.asarray(x, dtype=np.float64)
-        return np.mean([_mass_up_to(points, *pair) for pair in self._pairs()], axis=0)
+        return np.asarray(np.mean([_mass_up_to(points, *pair) for pair in self._pairs()], axis=0))
 
     def mass_below(self, x: float) -> Estimate:
         """The fraction of eigenvalues below x, with the probes' error bar.
@@ -121,7 +121,8 @@ class SpectralDensity(Record):
         nodes, weights = np.concatenate(self.nodes), np.concatenate(self.weights)
         order = np.argsort(nodes)
         mass = np.cumsum(weights[order]) / self.num_probes
-        return float(nodes[order][min(np.searchsorted(mass, q - 1e-12), mass.size - 1)])
+        first = min(int(np.searchsorted(mass, q - 1e-12)), mass.size - 1)
+        return float(nodes[order][first])
 
     def moment(self, p: int) -> Estimate:
         """The mean p-th power of the eigenvalues, tr(A^p) / n; exact quadrature for

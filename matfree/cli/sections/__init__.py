@@ -14,18 +14,17 @@ from matfree.errors import ConvergenceWarning
 __all__ = ["write"]
 
 
-def write(study: Study, notebook: Notebook, *, hermitian: bool = True) -> None:
+def write(study: Study, notebook: Notebook) -> None:
     """Compute and report all there is to say of an operator.
 
     Parameters
     ----------
     study : Study
+        Of an operator that is not Hermitian, the trace and the diagonal only.
     notebook : Notebook, with the operator's chapter open
-    hermitian : bool
-        Without it, the trace and the diagonal only.
     """
     everything = (power.section, trace.section, diagonal.section, density.section)
-    for make in everything if hermitian else (trace.section, diagonal.section):
+    for make in everything if study.hermitian else (trace.section, diagonal.section):
         begin = time.perf_counter()
         with warnings.catch_warnings():
             # Every section says in its own words what did not converge.

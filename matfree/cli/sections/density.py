@@ -36,7 +36,7 @@ def section(study: Study) -> Section:
         code=study.call("spectral_density", **_arguments(study, study.settings.num_steps)),
         tables=(*resolution, *_isolated(study, density), _facts(study, density, negative)),
         figures=_figures(study, density),
-        findings=(_finding(study, density, negative),),
+        findings=_findings(study, density, negative),
         values=_values(study, density, negative),
         results={f"{study.prefix}-density": density},
     )
@@ -148,16 +148,27 @@ def _truth(study: Study) -> np.ndarray[Any, Any] | None:
     return None if study.exact is None else study.exact.eigenvalues
 
 
-def _finding(study: Study, density: SpectralDensity, negative: Share) -> Finding:
-    truth = _truth(study)
-    exact = None if truth is None else exact_negative_share(density, truth)
-    return Finding(
-        "fraction of negative eigenvalues",
-        negative.value,
-        f"{cells.interval(negative.low, negative.high, 3)}, 95 %",
-        exact,
-        None if exact is None else negative.holds(exact),
-        density.num_matvecs,
+def _findings(study: Study, density: SpectralDensity, negative: Share) -> tuple[Finding, Finding]:
+    """How many eigenvalues are negative, and one that is as small as it says."""
+    truth, (least, _) = _truth(study), density.support
+    share = None if truth is None else exact_negative_share(density, truth)
+    bottom = None if truth is None else float(truth[0])
+    return (
+        Finding(
+            "fraction of negative eigenvalues",
+            negative.value,
+            f"{cells.interval(negative.low, negative.high, 3)}, 95 %",
+            share,
+            None if share is None else negative.holds(share),
+            density.num_matvecs,
+        ),
+        Finding(
+            "least eigenvalue",
+            least,
+            "at most that, certain",
+            bottom,
+            None if study.exact is None else bool(bottom <= least + study.exact.rounding),
+        ),
     )
 
 

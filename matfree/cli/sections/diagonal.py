@@ -17,6 +17,9 @@ from matfree.results import Estimate
 _BLOCK = 8  # probes between two looks for the table
 
 
+NAMES = {"diag++": "Diag++", "xdiag": "XDiag", "deflated": "deflation"}
+
+
 class Stage(NamedTuple):
     """The state after some number of probes; 2-norms relative to the diagonal's."""
 
@@ -39,16 +42,24 @@ def section(study: Study) -> Section:
         **arguments,
     )
     last = stage(estimate, study.exact)
-    sampled = estimate.num_probes > 0
+    rivals = [
+        mf.diagonal(study.operator, progress=study.settings.progress, **arguments)
+        for _, arguments in study.rivals(*NAMES, num_matvecs=estimate.num_matvecs)
+    ]
+    compared = [(found, stage(found, study.exact)) for found in rivals]
+    tables = (_table(study, [*watch.stages, last]),) if estimate.num_probes else ()
+    if rivals:
+        tables += (_comparison(study, [(estimate, last), *compared]),)
     return Section(
         key="diagonal",
         title="Diagonal, by Hutchinson's estimator",
         text=_text(study, estimate),
         code=study.call("diagonal", **arguments),
-        tables=(_table(study, [*watch.stages, last]),) if sampled else (),
-        figures=(_figure(study, estimate),),
-        findings=(_finding(last, estimate),),
-        values=_values(last, estimate, study.exact),
+        tables=tables,
+        figures=tuple(_figure(study, found) for found in (estimate, *rivals[-1:])),
+        findings=tuple(_finding(state, found) for found, state in ((estimate, last), *compared)),
+        values=_values(last, estimate, study.exact)
+        | {"compared": {e.method: _values(state, e, study.exact) for e, state in compared}},
         results={f"{study.prefix}-diagonal": estimate},
     )
 
@@ -113,9 +124,25 @@ def _table(study: Study, stages: list[Stage]) -> Table:
     )
 
 
+def _comparison(study: Study, compared: list[tuple[Estimate, Stage]]) -> Table:
+    titles = [Column("method"), Column("products"), Column("standard error", 3)]
+    if study.exact is not None:
+        titles += [Column("error", 3), Column("inside", 3)]
+    rows = []
+    for estimate, state in compared:
+        known = () if study.exact is None else (state.error, state.covered)
+        rows.append((estimate.method, estimate.num_matvecs, state.bar, *known))
+    return Table(
+        "Methods that find the few largest eigenvalues first, and sample only the rest, for as "
+        "many products:",
+        tuple(titles),
+        tuple(rows),
+    )
+
+
 def _finding(last: Stage, estimate: Estimate) -> Finding:
     return Finding(
-        "diagonal",
+        "diagonal" if estimate.method not in NAMES else f"diagonal, by {NAMES[estimate.method]}",
         f"{estimate.value.shape[0]:,} entries",
         f"± {cells.percent(last.bar)} in the 2-norm" if estimate.num_probes else "exact",
         None if last.error is None else f"{cells.percent(last.error)} off",
@@ -143,7 +170,11 @@ def _figure(study: Study, estimate: Estimate) -> Figure:
     def draw(ax: Any) -> None:
         plotting.plot_diagonal(estimate, study.exact and study.exact.diagonal, ax=ax)
 
+    by = NAMES.get(estimate.method, "Hutchinson's estimator")
     caption = "Every entry with its own 95 % interval."
     if study.exact is not None:
         caption += " Sorted by the exact diagonal, which about 95 % of the intervals should cross."
-    return Figure(f"{study.prefix}-diagonal", "The diagonal", caption, draw)
+    name = f"{study.prefix}-diagonal"
+    if estimate.method in NAMES:
+        name += f"-{estimate.method}"
+    return Figure(name, f"The diagonal, by {by}", caption, draw)

@@ -16,19 +16,30 @@ from matfree.results import Estimate
 from matfree.results.estimate import student_quantile
 
 
+NAMES = {"hutch++": "Hutch++", "xtrace": "XTrace", "deflated": "deflation"}
+
+
 def section(study: Study) -> Section:
     """Sample, and show how the interval shrank."""
     arguments = study.sampling()
     estimate = mf.trace(study.operator, progress=study.settings.progress, **arguments)
+    rivals = [
+        mf.trace(study.operator, progress=study.settings.progress, **arguments)
+        for _, arguments in study.rivals(*NAMES, num_matvecs=estimate.num_matvecs)
+    ]
+    tables = () if estimate.samples is None else (_running(study, estimate),)
+    if rivals:
+        tables += (_comparison(study, [estimate, *rivals]),)
     return Section(
         key="trace",
         title="Trace, by Hutchinson's estimator",
         text=_text(study, estimate),
         code=study.call("trace", **arguments),
-        tables=() if estimate.samples is None else (_running(study, estimate),),
+        tables=tables,
         figures=() if estimate.samples is None else (_figure(study, estimate),),
-        findings=(_finding(study, estimate),),
-        values=_values(study, estimate),
+        findings=tuple(_finding(study, found) for found in (estimate, *rivals)),
+        values=_values(study, estimate)
+        | {"compared": {found.method: _values(study, found) for found in rivals}},
         results={f"{study.prefix}-trace": estimate},
     )
 
@@ -72,6 +83,26 @@ def _running(study: Study, estimate: Estimate) -> Table:
     return Table("Probe by probe, with the 95 % interval:", tuple(titles), tuple(rows))
 
 
+def _comparison(study: Study, estimates: list[Estimate]) -> Table:
+    titles = [Column("method"), Column("products"), Column("value"), Column("half-width", 2)]
+    if study.exact is not None:
+        titles += [Column("exact"), Column("error", 2), Column("inside")]
+    rows = []
+    for found in estimates:
+        row: list[Any] = [found.method, found.num_matvecs, plain(found.value), found.half_width()]
+        if study.exact is not None:
+            exact = study.exact.trace
+            inside = study.exact.inside(*found.interval(), exact)
+            row += [plain(exact), abs(found.value - exact), inside]
+        rows.append(tuple(row))
+    return Table(
+        "Methods that find the few largest eigenvalues first, and sample only the rest, for as "
+        "many products:",
+        tuple(titles),
+        tuple(rows),
+    )
+
+
 def doubling(last: int) -> list[int]:
     """2, 4, 8 ... and the last number."""
     return [*(2**j for j in range(1, last.bit_length()) if 2**j < last), last]
@@ -86,7 +117,7 @@ def _finding(study: Study, estimate: Estimate) -> Finding:
     low, high = estimate.interval()
     exact = None if study.exact is None else study.exact.trace
     return Finding(
-        "trace",
+        "trace" if estimate.method not in NAMES else f"trace, by {NAMES[estimate.method]}",
         plain(estimate.value),
         f"{cells.interval(low, high)}, 95 %" if estimate.samples is not None else "exact",
         None if exact is None else plain(exact),

@@ -1,0 +1,57 @@
+# Every target sets itself up: an interpreter in PYTHON is all that must be there.
+#
+#   make demo     the main job on an embedded default; the report goes to matfree-report/
+#   make test     checks, then the whole test suite
+#   make check    formatter, linter, types, import rules
+#   make docs     the documentation site, every page executed, into docs/_build/html
+#   make bench    ratios against hand-written code and other libraries, into docs/benchmarks.md
+#
+# make test PYTHON=python3.13 uses an environment of its own, the newest NumPy and SciPy, and
+# no torch: what needs torch is skipped and says so.
+
+PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
+VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
+VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet --retries 10
+PINS := $(if $(filter 3.11,$(VERSION)),--constraint .ci/constraints.txt)
+SETUP := pyproject.toml .ci/constraints.txt
+
+.PHONY: demo test check docs bench clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/installed
+	$(VENV)/bin/matfree demo
+
+test: check
+	$(RUN) -m pytest
+
+check: $(VENV)/installed
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy $(if $(filter 3.11,$(VERSION)),,--exclude adapters/matfree_torch)
+	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/documented
+	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/installed
+	$(RUN) tests/benchmarks/run.py
+
+clean:
+	rm -rf .venv .venv-* docs/_build
+
+# An unpinned torch brings gigabytes of CUDA libraries, so it is installed first, by itself.
+$(VENV)/installed: $(SETUP)
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(VERSION),3.11)
+	$(PIP) install torch==2.13.0
+	$(PIP) install $(PINS) --editable '.[all]'
+else
+	$(PIP) install --editable '.[test]'
+endif
+	touch $@
+
+$(VENV)/documented: $(VENV)/installed
+	$(PIP) install $(PINS) --editable '.[docs]'
+	touch $@
