@@ -22,6 +22,13 @@ CHAPTER_GROUP = "matfree.demo"
 
 SIZE = 300
 
+_WORDS = (
+    f"A symmetric {SIZE} x {SIZE} matrix, made for teaching: four outliers, 10, 7, 4 and -3, "
+    f"stand clear of a bulk of {SIZE - 4} eigenvalues that fill a half circle from -0.5 to 1.5. "
+    "Spectra of neural networks look like this. Every estimate uses nothing but products of A "
+    "with vectors, and stands beside the exact answer of `numpy.linalg.eigvalsh`."
+)
+
 
 def register(subparsers: Any) -> None:
     """Add the command."""
@@ -67,15 +74,7 @@ def matrix_chapter(notebook: Notebook, *, seed: int, progress: bool) -> None:
         Chapter(
             key="matrix",
             title="A matrix with a known spectrum",
-            text=(
-                (
-                    f"A symmetric {SIZE} x {SIZE} matrix, made for teaching: four outliers, 10, 7, 4 "
-                    "and -3, stand clear of a bulk of 296 eigenvalues that fill a half circle from "
-                    "-0.5 to 1.5. Spectra of neural networks look like this. Every estimate uses "
-                    "nothing but products of A with vectors, and stands beside the exact answer of "
-                    "`numpy.linalg.eigvalsh`."
-                ),
-            ),
+            text=(_WORDS,),
             code="import matfree as mf\nfrom matfree.cli.demo import SIZE, example\n"
             "A = example(SIZE)",
             facts=(("size", f"{SIZE} x {SIZE}, {matrix.dtype}"), ("seed", str(seed))),

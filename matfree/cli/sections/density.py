@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,14 +66,13 @@ def _density(study: Study, num_steps: int) -> SpectralDensity:
 
 def _text(study: Study) -> tuple[str, ...]:
     A, s = study.letter, study.settings
-    return (
-        (
-            f"From a random vector, {s.num_steps} steps of Lanczos build a small tridiagonal matrix. "
-            "Its eigenvalues are the nodes, and the squared first components of its eigenvectors the "
-            f"weights, of a quadrature of the spectrum of {A} as this vector sees it. The mean over "
-            f"{s.density_probes} vectors estimates how the eigenvalues are distributed."
-        ),
+    method = (
+        f"From a random vector, {s.num_steps} steps of Lanczos build a small tridiagonal matrix. "
+        "Its eigenvalues are the nodes, and the squared first components of its eigenvectors the "
+        f"weights, of a quadrature of the spectrum of {A} as this vector sees it. The mean over "
+        f"{s.density_probes} vectors estimates how the eigenvalues are distributed."
     )
+    return (method,)
 
 
 def _resolution(study: Study, truth: np.ndarray[Any, Any]) -> Table:
@@ -151,24 +152,19 @@ def _truth(study: Study) -> np.ndarray[Any, Any] | None:
 def _findings(study: Study, density: SpectralDensity, negative: Share) -> tuple[Finding, Finding]:
     """How many eigenvalues are negative, and one that is as small as it says."""
     truth, (least, _) = _truth(study), density.support
-    share = None if truth is None else exact_negative_share(density, truth)
-    bottom = None if truth is None else float(truth[0])
+    share = Finding(
+        "fraction of negative eigenvalues",
+        negative.value,
+        f"{cells.interval(negative.low, negative.high, 3)}, 95 %",
+        num_matvecs=density.num_matvecs,
+    )
+    bottom = Finding("least eigenvalue", least, "at most that, certain")
+    if truth is None or study.exact is None:
+        return share, bottom
+    part, low = exact_negative_share(density, truth), float(truth[0])
     return (
-        Finding(
-            "fraction of negative eigenvalues",
-            negative.value,
-            f"{cells.interval(negative.low, negative.high, 3)}, 95 %",
-            share,
-            None if share is None else negative.holds(share),
-            density.num_matvecs,
-        ),
-        Finding(
-            "least eigenvalue",
-            least,
-            "at most that, certain",
-            bottom,
-            None if study.exact is None else bool(bottom <= least + study.exact.rounding),
-        ),
+        replace(share, exact=part, inside=negative.holds(part)),
+        replace(bottom, exact=low, inside=study.exact.inside(-math.inf, least, low)),
     )
 
 

@@ -17,7 +17,7 @@ from matfree.results import Estimate
 _BLOCK = 8  # probes between two looks for the table
 
 
-NAMES = {"diag++": "Diag++", "xdiag": "XDiag", "deflated": "deflation"}
+NAMES = {"xdiag": "XDiag", "deflated": "deflation"}
 
 
 class Stage(NamedTuple):
@@ -47,15 +47,14 @@ def section(study: Study) -> Section:
         for _, arguments in study.rivals(*NAMES, num_matvecs=estimate.num_matvecs)
     ]
     compared = [(found, stage(found, study.exact)) for found in rivals]
-    tables = (_table(study, [*watch.stages, last]),) if estimate.num_probes else ()
-    if rivals:
-        tables += (_comparison(study, [(estimate, last), *compared]),)
+    sampled = (_table(study, [*watch.stages, last]),) if estimate.num_probes else ()
+    beside = (_comparison(study, [(estimate, last), *compared]),) if rivals else ()
     return Section(
         key="diagonal",
         title="Diagonal, by Hutchinson's estimator",
         text=_text(study, estimate),
         code=study.call("diagonal", **arguments),
-        tables=tables,
+        tables=(*sampled, *beside),
         figures=tuple(_figure(study, found) for found in (estimate, *rivals[-1:])),
         findings=tuple(_finding(state, found) for found, state in ((estimate, last), *compared)),
         values=_values(last, estimate, study.exact)
@@ -96,16 +95,14 @@ def _text(study: Study, estimate: Estimate) -> tuple[str, ...]:
     A = study.letter
     if not estimate.num_probes:
         return (f"The diagonal is exact here: {estimate.reason}.",)
-    said = [
-        (
-            f"The same products give every diagonal entry: w ∘ ({A} w), entry by entry, has diag {A} "
-            "as its mean. An entry's variance is what the rest of its row holds, squared and summed, "
-            "so a diagonal that is weak beside its rows takes many probes."
-        )
-    ]
+    method = (
+        f"The same products give every diagonal entry: w ∘ ({A} w), entry by entry, has diag {A} "
+        "as its mean. An entry's variance is what the rest of its row holds, squared and summed, "
+        "so a diagonal that is weak beside its rows takes many probes."
+    )
     if not estimate.converged:
-        said.append(f"Not converged: {estimate.reason}. The intervals are right, only wide.")
-    return tuple(said)
+        return (method, f"Not converged: {estimate.reason}. The intervals are right, only wide.")
+    return (method,)
 
 
 def _table(study: Study, stages: list[Stage]) -> Table:

@@ -61,23 +61,22 @@ def _iterate(study: Study) -> EigenResult:
 
 def _text(study: Study, result: EigenResult) -> tuple[str, ...]:
     A = study.letter
-    said = [
-        (
-            f"Multiply a random vector by {A} again and again, and normalise it each time. It turns "
-            "towards the eigenvector of the eigenvalue largest in magnitude, and its Rayleigh "
-            f"quotient θ = v{study.adjoint}{A} v towards that eigenvalue. The residual ‖{A} v − θ v‖ "
-            f"is a certificate: some eigenvalue of {A} lies within it of θ, always. Each "
-            "further pair is found in the orthogonal complement of those before."
-        )
-    ]
+    method = (
+        f"Multiply a random vector by {A} again and again, and normalise it each time. It turns "
+        "towards the eigenvector of the eigenvalue largest in magnitude, and its Rayleigh "
+        f"quotient θ = v{study.adjoint}{A} v towards that eigenvalue. The residual ‖{A} v - θ v‖ "
+        f"is a certificate: some eigenvalue of {A} lies within it of θ, always. Each further "
+        "pair is found in the orthogonal complement of those before."
+    )
     still = [j + 1 for j, done in enumerate(result.converged) if not done]
     if still:
-        said.append(
+        shortfall = (
             f"Not converged in {MAX_STEPS} steps: pair {', '.join(map(str, still))}. The "
             "certificate holds all the same; eigenvalues of nearly equal magnitude are slow to "
             "tell apart, and those of opposite sign cannot be."
         )
-    return tuple(said)
+        return (method, shortfall)
+    return (method,)
 
 
 def _steps(study: Study, result: EigenResult) -> Table:

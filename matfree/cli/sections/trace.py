@@ -15,8 +15,7 @@ from matfree.cli.study import Study
 from matfree.results import Estimate
 from matfree.results.estimate import student_quantile
 
-
-NAMES = {"hutch++": "Hutch++", "xtrace": "XTrace", "deflated": "deflation"}
+NAMES = {"xtrace": "XTrace", "deflated": "deflation"}
 
 
 def section(study: Study) -> Section:
@@ -27,15 +26,14 @@ def section(study: Study) -> Section:
         mf.trace(study.operator, progress=study.settings.progress, **arguments)
         for _, arguments in study.rivals(*NAMES, num_matvecs=estimate.num_matvecs)
     ]
-    tables = () if estimate.samples is None else (_running(study, estimate),)
-    if rivals:
-        tables += (_comparison(study, [estimate, *rivals]),)
+    sampled = (_running(study, estimate),) if estimate.samples is not None else ()
+    compared = (_comparison(study, [estimate, *rivals]),) if rivals else ()
     return Section(
         key="trace",
         title="Trace, by Hutchinson's estimator",
         text=_text(study, estimate),
         code=study.call("trace", **arguments),
-        tables=tables,
+        tables=(*sampled, *compared),
         figures=() if estimate.samples is None else (_figure(study, estimate),),
         findings=tuple(_finding(study, found) for found in (estimate, *rivals)),
         values=_values(study, estimate)
@@ -48,19 +46,19 @@ def _text(study: Study, estimate: Estimate) -> tuple[str, ...]:
     A = study.letter
     if estimate.samples is None:
         return (f"The trace is exact here: {estimate.reason}.",)
-    said = [
-        (
-            f"For a vector w of {study.probe_entries}, w{study.adjoint}{A} w has the trace as its mean: the diagonal is "
-            "seen exactly, everything else at random. The mean over independent probes "
-            "comes with an interval, by Student's t, that holds the trace in 95 of 100 runs."
-        )
-    ]
+    method = (
+        f"For a vector w of {study.probe_entries}, w{study.adjoint}{A} w has the trace as its "
+        "mean: the diagonal is seen exactly, everything else at random. The mean over "
+        "independent probes comes with an interval, by Student's t, that holds the trace in 95 "
+        "of 100 runs."
+    )
     if not estimate.converged:
-        said.append(
+        shortfall = (
             f"Not converged: {estimate.reason}. The interval is right, only wider than asked "
             "for; raise --max-matvecs or --rtol."
         )
-    return tuple(said)
+        return (method, shortfall)
+    return (method,)
 
 
 def _running(study: Study, estimate: Estimate) -> Table:
