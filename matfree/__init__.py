@@ -5,6 +5,9 @@ matrices, torch tensors and networks' Hessians, and functions; every algorithm c
 for you.
 """
 
+from pathlib import Path
+
+from matfree import _distribution
 from matfree.algorithms.density import spectral_density
 from matfree.algorithms.diagonal import diagonal
 from matfree.algorithms.eigsh import eigsh
@@ -25,6 +28,8 @@ from matfree.operators import DenseOperator, FunctionOperator, Operator, aslinea
 from matfree.protocol import LinearOperator, VectorSpace
 from matfree.results import EigenResult, Estimate, SpectralDensity, Tridiagonal, load
 from matfree.spaces import ArraySpace, RowSpace, space_like
+
+_distribution.refuse_mixture(Path(__file__).parent)
 
 __version__ = "0.1.0"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 
 from matfree.algorithms.eigsh import eigsh
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Plan
 from matfree.errors import ConvergenceWarning
 from matfree.results import EigenResult
 

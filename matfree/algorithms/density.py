@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from matfree.algorithms.lanczos import Reorthogonalize, tridiagonalize
+from matfree.algorithms.plan import block_size_for
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import asked_to_stop, block_size_for
+from matfree.algorithms.recurrence import Reorthogonalize, tridiagonalize
+from matfree.algorithms.sampling import asked_to_stop
 from matfree.arrays import epsilon
 from matfree.errors import Interrupted
 from matfree.probes import resolve_seed

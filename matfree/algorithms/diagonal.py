@@ -7,8 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 from matfree.algorithms.diagpp import DeflatedDiagonal, DiagPlusPlus
 from matfree.algorithms.hutchinson import HutchinsonDiagonal
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Estimator, Plan, estimate
+from matfree.algorithms.sampling import Estimator, estimate
 from matfree.algorithms.xdiag import XDiag, XNysDiag
 from matfree.probes import resolve_seed
 from matfree.protocol import ProbeKind, Seed

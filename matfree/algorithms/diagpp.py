@@ -23,8 +23,9 @@ from matfree import probes
 from matfree.algorithms.deflation import eigenpairs_for
 from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
 from matfree.algorithms.hutchpp import outside, sketch_columns
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Plan, Summary
+from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import conjugate, real_part, to_host
 from matfree.protocol import Array

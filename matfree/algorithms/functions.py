@@ -13,26 +13,20 @@ quadrature, doi:10.1137/16M1104974.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, final
+from typing import Any
 
 import numpy as np
-import scipy.linalg
 
-from matfree.algorithms.hutchinson import Samples, TraceEstimator
-from matfree.algorithms.lanczos import Reorthogonalize, tridiagonalize
-from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Callback, Plan, Summary, estimate, require_whole
-from matfree.arrays import epsilon, to_host
+from matfree.algorithms.plan import Plan, require_whole
+from matfree.algorithms.products import Products
+from matfree.algorithms.quadrature import Function, FunctionName, QuadratureTrace, SquaredNorm
+from matfree.algorithms.recurrence import Reorthogonalize
+from matfree.algorithms.sampling import Callback, estimate
 from matfree.operators import aslinearoperator
 from matfree.probes import resolve_seed
 from matfree.protocol import ProbeKind, Seed
-from matfree.results import Estimate, Tridiagonal
-
-Function: TypeAlias = Callable[[HostArray], HostArray]
-FunctionName: TypeAlias = Literal["log", "inverse", "sqrt", "exp"]
+from matfree.results import Estimate
 
 _DEFAULT_PROBES = 10
 
@@ -235,128 +229,3 @@ def power_of(estimate: Estimate, exponent: float, method: str) -> Estimate:
         mergeable=False,
         history=(),
     )
-
-
-@final
-class QuadratureTrace(TraceEstimator):
-    """||w||^2 sum_j tau_j f(theta_j) per probe."""
-
-    method = "Lanczos quadrature"
-    first_look = 10
-
-    def __init__(
-        self,
-        product: Products,
-        plan: Plan,
-        f: Function | FunctionName,
-        num_steps: int,
-        reorthogonalize: Reorthogonalize,
-    ) -> None:
-        super().__init__(product, plan)
-        self.cost = min(num_steps, self.space.size)
-        self.reorthogonalize = reorthogonalize
-        self.evaluate = _Checked(f, epsilon(self.space.xp, self.space.dtype))
-        self.samples = Samples()
-        self.changes: list[float] = []
-
-    def advance(self, start: int, count: int) -> None:
-        T = tridiagonalize(
-            self.product,
-            self.probes(start, count),
-            self.cost,
-            reorthogonalize=self.reorthogonalize,
-            keep_basis=False,
-        )
-        fresh = []
-        for p in range(count):
-            whole = self._quadrature(T, p, len(T.alphas[p]))
-            part = self._quadrature(T, p, math.ceil(len(T.alphas[p]) / 2))
-            ended = T.residual_norms[p] == 0 or len(T.alphas[p]) < self.cost
-            self.changes.append(0.0 if ended else whole - part)
-            fresh.append(whole)
-        self.samples.add(np.asarray(fresh))
-
-    def summary(self) -> Summary:
-        bias = abs(float(np.mean(self.changes)))
-        return self.samples.summary()._replace(bias=bias)
-
-    def exact(self) -> Summary:
-        """n products give the matrix, and its eigenvalues the answer."""
-        dense = to_host(self.product.operator.to_dense())
-        self.product.num_matvecs += self.space.size
-        self.product.require_finite(dense)
-        scale = float(np.abs(dense).max())
-        if scale > 0:
-            self.product.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
-        total = float(np.sum(self.evaluate(np.linalg.eigvalsh((dense + dense.conj().T) / 2))))
-        return Summary(total, 0.0, abs(total), 0.0, math.inf)
-
-    def _quadrature(self, T: Tridiagonal, p: int, steps: int) -> float:
-        alpha, beta = T.alphas[p][:steps], T.betas[p][: steps - 1]
-        nodes, vectors = scipy.linalg.eigh_tridiagonal(alpha, beta)
-        return T.start_norms[p] ** 2 * float(vectors[0, :] ** 2 @ self.evaluate(nodes))
-
-
-@final
-class SquaredNorm(TraceEstimator):
-    """||A w||^2 per probe; its mean is ||A||_F^2."""
-
-    method = "squared Frobenius norm"
-
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.samples = Samples()
-
-    def advance(self, start: int, count: int) -> None:
-        Y = self.product(self.probes(start, count))
-        lengths = to_host(self.product.operator.space.norms(Y))
-        self.product.require_finite(lengths)
-        self.samples.add(lengths**2)
-
-    def summary(self) -> Summary:
-        return self.samples.summary()
-
-
-@final
-class _Checked:
-    """A function of Ritz values that refuses what is outside its domain."""
-
-    def __init__(self, f: Function | FunctionName, eps: float) -> None:
-        if not callable(f) and f not in _NAMED:
-            known = ", ".join(map(repr, _NAMED))
-            raise ValueError(f"f must be a function or one of {known}: got {f!r}.")
-        self.name = "f" if callable(f) else f
-        self.f = f if callable(f) else _NAMED[f]
-        self.eps = eps
-
-    def __call__(self, nodes: HostArray) -> HostArray:
-        least, noise = float(nodes.min()), self.eps * float(np.abs(nodes).max())
-        if self.name in ("log", "inverse") and least <= 0:
-            raise ValueError(self._refusal(least, "positive definite"))
-        if self.name == "sqrt":
-            if least < -32 * noise:
-                raise ValueError(self._refusal(least, "positive semidefinite"))
-            nodes = np.maximum(nodes, 0.0)
-        with np.errstate(all="ignore"):
-            values = np.asarray(self.f(nodes), dtype=np.float64)
-        if not np.all(np.isfinite(values)):
-            bad = float(nodes[~np.isfinite(values)][0])
-            raise ValueError(
-                f"f is not finite at the Ritz value {bad:.6g}; shift the operator, or choose an "
-                "f that is defined on its spectrum."
-            )
-        return values
-
-    def _refusal(self, least: float, need: str) -> str:
-        return (
-            f"{self.name} needs a {need} operator: its least Ritz value is {least:.6g}; shift it "
-            f"(A.shift({max(-2 * least, 1e-8):.2g})), or pass your own function."
-        )
-
-
-_NAMED: dict[str, Function] = {
-    "log": np.log,
-    "inverse": lambda x: 1 / x,
-    "sqrt": np.sqrt,
-    "exp": np.exp,
-}

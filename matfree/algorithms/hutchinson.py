@@ -16,8 +16,9 @@ from typing import Any, final
 
 import numpy as np
 
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Estimator, Plan, Summary
+from matfree.algorithms.sampling import Estimator, Summary
 from matfree.arrays import conjugate, real_part, to_host
 from matfree.protocol import Array
 from matfree.spaces import RowSpace

@@ -23,8 +23,9 @@ import numpy as np
 from matfree import probes
 from matfree.algorithms.deflation import eigenpairs_for
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Plan, Summary
+from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import to_host
 from matfree.protocol import Array

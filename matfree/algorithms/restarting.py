@@ -56,6 +56,8 @@ class KrylovDecomposition:
         Columns of V at most.
     seed : int
         Of the vectors that replace a block's lost directions.
+    first_refill : int
+        The number of the first of them.
     locked : (rows, j) with orthonormal columns, optional
         Vectors that the whole decomposition stays orthogonal to.
     """
@@ -67,6 +69,7 @@ class KrylovDecomposition:
         capacity: int,
         *,
         seed: int,
+        first_refill: int = 0,
         locked: Array | None = None,
     ) -> None:
         self.product, self.space, self.seed = product, product.space, seed
@@ -75,7 +78,7 @@ class KrylovDecomposition:
         self.size = 0
         self.H: HostArray = np.zeros((0, 0))
         self.norm = 0.0
-        self.num_steps = self.num_refills = 0
+        self.num_steps, self.num_refills = 0, first_refill
         self.Q = self._filled(self.space.orthonormalize(start, against=self.locked), start.shape[1])
         self.S: HostArray = np.zeros((0, self.Q.shape[1]))
 

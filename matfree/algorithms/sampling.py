@@ -11,23 +11,15 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.progress import Progress
-from matfree.protocol import Array, ProbeKind
-from matfree.results import EigenResult, Estimate
+from matfree.protocol import Array
+from matfree.results import Estimate
 from matfree.results.estimate import student_quantile
-
-DEFAULT_PROBES = 32
-"""Products where neither a number of probes, a budget nor a tolerance is given."""
-
-DEFAULT_BUDGET = 1000
-"""Products where a tolerance is given without a budget."""
-
-_BLOCK_ENTRIES = 1 << 24  # entries of the default block of probes
 
 Callback = Callable[[Estimate], bool | None]
 
@@ -57,62 +49,6 @@ class Summary(NamedTuple):
         if math.isinf(self.degrees_of_freedom):
             return self.bias
         return student_quantile(0.95, self.degrees_of_freedom) * self.bar + self.bias
-
-
-@final
-@dataclass(frozen=True)
-class Plan:
-    """How much may be spent, how well it must be known, and how it is done."""
-
-    num_probes: int | None
-    budget: int
-    rtol: float | None
-    atol: float | None
-    block_size: int
-    seed: int
-    kind: ProbeKind
-    eigenpairs: EigenResult | int = 0
-    first_probe: int = 0
-
-    @classmethod
-    def make(
-        cls,
-        size: int,
-        *,
-        num_probes: int | None,
-        rtol: float | None,
-        atol: float | None,
-        max_matvecs: int | None,
-        block_size: int | None,
-        seed: int,
-        kind: ProbeKind,
-        eigenpairs: EigenResult | int = 0,
-        first_probe: int = 0,
-    ) -> Plan:
-        """Read the arguments that every estimator has, or say what is wrong with them."""
-        for name, count in (("num_probes", num_probes), ("max_matvecs", max_matvecs)):
-            require_whole(name, count)
-        for name, tolerance in (("rtol", rtol), ("atol", atol)):
-            if tolerance is not None and not 0 <= tolerance < math.inf:
-                raise ValueError(f"{name} must be finite and not negative: got {tolerance}.")
-        adaptive = rtol is not None or atol is not None
-        if num_probes is not None and (adaptive or max_matvecs is not None):
-            raise ValueError(
-                "give either num_probes (a fixed number) or rtol/atol with max_matvecs (as many "
-                "as needed), not both."
-            )
-        budget = max_matvecs or (DEFAULT_BUDGET if adaptive else DEFAULT_PROBES)
-        block = block_size_for(size, block_size)
-        return cls(num_probes, budget, rtol, atol, block, seed, kind, eigenpairs, first_probe)
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether a tolerance was given."""
-        return self.rtol is not None or self.atol is not None
-
-    def tolerance(self, size: float) -> float:
-        """The half-width to reach for a value of this size."""
-        return (self.atol or 0.0) + (self.rtol or 0.0) * size
 
 
 class Estimator(ABC):
@@ -180,19 +116,6 @@ def estimate(
             if not run.done:
                 raise
             raise Interrupted(run.result("interrupted", converged=False)) from stop
-
-
-def block_size_for(size: int, block_size: int | None) -> int:
-    """The number of vectors to send at once: as asked, or what fits a moderate memory."""
-    require_whole("block_size", block_size)
-    return block_size or max(1, min(32, _BLOCK_ENTRIES // size))
-
-
-def require_whole(name: str, count: Any) -> None:
-    """Refuse anything but None and positive whole numbers."""
-    whole = hasattr(count, "__index__") and not isinstance(count, bool)
-    if count is not None and (not whole or count < 1):
-        raise ValueError(f"{name} must be a whole number, at least 1: got {count!r}.")
 
 
 def asked_to_stop(callback: Callable[[Any], bool | None] | None, state: Any) -> bool:

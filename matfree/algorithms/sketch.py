@@ -12,8 +12,8 @@ from typing import final
 
 import numpy as np
 
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Plan
 from matfree.arrays import to_host
 from matfree.probes import PROBES
 from matfree.protocol import Array

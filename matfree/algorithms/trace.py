@@ -7,8 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 from matfree.algorithms.hutchinson import HutchinsonTrace
 from matfree.algorithms.hutchpp import DeflatedTrace, HutchPlusPlus
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Estimator, Plan, estimate
+from matfree.algorithms.sampling import Estimator, estimate
 from matfree.algorithms.xnystrace import XNysTrace
 from matfree.algorithms.xtrace import XTrace
 from matfree.probes import resolve_seed

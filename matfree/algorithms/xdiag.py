@@ -22,8 +22,9 @@ import numpy as np
 
 from matfree.algorithms.diagpp import require_hermitian_core, row_dots
 from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Plan, Summary
+from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.algorithms.xnystrace import nystrom, nystrom_matrices
 from matfree.algorithms.xtrace import left_out_directions

@@ -23,8 +23,9 @@ import numpy as np
 
 from matfree.algorithms.hutchinson import TraceEstimator
 from matfree.algorithms.jackknife import jackknife
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Plan, Summary
+from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import to_host
 from matfree.protocol import Array
