@@ -212,6 +212,12 @@ def space_like(example: Array, size: int) -> ArraySpace:
 
     Integers and booleans stand for the library's double precision, and 16-bit floating
     point for 32-bit: sums over rows would lose everything in less.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> mf.space_like(np.zeros(1), 5).probes(1, seed=0)[:, 0]
+    array([-1.,  1., -1.,  1., -1.])
     """
     xp = array_api_compat.array_namespace(example)
     dtype = example.dtype

@@ -91,19 +91,25 @@ class EigenSearch:
         krylov = KrylovDecomposition(
             self.product, start, self._capacity(start.shape[1]), seed=self.seed
         )
-        while True:
-            krylov.expand()
-            values, Y, residuals = krylov.ritz()
-            best = order(values, self.which, self.k)
-            self.norm = max(self.norm, krylov.norm, float(np.abs(values).max()))
-            self.values, self.residuals = values[best], residuals[best]
-            enough = len(best) == self.k and bool(self.converged.all())
-            if enough or self._must_stop(krylov) or self._stopped_by_callback():
-                break
-            _restart_if_full(krylov, values, Y, self.which, self.k)
-        self.vectors = krylov.vectors(Y[:, best])
-        if enough:
-            self.reason = "every residual is within rtol"
+        wanted: HostArray | None = None  # coordinates of the wanted pairs, while V is as it was
+        try:
+            while True:
+                krylov.expand()
+                values, Y, residuals = krylov.ritz()
+                best = order(values, self.which, self.k)
+                wanted = Y[:, best]
+                self.norm = max(self.norm, krylov.norm, float(np.abs(values).max()))
+                self.values, self.residuals = values[best], residuals[best]
+                enough = len(best) == self.k and bool(self.converged.all())
+                if enough:
+                    self.reason = "every residual is within rtol"
+                if enough or self._must_stop(krylov) or self._stopped_by_callback():
+                    return
+                if _restart_if_full(krylov, values, Y, self.which, self.k):
+                    wanted = np.eye(krylov.size)[:, : len(best)]
+        finally:  # an interrupted run keeps what it had
+            if wanted is not None:
+                self.vectors = krylov.vectors(wanted)
 
     def verify(self, block_size: int) -> None:
         """Search the complement of what was found until nothing better turns up."""
@@ -236,13 +242,14 @@ class EigenSearch:
 
 def _restart_if_full(
     krylov: KrylovDecomposition, values: HostArray, Y: HostArray, which: Which, k: int
-) -> None:
-    """Keep the wanted Ritz pairs and half of the rest's room, best first."""
+) -> bool:
+    """Keep the wanted Ritz pairs and half of the rest's room, best first, where V is full."""
     if krylov.room:
-        return
+        return False
     most = krylov.V.shape[1] - krylov.Q.shape[1]
     keep = order(values, which, min(most, k + (krylov.V.shape[1] - k) // 2))
     krylov.restart(values[keep], Y[:, keep])
+    return True
 
 
 def _lead(values: HostArray, worst: float, end: Which) -> HostArray:

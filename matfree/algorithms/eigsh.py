@@ -103,8 +103,8 @@ def eigsh(
     """
     product = Products(A)
     n = product.space.size
-    for name, count in (("block_size", block_size), ("max_matvecs", max_matvecs)):
-        require_whole(name, count)
+    require_whole("block_size", block_size)
+    require_whole("max_matvecs", max_matvecs)
     if not 1 <= k <= n:
         raise ValueError(f"k must be in [1, n]: got {k} for an operator of size {n}.")
     if which not in ("LM", "LA", "SA", "BE"):
@@ -112,12 +112,11 @@ def eigsh(
             f'which must be "LM", "LA", "SA" or "BE": got {which!r}; for eigenvalues inside the '
             "spectrum (the smallest in magnitude, say), pass the operator of the inverse."
         )
-    eps = epsilon(product.space.xp, product.space.dtype)
     search = EigenSearch(
         product,
         k=k,
         which=which,
-        rtol=max(1e-6, 100 * eps) if rtol is None else rtol,
+        rtol=rtol or max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype)),
         capacity=min(n, num_vectors or max(20, 4 * k + 8)),
         budget=max_matvecs or max(1000, 100 * k),
         seed=probes.resolve_seed(seed),
@@ -129,13 +128,10 @@ def eigsh(
         if verify and search.converged.all():
             search.verify(V.shape[1])
     except KeyboardInterrupt as stop:
-        if not len(search.values):
+        if not search.vectors.shape[1]:
             raise
         raise Interrupted(search.result("interrupted", recompute=False)) from stop
-    result = search.result(search.reason, recompute=verify)
-    if not result.converged.all():
-        _warn(result, search)
-    return result
+    return _warned(search.result(search.reason, recompute=verify), search)
 
 
 def _start_block(
@@ -152,8 +148,11 @@ def _start_block(
     return space.xp.astype(space.xp.asarray(block, device=space.device), space.dtype)
 
 
-def _warn(result: EigenResult, search: EigenSearch) -> None:
+def _warned(result: EigenResult, search: EigenSearch) -> EigenResult:
+    """The result, after a warning where some of it did not converge."""
     missing = int((~result.converged).sum()) + search.k - len(result.values)
+    if missing == 0:
+        return result
     warnings.warn(
         f"{missing} of {search.k} eigenpairs did not reach rtol={search.rtol:.1e} within "
         f"{result.num_matvecs} products (worst residual {result.residuals.max():.1e} of ||A||): "
@@ -161,3 +160,4 @@ def _warn(result: EigenResult, search: EigenSearch) -> None:
         ConvergenceWarning,
         stacklevel=3,
     )
+    return result

@@ -38,38 +38,33 @@ def tridiagonalize(
         raise ValueError(f"start must not be zero: its column {int(np.argmin(norms))} is.")
     V = start / space.asarray(norms)[None, :]
     full = reorthogonalize == "full"
-    stored = full or keep_basis
-    run = _Bases(space, V, num_steps) if stored else None
-    record = _Record(space, V.shape[1])
+    bases = _Bases(space, V, num_steps) if full or keep_basis else None
+    record = _Record(product, V.shape[1])
     previous, beta = space.zeros(V.shape[1]), None
     for step in range(num_steps):
         W = product(V)
-        if run is not None and full:
-            R, alpha, defect = run.orthogonalize(W, step, beta)
+        if bases is not None and full:
+            R, alpha, defect = bases.orthogonalize(W, step, beta)
         else:
             R, alpha, defect = _three_terms(space, W, V, previous, beta, step)
         beta = space.norms(R)
         alive = record.add(alpha, beta, defect)
-        previous, V = V, _normalized(space, R, beta, alive)
-        if run is not None and step + 1 < num_steps:
-            run.append(V, step + 1)
-        if (step + 1) % STEPS_PER_LOOK == 0 or step in (0, 2):  # bad operators show at once
-            product.require_finite(*record.look())
-            product.require_hermitian(record.defect)
-            if record.all_done():
+        last = step + 1 == num_steps
+        if last or (step + 1) % STEPS_PER_LOOK == 0 or step in (0, 2):  # bad operators show soon
+            record.look()
+            if last or record.all_done():
                 break
-    product.require_finite(*record.look())
-    product.require_hermitian(record.defect)
+        previous, V = V, _normalized(space, R, beta, alive)
+        if bases is not None:
+            bases.append(V, step + 1)
     alphas, betas, residuals = record.cut()
-    bases: tuple[Array, ...] = ()
-    if run is not None and keep_basis:
-        bases = tuple(b[: len(a), :] for b, a in zip(run.rows, alphas, strict=True))
+    kept = bases.cut(alphas) if bases is not None and keep_basis else ()
     return Tridiagonal(
         alphas=alphas,
         betas=betas,
         residual_norms=residuals,
         start_norms=tuple(float(x) for x in norms),
-        bases=bases,
+        bases=kept,
         num_matvecs=product.num_matvecs - made_before,
         reorthogonalize=reorthogonalize,
     )
@@ -94,6 +89,10 @@ class _Bases:
     def append(self, V: Array, step: int) -> None:
         for p, basis in enumerate(self.rows):
             basis[step, :] = V[:, p]
+
+    def cut(self, alphas: tuple[HostArray, ...]) -> tuple[Array, ...]:
+        """Each basis up to where its run ended."""
+        return tuple(b[: len(a), :] for b, a in zip(self.rows, alphas, strict=True))
 
     def orthogonalize(self, W: Array, step: int, beta: Array | None) -> tuple[Array, Array, Array]:
         """W without its components in the bases; the last of them is alpha.
@@ -147,9 +146,9 @@ def _normalized(space: RowSpace, R: Array, beta: Array, alive: Array) -> Array:
 class _Record:
     """The entries of T, kept on the device and brought to the host once per look."""
 
-    def __init__(self, space: RowSpace, num_runs: int) -> None:
-        self.space = space
-        self.factor = rounding(space.xp, space.dtype)
+    def __init__(self, product: Products, num_runs: int) -> None:
+        self.product, self.space = product, product.space
+        self.factor = rounding(self.space.xp, self.space.dtype)
         self.on_device: list[tuple[Array, Array, Array]] = []
         self.on_host: list[tuple[HostArray, ...]] = []
         self.scale: Array | None = None
@@ -170,16 +169,17 @@ class _Record:
         self.on_device.append((alpha, beta, xp.where(alive, defect, xp.zeros_like(defect))))
         return alive
 
-    def look(self) -> list[HostArray]:
-        """Bring the new entries to the host: the one place where the device is waited for."""
-        if not self.on_device:
-            return []
+    def look(self) -> None:
+        """Bring the new entries to the host, and judge them: NaN, then asymmetry.
+
+        This is the one place where the device is waited for.
+        """
         xp = self.space.xp
-        stacked = xp.stack([xp.stack(entry) for entry in self.on_device])
-        fresh = to_host(stacked)
+        fresh = to_host(xp.stack([xp.stack(entry) for entry in self.on_device]))
         self.on_device = []
         self.on_host.extend(tuple(step) for step in fresh)
-        return [fresh]
+        self.product.require_finite(fresh)
+        self.product.require_hermitian(self.defect)
 
     @property
     def scales(self) -> HostArray:

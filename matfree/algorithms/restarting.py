@@ -121,7 +121,7 @@ class KrylovDecomposition:
 
     def vectors(self, Y: HostArray) -> Array:
         """The vectors with coordinates Y, (rows, columns of Y)."""
-        return self.V[:, : self.size] @ self.space.asarray(Y)
+        return self.V[:, : Y.shape[0]] @ self.space.asarray(Y)
 
     def restart(self, values: HostArray, Y: HostArray) -> None:
         """Keep the Ritz pairs given; the decomposition goes on from them."""
