@@ -1,0 +1,146 @@
+"""From CuPy objects to operators of ours, and back, on the device where the data lies."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, final
+
+from matfree import (
+    DenseOperator,
+    FunctionOperator,
+    Operator,
+    OperatorError,
+    aslinearoperator,
+    space_like,
+)
+from matfree.arrays import conjugate
+from matfree.protocol import Array
+
+
+def adapt(obj: Any) -> Operator | None:
+    """A CuPy matrix, sparse matrix or LinearOperator as ours; None for other objects.
+
+    Types are recognised by their names and their modules' names, because importing
+    ``cupyx.scipy.sparse.linalg`` fails on a machine without the CUDA libraries.
+
+    Parameters
+    ----------
+    obj : 2-D ``cupy.ndarray``, ``cupyx`` sparse matrix of any format, or ``cupyx``
+        LinearOperator
+
+    Returns
+    -------
+    Operator or None
+    """
+    if _comes_from(obj, "cupyx.scipy.sparse.linalg", "LinearOperator"):
+        return _from_linear_operator(obj)
+    if _comes_from(obj, "cupyx.scipy.sparse", "spmatrix"):
+        return CupySparseOperator(obj)
+    if _comes_from(obj, "cupy", "ndarray"):
+        if obj.ndim != 2:
+            raise OperatorError(f"a matrix has 2 dimensions: got shape {tuple(obj.shape)}.")
+        return DenseOperator(obj)
+    return None
+
+
+@final
+class CupySparseOperator(Operator):
+    """A ``cupyx`` sparse matrix, on its own device.
+
+    CSR is used as it is; CSC, COO and DIA are converted to CSR on the device, which copies
+    the matrix. The transpose is made when the adjoint is first used.
+
+    Parameters
+    ----------
+    matrix : (m, n) ``cupyx`` sparse matrix
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        m, n = matrix.shape
+        with matrix.device if hasattr(matrix, "device") else matrix.data.device:
+            csr = matrix.tocsr()
+            super().__init__(space_like(csr.data, m), space_like(csr.data, n))
+            self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
+        self._transpose: Any = None
+
+    def _apply(self, X: Array) -> Array:
+        with self.matrix.data.device:
+            return self.space.xp.asarray(self.matrix @ X, order="C")
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        xp = self.space.xp
+        with self.matrix.data.device:
+            if self._transpose is None:
+                self._transpose = self.matrix.T.tocsr()
+            return conjugate(xp, xp.asarray(self._transpose @ conjugate(xp, X), order="C"))
+
+
+def to_cupyx(operator: Any) -> Any:
+    """An operator of ours with CuPy vectors as a ``cupyx`` LinearOperator, with its matmat.
+
+    Parameters
+    ----------
+    operator : anything ``matfree.aslinearoperator`` accepts, with CuPy vectors
+
+    Returns
+    -------
+    cupyx.scipy.sparse.linalg.LinearOperator
+
+    Raises
+    ------
+    ImportError
+        CuPy or its CUDA libraries are missing.
+    OperatorError
+        The operator's vectors are not CuPy arrays.
+    """
+    ours = aslinearoperator(operator)
+    try:
+        linalg = import_module("cupyx.scipy.sparse.linalg")
+    except ImportError as cause:
+        raise ImportError(
+            "to_cupyx needs CuPy and the CUDA libraries; install matfree-nla[cupy]."
+        ) from cause
+    if "cupy" not in ours.space.xp.__name__:
+        raise OperatorError(
+            f"to_cupyx needs an operator on CuPy vectors: those of {ours!r} belong to "
+            f"{ours.space.xp.__name__}."
+        )
+    return linalg.LinearOperator(
+        ours.shape,
+        matvec=ours.matvec,
+        matmat=ours.matmat,
+        rmatvec=ours.rmatvec,
+        rmatmat=ours.rmatmat,
+        dtype=ours.dtype,
+    )
+
+
+def _from_linear_operator(operator: Any) -> Operator:
+    """A ``cupyx`` LinearOperator, on the device that is current when it is handed over."""
+    shape = tuple(operator.shape)
+    if len(shape) != 2:
+        raise OperatorError(f"an operator has shape (m, n): got {shape}.")
+    if operator.dtype is None:
+        raise OperatorError(
+            "the LinearOperator declares no dtype; construct it with dtype=cupy.float64, or "
+            "whatever its products have."
+        )
+    example = import_module("cupy").empty(0, dtype=operator.dtype)
+    space = space_like(example, shape[0])
+    return FunctionOperator(
+        operator.matvec,
+        space=space,
+        domain=space if shape[0] == shape[1] else space_like(example, shape[1]),
+        matmat=operator.matmat,
+        rmatvec=operator.rmatvec,
+        rmatmat=operator.rmatmat,
+        name=type(operator).__name__,
+    )
+
+
+def _comes_from(obj: Any, module: str, name: str) -> bool:
+    """Whether one of the object's types has this name and lives in this module or below."""
+    return any(
+        base.__name__ == name and f"{base.__module__}.".startswith(f"{module}.")
+        for base in type(obj).__mro__
+    )
