@@ -1,0 +1,93 @@
+"""Running somebody's model without leaving a trace, and finding what would spoil products."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_BATCH_NORMS = nn.modules.batchnorm._NormBase
+_DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
+    """Run a forward pass that changes nothing, with the same random numbers every time.
+
+    Buffers are replaced by copies for a while, so that running statistics go nowhere; the
+    random state is set to ``random_state`` and put back; gradients are recorded
+    whatever the caller's mode; attention runs under its mathematical kernel, because the
+    fused ones have no second derivative.
+    """
+    owners = [module for module in model.modules() if module._buffers]
+    originals = [dict(module._buffers) for module in owners]
+    before = get_random_state(model)
+    try:
+        for module in owners:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.clone()
+        _set_random_state(random_state)
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _set_random_state(before)
+        for module, buffers in zip(owners, originals, strict=True):
+            module._buffers.update(buffers)
+
+
+def get_random_state(model: nn.Module) -> dict[Any, torch.Tensor]:
+    """The states of the global generators that a forward pass may use."""
+    states: dict[Any, torch.Tensor] = {"cpu": torch.get_rng_state()}
+    for device in {p.device for p in model.parameters() if p.device.type == "cuda"}:
+        states[device] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[Any, torch.Tensor]) -> None:
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+def refuse_random_layers(model: nn.Module) -> None:
+    """Raise ValueError naming a layer that draws random numbers in its present mode."""
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        rate = getattr(module, "dropout", 0.0)  # recurrent and attention layers
+        active = isinstance(module, _DROPOUTS) and getattr(module, "p", 1.0) > 0
+        inside = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and float(rate) > 0
+        if active or inside:
+            raise ValueError(
+                f"{type(module).__name__} layer {name!r} is active and random, so that two "
+                "products would differ; call model.eval() first, or set its rate to 0."
+            )
+
+
+def warn_of_batch_statistics(model: nn.Module) -> None:
+    """Warn where normalisation over the batch makes the sum over batches something else."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORMS) and module.training:
+            warnings.warn(
+                f"{type(module).__name__} layer {name!r} is in training mode: its statistics are "
+                "those of each batch, so the Hessian over several batches is not that of all "
+                "data at once; call model.eval(), or pass one batch.",
+                UserWarning,
+                stacklevel=4,
+            )
+            return
+
+
+def fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    """Changes whenever a weight, a buffer or a mode does."""
+    tensors = [*model.parameters(), *(b for b in model.buffers() if b is not None)]
+    states = tuple((t.data_ptr(), t._version) for t in tensors)
+    return states, tuple(module.training for module in model.modules())
