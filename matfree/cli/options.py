@@ -80,12 +80,21 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     )
 
 
+LARGEST_EXACT = 20_000
+"""The size up to which dense answers are offered: they take n^3 work and 8 n^2 bytes."""
+
+
 def settings(options: argparse.Namespace, size: int) -> Settings:
     """What the options ask for, of an operator of this size."""
     if options.max_matvecs is not None and options.rtol is None:
         raise CommandError("--max-matvecs is the budget of --rtol; give that too, or --num-probes")
     if options.top is not None and options.top > size:
         raise CommandError(f"--top {options.top} is more than the {size} eigenvalues there are")
+    if options.exact and size > LARGEST_EXACT:
+        raise CommandError(
+            f"--exact would take a dense {size} x {size} matrix ({8e-9 * size**2:.0f} GB) and all "
+            f"its eigenvalues; it is offered up to n = {LARGEST_EXACT}, so leave it out"
+        )
     return Settings(
         seed=options.seed,
         top=min(size, options.top or 2),
