@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import html
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Self
 
@@ -149,12 +147,11 @@ def _is_array(value: Any) -> bool:
 
 
 def _write_atomically(target: Path, arrays: dict[str, Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent or ".", suffix=".partial")
+    """Write beside the target, then rename: a reader sees the old file or the new one."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(partial, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Matrices with known answers, tolerances, measures, and the sharded test double."""

@@ -1,0 +1,74 @@
+"""Every array library a test runs on, and how close is close enough."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import array_api_strict
+import numpy as np
+import pytest
+
+from matfree.arrays import to_host
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array namespace on a device."""
+
+    name: str
+    xp: Any
+    device: Any
+
+    def asarray(self, x, dtype=None):
+        return self.xp.asarray(np.asarray(x, dtype=dtype), device=self.device)
+
+
+def _numpy():
+    return Backend("numpy", array_api_compat.array_namespace(np.empty(0)), "cpu")
+
+
+def _strict(device):
+    return Backend(f"strict {device}", array_api_strict, array_api_strict.Device(device))
+
+
+def _torch():
+    if torch is None:
+        pytest.skip("torch is not installed")
+    return Backend("torch", array_api_compat.array_namespace(torch.empty(0)), torch.device("cpu"))
+
+
+def _cupy():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return Backend("cupy", array_api_compat.array_namespace(cupy.empty(0)), cupy.cuda.Device())
+
+
+MAKERS = {
+    "numpy": _numpy,
+    "torch": _torch,
+    "strict": lambda: _strict("CPU_DEVICE"),
+    "strict-device1": lambda: _strict("device1"),
+    "cupy": _cupy,
+}
+
+PARAMS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in MAKERS]
+
+
+def tolerance(dtype):
+    """What rounding may do to a number of size 1 on the way through an algorithm."""
+    return 1e3 * np.finfo(np.dtype(dtype)).eps
+
+
+def assert_close(got, expected, dtype=np.float64, scale=None):
+    """Equal up to ``tolerance(dtype)`` times the size of what was expected."""
+    got = to_host(got) if hasattr(got, "__dlpack__") else np.asarray(got)
+    expected = np.asarray(expected)
+    size = np.abs(expected).max(initial=0.0) if scale is None else scale
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max(initial=0.0) <= tolerance(dtype) * size

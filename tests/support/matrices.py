@@ -1,0 +1,53 @@
+"""Matrices whose answers are known before anything is estimated."""
+
+import numpy as np
+import scipy.sparse
+
+
+def haar(n, seed):
+    """A random orthogonal matrix, Haar-distributed."""
+    G = np.random.default_rng(seed).standard_normal((n, n))
+    Q, R = np.linalg.qr(G)
+    return Q * np.sign(np.diag(R))
+
+
+def with_spectrum(spectrum, seed=0):
+    """Q diag(spectrum) Q^T with a Haar Q, symmetric to the last bit."""
+    Q = haar(len(spectrum), seed)
+    A = (Q * spectrum) @ Q.T
+    return (A + A.T) / 2
+
+
+def nn_spectrum(n):
+    """Ten outliers, a bulk near 0 over many scales, and 15 % of it negative."""
+    u = (np.arange(n - 10) + 0.5) / (n - 10)
+    positive = 10 ** (-6 + 5.5 * u / 0.85)
+    negative = -(10 ** (-6 + 4.5 * (u - 0.85) / 0.15))
+    return np.concatenate((np.geomspace(1, 150, 10), np.where(u < 0.85, positive, negative)))
+
+
+def wishart(n, samples, seed=42):
+    X = np.random.default_rng(seed).standard_normal((samples, n))
+    return X.T @ X / samples
+
+
+def complex_hermitian(n, seed=5):
+    rng = np.random.default_rng(seed)
+    G = rng.standard_normal((n, n)) + 1j * rng.standard_normal((n, n))
+    return (G + G.conj().T) / 2
+
+
+def laplacian_1d(n):
+    off = -np.ones(n - 1)
+    return scipy.sparse.diags_array([off, 2 * np.ones(n), off], offsets=[-1, 0, 1]).tocsr()
+
+
+def laplacian_2d(n):
+    """Five points on an n x n grid with Dirichlet boundary."""
+    T, identity = laplacian_1d(n), scipy.sparse.eye_array(n)
+    return (scipy.sparse.kron(T, identity) + scipy.sparse.kron(identity, T)).tocsr()
+
+
+def laplacian_2d_spectrum(n):
+    line = 2 - 2 * np.cos(np.arange(1, n + 1) * np.pi / (n + 1))
+    return np.sort((line[:, None] + line[None, :]).ravel())

@@ -1,0 +1,122 @@
+"""Every algorithm runs on vectors cut into pieces, and gives the numbers of the whole."""
+
+import numpy as np
+import pytest
+from support.backends import MAKERS, assert_close
+from support.matrices import nn_spectrum, with_spectrum
+from support.sharded import run_sharded
+
+import matfree as mf
+from matfree.arrays import to_host
+
+N = 100
+A = with_spectrum(nn_spectrum(N), seed=3)
+
+CUTS = {"7/3": (70, 30), "three uneven": (1, 64, 35), "odd bytes": (13, 87)}
+
+SCALARS = {
+    "hutchinson": lambda B: mf.trace(B, num_probes=9, seed=1, block_size=4),
+    "exact trace": lambda B: mf.trace(B, rtol=1e-9, max_matvecs=N, seed=1),
+    "hutch++": lambda B: mf.trace(B, method="hutch++", num_probes=20, seed=1),
+    "xtrace": lambda B: mf.trace(B, method="xtrace", num_probes=12, seed=1),
+    "xnystrace": lambda B: mf.trace(B @ B, method="xnystrace", num_probes=12, seed=1),
+    "deflated": lambda B: mf.trace(B, method="deflated", num_probes=12, eigenpairs=4, seed=1),
+    "logdet": lambda B: mf.logdet(
+        B.shift(200.0), num_probes=4, num_steps=10, reorthogonalize="full", seed=1
+    ),
+    "frobenius norm": lambda B: mf.frobenius_norm(B, num_probes=8, seed=1),
+}
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def backend(request):
+    return MAKERS[request.param]()
+
+
+@pytest.fixture(params=CUTS.values(), ids=CUTS.keys())
+def cuts(request):
+    return request.param
+
+
+@pytest.mark.parametrize("run", SCALARS.values(), ids=SCALARS.keys())
+def test_a_number_is_the_same_on_every_piece_and_on_the_whole(backend, cuts, run):
+    whole = run(mf.aslinearoperator(A))
+    for piece in run_sharded(cuts, backend, A, run):
+        assert_close(piece.value, whole.value)
+        assert_close(piece.stderr, whole.stderr, scale=abs(whole.value))
+        assert piece.num_matvecs == whole.num_matvecs
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "diag++", "xdiag", "deflated"])
+def test_a_diagonal_comes_in_the_pieces_rows(backend, cuts, method):
+    def run(B):
+        return mf.diagonal(B, method=method, num_probes=12, eigenpairs=4, seed=1)
+
+    pieces = run_sharded(cuts, backend, A, run)
+    assert_close(np.concatenate([to_host(p.value) for p in pieces]), run(A).value)
+
+
+def test_probes_are_the_whole_ones_rows_to_the_bit(backend, cuts):
+    for kind in ("rademacher", "gaussian"):
+        whole = mf.space_like(np.zeros(1), N).probes(3, seed=7, kind=kind)
+        pieces = run_sharded(
+            cuts, backend, A, lambda B, kind=kind: to_host(B.space.probes(3, seed=7, kind=kind))
+        )
+        if kind == "rademacher":
+            assert np.array_equal(np.concatenate(pieces), whole)
+        else:  # a few units in the last place between libraries
+            assert np.abs(np.concatenate(pieces) - whole).max() < 1e-14 * 10
+
+
+def test_eigenpairs_are_cut_like_the_vectors(backend, cuts):
+    for run in (
+        lambda B: mf.eigsh(B, 4, seed=0),
+        lambda B: mf.power_iteration(B, 2, rtol=1e-6, seed=0),
+    ):
+        whole = run(mf.aslinearoperator(A))
+        pieces = run_sharded(cuts, backend, A, run)
+        for piece in pieces:
+            assert_close(piece.values, whole.values, scale=150)
+        U = np.concatenate([to_host(p.vectors) for p in pieces])
+        assert_close(np.abs(np.sum(U * whole.vectors, axis=0)), np.ones(U.shape[1]))
+
+
+def test_lanczos_and_the_density_are_those_of_the_whole(backend, cuts):
+    start = mf.space_like(np.zeros(1), N).probes(2, seed=3)
+
+    def factorize(B):
+        rows = B.space.rows
+        block = B.space.xp.asarray(start[rows.start : rows.stop], device=B.space.device)
+        return mf.lanczos(B, block, 12)
+
+    whole = mf.lanczos(A, start, 12)
+    for piece in run_sharded(cuts, backend, A, factorize):
+        assert_close(piece.alphas[1], whole.alphas[1], scale=150)
+        assert_close(piece.betas[1], whole.betas[1], scale=150)
+    density = mf.spectral_density(A, num_steps=20, num_probes=3, seed=2)
+    for piece in run_sharded(
+        cuts, backend, A, lambda B: mf.spectral_density(B, num_steps=20, num_probes=3, seed=2)
+    ):
+        assert_close(piece.moment(3).value, density.moment(3).value)
+
+
+def test_check_operator_and_orthonormalize_see_the_whole(backend, cuts):
+    assert all(r.ok and r.hermitian for r in run_sharded(cuts, backend, A, mf.check_operator))
+
+    def basis(B):
+        X = B.space.probes(6, seed=5)
+        return to_host(B.space.orthonormalize(B.space.xp.concat((X, X), axis=1)))
+
+    Q = np.concatenate(run_sharded(cuts, backend, A, basis))
+    assert Q.shape == (N, 6)
+    assert_close(Q.T @ Q, np.eye(6))
+
+
+def test_an_error_on_one_piece_ends_them_all(backend):
+    def fail(B):
+        if B.space.rows.start == 0:
+            raise RuntimeError("rank 0 gives up")
+        return mf.trace(B, num_probes=2, seed=0)
+
+    with pytest.raises(RuntimeError, match="rank 0"):
+        run_sharded((70, 30), backend, A, fail)
