@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from typing import Any, final
 
 import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
 
-from matfree.arrays import describe
+from matfree.arrays import describe, is_complex
 from matfree.errors import OperatorError
 from matfree.protocol import Array, DType
 from matfree.spaces import RowSpace
@@ -177,23 +178,15 @@ def _checked(X: Any, space: RowSpace, name: str) -> Array:
             f"{name} must have shape ({len(space.rows)}, k) for an operator whose vectors "
             f"have {space.size} entries: got {describe(X)}."
         )
-    if X.dtype == space.dtype:
-        return X
-    return _promoted(X, space, name)
-
-
-def _promoted(X: Any, space: RowSpace, name: str) -> Array:
     xp = space.xp
-    try:
-        if xp.isdtype(X.dtype, ("bool", "integral")):
-            return xp.astype(X, space.dtype)
-        promoted = xp.result_type(X.dtype, space.dtype)
-    except Exception as cause:
+    if not is_array_api_obj(X) or array_namespace(X) is not xp:
         raise OperatorError(
             f"{name} must be an array of {xp.__name__}, like the operator's own vectors: "
             f"got {describe(X)}; convert it first."
-        ) from cause
-    if promoted != space.dtype and xp.isdtype(X.dtype, "complex floating"):
+        )
+    if X.dtype == space.dtype:
+        return X
+    if is_complex(xp, X.dtype) and not is_complex(xp, space.dtype):
         raise OperatorError(
             f"{name} is complex and the operator real ({space.dtype}): apply it to the real "
             "and imaginary part, or make the operator complex."

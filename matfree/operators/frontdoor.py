@@ -153,10 +153,9 @@ def _space_of(obj: Any, size: int, like: Array | None) -> RowSpace:
 
 def _example(obj: Any, dtype: DType, device: Any) -> Array:
     """An empty array of the library whose data type this is."""
-    root = type(dtype).__module__.partition(".")[0]
-    library = sys.modules.get("numpy" if dtype in (float, complex) else root)
-    if library is np:
+    if isinstance(dtype, np.dtype | type | str):  # np.float64, float, "float64"
         return np.empty(0, dtype=dtype)
+    library = sys.modules.get(type(dtype).__module__.partition(".")[0])
     if library is not None and hasattr(library, "empty") and device is not None:
         return library.empty(0, dtype=dtype, device=device)
     missing = "device" if hasattr(library, "empty") else "library"

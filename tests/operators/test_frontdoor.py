@@ -1,0 +1,266 @@
+"""The front door: what it takes, what it refuses, and how foreign products are watched."""
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+from support.backends import assert_close
+from support.matrices import with_spectrum
+
+import matfree as mf
+from matfree.arrays import to_host
+from matfree.operators import frontdoor
+
+N = 12
+A = with_spectrum(np.arange(1.0, N + 1))
+
+
+class Duck:
+    """shape, dtype and matvec: all that the contract asks for."""
+
+    def __init__(self, matvec, shape=(N, N), dtype=np.float64, **members):
+        self.matvec, self.shape, self.dtype = matvec, shape, dtype
+        self.__dict__.update(members)
+
+
+class OnlyMatmul:
+    shape, dtype = (N, N), np.float64
+
+    def __matmul__(self, x):
+        return A @ x
+
+
+def products_of(obj, **options):
+    operator = mf.aslinearoperator(obj, **options)
+    X = np.random.default_rng(0).standard_normal((N, 3))
+    return to_host(operator.matmat(X)), A @ X
+
+
+@pytest.mark.parametrize(
+    ("obj", "options"),
+    [
+        (A, {}),
+        (Duck(lambda x: A @ x), {}),
+        (Duck(lambda x: A @ x, matmat=lambda X: A @ X), {}),
+        (OnlyMatmul(), {}),
+        (lambda x: A @ x, {"shape": (N, N), "like": np.zeros(1)}),
+        (scipy.sparse.linalg.aslinearoperator(A), {}),
+        (mf.aslinearoperator(A), {}),
+    ],
+    ids=["array", "matvec", "matmat", "matmul", "function", "scipy", "ours"],
+)
+def test_everything_that_acts_like_a_matrix_gives_its_products(obj, options):
+    got, expected = products_of(obj, **options)
+    assert_close(got, expected)
+
+
+def test_ours_and_ducks_satisfy_the_structural_contract():
+    assert isinstance(mf.aslinearoperator(A), mf.LinearOperator)
+    assert isinstance(Duck(lambda x: x), mf.LinearOperator)
+    assert isinstance(scipy.sparse.linalg.aslinearoperator(A), mf.LinearOperator)
+
+
+def test_an_operator_of_any_backend_multiplies_its_own_arrays(backend, dtype):
+    operator = mf.aslinearoperator(backend.asarray(A, dtype))
+    x = backend.asarray(np.ones(N), dtype)
+    assert_close(operator.matvec(x), (A @ np.ones(N)).astype(dtype), dtype)
+    assert_close(operator.to_dense(), A.astype(dtype), dtype)
+
+
+@pytest.mark.parametrize("obj", [3.0, "A", None, object(), {"shape": (2, 2)}])
+def test_anything_else_is_a_type_error_that_lists_what_is_taken(obj):
+    with pytest.raises(TypeError, match=r"cannot use .* as a linear operator.*a function f\(x\)"):
+        mf.aslinearoperator(obj)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [({"like": np.zeros(1)}, "shape="), ({"shape": (N, N)}, "like=")],
+)
+def test_a_function_without_shape_or_example_says_which_is_missing(options, missing):
+    with pytest.raises(TypeError, match=f"{missing}.* is missing"):
+        mf.aslinearoperator(lambda x: x, **options)
+
+
+def test_arrays_and_operators_that_are_not_two_dimensional_are_refused():
+    with pytest.raises(mf.OperatorError, match="2 dimensions"):
+        mf.aslinearoperator(np.zeros(3))
+    with pytest.raises(mf.OperatorError, match="batched"):
+        mf.aslinearoperator(Duck(lambda x: x, shape=(2, N, N)))
+
+
+def test_a_duck_without_dtype_needs_an_example_and_says_so():
+    duck = Duck(lambda x: A @ x, dtype=None)
+    with pytest.raises(mf.OperatorError, match=r"declares no dtype.*like="):
+        mf.aslinearoperator(duck)
+    assert_close(*products_of(duck, like=np.zeros(1)))
+
+
+def test_integers_and_booleans_are_promoted():
+    assert mf.trace(np.diag([1, 2, 3]), num_probes=1, seed=0).value == 6.0
+    assert mf.trace(np.eye(3, dtype=bool), num_probes=1, seed=0).value == 3.0
+    assert mf.aslinearoperator(np.eye(3, dtype=np.float16)).dtype == np.float32
+
+
+# P32: the wrapper around foreign products.
+def test_a_matvec_that_returns_a_list_or_a_column_is_understood():
+    assert_close(*products_of(Duck(lambda x: (A @ x).tolist())))
+    assert_close(*products_of(Duck(lambda x: (A @ x)[:, None])))
+
+
+def test_a_wrong_shape_is_refused_with_both_shapes_named():
+    with pytest.raises(mf.OperatorError, match=rf"must return shape \({N},\).*got \({N - 1},\)"):
+        products_of(Duck(lambda x: (A @ x)[1:]))
+
+
+def test_another_librarys_array_is_refused_with_both_libraries_named():
+    strict = pytest.importorskip("array_api_strict")
+    with pytest.raises(mf.OperatorError, match=r"array of .*numpy.*array_api_strict"):
+        products_of(Duck(lambda x: strict.asarray(x)))
+
+
+def test_a_complex_product_of_a_real_operator_is_refused():
+    with pytest.raises(mf.OperatorError, match="declare a complex dtype"):
+        products_of(Duck(lambda x: 1j * x))
+
+
+def test_something_that_is_no_array_is_refused():
+    with pytest.raises(mf.OperatorError, match="must return an array"):
+        products_of(Duck(lambda x: None))
+
+
+def test_a_matvec_only_ever_gets_vectors():
+    seen = []
+    products_of(Duck(lambda x: (seen.append(x.shape), A @ x)[1]))
+    assert set(seen) == {(N,)}
+
+
+@pytest.mark.parametrize("block", [False, True], ids=["matvec", "matmat"])
+def test_a_product_that_spoils_its_argument_does_no_harm(block):
+    def spoil(X):
+        Y = A @ X
+        X[...] = np.nan
+        return Y
+
+    duck = Duck(spoil, **({"matmat": spoil} if block else {}))
+    operator = mf.aslinearoperator(duck)
+    X = np.ones((N, 2))
+    for _ in range(3):
+        assert_close(operator.matmat(X), A @ X)
+        assert np.all(X == 1)
+
+
+@pytest.mark.parametrize("block", [False, True], ids=["matvec", "matmat"])
+def test_a_product_that_hands_out_one_buffer_again_and_again_does_no_harm(block):
+    buffers = {}
+
+    def reuse(X):
+        buffer = buffers.setdefault(X.shape, np.empty_like(X))
+        buffer[...] = A @ X
+        return buffer[...]  # a new view of the same memory each time
+
+    operator = mf.aslinearoperator(Duck(reuse, **({"matmat": reuse} if block else {})))
+    blocks = [np.random.default_rng(j).standard_normal((N, 2)) for j in range(4)]
+    results = [operator.matmat(X) for X in blocks]
+    for X, Y in zip(blocks, results, strict=True):
+        assert_close(Y, A @ X)
+
+
+def test_a_product_that_returns_its_argument_is_the_identity():
+    operator = mf.aslinearoperator(Duck(lambda x: x, matmat=lambda X: X))
+    assert mf.trace(operator, num_probes=3, seed=0).value == N
+
+
+def test_torch_products_come_back_without_their_graph():
+    torch = pytest.importorskip("torch")
+    W = torch.tensor(A, requires_grad=True)
+    operator = mf.aslinearoperator(lambda x: W @ x, shape=(N, N), like=torch.zeros(1).double())
+    assert not operator.matvec(torch.ones(N).double()).requires_grad
+
+
+class _Foreign:
+    """A matrix of a library nobody has heard of."""
+
+    __module__ = "fancylib.matrices"
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+
+
+def test_an_adapter_announces_itself_by_an_entry_point(monkeypatch):
+    class Point:
+        @staticmethod
+        def load():
+            return lambda obj: mf.aslinearoperator(obj.matrix)
+
+    def entry_points(group, name):
+        return [Point] if (group, name) == ("matfree.adapters", "fancylib") else []
+
+    monkeypatch.setattr(frontdoor, "entry_points", entry_points)
+    frontdoor._adapters.cache_clear()
+
+    class Derived(_Foreign):  # found through its base class
+        pass
+
+    try:
+        assert mf.trace(Derived(A), num_probes=1, seed=0).value is not None
+        assert_close(*products_of(_Foreign(A)))
+    finally:
+        frontdoor._adapters.cache_clear()
+
+
+# P17: NaN in product 3.
+class Poisoned(Duck):
+    def __init__(self, at, **options):
+        self.calls = 0
+
+        def matvec(x):
+            self.calls += 1
+            return A @ x * (np.nan if self.calls == at else 1.0)
+
+        super().__init__(matvec, **options)
+
+
+DRIVERS = {
+    "trace": lambda B: mf.trace(B, num_probes=8, seed=0),
+    "diagonal": lambda B: mf.diagonal(B, num_probes=8, seed=0),
+    "xtrace": lambda B: mf.trace(B, method="xtrace", num_probes=4, seed=0),
+    "power": lambda B: mf.power_iteration(B, seed=0),
+    "eigsh": lambda B: mf.eigsh(B, 2, seed=0),
+    "lanczos": lambda B: mf.lanczos(B, np.ones(N), 8),
+    "density": lambda B: mf.spectral_density(B, num_probes=2, num_steps=5, seed=0),
+}
+
+
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("run", DRIVERS.values(), ids=DRIVERS.keys())
+def test_nan_is_refused_at_once_and_the_product_named(run, at):
+    operator = Poisoned(at)
+    with pytest.raises(mf.NonFiniteError, match=f"product {at} "):
+        run(operator)
+    assert operator.calls <= at + 1
+
+
+@pytest.mark.parametrize("run", DRIVERS.values(), ids=DRIVERS.keys())
+def test_nan_in_a_later_block_is_found_in_the_numbers_that_reach_the_host(run):
+    calls = []
+
+    def matmat(X):
+        calls.append(X.shape[1])
+        return A @ X * (np.nan if len(calls) == 2 else 1.0)
+
+    duck = Duck(lambda x: A @ x, matmat=matmat)
+
+    def twice():  # one block of probes is all that a small trace sends
+        run(duck)
+        run(duck)
+
+    with pytest.raises(mf.NonFiniteError, match="product"):
+        twice()
+
+
+def test_non_square_and_empty_operators_are_refused_by_every_driver():
+    for run in DRIVERS.values():
+        with pytest.raises(mf.OperatorError, match="must be square"):
+            run(np.zeros((N, N + 1)))
+        with pytest.raises(mf.OperatorError, match="empty"):
+            run(np.zeros((0, 0)))
