@@ -23,7 +23,7 @@ from matfree import probes
 from matfree.algorithms.deflation import eigenpairs_for
 from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
 from matfree.algorithms.hutchpp import outside, sketch_columns
-from matfree.algorithms.plan import Plan
+from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
@@ -67,8 +67,8 @@ class DiagPlusPlus(ResidualDiagonal):
         sketch.extend(columns)
         self.Q = sketch.Q
         H = np.zeros((sketch.rank, 0))
-        for begin in range(0, sketch.rank, self.plan.block_size):
-            Q = self.Q[:, begin : begin + self.plan.block_size]
+        for part in slices(sketch.rank, self.plan.block_size):
+            Q = self.Q[:, part]
             Z = self.product(Q)
             H = np.hstack((H, to_host(self.space.gram(self.Q, Z))))
             self.known = self.known + 2 * row_dots(self.space, Q, Z)

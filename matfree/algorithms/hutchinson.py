@@ -16,7 +16,7 @@ from typing import Any, final
 
 import numpy as np
 
-from matfree.algorithms.plan import Plan
+from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.sampling import Estimator, Summary
 from matfree.arrays import conjugate, real_part, to_host
@@ -28,9 +28,9 @@ class TraceEstimator(Estimator):
     """Whatever estimates a trace: its exact answer is a sum over unit vectors."""
 
     def exact(self) -> Summary:
-        n, block, total = self.space.size, self.plan.block_size, 0.0
-        for begin in range(0, n, block):
-            E = self.space.unit_vectors(range(begin, min(begin + block, n)))
+        total = 0.0
+        for part in slices(self.space.size, self.plan.block_size):
+            E = self.space.unit_vectors(range(part.start, part.stop))
             entries = to_host(self.space.dots(E, self.product(E)))
             self.product.require_finite(entries)
             total += entries.sum().item()
@@ -41,10 +41,9 @@ class DiagonalEstimator(Estimator):
     """Whatever estimates a diagonal: its exact answer is read off unit vectors."""
 
     def exact(self) -> Summary:
-        n, block = self.space.size, self.plan.block_size
         entries = self.space.zeros(1)[:, 0]
-        for begin in range(0, n, block):
-            E = self.space.unit_vectors(range(begin, min(begin + block, n)))
+        for part in slices(self.space.size, self.plan.block_size):
+            E = self.space.unit_vectors(range(part.start, part.stop))
             entries = entries + self.space.xp.sum(E * self.product(E), axis=1)
             self.product.require_finite(self._size(entries))
         zeros = self.space.xp.zeros_like(real_part(self.space.xp, entries))

@@ -23,7 +23,7 @@ import numpy as np
 from matfree import probes
 from matfree.algorithms.deflation import eigenpairs_for
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
-from matfree.algorithms.plan import Plan
+from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import Products
 from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
@@ -102,8 +102,8 @@ def sketched_range(product: Products, plan: Plan, columns: int) -> tuple[Array, 
     sketch = RangeSketch(product, plan, stream=probes.SKETCH)
     sketch.extend(columns)
     inside: complex = 0.0
-    for begin in range(0, sketch.rank, plan.block_size):
-        Q = sketch.Q[:, begin : begin + plan.block_size]
+    for part in slices(sketch.rank, plan.block_size):
+        Q = sketch.Q[:, part]
         entries = to_host(product.space.dots(Q, product(Q)))
         product.require_finite(entries)
         inside += entries.sum().item()

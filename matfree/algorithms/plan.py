@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -78,6 +79,12 @@ def block_size_for(size: int, block_size: int | None) -> int:
     """The number of vectors to send at once: as asked, or what fits a moderate memory."""
     require_whole("block_size", block_size)
     return block_size or max(1, min(32, _BLOCK_ENTRIES // size))
+
+
+def slices(size: int, block_size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``block_size``, together ``size`` long."""
+    for begin in range(0, size, block_size):
+        yield slice(begin, min(begin + block_size, size))
 
 
 def require_whole(name: str, count: Any) -> None:

@@ -163,10 +163,11 @@ class _Record:
         if self.scale is not None:
             scale = xp.maximum(self.scale, scale)
         alive = beta > self.factor * scale
-        if self.alive is not None:
+        if self.alive is not None:  # what a run that is over still shows is rounding
             alive = alive & self.alive
+            defect = xp.where(self.alive, defect, xp.zeros_like(defect))
         self.scale, self.alive = scale, alive
-        self.on_device.append((alpha, beta, xp.where(alive, defect, xp.zeros_like(defect))))
+        self.on_device.append((alpha, beta, defect))
         return alive
 
     def look(self) -> None:

@@ -1,0 +1,115 @@
+"""eigsh: complete where a residual alone could not tell."""
+
+import itertools
+
+import numpy as np
+import pytest
+from support.backends import assert_close, tolerance
+from support.matrices import (
+    complex_hermitian,
+    laplacian_2d,
+    laplacian_2d_spectrum,
+    nn_spectrum,
+    with_spectrum,
+)
+
+import matfree as mf
+from matfree.arrays import to_host
+
+
+def test_it_finds_the_wanted_pairs_on_every_backend(backend, dtype):
+    if np.issubdtype(dtype, np.complexfloating):
+        A = complex_hermitian(80)
+    else:
+        A = with_spectrum(nn_spectrum(80))
+    exact = np.linalg.eigvalsh(A)
+    wanted = exact[np.argsort(-np.abs(exact))][:5]
+    result = mf.eigsh(backend.asarray(A, dtype), 5, seed=0)
+    assert result.converged.all()
+    assert result.verified
+    limit = max(1e-6, 100 * np.finfo(dtype).eps)
+    assert np.abs(result.values - wanted).max() <= limit * np.abs(exact).max()
+    U = to_host(result.vectors)
+    assert np.abs(U.conj().T @ U - np.eye(5)).max() <= tolerance(dtype)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pairs_of_equal_eigenvalues_are_complete(seed):
+    A, exact = laplacian_2d(25), laplacian_2d_spectrum(25)
+    result = mf.eigsh(A, 10, seed=seed, max_matvecs=3000)
+    assert np.abs(result.values - exact[::-1][:10]).max() < 1e-5
+    assert result.verified
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 4])
+def test_a_tenfold_eigenvalue_is_found_ten_times(block_size):
+    cube = np.array([2.0 * sum(corner) - 10 for corner in itertools.product([0, 1], repeat=10)])
+    A = np.diag(cube)
+    result = mf.eigsh(A, 11, which="LA", block_size=block_size, seed=0)
+    assert_close(result.values, np.r_[10.0, np.full(10, 8.0)], scale=1e4)
+    assert result.verified
+
+
+def test_without_the_search_nothing_is_claimed():
+    result = mf.eigsh(with_spectrum(nn_spectrum(100)), 3, verify=False, seed=0)
+    assert result.converged.all()
+    assert not result.verified
+
+
+def test_a_warm_start_saves_most_of_the_work():
+    A = with_spectrum(np.linspace(0, 1, 400) ** 3)
+    cold = mf.eigsh(A, 3, seed=0, verify=False)
+    warm = mf.eigsh(A, 3, start=cold, seed=0, verify=False)
+    assert warm.num_matvecs <= cold.num_matvecs / 4
+    assert_close(warm.values, cold.values, scale=1e6)
+
+
+def test_memory_is_bounded_by_the_restart_length():
+    A = laplacian_2d(25)
+    short = mf.eigsh(A, 4, num_vectors=12, seed=0, max_matvecs=5000)
+    assert short.converged.all()
+    assert np.abs(short.values - laplacian_2d_spectrum(25)[::-1][:4]).max() < 1e-5
+
+
+def test_a_budget_that_ends_first_warns_and_returns_what_there_is():
+    A = np.diag(np.linspace(1, 1.001, 500))
+    with pytest.warns(mf.ConvergenceWarning, match="pass this result as start"):
+        result = mf.eigsh(A, 4, rtol=1e-12, max_matvecs=40, seed=0)
+    assert not result.converged.all()
+    assert result.num_matvecs <= 40 + 4  # and four to say how far it got
+
+
+def test_an_interrupted_run_keeps_its_pairs():
+    def interrupt(step):
+        if step.num_matvecs > 60:
+            raise KeyboardInterrupt
+
+    A = np.diag(np.linspace(1, 2, 300))
+    with pytest.raises(mf.Interrupted) as caught:
+        mf.eigsh(A, 3, num_vectors=20, rtol=1e-12, seed=0, callback=interrupt)
+    result = caught.value.result
+    U = result.vectors
+    assert_close(U.T @ U, np.eye(3))
+    assert_close(np.sum(U * (A @ U), axis=0), result.values)
+
+
+def test_a_callback_may_stop_the_run():
+    with pytest.warns(mf.ConvergenceWarning):
+        result = mf.eigsh(np.diag(np.linspace(1, 2, 300)), 2, callback=lambda s: True, seed=0)
+    assert result.reason == "stopped by the callback"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, r"k must be in \[1, n\]"),
+        ({"which": "SM"}, "the operator of the inverse"),
+        ({"rtol": -1.0}, "rtol must be positive"),
+        ({"block_size": 0}, "block_size"),
+        ({"num_vectors": 2}, "num_vectors must be at least"),
+        ({"start": np.ones(3)}, "start must have shape"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        mf.eigsh(np.eye(50), **options)

@@ -1,0 +1,193 @@
+"""Traces and diagonals by sampling: what is spent, when it stops, and what it then claims."""
+
+import numpy as np
+import pytest
+from support.backends import assert_close
+from support.matrices import nn_spectrum, wishart, with_spectrum
+
+import matfree as mf
+
+A = wishart(400, 800)
+TRACE = float(np.trace(A))
+TRACE_METHODS = ["hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"]
+DIAGONAL_METHODS = ["hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"]
+
+
+def test_ten_runs_to_two_per_cent_are_right_at_least_nine_times_and_never_lie():
+    right = 0
+    for seed in range(10):
+        estimate = mf.trace(A, rtol=0.02, seed=seed)
+        right += abs(estimate.value - TRACE) <= 0.02 * TRACE
+        assert estimate.converged
+        assert estimate.half_width() <= 0.02 * abs(estimate.value)
+    assert right >= 9
+
+
+# P31
+def test_a_budget_that_ends_first_says_so_and_what_would_do():
+    B = with_spectrum(nn_spectrum(400))
+    with pytest.warns(mf.ConvergenceWarning, match=r"raise max_matvecs to about \d+"):
+        estimate = mf.trace(B, rtol=0.01, max_matvecs=100, seed=0)
+    assert not estimate.converged
+    assert estimate.num_matvecs == 100
+    assert abs(estimate.value - np.trace(B)) <= 5 * estimate.stderr
+
+
+@pytest.mark.parametrize("method", TRACE_METHODS)
+def test_a_budget_without_tolerance_is_spent_and_not_exceeded(method):
+    estimate = mf.trace(A, method=method, max_matvecs=60, seed=0)
+    assert 50 <= estimate.num_matvecs <= 60
+    assert estimate.converged
+    assert abs(estimate.value - TRACE) <= 6 * estimate.stderr
+
+
+@pytest.mark.parametrize("method", TRACE_METHODS)
+def test_block_size_changes_nothing_but_speed(method):
+    for options in ({"num_probes": 33}, {"rtol": 0.05, "max_matvecs": 300}):
+        values = [mf.trace(A, method=method, block_size=b, seed=1, **options) for b in (1, 7, 32)]
+        for other in values[1:]:
+            np.testing.assert_allclose(other.value, values[0].value, rtol=1e-11)
+            np.testing.assert_allclose(other.stderr, values[0].stderr, rtol=1e-8)
+            assert other.num_matvecs == values[0].num_matvecs
+
+
+@pytest.mark.parametrize("method", DIAGONAL_METHODS)
+def test_block_size_changes_no_diagonal_either(method):
+    values = [
+        mf.diagonal(A, method=method, num_probes=20, block_size=b, seed=1).value for b in (1, 7, 32)
+    ]
+    for other in values[1:]:
+        np.testing.assert_allclose(other, values[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", TRACE_METHODS)
+def test_every_method_runs_on_every_backend_in_every_precision(backend, dtype, method):
+    B = (with_spectrum(0.8 ** np.arange(60.0)) + 0.01 * np.eye(60)).astype(dtype)
+    estimate = mf.trace(backend.asarray(B), method=method, num_probes=16, seed=0)
+    exact = np.trace(B).real
+    # the jackknife and t-bars hold with room; 6 standard errors for a fixed seed
+    assert abs(complex(estimate.value) - exact) <= 6 * estimate.stderr + 1e-5 * exact
+
+
+@pytest.mark.parametrize("method", DIAGONAL_METHODS)
+def test_every_diagonal_runs_on_every_backend_in_every_precision(backend, dtype, method):
+    B = (with_spectrum(0.8 ** np.arange(60.0)) + 0.01 * np.eye(60)).astype(dtype)
+    estimate = mf.diagonal(backend.asarray(B), method=method, num_probes=40, seed=0)
+    error = np.asarray(mf.arrays.to_host(estimate.value)) - np.diag(B)
+    bars = mf.arrays.to_host(estimate.stderr)
+    assert np.mean(np.abs(error) <= 3 * bars + 1e-5) > 0.9
+
+
+def test_a_budget_of_n_gives_the_exact_answer_and_says_so():
+    for run in (mf.trace, mf.diagonal):
+        estimate = run(A, max_matvecs=400, seed=0)
+        assert estimate.method == "exact"
+        assert estimate.num_matvecs == 400
+        assert "unit vectors" in estimate.reason
+    assert abs(mf.trace(A, max_matvecs=400).value - TRACE) < 1e-10
+    assert_close(mf.diagonal(A, max_matvecs=400).value, np.diag(A))
+
+
+def test_sampling_comes_before_the_exact_answer_where_both_are_affordable():
+    assert mf.trace(A, rtol=0.05, max_matvecs=1000, seed=0).method == "hutchinson"
+    tight = mf.trace(A, rtol=1e-9, max_matvecs=1000, seed=0)
+    assert tight.method == "exact"
+    assert tight.num_matvecs <= 1000
+
+
+def test_an_explicit_number_of_probes_is_honoured_even_beyond_n():
+    estimate = mf.trace(np.diag([1.0, 2.0]) + 1, num_probes=50, seed=0)
+    assert estimate.num_probes == 50
+    assert estimate.method == "hutchinson"
+
+
+def test_a_diagonals_bars_cover_its_entries():
+    estimate = mf.diagonal(A, num_probes=40, seed=0)
+    low, high = estimate.interval()
+    covered = np.mean((low <= np.diag(A)) & (np.diag(A) <= high))
+    assert covered > 0.92  # 400 nearly independent entries at 95 %: 2.7 sigma
+
+
+def test_callbacks_see_every_block_and_may_stop():
+    seen = []
+    mf.trace(A, num_probes=10, block_size=3, seed=0, callback=lambda e: seen.append(e.num_probes))
+    assert seen == [3, 6, 9, 10]
+    stopped = mf.trace(A, num_probes=10, block_size=3, seed=0, callback=lambda e: True)
+    assert stopped.num_probes == 3
+    assert stopped.reason == "stopped by the callback"
+
+    def stop(estimate):
+        raise StopIteration
+
+    assert mf.diagonal(A, num_probes=9, block_size=2, callback=stop, seed=0).num_probes == 2
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "xtrace", "hutch++"])
+def test_an_interrupted_run_loses_nothing_that_was_finished(method):
+    def interrupt(estimate):
+        if estimate.num_probes >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(mf.Interrupted) as caught:
+        mf.trace(A, method=method, num_probes=40, block_size=4, seed=0, callback=interrupt)
+    result = caught.value.result
+    assert result.num_probes == 8
+    assert not result.converged
+    assert abs(result.value - TRACE) < 0.2 * TRACE
+
+
+def test_merged_runs_are_one_run():
+    whole = mf.trace(A, num_probes=30, seed=5)
+    parts = [mf.trace(A, num_probes=10, first_probe=f, seed=5) for f in (20, 0, 10)]
+    merged = parts[0].merge(*parts[1:])
+    assert_close(merged.samples, whole.samples)
+    assert merged.stderr == pytest.approx(whole.stderr, rel=1e-12)
+    assert merged.probe_ranges == ((0, 30),)
+    d = mf.diagonal(A, num_probes=30, seed=5)
+    halves = [mf.diagonal(A, num_probes=15, first_probe=f, seed=5) for f in (0, 15)]
+    assert_close(halves[0].merge(halves[1]).value, d.value)
+    assert_close(halves[0].merge(halves[1]).stderr, d.stderr)
+
+
+def test_runs_that_do_not_belong_together_are_not_merged():
+    run = mf.trace(A, num_probes=5, seed=5)
+    with pytest.raises(ValueError, match="probes 3 to 4 are in two"):
+        run.merge(mf.trace(A, num_probes=5, first_probe=3, seed=5))
+    with pytest.raises(ValueError, match="one seed"):
+        run.merge(mf.trace(A, num_probes=5, first_probe=5, seed=6))
+    x = [mf.trace(A, method="xtrace", num_probes=5, first_probe=f, seed=5) for f in (0, 5)]
+    with pytest.raises(ValueError, match="cannot be merged"):
+        x[0].merge(x[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_probes": 0}, "num_probes must be a whole number"),
+        ({"num_probes": 2.5}, "num_probes must be a whole number"),
+        ({"num_probes": True}, "num_probes must be a whole number"),
+        ({"max_matvecs": -1}, "max_matvecs must be a whole number"),
+        ({"block_size": 0}, "block_size must be a whole number"),
+        ({"rtol": -0.1}, "rtol must be finite"),
+        ({"atol": np.nan}, "atol must be finite"),
+        ({"num_probes": 5, "rtol": 0.1}, "not both"),
+        ({"num_probes": 5, "max_matvecs": 10}, "not both"),
+        ({"method": "magic"}, "method must be one of 'hutchinson'"),
+        ({"seed": -3}, "seed must be in"),
+    ],
+)
+def test_bad_arguments_are_refused_by_both_doors(options, message):
+    for run in (mf.trace, mf.diagonal):
+        with pytest.raises(ValueError, match=message):
+            run(A, **options)
+
+
+def test_a_diagonal_takes_probes_of_modulus_one_only():
+    with pytest.raises(ValueError, match="modulus 1"):
+        mf.diagonal(A, kind="gaussian", num_probes=3)
+
+
+def test_progress_shows_a_bar_with_the_value(capsys):
+    pytest.importorskip("tqdm")
+    mf.trace(A, num_probes=8, block_size=2, seed=0, progress=True)
+    assert "hutchinson" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Lanczos: the factorization in its docstring is what is asserted here."""
+
+import numpy as np
+import pytest
+from support.backends import assert_close, tolerance
+from support.matrices import complex_hermitian, nn_spectrum, with_spectrum
+
+import matfree as mf
+from matfree.arrays import to_host
+
+
+def hermitian(dtype, n=60):
+    if np.issubdtype(dtype, np.complexfloating):
+        return complex_hermitian(n).astype(dtype)
+    return with_spectrum(nn_spectrum(n)).astype(dtype)
+
+
+def test_the_factorization_holds_and_the_basis_is_orthonormal(backend, dtype):
+    A = hermitian(dtype)
+    operator = backend.asarray(A)
+    start = mf.space_like(operator, 60).probes(2, seed=0, kind="gaussian")
+    T = mf.lanczos(operator, start, 10)
+    scale = np.linalg.norm(A, 2)
+    for p in range(2):
+        V = to_host(T.bases[p])
+        R = A @ V.T - V.T @ T.dense(p)
+        assert_close(np.linalg.norm(R[:, -1]), T.residual_norms[p], dtype, scale=scale)
+        assert np.abs(R[:, :-1]).max() <= tolerance(dtype) * scale
+        assert np.abs(V @ V.conj().T - np.eye(10)).max() <= tolerance(dtype)
+        assert_close(V[0] * T.start_norms[p], to_host(start)[:, p], dtype)
+
+
+def test_a_batch_gives_the_numbers_of_separate_runs(backend):
+    A = backend.asarray(hermitian(np.float64))
+    start = mf.space_like(A, 60).probes(3, seed=0)
+    batch = mf.lanczos(A, start, 15)
+    for p in range(3):
+        alone = mf.lanczos(A, start[:, p], 15)
+        assert_close(batch.alphas[p], alone.alphas[0], scale=150)
+        assert_close(batch.betas[p], alone.betas[0], scale=150)
+    assert batch.num_matvecs == 45
+
+
+def test_a_batch_of_runs_of_different_lengths_cuts_each_where_it_ends():
+    A = np.diag(np.r_[1.0, 2.0, 3.0, np.linspace(4, 9, 27)])
+    start = np.zeros((30, 3))
+    start[0, 0] = 5.0  # an eigenvector
+    start[:3, 1] = 1.0  # three of them
+    start[:, 2] = 1.0
+    T = mf.lanczos(A, start, 20)
+    assert [len(a) for a in T.alphas] == [1, 3, 20]
+    assert T.residual_norms[0] == 0.0
+    assert_close(T.quadrature(1)[0], [1.0, 2.0, 3.0])
+    assert_close(T.quadrature(1)[1], np.ones(3) / 3)
+
+
+def test_without_reorthogonalisation_the_distribution_is_the_same():
+    A = with_spectrum(np.linspace(1, 2, 200))
+    v = mf.space_like(A, 200).probes(1, seed=0)
+    full, bare = (mf.lanczos(A, v, 25, reorthogonalize=r) for r in ("full", "none"))
+    for p in range(1, 6):
+        moments = [t.quadrature()[1] @ t.quadrature()[0] ** p for t in (full, bare)]
+        assert abs(moments[0] / moments[1] - 1) < 1e-10
+    assert mf.lanczos(A, v, 5, reorthogonalize="none", keep_basis=False).bases == ()
+
+
+def test_all_n_steps_give_every_eigenvalue():
+    A = hermitian(np.float64, 30)
+    nodes, _ = mf.lanczos(A, np.ones(30), 30).quadrature()
+    assert_close(nodes, np.linalg.eigvalsh(A))
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "message"),
+    [
+        (np.ones(5), 3, r"start must have shape \(60,\)"),
+        (np.zeros(60), 3, "start must not be zero"),
+        (np.ones(60), 0, r"num_steps must be in \[1, n\]: got 0"),
+        (np.ones(60), 61, "pass num_steps=60 or fewer"),
+    ],
+)
+def test_bad_arguments_are_refused(start, steps, message):
+    with pytest.raises(ValueError, match=message):
+        mf.lanczos(hermitian(np.float64), start, steps)
+    with pytest.raises(ValueError, match="reorthogonalize"):
+        mf.lanczos(np.eye(60), np.ones(60), 2, reorthogonalize="partial")

@@ -1,0 +1,178 @@
+"""XTrace, XNysTrace, XDiag: the fast formulas equal leaving one probe out by hand."""
+
+import numpy as np
+import pytest
+from support.matrices import complex_hermitian, with_spectrum
+
+import matfree as mf
+from matfree.algorithms.jackknife import jackknife
+from matfree.algorithms.plan import Plan
+from matfree.algorithms.products import Products
+from matfree.algorithms.xnystrace import XNysTrace
+from matfree.algorithms.xtrace import XTrace
+
+N, K = 60, 12
+
+
+def general(dtype):
+    rng = np.random.default_rng(3)
+    A = rng.standard_normal((N, N)) * 0.9 ** np.arange(N)
+    if np.issubdtype(dtype, np.complexfloating):
+        A = A + 1j * rng.standard_normal((N, N)) * 0.9 ** np.arange(N)
+    return A
+
+
+def run(estimator_type, A, kind, num_probes=K):
+    product = Products(A)
+    plan = Plan.make(
+        N,
+        num_probes=num_probes,
+        rtol=None,
+        atol=None,
+        max_matvecs=None,
+        block_size=5,
+        seed=1,
+        kind=kind,
+    )
+    estimator = estimator_type(product, plan)
+    for start in range(0, num_probes, 5):
+        estimator.advance(start, min(5, num_probes - start))
+    return estimator, product.space.probes(num_probes, seed=1, kind=kind)
+
+
+def by_hand_xtrace(A, W, resphere):
+    """est_i with every projector made anew."""
+    estimates = []
+    for i in range(W.shape[1]):
+        Q = np.linalg.qr(A @ np.delete(W, i, axis=1))[0]
+        w = W[:, i] - Q @ (Q.conj().T @ W[:, i])
+        c = (N - Q.shape[1]) / np.vdot(w, w).real if resphere else 1.0
+        estimates.append(np.trace(Q.conj().T @ A @ Q) + c * np.vdot(w, A @ w))
+    return np.array(estimates)
+
+
+# P08
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@pytest.mark.parametrize("kind", ["sphere", "rademacher"])
+def test_xtrace_equals_leaving_out_by_hand(dtype, kind):
+    A = general(dtype)
+    estimator, W = run(XTrace, A, kind)
+    expected = by_hand_xtrace(A, W, resphere=kind == "sphere")
+    np.testing.assert_allclose(estimator.summary().samples, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("complex_matrix", [False, True])
+def test_xnystrace_equals_leaving_out_by_hand(complex_matrix):
+    if complex_matrix:
+        C = complex_hermitian(N)
+        A = C @ C + 0.1 * np.eye(N)
+    else:
+        A = with_spectrum(0.8 ** np.arange(N) + 0.01)
+    estimator, W = run(XNysTrace, A, "rademacher")
+    expected = []
+    for i in range(K):
+        V = np.delete(W, i, axis=1)
+        Y = A @ V
+        rest = A - Y @ np.linalg.solve(V.conj().T @ Y, Y.conj().T)
+        w = W[:, i]
+        expected.append(np.trace(A - rest).real + np.vdot(w, rest @ w).real)
+    np.testing.assert_allclose(estimator.summary().samples, expected, rtol=1e-9)
+
+
+def test_the_jackknife_bar_equals_running_without_each_probe():
+    A = general(np.float64)
+    estimator, W = run(XTrace, A, "rademacher")
+    means = [by_hand_xtrace(A, np.delete(W, i, axis=1), False).mean() for i in range(K)]
+    expected = np.sqrt(np.sum((means - np.mean(means)) ** 2))
+    assert estimator.summary().stderr == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_jackknife_groups_neighbours_where_probes_are_many():
+    values = np.random.default_rng(0).standard_normal(1000)
+    calls = []
+
+    def mean(kept):
+        calls.append(kept.size)
+        return values[kept].mean()
+
+    bar = jackknife(mean, 1000)
+    assert len(calls) == 128
+    assert 0.5 < bar / (values.std() / np.sqrt(1000)) < 1.5
+    assert jackknife(mean, 1) == np.inf
+
+
+# P09, P13, P14
+def test_low_rank_operators_are_seen_exactly():
+    L = np.random.default_rng(0).standard_normal((200, 5))
+    indefinite, psd = L * [3.0, -2, 1, 1, -1] @ L.T, L @ L.T
+    scale = np.linalg.norm(indefinite)
+    for method, A, options in (
+        ("hutch++", indefinite, {"max_matvecs": 40}),
+        ("xtrace", indefinite, {"max_matvecs": 20}),
+        ("xnystrace", psd, {"num_probes": 10}),
+    ):
+        estimate = mf.trace(A, method=method, seed=0, **options)
+        assert abs(estimate.value - np.trace(A)) <= 1e-9 * scale
+    assert (
+        np.abs(
+            mf.diagonal(indefinite, method="xdiag", num_probes=10, seed=0).value
+            - np.diag(indefinite)
+        ).max()
+        <= 1e-9 * scale
+    )
+    ones = np.ones((100, 100))
+    assert mf.trace(ones, method="xtrace", num_probes=5, seed=0).value == pytest.approx(100)
+
+
+def test_a_scale_of_1e_20_is_no_rank_deficiency():
+    A = 1e-20 * with_spectrum(1.0 / np.arange(1, 101) ** 2)
+    estimate = mf.trace(A, method="xtrace", num_probes=20, seed=0)
+    assert abs(estimate.value / np.trace(A) - 1) < 0.01
+
+
+# P20
+def test_xtrace_with_resphering_is_unbiased():
+    A = general(np.float64)
+    values = np.array(
+        [mf.trace(A, method="xtrace", num_probes=6, seed=s).value for s in range(600)]
+    )
+    assert abs(values.mean() - np.trace(A)) <= 4.5 * values.std() / np.sqrt(600)
+
+
+# P23
+@pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
+@pytest.mark.parametrize("decay", ["poly", "slowexp", "fastexp"])
+def test_bars_of_leave_one_out_methods_cover_what_they_promise(method, decay):
+    i = np.arange(300)
+    spectrum = {"poly": (i + 1.0) ** -2, "slowexp": 0.9**i, "fastexp": 0.7**i}[decay]
+    A = with_spectrum(spectrum)
+    inside = 0
+    for seed in range(40):
+        low, high = mf.trace(A, method=method, max_matvecs=30, seed=seed).interval()
+        inside += low <= spectrum.sum() <= high
+    assert inside >= 36
+
+
+def test_indefinite_operators_are_refused_by_nystrom_methods():
+    A = with_spectrum(np.linspace(-1, 1, 50))
+    for run_method in (
+        lambda: mf.trace(A, method="xnystrace", num_probes=10, seed=0),
+        lambda: mf.diagonal(A, method="xnysdiag", num_probes=10, seed=0),
+    ):
+        with pytest.raises(mf.OperatorError, match="positive semidefinite"):
+            run_method()
+
+
+def test_diagonal_methods_for_hermitian_operators_refuse_others():
+    for method in ("diag++", "xdiag"):
+        with pytest.raises(mf.NotHermitianError):
+            mf.diagonal(general(np.float64), method=method, num_probes=12, seed=0)
+
+
+def test_diag_plus_plus_is_unbiased_where_the_one_sided_formula_is_not():
+    A = with_spectrum(np.r_[5.0, 3.0, np.linspace(-1, 1, 28)])
+    values = np.array(
+        [mf.diagonal(A, method="diag++", num_probes=6, seed=s).value for s in range(2000)]
+    )
+    z = (values.mean(axis=0) - np.diag(A)) / (values.std(axis=0) / np.sqrt(2000))
+    assert np.sqrt(np.mean(z**2)) < 1.6  # 30 entries of rms 1; the biased formula gives 8
