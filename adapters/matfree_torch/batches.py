@@ -39,7 +39,7 @@ class Batches:
                     "data must be a batch (inputs, targets) or a re-iterable of batches, a "
                     f"DataLoader for one: got {type(data).__name__}."
                 )
-            if iter(data) is data:
+            if hasattr(data, "__next__"):  # an iterator; iter(loader) would draw a seed
                 raise TypeError(
                     f"data is a {type(data).__name__}, which is spent after one pass, and every "
                     "product needs one; pass the DataLoader itself, or list(data)."
@@ -68,7 +68,7 @@ class Batches:
             inputs, targets = batch
             weight = self._weight(batch) if self.averaged else 1.0
             total += weight
-            yield inputs, targets, weight
+            yield _recordable(inputs), _recordable(targets), weight
         self._close(total)
 
     def _close(self, total: float) -> None:
@@ -99,6 +99,13 @@ class Batches:
         if getattr(self.loss, "reduction", "mean") == "batchmean":
             return float(_samples(targets, inputs))
         return float(targets.numel() if isinstance(targets, Tensor) else _samples(targets, inputs))
+
+
+def _recordable(x: Any) -> Any:
+    """Tensors made in inference mode, copied: autograd refuses to save them."""
+    if isinstance(x, tuple):
+        return tuple(map(_recordable, x))
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
 
 
 def _is_batch(data: Any) -> bool:

@@ -160,8 +160,8 @@ class HessianOperator(Operator):
         now = guard.fingerprint(self.model)
         if self._kept is None or self._kept[0] != now:  # never the graph of other weights
             self._kept = None
-            for inputs, targets, _ in self.batches:
-                with guard.untouched(self.model, self._random_state):
+            with guard.untouched(self.model, self._random_state):
+                for inputs, targets, _ in self.batches:
                     self._kept = now, self._gradients(inputs, targets)
         assert self._kept is not None
         yield self.batches.divisor, self._kept[1]

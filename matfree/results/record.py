@@ -96,7 +96,7 @@ def load(path: str | os.PathLike[str]) -> Record:
     50.0
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             kind, version = _KINDS[header["kind"]], int(header["format"])
             arrays = {name: file[name] for name in file.files if name != "header"}

@@ -1,0 +1,137 @@
+"""SciPy in both directions; each fact about its operators is a test."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import scipy.sparse.linalg as sla
+from support.backends import assert_close
+from support.matrices import complex_hermitian
+
+import matfree as mf
+from matfree_scipy import to_scipy
+
+RNG = np.random.default_rng(0)
+DENSE = np.where(RNG.random((30, 30)) < 0.2, RNG.standard_normal((30, 30)), 0.0)
+DENSE = DENSE + DENSE.T + 9 * np.eye(30)
+FORMATS = ["csr", "csc", "coo", "dia", "bsr", "lil", "dok"]
+
+
+@pytest.mark.parametrize("kind", ["array", "matrix"])
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
+def test_every_sparse_format_multiplies_like_its_dense_matrix(name, kind):
+    rectangular = DENSE[:, :20]
+    A = getattr(sp, f"{name}_{kind}")(rectangular)
+    ours = mf.aslinearoperator(A)
+    X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal((30, 2))
+    assert_close(ours @ X, rectangular @ X)
+    assert_close(ours.H @ Y, rectangular.T @ Y)
+    assert (ours @ X).flags.c_contiguous
+    assert type(ours @ X) is np.ndarray
+
+
+def test_csr_is_used_as_it_is_and_integers_promoted():
+    A = sp.csr_array(DENSE)
+    assert np.shares_memory(mf.aslinearoperator(A).matrix.data, A.data)
+    assert mf.trace(sp.eye_array(5, dtype=np.int64), num_probes=1, seed=0).value == 5.0
+
+
+def test_complex_sparse_adjoints_conjugate():
+    A = complex_hermitian(12) @ np.diag(np.arange(12) + 1j)
+    ours = mf.aslinearoperator(sp.csc_array(A))
+    assert_close(ours.H.to_dense(), A.conj().T)
+    assert_close(ours.T.to_dense(), A.T)
+
+
+class Strict(sla.LinearOperator):
+    """A user's subclass that only ever takes (n,), as SciPy 1.18 will insist."""
+
+    def __init__(self):
+        super().__init__(np.float64, (30, 30))
+
+    def _matvec(self, x):
+        assert x.shape == (30,), "matvec is sent vectors only"
+        return DENSE @ x
+
+    def _matmat(self, X):
+        assert X.shape[0] == 30
+        return DENSE @ X
+
+
+def test_a_linear_operator_gets_blocks_through_matmat_and_vectors_as_vectors():
+    ours = mf.aslinearoperator(Strict())
+    X = RNG.standard_normal((30, 4))
+    assert_close(ours @ X, DENSE @ X)
+    assert_close(ours @ X[:, 0], DENSE @ X[:, 0])
+
+
+class Batched1_18(sla.LinearOperator):
+    """The rule of SciPy 1.18: a 2-D argument of matvec is a batch of rows."""
+
+    def __init__(self):
+        super().__init__(np.float64, (30, 30))
+
+    def _matvec(self, x):
+        return x @ DENSE.T  # right for (n,) and for a batch (..., n), wrong for columns
+
+    def _matmat(self, X):
+        return DENSE @ X
+
+
+def test_the_row_batches_of_scipy_1_18_are_never_mistaken_for_columns():
+    X = RNG.standard_normal((30, 30))  # square: a mistake would not show in the shape
+    assert_close(mf.aslinearoperator(Batched1_18()) @ X, DENSE @ X)
+
+
+def test_batched_and_untyped_operators_are_refused(monkeypatch):
+    operator = Strict()
+    operator.dtype = None
+    with pytest.raises(mf.OperatorError, match="declares no dtype"):
+        mf.aslinearoperator(operator)
+    batched = Strict()
+    batched.shape = (2, 30, 30)
+    with pytest.raises(mf.OperatorError, match="batched"):
+        mf.aslinearoperator(batched)
+
+
+def test_to_scipy_keeps_the_block_product_that_scipy_drops():
+    blocks = []
+
+    def matmat(X):
+        blocks.append(X.shape)
+        return DENSE @ X
+
+    ours = mf.FunctionOperator(lambda x: DENSE @ x, space=mf.space_like(DENSE, 30), matmat=matmat)
+    there = to_scipy(ours)
+    blocks.clear()
+    assert_close(there.matmat(np.eye(30)), DENSE)
+    assert blocks == [(30, 30)]
+    assert there.dtype == np.float64
+
+
+def test_to_scipy_converts_at_the_boundary_for_other_libraries():
+    torch = pytest.importorskip("torch")
+    there = to_scipy(torch.tensor(DENSE))
+    values = sla.eigsh(there, 3, return_eigenvectors=False)
+    assert_close(np.sort(values), np.linalg.eigvalsh(DENSE)[-3:], scale=1e3)
+    assert_close(there.rmatvec(np.ones(30)), DENSE.T @ np.ones(30))
+
+
+SOLVERS = {
+    "eigsh": lambda A, b: sla.eigsh(A, 2)[0],
+    "cg": lambda A, b: sla.cg(A, b)[0],
+    "minres": lambda A, b: sla.minres(A, b)[0],
+    "gmres": lambda A, b: sla.gmres(A, b)[0],
+    "lsqr": lambda A, b: sla.lsqr(A, b)[0],
+    "lsmr": lambda A, b: sla.lsmr(A, b)[0],
+    "svds": lambda A, b: sla.svds(A, 2)[1],
+    "lobpcg": lambda A, b: sla.lobpcg(A, np.eye(30)[:, :3], maxiter=200, tol=1e-6)[0],
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_scipys_solvers_take_our_operators_as_they_are(solver):
+    b = np.ones(30)
+    np.testing.assert_allclose(
+        solver(mf.aslinearoperator(DENSE), b), solver(DENSE, b), rtol=1e-4, atol=1e-6
+    )

@@ -1,0 +1,120 @@
+"""Results are frozen, print, save, load, and do not pretend."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support.backends import assert_close
+from support.matrices import with_spectrum
+
+import matfree as mf
+from matfree.arrays import to_host
+
+A = with_spectrum(np.linspace(1, 3, 30))
+
+
+def everything(matrix):
+    start = mf.aslinearoperator(matrix).space.probes(2, seed=0)
+    return [
+        mf.trace(matrix, num_probes=5, seed=0),
+        mf.trace(matrix, max_matvecs=30),
+        mf.diagonal(matrix, num_probes=5, seed=0),
+        mf.eigsh(matrix, 2, seed=0),
+        mf.spectral_density(matrix, num_probes=2, num_steps=5, seed=0),
+        mf.lanczos(matrix, start, 4),
+        mf.check_operator(matrix),
+    ]
+
+
+def test_every_result_survives_saving_and_loading(backend, tmp_path):
+    for j, result in enumerate(everything(backend.asarray(A))):
+        loaded = mf.load(result.save(tmp_path / f"result-{j}"))
+        assert type(loaded) is type(result)
+        assert str(loaded) == str(result)
+        for field in dataclasses.fields(result):
+            old, new = getattr(result, field.name), getattr(loaded, field.name)
+            if isinstance(old, tuple) and old and hasattr(old[0], "shape"):
+                for a, b in zip(old, new, strict=True):
+                    assert np.array_equal(to_host(a), b)
+            elif hasattr(old, "__dlpack__"):
+                assert np.array_equal(to_host(old), new)
+            else:
+                assert old == new
+
+
+def test_complex_values_survive_too(tmp_path):
+    estimate = mf.trace(A * (1 + 2j), num_probes=3, seed=0)
+    assert mf.Estimate.load(estimate.save(tmp_path / "c.npz")).value == estimate.value
+
+
+def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path):
+    path = mf.trace(A, num_probes=2, seed=0).save(tmp_path / "trace")
+    with pytest.raises(ValueError, match="holds a result of kind Estimate, not EigenResult"):
+        mf.EigenResult.load(path)
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(path.read_bytes()[:200])
+    foreign = tmp_path / "foreign.npz"
+    np.savez(foreign, x=np.ones(3))
+    for bad in (cut, foreign):
+        with pytest.raises(ValueError, match="not a result saved by matfree"):
+            mf.load(bad)
+    with pytest.raises(FileNotFoundError):
+        mf.load(tmp_path / "absent.npz")
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    result = mf.trace(A, num_probes=2, seed=0)
+    path = result.save(tmp_path / "trace")
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="disk full"):
+        result.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_are_frozen_and_print_as_tables():
+    for result in everything(A):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            result.num_matvecs = 0
+        assert len(str(result).splitlines()) >= 3
+        assert result._repr_html_().startswith("<table>")
+
+
+def test_an_estimate_is_a_number_where_it_can_be():
+    estimate = mf.trace(A, num_probes=4, seed=0)
+    assert float(estimate) == estimate.value
+    assert complex(estimate) == estimate.value
+    with pytest.raises(TypeError, match="is an array"):
+        float(mf.diagonal(A, num_probes=4, seed=0))
+    with pytest.raises(TypeError, match="is complex"):
+        float(mf.trace(1j * A, num_probes=4, seed=0))
+    assert float(mf.trace(A.astype(complex), num_probes=4, seed=0)) == pytest.approx(estimate.value)
+
+
+def test_the_interval_is_students():
+    estimate = mf.trace(A, num_probes=5, seed=0)
+    low, high = estimate.interval(0.99)
+    t_of_4_at_99_percent = 4.604094871
+    assert high - estimate.value == pytest.approx(t_of_4_at_99_percent * estimate.stderr)
+    assert low + high == pytest.approx(2 * estimate.value)
+    with pytest.raises(ValueError, match="level must be in"):
+        estimate.interval(95)
+
+
+def test_one_probe_gives_no_bar_and_an_exact_answer_none_at_all():
+    assert mf.trace(A, num_probes=1, seed=0).interval() == (-np.inf, np.inf)
+    exact = mf.trace(A, max_matvecs=30)
+    assert exact.interval() == (exact.value, exact.value)
+
+
+def test_diagonal_results_stay_in_their_library(backend):
+    estimate = mf.diagonal(backend.asarray(A), num_probes=9, seed=0)
+    assert type(estimate.value) is type(backend.asarray(A))
+    assert_close(estimate.value, mf.diagonal(A, num_probes=9, seed=0).value)
+    low, high = estimate.interval()
+    assert bool(backend.xp.all(low <= high))

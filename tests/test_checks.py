@@ -1,0 +1,63 @@
+"""check_operator tells a good operator from a bad one, and names the fault."""
+
+import numpy as np
+from support.matrices import complex_hermitian
+
+import matfree as mf
+
+
+def function(f, n=20, dtype=np.float64):
+    return mf.aslinearoperator(f, shape=(n, n), like=np.zeros(1, dtype))
+
+
+A = complex_hermitian(20).real
+
+
+def test_a_symmetric_matrix_passes_everywhere(backend, dtype):
+    report = mf.check_operator(backend.asarray(A, dtype))
+    assert report.ok
+    assert report.hermitian
+    assert "NO" not in str(report)
+
+
+def test_an_unsymmetric_matrix_is_an_operator_but_not_hermitian():
+    report = mf.check_operator(np.triu(A))
+    assert report.ok
+    assert not report.hermitian
+
+
+def test_a_nonlinear_function_is_found():
+    report = mf.check_operator(function(lambda x: x**2))
+    assert report.linearity > 0.01
+    assert not report.ok
+
+
+def test_a_random_product_is_found_and_its_noise_measured():
+    rng = np.random.default_rng(0)
+    noisy = function(lambda x: A @ x * (1 + 1e-3 * rng.standard_normal(20)))
+    report = mf.check_operator(noisy)
+    assert 1e-4 < report.determinism < 1e-2
+    assert not report.ok
+
+
+def test_blocks_that_disagree_with_their_columns_are_found():
+    space = mf.space_like(A, 20)
+    bad = mf.FunctionOperator(lambda x: A @ x, space=space, matmat=lambda X: A @ X[:, ::-1])
+    report = mf.check_operator(bad)
+    assert report.consistency > 0.1
+    assert not report.ok
+
+
+def test_a_wrong_adjoint_is_found_and_a_missing_one_named():
+    space = mf.space_like(A, 20)
+    wrong = mf.FunctionOperator(lambda x: A @ x, space=space, rmatvec=lambda x: 2 * (A @ x))
+    assert mf.check_operator(wrong).adjoint > 0.01
+    missing = mf.check_operator(function(lambda x: A @ x))
+    assert missing.adjoint is None
+    assert "no adjoint given" in str(missing)
+
+
+def test_rectangular_and_zero_operators_are_judged_too():
+    assert mf.check_operator(A[:, :7]).ok
+    assert mf.check_operator(A[:, :7]).symmetry is None
+    assert mf.check_operator(np.zeros((4, 4))).hermitian
