@@ -1,0 +1,168 @@
+"""The commands as a user meets them: what they say, write and refuse."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse as sp
+from support.matrices import with_spectrum
+
+from matfree.cli import main
+
+pytest.importorskip("matplotlib", reason="the report needs matplotlib")
+
+SPECTRUM = np.r_[9.0, -5.0, np.linspace(0, 1, 58)]
+A = with_spectrum(SPECTRUM)
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    path = tmp_path / "A.npy"
+    np.save(path, A)
+    return path
+
+
+def run(*words):
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as end:  # argparse ends so
+        return end.code
+
+
+def test_matrix_prints_the_main_quantities(matrix, capsys):
+    assert run("matrix", matrix, "--exact", "--seed", "0") == 0
+    out = capsys.readouterr().out
+    for word in ("eigenvalue 1", "trace", "diagonal", "exact", "-5"):
+        assert word in out
+
+
+def test_matrix_writes_a_report_that_needs_nothing_else(matrix, tmp_path, capsys):
+    folder = tmp_path / "report"
+    assert run("matrix", matrix, "--exact", "--out", folder, "--seed", "0") == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=[\"']?https?://", page)
+    assert "<script src" not in page
+    assert "data:image/png;base64" in page
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    eigenvalues = results["results"]["matrix"]["eigenvalues"]
+    assert eigenvalues["values"] == pytest.approx([9.0, -5.0], abs=1e-2)
+    low, high = results["results"]["matrix"]["trace"]["interval"]
+    assert low < np.trace(A) < high
+    assert list(folder.glob("*.png"))
+
+
+def test_json_output_agrees_with_numpy(matrix, capsys):
+    assert run("matrix", matrix, "--exact", "--json", "--seed", "0") == 0
+    text = capsys.readouterr().out
+    numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
+    json.loads(text)
+    for exact in (np.trace(A), 9.0, -5.0):
+        assert min(abs(np.array(numbers) - exact)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["A.npz", "A.mtx"])
+def test_sparse_files_are_read(name, tmp_path, capsys):
+    path = tmp_path / name
+    if name.endswith("npz"):
+        sp.save_npz(path, sp.csr_array(A))
+    else:
+        scipy.io.mmwrite(path, sp.coo_array(A))
+    assert run("matrix", path, "--seed", "0") == 0
+    assert "trace" in capsys.readouterr().out
+
+
+def test_a_matrix_that_is_not_hermitian_gets_its_trace_and_diagonal(tmp_path, capsys):
+    np.save(tmp_path / "J.npy", np.triu(A))
+    assert run("matrix", tmp_path / "J.npy", "--seed", "0") == 0
+    out = capsys.readouterr()
+    assert "trace" in out.out
+    assert "Hermitian" in out.out + out.err
+
+
+def _file(tmp_path, name, array):
+    path = tmp_path / name
+    np.save(path, array, allow_pickle=True)
+    return path
+
+
+BAD = {
+    "no such file": lambda d: d / "absent.npy",
+    "another ending": lambda d: _file(d, "A.txt.npy", A).rename(d / "A.csv"),
+    "not square": lambda d: _file(d, "r.npy", A[:, :9]),
+    "one dimension": lambda d: _file(d, "v.npy", A[0]),
+    "nan inside": lambda d: _file(d, "n.npy", np.where(np.eye(60) > 0, np.nan, A)),
+    "empty": lambda d: _file(d, "e.npy", np.zeros((0, 0))),
+    "objects": lambda d: _file(d, "o.npy", np.array([[None]])),
+    "no array file": lambda d: (d / "t.npy").write_text("text") and d / "t.npy",
+}
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
+def test_bad_files_end_with_one_line_and_status_two(make, tmp_path, capsys):
+    assert run("matrix", make(tmp_path)) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "Traceback" not in error
+
+
+def test_an_unwritable_folder_is_refused(matrix, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run("matrix", matrix, "--out", tmp_path / "file") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_version_is_the_packages(capsys):
+    import matfree
+
+    assert run("--version") == 0
+    assert matfree.__version__ in capsys.readouterr().out
+
+
+GOOD_NETWORK = """
+import torch
+def problem():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    return model, torch.nn.CrossEntropyLoss(), (torch.randn(30, 4), torch.randint(3, (30,)))
+def wrong():
+    return 3
+def broken():
+    raise RuntimeError("no weights")
+"""
+
+
+@pytest.fixture
+def network(tmp_path, needs_torch):
+    path = tmp_path / "net.py"
+    path.write_text(GOOD_NETWORK)
+    return path
+
+
+def test_network_studies_a_users_own_model(network, capsys):
+    assert run("network", f"{network}:problem", "--exact", "--seed", "0") == 0
+    out = capsys.readouterr().out
+    assert "trace" in out
+    assert "15" in out  # parameters
+
+
+@pytest.mark.parametrize(
+    "tail", [":wrong", ":broken", ":absent", "", ":problem --device cuda:99"], ids=str
+)
+def test_bad_networks_end_with_one_line_and_status_two(network, tail, capsys):
+    assert run("network", *f"{network}{tail}".split()) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "Traceback" not in error
+
+
+def test_the_demo_runs_end_to_end(tmp_path, capsys):
+    pytest.importorskip("sklearn", reason="the demo's network learns scikit-learn's digits")
+    pytest.importorskip("torch", reason="the demo's second half needs torch")
+    assert run("demo", "--out", tmp_path / "demo", "--seed", "0") == 0
+    out = capsys.readouterr().out
+    assert out.count("SUMMARY") >= 2
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=[\"']?https?://", page)
+    json.loads((tmp_path / "demo" / "results.json").read_text(encoding="utf-8"))
