@@ -230,9 +230,8 @@ class EigenSearch:
 
     def _stopped_by_callback(self) -> bool:
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
-        self.history.append(
-            (self.product.num_matvecs, float(self.values[0]), float(relative.max()))
-        )
+        worst = float(np.max(relative))
+        self.history.append((self.product.num_matvecs, float(self.values[0]), worst))
         step = EigenStep(self.product.num_matvecs, self.values, relative)
         stop = asked_to_stop(self.callback, step)
         if stop:
