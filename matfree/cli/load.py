@@ -46,7 +46,7 @@ def _read(file: Path) -> Any:
             return np.load(file, allow_pickle=False)
         if file.suffix == ".npz":
             return scipy.sparse.load_npz(file)
-        return scipy.io.mmread(file)
+        return scipy.io.mmread(file, spmatrix=False)
     except Exception as cause:  # whatever a parser may say of unknown bytes
         hint = {
             ".npy": "it must be one numeric array, saved with numpy.save",
