@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.backends import MAKERS, PARAMS
 
-collect_ignore_glob = []
+collect_ignore_glob = ["benchmarks/*"]  # scripts, which `make bench` runs
 
 
 @pytest.fixture(params=PARAMS)
