@@ -73,7 +73,7 @@ def _chapter(file: str, matrix: Any, hermitian: bool) -> Chapter:
     reader = {
         ".npy": f"A = np.load({file!r})",
         ".npz": f"A = scipy.sparse.load_npz({file!r})",
-        ".mtx": f"A = scipy.sparse.csr_array(scipy.io.mmread({file!r}))",
+        ".mtx": f"A = scipy.sparse.csr_array(scipy.io.mmread({file!r}, spmatrix=False))",
     }[Path(file).suffix]
     imports = "import numpy as np" if not sparse else "import scipy.io, scipy.sparse"
     return Chapter(

@@ -125,24 +125,36 @@ def _isolated(study: Study, density: SpectralDensity) -> tuple[Table, ...]:
 def _facts(study: Study, density: SpectralDensity, negative: Share) -> Table:
     """Numbers read off the quadrature, beside those of the exact eigenvalues."""
     first, second = density.moment(1), density.moment(2)
+    debt = density.trace_function(_negative_part)
     rows: list[tuple[Any, ...]] = [
         ("mean", first.value, cells.interval(*first.interval())),
         ("mean square", second.value, cells.interval(*second.interval())),
         ("median", density.quantile(0.5), ""),
+        ("sum of the negative ones", debt.value, cells.interval(*debt.interval())),
         ("fraction negative", negative.value, cells.interval(negative.low, negative.high, 3)),
     ]
     columns = [Column("of the eigenvalues"), Column("estimate"), Column("interval")]
     if (truth := _truth(study)) is not None:
         negative_truth = exact_negative_share(density, truth)
-        answers = (truth.mean(), np.mean(truth**2), np.median(truth), negative_truth)
+        answers = (
+            truth.mean(),
+            np.mean(truth**2),
+            np.median(truth),
+            _negative_part(truth).sum(),
+            negative_truth,
+        )
         rows = [(*row, float(answer)) for row, answer in zip(rows, answers, strict=True)]
         columns.append(Column("exact"))
     return Table(
-        "Read off the same quadrature, without another product (the means with 95 % intervals; "
-        "the fraction also counts what so many nodes cannot resolve around zero):",
+        "Read off the same quadrature, without another product (with 95 % intervals over the "
+        "probes; that of the fraction also counts what so many nodes cannot resolve around zero):",
         tuple(columns),
         tuple(rows),
     )
+
+
+def _negative_part(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.asarray(np.minimum(x, 0.0))
 
 
 def _truth(study: Study) -> np.ndarray[Any, Any] | None:
@@ -170,13 +182,15 @@ def _findings(study: Study, density: SpectralDensity, negative: Share) -> tuple[
 
 def _values(study: Study, density: SpectralDensity, negative: Share) -> dict[str, Any]:
     low, high = density.support
-    mean = density.moment(1)
+    mean, debt = density.moment(1), density.trace_function(_negative_part)
     values: dict[str, Any] = {
         "support": [low, high],
         "mean": mean.value,
         "mean_interval": list(mean.interval()),
         "negative_fraction": negative.value,
         "negative_interval": [negative.low, negative.high],
+        "negative_sum": debt.value,
+        "negative_sum_interval": list(debt.interval()),
         "noise_floor": density.noise_floor,
         "num_steps": density.num_steps,
         "num_probes": density.num_probes,
@@ -187,6 +201,7 @@ def _values(study: Study, density: SpectralDensity, negative: Share) -> dict[str
         values |= {
             "wasserstein_over_range": distance(density, truth),
             "exact_negative_fraction": exact_negative_share(density, truth),
+            "exact_negative_sum": float(_negative_part(truth).sum()),
         }
     return values
 
