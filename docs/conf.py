@@ -7,7 +7,7 @@ author = "The matfree authors"
 copyright = "2026, The matfree authors"
 release = matfree.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_nb"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"matfree {release}"
@@ -18,5 +18,5 @@ nb_execution_timeout = 300
 
 autodoc_typehints = "none"  # the docstrings say types, shapes and units
 autodoc_class_signature = "separated"
-numpydoc_show_class_members = False
-suppress_warnings = ["ref.python"]
+napoleon_google_docstring = False
+napoleon_custom_sections = [("Cost", "notes")]  # every docstring says products and memory
