@@ -56,8 +56,7 @@ def diagonal(
         "hutchinson" is as good as any where the off-diagonal mass is spread out. Where few
         eigenvalues carry it, "xdiag" (two products a probe) and "xnysdiag" (one) are far
         better; "deflated" uses eigenpairs that are wanted anyway.
-    num_probes, max_matvecs, block_size, seed, eigenpairs, first_probe, progress,
-    callback
+    num_probes, max_matvecs, block_size, seed, eigenpairs, first_probe, progress, callback
         As for :func:`trace`.
     rtol, atol : float, optional
         Sample until the 2-norm of the half-widths of all entries' 95 % intervals is at most
