@@ -35,4 +35,5 @@ def plain_mathematics(app, what, name, obj, options, lines):
 
 
 def setup(app):
+    """Let Sphinx ask for it before the docstring is parsed."""
     app.connect("autodoc-process-docstring", plain_mathematics, priority=1)

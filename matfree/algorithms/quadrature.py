@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import scipy.linalg
 
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
-from matfree.algorithms.plan import Plan
+from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.recurrence import Reorthogonalize, tridiagonalize
 from matfree.algorithms.sampling import Summary
 from matfree.arrays import epsilon, to_host
 from matfree.results import Tridiagonal
+
+_POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
+"""Where two functions are compared, to tell whether a checkpoint belongs to this one."""
 
 Function: TypeAlias = Callable[[HostArray], HostArray]
 FunctionName: TypeAlias = Literal["log", "inverse", "sqrt", "exp"]
@@ -27,6 +30,7 @@ class QuadratureTrace(TraceEstimator):
 
     method = "Lanczos quadrature"
     first_look = 10
+    saved = ("samples", "changes", "columns")
 
     def __init__(
         self,
@@ -38,10 +42,18 @@ class QuadratureTrace(TraceEstimator):
     ) -> None:
         super().__init__(product, plan)
         self.cost = min(num_steps, self.space.size)
-        self.reorthogonalize = reorthogonalize
         self.evaluate = _Checked(f, epsilon(self.space.xp, self.space.dtype))
         self.samples = Samples()
         self.changes: list[float] = []
+        self.columns: HostArray = np.zeros((0, 0))
+        self.reorthogonalize: Reorthogonalize = reorthogonalize
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        return {
+            "num_steps": self.cost,
+            "reorthogonalize": self.reorthogonalize,
+            "f at five points": self.evaluate.values_at(_POINTS),
+        }
 
     def advance(self, start: int, count: int) -> None:
         T = tridiagonalize(
@@ -66,9 +78,14 @@ class QuadratureTrace(TraceEstimator):
 
     def exact(self) -> Summary:
         """n products give the matrix, and its eigenvalues the answer."""
-        dense = to_host(self.product.operator.to_dense())
-        self.product.num_matvecs += self.space.size
-        self.product.require_finite(dense)
+        E = self.space.unit_vectors(range(self.space.size))
+        for part in slices(self.space.size, self.plan.block_size, self.columns.shape[1]):
+            Y = self.product(E[:, part])
+            fresh = to_host(self.space.gram(E, Y))
+            self.product.require_finite(fresh)
+            self.columns = np.hstack((self.columns, fresh)) if part.start else fresh
+            self.block_done()
+        dense = self.columns
         scale = float(np.abs(dense).max())
         if scale > 0:
             self.product.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
@@ -112,6 +129,11 @@ class _Checked:
         self.name = "f" if callable(f) else f
         self.f = f if callable(f) else _NAMED[f]
         self.eps = eps
+
+    def values_at(self, points: HostArray) -> tuple[float, ...]:
+        """f there, NaN where it is not defined: what tells two functions apart."""
+        with np.errstate(all="ignore"):
+            return tuple(np.asarray(self.f(points), dtype=np.float64).tolist())
 
     def __call__(self, nodes: HostArray) -> HostArray:
         least, noise = float(nodes.min()), self.eps * float(np.abs(nodes).max())
