@@ -102,6 +102,22 @@ class Checkpoint:
             },
         )
 
+    def holds(self, name: str) -> bool:
+        """Whether the file has something under this name that was not yet taken up."""
+        return any(key.startswith(f"{name}.") for key in self.state)
+
+    def take_up(self, name: str, holder: Any) -> None:
+        """Give an object made anew the state it had, where the file has one; once only."""
+        prefix = f"{name}."
+        if self.holds(name) and self._fits(holder, prefix):
+            restore(holder, self.state, self.product.space, prefix)
+        self.state = {k: value for k, value in self.state.items() if not k.startswith(prefix)}
+
+    def _fits(self, holder: Any, prefix: str) -> bool:
+        """Whether as many vectors are sent at once as were; else their block is made again."""
+        stored = self.state.get(f"{prefix}V")
+        return stored is None or stored.shape == tuple(holder.V.shape)
+
     def _require_same(self, stored: dict[str, Any]) -> None:
         different = [
             f"{name} is {_plainly(stored.get(name))} there and {_plainly(value)} here"

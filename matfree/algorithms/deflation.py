@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from matfree.algorithms.checkpoint import PathLike
+from matfree.algorithms.checkpoint import Checkpoint
 from matfree.algorithms.eigsh import eigsh
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products, adopted
@@ -17,7 +17,6 @@ from matfree.arrays import rounding, to_host
 from matfree.errors import ConvergenceWarning
 from matfree.protocol import Array
 from matfree.results import EigenResult
-from matfree.results.archive import npz_path
 
 ROUGH = 1e-2
 """Residual, relative to ||A||, at which computed pairs are good enough to deflate with."""
@@ -47,7 +46,7 @@ class Deflation:
         self.vectors: Array = self.space.zeros(0)
 
     def find(
-        self, budget: int, checkpoint: PathLike | None, block_done: Callable[[], None]
+        self, budget: int, checkpoint: Checkpoint | None, block_done: Callable[[], None]
     ) -> None:
         """Take the given pairs, or compute some for at most half of the budget.
 
@@ -61,7 +60,7 @@ class Deflation:
             self._take(self.plan.eigenpairs)
             path = None
         else:
-            path = None if checkpoint is None else _beside(checkpoint)
+            path = checkpoint and checkpoint.path.with_suffix(".eigenpairs.npz")
             self._compute(self.plan.eigenpairs, budget, path)
         self.cost = self.product.num_matvecs - before
         self.found = True
@@ -109,7 +108,3 @@ class Deflation:
             )
         self.product.num_matvecs += pairs.num_matvecs
         self.values, self.vectors = pairs.values, pairs.vectors
-
-
-def _beside(checkpoint: PathLike) -> Path:
-    return npz_path(checkpoint).with_suffix(".eigenpairs.npz")

@@ -248,13 +248,12 @@ class EigenSearch:
     @property
     def _has_stored(self) -> bool:
         """Whether the checkpoint holds a decomposition that waits to be taken up."""
-        return self.checkpoint is not None and "krylov.size" in self.checkpoint.state
+        return self.checkpoint is not None and self.checkpoint.holds("krylov")
 
     def _begun(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
         """A new decomposition, or, once, the one that was under way."""
-        if self.checkpoint is not None and self._has_stored:
-            restore(krylov, self.checkpoint.state, self.space, "krylov.")
-            self.checkpoint.state = {}
+        if self.checkpoint is not None:
+            self.checkpoint.take_up("krylov", krylov)
         self.krylov = krylov
         return krylov
 

@@ -12,9 +12,10 @@ import scipy.linalg
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.recurrence import Reorthogonalize, tridiagonalize
+from matfree.algorithms.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.sampling import Summary
 from matfree.arrays import epsilon, to_host
+from matfree.protocol import Array
 from matfree.results import Tridiagonal
 
 _POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
@@ -30,7 +31,7 @@ class QuadratureTrace(TraceEstimator):
 
     method = "Lanczos quadrature"
     first_look = 10
-    saved = ("samples", "changes", "columns")
+    saved = ("samples", "changes", "columns", "recurrence")
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class QuadratureTrace(TraceEstimator):
         self.evaluate = _Checked(f, epsilon(self.space.xp, self.space.dtype))
         self.samples = Samples()
         self.changes: list[float] = []
+        self.recurrence: Recurrence | None = None
         self.columns: HostArray = np.zeros((0, 0))
         self.reorthogonalize: Reorthogonalize = reorthogonalize
 
@@ -56,13 +58,7 @@ class QuadratureTrace(TraceEstimator):
         }
 
     def advance(self, start: int, count: int) -> None:
-        T = tridiagonalize(
-            self.product,
-            self.probes(start, count),
-            self.cost,
-            reorthogonalize=self.reorthogonalize,
-            keep_basis=False,
-        )
+        T = self._factorized(self.probes(start, count))
         fresh = []
         for p in range(count):
             whole = self._quadrature(T, p, len(T.alphas[p]))
@@ -91,6 +87,20 @@ class QuadratureTrace(TraceEstimator):
             self.product.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
         total = float(np.sum(self.evaluate(np.linalg.eigvalsh((dense + dense.conj().T) / 2))))
         return Summary(total, 0.0, abs(total), 0.0, math.inf)
+
+    def _factorized(self, W: Array) -> Tridiagonal:
+        """The recurrences of a block of probes, kept in the checkpoint from look to look."""
+        recurrence = Recurrence(
+            self.product, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
+        )
+        if self.checkpoint is not None:
+            self.checkpoint.take_up("recurrence", recurrence)
+        self.recurrence = recurrence
+        while not recurrence.finished:
+            recurrence.advance()
+            self.block_done()
+        self.recurrence = None
+        return recurrence.result()
 
     def _quadrature(self, T: Tridiagonal, p: int, steps: int) -> float:
         alpha, beta = T.alphas[p][:steps], T.betas[p][: steps - 1]

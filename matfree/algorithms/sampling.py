@@ -77,8 +77,7 @@ class Estimator(ABC):
         self.product, self.space, self.plan = product, product.space, plan
         self.block_done: Callable[[], None] = lambda: None
         """To be called after every block of products outside of ``advance``."""
-        self.path: PathLike | None = None
-        """Of the run's checkpoint."""
+        self.checkpoint: Checkpoint | None = None
 
     def identity(self, budget: int) -> dict[str, Any]:
         """Options, beside the plan's, without which a saved state means something else."""
@@ -209,7 +208,7 @@ class _Run:
         self.checkpoint = Checkpoint(path, self.product, problem)
         for holder in (self, estimator):
             restore(holder, self.checkpoint.state, self.product.space)
-        estimator.block_done, estimator.path = self._save, path
+        estimator.block_done, estimator.checkpoint = self._save, self.checkpoint
 
     def _save(self) -> None:
         if self.checkpoint is not None:
