@@ -8,6 +8,7 @@ for you.
 from pathlib import Path
 
 from matfree import _distribution
+from matfree.algorithms.blocks import block_diagonals, block_traces
 from matfree.algorithms.density import spectral_density
 from matfree.algorithms.diagonal import diagonal
 from matfree.algorithms.eigsh import eigsh
@@ -53,6 +54,8 @@ __all__ = [
     "Tridiagonal",
     "VectorSpace",
     "aslinearoperator",
+    "block_diagonals",
+    "block_traces",
     "check_operator",
     "diagonal",
     "eigsh",

@@ -22,6 +22,12 @@ from matfree.protocol import Array
 from matfree.results import Estimate
 from matfree.results.estimate import student_quantile
 
+FIRST_LOOK = 20
+"""Probes before the first look: an error bar from fewer is itself too uncertain."""
+
+LOOK_GROWTH = 1.25
+"""The factor from one look to the next: many looks would inflate the error."""
+
 Callback = Callable[[Estimate], bool | None]
 
 
@@ -66,10 +72,8 @@ class Estimator(ABC):
     """Products a probe."""
     mergeable = True
     """Whether the probes enter independently of each other."""
-    first_look = 20
-    """Probes before the first look: an error bar from fewer is itself too uncertain."""
-    look_growth = 1.25
-    """The factor from one look to the next: many looks would inflate the error."""
+    first_look = FIRST_LOOK
+    look_growth = LOOK_GROWTH
     saved: tuple[str, ...] = ()
     """Attributes that change from block to block, for a checkpoint."""
 
