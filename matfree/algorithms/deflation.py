@@ -23,12 +23,7 @@ def eigenpairs_for(product: Products, plan: Plan, budget: int) -> tuple[EigenRes
     """
     eigenpairs = plan.eigenpairs
     if isinstance(eigenpairs, EigenResult):
-        rows = len(product.space.rows)
-        if eigenpairs.vectors.shape[0] != rows:
-            raise ValueError(
-                f"eigenpairs must have vectors of {rows} rows, like the operator: got "
-                f"{tuple(eigenpairs.vectors.shape)}."
-            )
+        require_rows(eigenpairs, product)
         return eigenpairs, 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # rough is what was asked for
@@ -42,3 +37,13 @@ def eigenpairs_for(product: Products, plan: Plan, budget: int) -> tuple[EigenRes
         )
     product.num_matvecs += pairs.num_matvecs
     return pairs, pairs.num_matvecs
+
+
+def require_rows(eigenpairs: EigenResult, product: Products) -> None:
+    """Refuse the eigenpairs of an operator of another size."""
+    rows = len(product.space.rows)
+    if eigenpairs.vectors.shape[0] != rows:
+        raise ValueError(
+            f"eigenpairs must have vectors of {rows} rows, like the operator: got "
+            f"{tuple(eigenpairs.vectors.shape)}."
+        )
