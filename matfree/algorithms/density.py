@@ -138,7 +138,7 @@ def spectral_density(
     if measure_noise:
         complement.product.watch()
     quadrature = _quadrature(complement, method, num_steps, reorthogonalize, seed)
-    run = _Run(complement, quadrature, method, seed, kind, first_probe, measure_noise)
+    run = _Run(complement, quadrature, seed, kind, first_probe, measure_noise)
     block = block_size_for(
         complement.space.size, block_size or _default_block(complement, quadrature.vectors_kept)
     )
@@ -167,6 +167,8 @@ class LanczosQuadrature:
     num_steps : int
     reorthogonalize : {"full", "none"}
     """
+
+    method = "lanczos"
 
     def __init__(
         self, complement: Complement, num_steps: int, reorthogonalize: Reorthogonalize
@@ -204,13 +206,12 @@ class _Run:
         self,
         complement: Complement,
         quadrature: LanczosQuadrature | KernelPolynomial,
-        method: DensityMethod,
         seed: int,
         kind: ProbeKind,
         first_probe: int,
         measure_noise: bool,
     ) -> None:
-        self.complement, self.quadrature, self.method = complement, quadrature, method
+        self.complement, self.quadrature = complement, quadrature
         self.seed, self.kind = seed, kind
         self.first_probe, self.measure_noise = first_probe, measure_noise
         self.rules: list[Quadrature] = []
@@ -243,7 +244,8 @@ class _Run:
             kind=self.kind,
             probe_ranges=((self.first_probe, self.first_probe + len(self.rules)),),
             reason=reason,
-            method=self.method,
+            method=self.quadrature.method,
+            reorthogonalize=self.quadrature.reorthogonalize,
             known=self.complement.values,
             noise=float(product.noise / norm) if norm > 0 else 0.0,
         )

@@ -52,6 +52,8 @@ class KernelPolynomial:
         Of the short Lanczos run that finds the interval; its products are counted.
     """
 
+    method = "kpm"
+    reorthogonalize = "full"
     vectors_kept = 4
 
     def __init__(self, complement: Complement, num_steps: int, *, seed: int) -> None:

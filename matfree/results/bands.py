@@ -6,7 +6,16 @@ inequalities
 
     c_{i-1} <= Psi(theta_i -) <= Psi(theta_i) <= c_i,
 
-so between two nodes it is known up to the weights of both. A node that has converged is an
+so between two nodes it is known up to the weights of both. Where there is no mass it is known
+better. All measures with these moments, the quadrature's among them, have distribution
+functions that differ at x by no more than the Christoffel function
+
+    rho(x) = 1 / sum_{j < m} p_j(x)^2 = 1 / sum_i l_i(x)^2 / tau_i
+
+(p_j the orthonormal polynomials, l_i the Lagrange polynomials of the nodes), which falls
+exponentially with m inside a gap of the spectrum. The smaller of the two bounds counts.
+
+A node that has converged is an
 atom of the measure; taking it out of measure and quadrature alike leaves a Gauss
 quadrature of the rest, so the inequalities are applied to the other nodes alone. Where
 Lanczos ended early all nodes are atoms, and nothing is left open.
@@ -19,7 +28,8 @@ proportion from (n + 2) / 2 independent trials a probe.
 
 References
 ----------
-T. Chen, T. Trogdon, S. Ubaru (2021), arXiv:2105.06595. A. Agresti, B. A. Coull (1998),
+The inequalities: N. I. Akhiezer (1965), The classical moment problem. For Lanczos: T. Chen, T.
+Trogdon, S. Ubaru (2021), arXiv:2105.06595. A. Agresti, B. A. Coull (1998),
 doi:10.1080/00031305.1998.10480550, for proportions near 0 and 1.
 """
 
@@ -29,6 +39,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from matfree.results.estimate import student_quantile
 from matfree.results.readings import converged
@@ -40,11 +51,12 @@ Side = Literal["left", "right"]
 KERNEL_TAIL = 6e-3
 """The part of a Jackson kernel's mass that lies beyond three of its widths on one side."""
 
+_TINY = np.finfo(float).tiny
 _NOTHING = 1e-12  # a share of the mass that rounding leaves where there is none
 
 
-class Sampling(NamedTuple):
-    """How much a number of probes leaves to chance."""
+class Probing(NamedTuple):
+    """Who looked at the spectrum, and through what."""
 
     size: int
     """n."""
@@ -52,6 +64,12 @@ class Sampling(NamedTuple):
     """(k,) eigenvalues that the probes need not see: they count exactly."""
     num_probes: int
     kind: str
+    gauss: bool
+    """Whether the quadratures are Gauss rules; otherwise a kernel has moved the mass."""
+    orthogonal: bool
+    """Whether the Lanczos vectors were kept so; otherwise nodes repeat, or are about to."""
+    rounding: float
+    """The distance below which nodes are copies of one eigenvalue."""
 
     @property
     def random_part(self) -> float:
@@ -67,6 +85,7 @@ class Sampling(NamedTuple):
         """
         random, exact = self.random_part, np.asarray(num_known) / self.size
         if random <= 0:
+            exact = exact + np.zeros(np.shape(share))
             return exact, np.zeros_like(exact)
         part = np.clip((np.asarray(share) - exact) / random, 0.0, 1.0)
         directions = self.size - len(self.known) + (2 if self.kind in ("gaussian", "sphere") else 0)
@@ -89,7 +108,7 @@ class Share(NamedTuple):
 
 
 def share_between(
-    rules: list[Quadrature], sampling: Sampling, low: float, high: float, side: Side, gauss: bool
+    rules: list[Quadrature], probing: Probing, low: float, high: float, side: Side
 ) -> Share:
     """The mass from ``low`` (included) to ``high`` (``side="right"``: included)."""
     below = np.less if side == "left" else np.less_equal
@@ -97,67 +116,94 @@ def share_between(
     samples = np.asarray(
         [rule.weights[mask].sum() for rule, mask in zip(rules, inside, strict=True)]
     )
-    least, most = _brackets(rules, np.asarray(high), side, gauss)
-    least_before, most_before = _brackets(rules, np.asarray(low), "left", gauss)
+    least, most = _brackets(rules, np.asarray(high), side, probing)
+    least_before, most_before = _brackets(rules, np.asarray(low), "left", probing)
     ends = np.asarray(
         (
             np.mean(np.maximum(least - most_before, 0.0)),
             np.mean(np.minimum(most - least_before, 1.0)),
         )
     )
-    num_known = np.sum((low <= sampling.known) & below(sampling.known, high))
-    centres, spreads = sampling.proportion(ends, num_known, student_quantile(0.95, math.inf))
+    num_known = np.sum((low <= probing.known) & below(probing.known, high))
+    centres, spreads = probing.proportion(ends, num_known, student_quantile(0.95, math.inf))
     value = float(samples.mean())
     bias = max(value - float(centres[0]), float(centres[1]) - value, 0.0)
     return Share(float(spreads.max()), bias, samples)
 
 
 def cdf_band(
-    rules: list[Quadrature], sampling: Sampling, points: HostArray, level: float, gauss: bool
+    rules: list[Quadrature], probing: Probing, points: HostArray, level: float
 ) -> tuple[HostArray, HostArray]:
     """Bounds that hold the distribution function at each of the points."""
     z = student_quantile(level, math.inf)
-    num_known = np.searchsorted(sampling.known, points, side="right")
-    low, high = (np.mean(bound, axis=0) for bound in _brackets(rules, points, "right", gauss))
-    below, spread_below = sampling.proportion(low, num_known, z)
-    above, spread_above = sampling.proportion(high, num_known, z)
+    num_known = np.searchsorted(probing.known, points, side="right")
+    low, high = (np.mean(bound, axis=0) for bound in _brackets(rules, points, "right", probing))
+    below, spread_below = probing.proportion(low, num_known, z)
+    above, spread_above = probing.proportion(high, num_known, z)
     return np.maximum(below - z * spread_below, 0.0), np.minimum(above + z * spread_above, 1.0)
 
 
-def _brackets(
-    rules: list[Quadrature], points: HostArray, side: Side, gauss: bool
-) -> tuple[HostArray, HostArray]:
-    """``bracket`` of every probe, (probes, ...)."""
-    bounds = [bracket(points, *rule, side=side, gauss=gauss) for rule in rules]
-    return np.stack([low for low, _ in bounds]), np.stack([high for _, high in bounds])
-
-
 def bracket(
-    points: HostArray,
-    nodes: HostArray,
-    weights: HostArray,
-    residuals: HostArray,
-    *,
-    side: Side,
-    gauss: bool,
+    points: HostArray, rule: Quadrature, side: Side, probing: Probing
 ) -> tuple[HostArray, HostArray]:
-    """Bounds on the mass at or below the points (``side="left"``: below them) of one probe.
-
-    Parameters
-    ----------
-    gauss : bool
-        Whether this is a Gauss quadrature. Otherwise a kernel has moved the mass, by no
-        more than ``residuals`` but for its tail.
-    """
-    settled = converged(nodes, residuals) if gauss else np.ones(len(nodes), dtype=bool)
+    """Bounds on the mass at or below the points (``side="left"``: below them) of one probe."""
+    if not probing.gauss:
+        low = _mass(points, rule.nodes + rule.residuals, rule.weights, side)
+        high = _mass(points, rule.nodes - rule.residuals, rule.weights, side)
+        return np.maximum(low - KERNEL_TAIL, 0.0), np.minimum(high / (1 - KERNEL_TAIL), 1.0)
+    nodes, weights, residuals = _without_copies(rule, probing.rounding)
+    settled = converged(nodes, residuals) if probing.orthogonal else residuals == 0
     slack = residuals[settled]
     low = _mass(points, nodes[settled] + slack, weights[settled], side)
     high = _mass(points, nodes[settled] - slack, weights[settled], side)
-    if not gauss:
-        return np.maximum(low - KERNEL_TAIL, 0.0), np.minimum(high / (1 - KERNEL_TAIL), 1.0)
-    loose, mass = nodes[~settled], np.concatenate(([0.0], np.cumsum(weights[~settled])))
+    loose, weights = nodes[~settled], weights[~settled]
+    mass = np.concatenate(([0.0], np.cumsum(weights)))
     j = np.searchsorted(loose, points, side=side)
-    return low + mass[np.maximum(j - 1, 0)], high + mass[np.minimum(j + 1, loose.size)]
+    most = christoffel(points, loose, weights) if probing.orthogonal else np.inf
+    return (
+        low + np.maximum(mass[np.maximum(j - 1, 0)], mass[j] - most),
+        high + np.minimum(mass[np.minimum(j + 1, loose.size)], mass[j] + most),
+    )
+
+
+def christoffel(points: HostArray, nodes: HostArray, weights: HostArray) -> HostArray:
+    """rho(x) = 1 / sum_i l_i(x)^2 / tau_i, l_i the Lagrange polynomials of the nodes.
+
+    In logarithms, because the products over the nodes leave the range of numbers.
+    """
+    if not nodes.size:
+        return np.zeros(np.shape(points))
+    reach = 10 * (nodes[-1] - nodes[0]) + 1e-3 * np.abs(nodes).max()
+    points = np.clip(points, nodes[0] - reach, nodes[-1] + reach)  # it only falls beyond
+    apart = np.log(np.maximum(np.abs(nodes[:, None] - nodes), _TINY))
+    np.fill_diagonal(apart, 0.0)
+    away = np.log(np.maximum(np.abs(points[..., None] - nodes), _TINY))
+    lagrange = away.sum(axis=-1, keepdims=True) - away - apart.sum(axis=0)
+    return np.asarray(np.exp(-scipy.special.logsumexp(2 * lagrange - np.log(weights), axis=-1)))
+
+
+def _brackets(
+    rules: list[Quadrature], points: HostArray, side: Side, probing: Probing
+) -> tuple[HostArray, HostArray]:
+    """``bracket`` of every probe, (probes, ...)."""
+    bounds = [bracket(points, rule, side, probing) for rule in rules]
+    return np.stack([low for low, _ in bounds]), np.stack([high for _, high in bounds])
+
+
+def _without_copies(rule: Quadrature, rounding: float) -> Quadrature:
+    """Nodes that rounding alone tells apart, as one: they are copies of one eigenvalue.
+
+    Lanczos without reorthogonalisation makes them, and so do known multiple eigenvalues.
+    """
+    nodes, weights, residuals = rule
+    starts = np.flatnonzero(np.diff(nodes, prepend=-math.inf) > rounding)
+    if len(starts) == len(nodes):
+        return rule._replace(weights=np.maximum(weights, _TINY))
+    return Quadrature(
+        nodes[starts],
+        np.maximum(np.add.reduceat(weights, starts), _TINY),
+        np.minimum.reduceat(residuals, starts),
+    )
 
 
 def _mass(points: HostArray, nodes: HostArray, weights: HostArray, side: Side) -> HostArray:

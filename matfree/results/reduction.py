@@ -23,8 +23,8 @@ from matfree.results.tridiagonal import Quadrature
 
 HostArray = np.ndarray[Any, Any]
 
-_UNLIKELY = 1e-3
-"""The chance at which weights contradict a simple eigenvalue."""
+_UNLIKELY = 0.01
+"""The chance at which weights contradict a multiplicity."""
 
 _CERTAIN = 3.3
 """Standard errors within which a multiplicity must be the only whole number."""
@@ -37,13 +37,15 @@ class Known(NamedTuple):
 
     value: float
     multiplicity: int
+    certain: bool
+    """Whether no other multiplicity would do."""
     indices: tuple[int, ...]
 
 
 def reduce_variance(
     rules: list[Quadrature], size: int, known: HostArray, rounding: float
 ) -> tuple[list[Quadrature], HostArray]:
-    """The rules with known masses put in, and all known eigenvalues.
+    """The rules with the masses put in, and all eigenvalues that are known for certain.
 
     Parameters
     ----------
@@ -53,16 +55,15 @@ def reduce_variance(
     rounding : what a node may be off by, however small its residual is
     """
     found = _common_eigenvalues(rules, size, known, rounding)
-    values = (np.full(eigen.multiplicity, eigen.value) for eigen in found)
-    everything = np.sort(np.concatenate((known, *values)))
-    target = 1 - len(everything) / size
+    certain = (np.full(e.multiplicity, e.value) for e in found if e.certain)
+    target = 1 - (len(known) + sum(eigen.multiplicity for eigen in found)) / size
     reduced = []
     for p, rule in enumerate(rules):
         fresh = _reweighted(rule, p, found, size, known, target)
         if fresh is None:
             return rules, known
         reduced.append(fresh)
-    return reduced, everything
+    return reduced, np.sort(np.concatenate((known, *certain)))
 
 
 def _common_eigenvalues(
@@ -84,25 +85,26 @@ def _common_eigenvalues(
         if len(indices) < len(rules):
             continue
         seen = size * sum(rule.weights[i] for rule, i in zip(rules, indices, strict=True))
-        multiplicity = _multiplicity(seen, len(rules))
+        multiplicity, certain = _multiplicity(seen, len(rules))
         if multiplicity:
             nodes = [rule.nodes[i] for rule, i in zip(rules, indices, strict=True)]
-            found.append(Known(float(np.mean(nodes)), multiplicity, tuple(indices)))
+            found.append(Known(float(np.mean(nodes)), multiplicity, certain, tuple(indices)))
     return found
 
 
-def _multiplicity(seen: float, num_probes: int) -> int:
+def _multiplicity(seen: float, num_probes: int) -> tuple[int, bool]:
     """How many eigenvalues sit there, from the sum of n times the weights; 0 if uncertain.
 
     For multiplicity k the sum is close to chi-squared with k * num_probes degrees of
     freedom. Isolated eigenvalues are simple as a rule, so that is believed unless the
-    weights say otherwise; another number must be the only one that they allow.
+    weights say otherwise, and is certain where they contradict two; another number must
+    be the only one that they allow.
     """
     if scipy.stats.chi2.sf(seen, num_probes) > _UNLIKELY:
-        return 1
+        return 1, bool(scipy.stats.chi2.cdf(seen, 2 * num_probes) < _UNLIKELY)
     estimate = seen / num_probes
     unsure = _CERTAIN * math.sqrt(2 * estimate / num_probes)
-    return round(estimate) if unsure < 0.5 else 0
+    return (round(estimate), True) if unsure < 0.5 else (0, False)
 
 
 def _reweighted(
