@@ -17,10 +17,10 @@ from typing import Any, final
 
 import numpy as np
 
-from matfree.algorithms.deflation import require_rows
 from matfree.algorithms.eigsh import eigsh
 from matfree.algorithms.hutchpp import outside
-from matfree.algorithms.products import HostArray, Products
+from matfree.algorithms.products import HostArray, Products, adopted
+from matfree.arrays import to_host
 from matfree.operators import FunctionOperator
 from matfree.protocol import Array, ProbeKind
 from matfree.results import EigenResult, Quadrature
@@ -46,18 +46,25 @@ class Complement:
     def __init__(self, A: Any, eigenpairs: EigenResult | int, *, seed: int) -> None:
         whole = Products(A)
         self.space = whole.space
-        pairs = _pairs(whole, eigenpairs, seed)
-        good = np.zeros(0, dtype=int) if pairs is None else _usable(pairs)
-        self.values: HostArray = np.zeros(0)
         self.product = whole
-        if pairs is not None and good.size:
-            xp = self.space.xp
-            vectors = xp.asarray(pairs.vectors, device=self.space.device)
-            select = xp.asarray(good, device=self.space.device)
-            self.U = xp.astype(xp.take(vectors, select, axis=1), self.space.dtype)
-            self.values = np.sort(pairs.values[good])
+        self.values: HostArray = np.zeros(0)
+        self.U: Array = self.space.zeros(0)
+        if isinstance(eigenpairs, EigenResult):
+            self._take(eigenpairs)
+            self._require_residual(whole, eigenpairs.norm, seed)
+        elif isinstance(eigenpairs, bool) or not hasattr(eigenpairs, "__index__") or eigenpairs < 0:
+            raise ValueError(
+                f"eigenpairs must be an EigenResult or a number of pairs: got {eigenpairs!r}."
+            )
+        elif eigenpairs > 0:
+            count = min(eigenpairs, self.space.size)
+            pairs = eigsh(whole.operator, count, verify=False, seed=seed)
+            whole.num_matvecs += pairs.num_matvecs
+            if np.any(pairs.residuals <= GOOD):
+                self._take(pairs)
+        if len(self.values):
             self.product = Products(self._projected(whole))
-        self.product.num_matvecs = whole.num_matvecs
+            self.product.num_matvecs = whole.num_matvecs
 
     @property
     def size(self) -> int:
@@ -80,6 +87,36 @@ class Complement:
         order = np.argsort(nodes, kind="stable")
         return Quadrature(nodes[order], weights[order], residuals[order])
 
+    def _take(self, pairs: EigenResult) -> None:
+        """Those of the pairs that are eigenpairs."""
+        good = np.flatnonzero(pairs.residuals <= GOOD)
+        if not good.size:
+            least = pairs.residuals.min(initial=np.inf)
+            raise ValueError(
+                f"eigenpairs has no pair with a residual within {GOOD:g} of ||A|| (least: "
+                f"{least:.1e}); compute it with a smaller rtol."
+            )
+        good = good[np.argsort(pairs.values[good], kind="stable")]
+        vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
+        select = self.space.xp.asarray(good, device=self.space.device)
+        self.U = self.space.xp.take(vectors, select, axis=1)
+        self.values = np.asarray(pairs.values[good], dtype=np.float64)
+
+    def _require_residual(self, whole: Products, norm: float, seed: int) -> None:
+        """One product with a random combination tells the pairs of another operator."""
+        mix = np.random.default_rng(seed).standard_normal((len(self.values), 1))
+        mix /= np.linalg.norm(mix)
+        gap = whole(self.U @ self.space.asarray(mix)) - self.U @ (
+            self.space.asarray(self.values[:, None] * mix)
+        )
+        residual = to_host(self.space.norms(gap))
+        whole.require_finite(residual)
+        if residual[0] > GOOD * norm:
+            raise ValueError(
+                f"eigenpairs are not those of this operator: their residual is {residual[0]:.1e} "
+                f"where ||A|| is {norm:.1e}; compute them again, with these as start of eigsh."
+            )
+
     def _projected(self, whole: Products) -> FunctionOperator:
         def matmat(X: Array) -> Array:
             return outside(self.space, self.U, whole.operator.matmat(X))
@@ -90,30 +127,3 @@ class Complement:
             matmat=matmat,
             name=f"{whole.operator!r} outside {len(self.values)} eigenvectors",
         )
-
-
-def _pairs(whole: Products, eigenpairs: EigenResult | int, seed: int) -> EigenResult | None:
-    """The pairs given, checked, or those asked for."""
-    if isinstance(eigenpairs, EigenResult):
-        require_rows(eigenpairs, whole)
-        if not _usable(eigenpairs).size:
-            raise ValueError(
-                f"eigenpairs has no pair with a residual within {GOOD:g} of ||A|| (least: "
-                f"{eigenpairs.residuals.min(initial=np.inf):.1e}); compute it with a smaller rtol."
-            )
-        return eigenpairs
-    n = whole.space.size
-    if isinstance(eigenpairs, bool) or not hasattr(eigenpairs, "__index__") or eigenpairs < 0:
-        raise ValueError(
-            f"eigenpairs must be an EigenResult or a number of pairs: got {eigenpairs!r}."
-        )
-    if eigenpairs == 0:
-        return None
-    pairs = eigsh(whole.operator, min(eigenpairs, n), verify=False, seed=seed)
-    whole.num_matvecs += pairs.num_matvecs
-    return pairs
-
-
-def _usable(pairs: EigenResult) -> HostArray:
-    """The pairs that are eigenpairs."""
-    return np.flatnonzero(pairs.residuals <= GOOD)

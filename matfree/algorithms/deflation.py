@@ -3,47 +3,108 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
 
+import numpy as np
+
+from matfree.algorithms.checkpoint import Checkpoint
 from matfree.algorithms.eigsh import eigsh
-from matfree.algorithms.plan import Plan
-from matfree.algorithms.products import Products
+from matfree.algorithms.plan import Plan, slices
+from matfree.algorithms.products import HostArray, Products, adopted
+from matfree.arrays import rounding, to_host
 from matfree.errors import ConvergenceWarning
+from matfree.protocol import Array
 from matfree.results import EigenResult
 
 ROUGH = 1e-2
 """Residual, relative to ||A||, at which computed pairs are good enough to deflate with."""
 
 
-def eigenpairs_for(product: Products, plan: Plan, budget: int) -> tuple[EigenResult, int]:
-    """The eigenpairs to deflate with, and the products that they cost here.
+@final
+class Deflation:
+    """Orthonormal vectors U and their Rayleigh quotients theta_i = u_i^H A u_i.
 
-    Given ones are taken as they are: estimates stay unbiased however rough they may be,
-    only their variance grows. Computed ones are the largest in magnitude, to a rough
-    tolerance, for at most half of the budget.
+    Estimates that take U out are unbiased however rough it is as an eigenbasis; only their
+    variance grows.
+
+    Parameters
+    ----------
+    product : the operator, counted
+    plan : with the pairs, or how many to compute
     """
-    eigenpairs = plan.eigenpairs
-    if isinstance(eigenpairs, EigenResult):
-        require_rows(eigenpairs, product)
-        return eigenpairs, 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # rough is what was asked for
-        pairs = eigsh(
-            product.operator,
-            min(eigenpairs, product.space.size),
-            rtol=ROUGH,
-            max_matvecs=None if plan.num_probes is not None else max(1, budget // 2),
-            verify=False,
-            seed=plan.seed,
-        )
-    product.num_matvecs += pairs.num_matvecs
-    return pairs, pairs.num_matvecs
 
+    saved = ("found", "cost", "values", "vectors")
 
-def require_rows(eigenpairs: EigenResult, product: Products) -> None:
-    """Refuse the eigenpairs of an operator of another size."""
-    rows = len(product.space.rows)
-    if eigenpairs.vectors.shape[0] != rows:
-        raise ValueError(
-            f"eigenpairs must have vectors of {rows} rows, like the operator: got "
-            f"{tuple(eigenpairs.vectors.shape)}."
+    def __init__(self, product: Products, plan: Plan) -> None:
+        self.product, self.space, self.plan = product, product.space, plan
+        self.found = False
+        self.cost = 0
+        """Products spent on them here."""
+        self.values: HostArray = np.zeros(0)
+        self.vectors: Array = self.space.zeros(0)
+
+    def find(
+        self, budget: int, checkpoint: Checkpoint | None, block_done: Callable[[], None]
+    ) -> None:
+        """Take the given pairs, or compute some for at most half of the budget.
+
+        The search has a checkpoint of its own beside the run's, until ``block_done`` has
+        written what it found.
+        """
+        if self.found:
+            return
+        before = self.product.num_matvecs
+        if isinstance(self.plan.eigenpairs, EigenResult):
+            self._take(self.plan.eigenpairs)
+            path = None
+        else:
+            path = checkpoint and checkpoint.path.with_suffix(".eigenpairs.npz")
+            self._compute(self.plan.eigenpairs, budget, path)
+        self.cost = self.product.num_matvecs - before
+        self.found = True
+        block_done()
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def _take(self, pairs: EigenResult) -> None:
+        """Given pairs, whose values hold here if one product says so.
+
+        The pairs of a nearby operator (the last epoch's) still point the right way, but
+        their values would be a bias: then a product a vector gives those of this one.
+        """
+        self.values = np.asarray(pairs.values, dtype=np.float64)
+        self.vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
+        mix = np.random.default_rng(self.plan.seed).standard_normal((len(self.values), 1))
+        mix /= np.linalg.norm(mix)
+        gap = self.product(self.vectors @ self.space.asarray(mix)) - self.vectors @ (
+            self.space.asarray(self.values[:, None] * mix)
         )
+        allowed = 2 * float(np.linalg.norm(pairs.residuals)) + rounding(
+            self.space.xp, self.space.dtype
+        )
+        if to_host(self.space.norms(gap))[0] <= allowed * pairs.norm:
+            return
+        quotients = []
+        for part in slices(len(self.values), self.plan.block_size):
+            U = self.vectors[:, part]
+            quotients.append(to_host(self.space.dots(U, self.product(U))).real)
+        self.values = np.concatenate(quotients)
+        self.product.require_finite(self.values)
+
+    def _compute(self, count: int, budget: int, checkpoint: Path | None) -> None:
+        """The largest in magnitude, to a rough tolerance."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # rough is what was asked for
+            pairs = eigsh(
+                self.product.operator,
+                min(count, self.space.size),
+                rtol=ROUGH,
+                max_matvecs=None if self.plan.num_probes is not None else max(1, budget // 2),
+                verify=False,
+                seed=self.plan.seed,
+                checkpoint=checkpoint,
+            )
+        self.product.num_matvecs += pairs.num_matvecs
+        self.values, self.vectors = pairs.values, pairs.vectors

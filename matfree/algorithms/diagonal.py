@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+from matfree.algorithms.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.diagpp import DeflatedDiagonal, DiagPlusPlus
 from matfree.algorithms.hutchinson import HutchinsonDiagonal
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
 from matfree.algorithms.sampling import Estimator, estimate
 from matfree.algorithms.xdiag import XDiag, XNysDiag
-from matfree.probes import resolve_seed
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, Estimate
 
@@ -41,6 +41,7 @@ def diagonal(
     eigenpairs: EigenResult | int = 10,
     first_probe: int = 0,
     callback: Callable[[Estimate], bool | None] | None = None,
+    checkpoint: PathLike | None = None,
 ) -> Estimate:
     r"""Estimate the diagonal of a square operator.
 
@@ -56,8 +57,9 @@ def diagonal(
         "hutchinson" is as good as any where the off-diagonal mass is spread out. Where few
         eigenvalues carry it, "xdiag" (two products a probe) and "xnysdiag" (one) are far
         better; "deflated" uses eigenpairs that are wanted anyway.
-    num_probes, max_matvecs, block_size, seed, eigenpairs, first_probe, progress,
-    callback
+    num_probes, max_matvecs, block_size, seed, eigenpairs, first_probe
+        As for :func:`trace`.
+    progress, callback, checkpoint
         As for :func:`trace`.
     rtol, atol : float, optional
         Sample until the 2-norm of the half-widths of all entries' 95 % intervals is at most
@@ -112,11 +114,11 @@ def diagonal(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=block_size,
-        seed=resolve_seed(seed),
+        seed=resumed_seed(checkpoint, seed),
         kind=kind,
         eigenpairs=eigenpairs,
         first_probe=first_probe,
     )
     estimator_type = _METHODS[method]
     estimator = estimator_type(product, plan)
-    return estimate(product, estimator, progress=progress, callback=callback)
+    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)

@@ -15,12 +15,12 @@ and an improved algorithm, arXiv:2201.10684.
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.deflation import eigenpairs_for
+from matfree.algorithms.deflation import Deflation
 from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
 from matfree.algorithms.hutchpp import outside, sketch_columns
 from matfree.algorithms.plan import Plan, slices
@@ -60,26 +60,37 @@ class DiagPlusPlus(ResidualDiagonal):
 
     method = "diag++"
     mergeable = False
+    saved = ("sketch", "twice", "H", "moments", "units")
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.sketch = RangeSketch(product, plan, stream=probes.SKETCH)
+        self.twice: Array = self.known
+        self.H: HostArray = np.zeros((0, 0))
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        return {"columns of the sketch": sketch_columns(self.plan, budget)}
 
     def prepare(self, budget: int) -> int:
-        columns = sketch_columns(self.plan, budget)
-        sketch = RangeSketch(self.product, self.plan, stream=probes.SKETCH)
-        sketch.extend(columns)
-        self.Q = sketch.Q
-        H = np.zeros((sketch.rank, 0))
-        for part in slices(sketch.rank, self.plan.block_size):
-            Q = self.Q[:, part]
+        columns, sketch = sketch_columns(self.plan, budget), self.sketch
+        sketch.complete(columns, self.block_done)
+        for part in slices(sketch.rank, self.plan.block_size, self.H.shape[1]):
+            Q = sketch.Q[:, part]
             Z = self.product(Q)
-            H = np.hstack((H, to_host(self.space.gram(self.Q, Z))))
-            self.known = self.known + 2 * row_dots(self.space, Q, Z)
-        require_hermitian_core(self.product, H)
-        self.known = self.known - row_dots(self.space, self.Q, self.Q @ self.space.asarray(H))
+            fresh = to_host(self.space.gram(sketch.Q, Z))
+            self.H = np.hstack((self.H, fresh)) if part.start else fresh
+            self.twice = self.twice + 2 * row_dots(self.space, Q, Z)
+            self.block_done()
+        require_hermitian_core(self.product, self.H)
+        within = sketch.Q @ self.space.asarray(self.H)
+        self.known = self.twice - row_dots(self.space, sketch.Q, within)
         if self.plan.num_probes is not None:
             return self.plan.num_probes - columns
         return max(0, budget - columns - sketch.rank)
 
     def rest(self, W: Array) -> Array:
-        return outside(self.space, self.Q, self.product(outside(self.space, self.Q, W)))
+        Q = self.sketch.Q
+        return outside(self.space, Q, self.product(outside(self.space, Q, W)))
 
 
 @final
@@ -87,13 +98,18 @@ class DeflatedDiagonal(ResidualDiagonal):
     """diag(U Theta U^H), and samples of A - U Theta U^H: unbiased even for rough pairs."""
 
     method = "deflated"
+    saved = ("pairs", "moments", "units")
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.pairs = Deflation(product, plan)
 
     def prepare(self, budget: int) -> int:
-        pairs, cost = eigenpairs_for(self.product, self.plan, budget)
-        self.U = pairs.vectors
-        self.scaled = self.U * self.space.asarray(pairs.values)[None, :]
-        self.known = self.known + row_dots(self.space, self.U, self.scaled)
-        return super().prepare(budget - cost)
+        self.pairs.find(budget, self.checkpoint, self.block_done)
+        self.U = self.pairs.vectors
+        self.scaled = self.U * self.space.asarray(self.pairs.values)[None, :]
+        self.known = row_dots(self.space, self.U, self.scaled)
+        return super().prepare(budget - self.pairs.cost)
 
     def rest(self, W: Array) -> Array:
         inside = self.space.xp.astype(self.space.gram(self.U, W), self.space.dtype)

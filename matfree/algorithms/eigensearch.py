@@ -4,27 +4,23 @@ A small residual proves that an eigenvalue is near; it does not prove that none 
 missed. A Krylov space from b start vectors sees at most b copies of a multiple
 eigenvalue, and every residual is small all the same. So when all pairs have converged, a
 fresh random block searches their orthogonal complement, and whatever it finds that
-belongs among the wanted is put there, until it finds nothing.
-
-References
-----------
-How large a random start's part in an eigenvector is, and how it grows: J. Kuczynski, H.
-Wozniakowski (1992), doi:10.1137/0613066.
-"""
+belongs among the wanted is put there, until it finds nothing."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.absence import absent, lead
+from matfree.algorithms.checkpoint import Checkpoint, restore
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.restarting import KrylovDecomposition, Which, order
 from matfree.algorithms.sampling import asked_to_stop
 from matfree.arrays import to_host
+from matfree.progress import Progress
 from matfree.protocol import Array
 from matfree.results import EigenResult
 
@@ -32,10 +28,6 @@ TIGHTER = 0.9
 """The part of the tolerance that the search itself may use up."""
 
 _STARTS_APART = 1 << 16  # probe numbers between the starts of two searches
-
-_RESOLUTION = 1e4
-"""How much larger than the rest a missed eigenvalue's part in a random start vector must
-have grown before its absence is believed: 1e4 n / overlap in squared length."""
 
 
 class EigenStep(NamedTuple):
@@ -52,6 +44,11 @@ class EigenStep(NamedTuple):
 class EigenSearch:
     """The wanted pairs found so far, and the ways to find better ones."""
 
+    saved = (
+        *("phase", "end", "values", "residuals", "vectors", "norm"),
+        *("num_searches", "verified", "reason", "history", "krylov"),
+    )
+
     def __init__(
         self,
         product: Products,
@@ -63,6 +60,7 @@ class EigenSearch:
         budget: int,
         seed: int,
         callback: Callable[[EigenStep], bool | None] | None,
+        bar: Progress,
     ) -> None:
         if not rtol > 0:
             raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
@@ -71,7 +69,11 @@ class EigenSearch:
         self.product, self.space = product, product.space
         self.k, self.which, self.rtol = k, which, rtol
         self.capacity, self.budget, self.seed = capacity, budget, seed
-        self.callback = callback
+        self.callback, self.bar = callback, bar
+        self.checkpoint: Checkpoint | None = None
+        self.phase: Literal["find", "verify"] = "find"
+        self.end = 0  # of the spectrum, under verification
+        self.krylov: KrylovDecomposition | None = None
         self.values: HostArray = np.zeros(0)
         self.residuals: HostArray = np.zeros(0)
         self.vectors: Array = self.space.zeros(0)
@@ -86,10 +88,30 @@ class EigenSearch:
         """Which residuals are within the tolerance, with some room for the last rotation."""
         return np.asarray(self.residuals <= TIGHTER * self.rtol * self.norm)
 
+    def problem(self, width: int) -> dict[str, Any]:
+        """What a checkpoint must share with this search."""
+        return {
+            "estimator": "eigsh",
+            "seed": self.seed,
+            "k": self.k,
+            "which": self.which,
+            "rtol": self.rtol,
+            "block_size": width,
+            "num_vectors": self.capacity,
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint from now on, after going back to where its run was."""
+        self.checkpoint = checkpoint
+        self.budget += checkpoint.overhead
+        restore(self, checkpoint.state, self.space)
+
     def run(self, start: Array) -> None:
         """Find k pairs from a start block."""
-        krylov = KrylovDecomposition(
-            self.product, start, self._capacity(start.shape[1]), seed=self.seed
+        if self.phase != "find":
+            return
+        krylov = self._begun(
+            KrylovDecomposition(self.product, start, self._capacity(start.shape[1]), seed=self.seed)
         )
         wanted: HostArray | None = None  # coordinates of the wanted pairs, while V is as it was
         try:
@@ -105,8 +127,9 @@ class EigenSearch:
                     self.reason = "every residual is within rtol"
                 if enough or self._must_stop(krylov) or self._stopped_by_callback():
                     return
-                if _restart_if_full(krylov, values, Y, self.which, self.k):
+                if krylov.restart_if_full(values, Y, self.which, self.k):
                     wanted = np.eye(krylov.size)[:, : len(best)]
+                self._save()
         finally:  # an interrupted run keeps what it had
             if wanted is not None:
                 self.vectors = krylov.vectors(wanted)
@@ -116,14 +139,13 @@ class EigenSearch:
         ends: list[tuple[Which, int | None]] = [(self.which, None)]
         if self.which == "BE":
             ends = [("LA", 0), ("SA", 1)]
-        for end, offset in ends:
-            while True:
-                found = self._search_complement(block_size, end, offset)
-                if found is None:
-                    self.reason = "every residual is within rtol; the search was cut short"
-                    return
-                if not found:
-                    break
+        self._enter_search(self.end)
+        while self.end < len(ends):
+            found = self._search_complement(block_size, *ends[self.end])
+            if found is None:
+                self.reason = "every residual is within rtol; the search was cut short"
+                return
+            self._enter_search(self.end if found else self.end + 1)
         self.verified = True
         self.reason = "every residual is within rtol, and nothing better was found"
 
@@ -133,28 +155,30 @@ class EigenSearch:
         if len(mine) == 0 or len(self.values) == self.space.size:
             return False
         worst, margin = float(mine[-1]), self.rtol * self.norm
-        krylov = self._fresh_decomposition(block_size)
+        krylov = self._begun(self._fresh_decomposition(block_size))
         width = krylov.Q.shape[1]
         while True:
             krylov.expand()
             values, Y, residuals = krylov.ritz()
             best = order(values, end, min(width, len(values)))
-            gains = _lead(values[best], worst, end)
+            gains = lead(values[best], worst, end)
             done = bool(residuals[best[0]] <= margin) or krylov.exhausted
             if gains[0] > margin:  # something was missed: converge what beats the worst
                 better = best[gains > margin]
                 if krylov.exhausted or np.all(residuals[better] <= TIGHTER * margin):
                     self._insert(values[better], residuals[better], krylov.vectors(Y[:, better]))
                     return True
-            elif done or _absent(krylov, values, worst, end):
+            elif done or absent(krylov, values, worst, end):
                 return False
             if self._must_stop(krylov):
                 return None
-            _restart_if_full(krylov, values, Y, end, len(best))
+            krylov.restart_if_full(values, Y, end, len(best))
+            self._save()
 
     def _fresh_decomposition(self, block_size: int) -> KrylovDecomposition:
         """A new start in the complement of what was found."""
-        self.num_searches += 1
+        if not self._has_stored:  # else the search under way goes on
+            self.num_searches += 1
         width = min(block_size, self.space.size - len(self.values))
         block = self.space.probes(
             width,
@@ -221,6 +245,28 @@ class EigenSearch:
         R = AU - U * self.space.asarray(values)[None, :]
         return values, to_host(self.space.norms(R)), U
 
+    @property
+    def _has_stored(self) -> bool:
+        """Whether the checkpoint holds a decomposition that waits to be taken up."""
+        return self.checkpoint is not None and self.checkpoint.holds("krylov")
+
+    def _begun(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
+        """A new decomposition, or, once, the one that was under way."""
+        if self.checkpoint is not None:
+            self.checkpoint.take_up("krylov", krylov)
+        self.krylov = krylov
+        return krylov
+
+    def _enter_search(self, end: int) -> None:
+        """Note in the checkpoint that a search begins, unless it is being gone on with."""
+        if not self._has_stored:
+            self.phase, self.end, self.krylov = "verify", end, None
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.save(self)
+
     def _capacity(self, width: int) -> int:
         return min(self.space.size, max(self.capacity, self.k + 3 * width))
 
@@ -232,50 +278,12 @@ class EigenSearch:
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
         worst = float(np.max(relative))
         self.history.append((self.product.num_matvecs, float(self.values[0]), worst))
+        self.bar.show(
+            int(self.converged.sum()),
+            lambda: f"{self.product.num_matvecs} products, worst residual {worst:.1e}",
+        )
         step = EigenStep(self.product.num_matvecs, self.values, relative)
         stop = asked_to_stop(self.callback, step)
         if stop:
             self.reason = "stopped by the callback"
         return stop
-
-
-def _restart_if_full(
-    krylov: KrylovDecomposition, values: HostArray, Y: HostArray, which: Which, k: int
-) -> bool:
-    """Keep the wanted Ritz pairs and half of the rest's room, best first, where V is full."""
-    if krylov.room:
-        return False
-    most = krylov.V.shape[1] - krylov.Q.shape[1]
-    keep = order(values, which, min(most, k + (krylov.V.shape[1] - k) // 2))
-    krylov.restart(values[keep], Y[:, keep])
-    return True
-
-
-def _lead(values: HostArray, worst: float, end: Which) -> HostArray:
-    """By how much values beat the worst of the wanted."""
-    if end == "LM":
-        return np.abs(values) - abs(worst)
-    return values - worst if end == "LA" else worst - values
-
-
-def _absent(krylov: KrylovDecomposition, values: HostArray, worst: float, end: Which) -> bool:
-    """Whether an eigenvalue at least as good as the worst wanted would have shown by now.
-
-    Of such an eigenvalue, m block steps amplify the part in the random start by the
-    Chebyshev polynomial of the interval that the Ritz values span. Once that outgrows the
-    smallness of a random overlap, 1 / n, by a wide margin, the Rayleigh quotient would be
-    at the eigenvalue; it is not, so the eigenvalue is not there.
-    """
-    low, high = float(values[0]), float(values[-1])
-    if end == "LM":
-        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
-        target = abs(worst)
-    elif end == "SA":
-        low, high, target = -high, -low, -worst
-    else:
-        target = worst
-    if high <= low:
-        return krylov.num_steps > 2
-    gap = max(0.0, (target - high) / (high - low))
-    growth = (krylov.num_steps - 1) * math.acosh(1 + 2 * gap) - math.log(2)
-    return 2 * growth > math.log(_RESOLUTION * krylov.space.size)

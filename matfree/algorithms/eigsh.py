@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from matfree import probes
+from matfree.algorithms.checkpoint import Checkpoint, PathLike, resumed_seed
 from matfree.algorithms.eigensearch import EigenSearch, EigenStep
 from matfree.algorithms.plan import require_whole
-from matfree.algorithms.products import Products
+from matfree.algorithms.products import Products, adopted
 from matfree.algorithms.restarting import Which
 from matfree.arrays import epsilon
 from matfree.errors import ConvergenceWarning, Interrupted
+from matfree.progress import Progress
 from matfree.protocol import Array, Seed
 from matfree.results import EigenResult
 
@@ -29,7 +31,9 @@ def eigsh(
     verify: bool = True,
     start: Array | EigenResult | None = None,
     seed: Seed = None,
+    progress: bool = False,
     callback: Callable[[EigenStep], bool | None] | None = None,
+    checkpoint: PathLike | None = None,
 ) -> EigenResult:
     r"""k eigenpairs of a Hermitian operator by thick-restart block Lanczos.
 
@@ -61,9 +65,14 @@ def eigsh(
         (the last checkpoint's) save most of the work.
     seed : int, None or numpy.random.Generator
         Of the start block, of replaced directions and of the search.
+    progress : bool
+        Show a progress bar of the pairs that have converged (needs tqdm).
     callback : function, optional
         Called with an ``EigenStep`` after each block product; returning True or raising
         StopIteration stops the run and keeps what it has.
+    checkpoint : path, optional
+        A file that holds the state of the run after every block product, from which it
+        goes on when it is started again; as for :func:`matfree.trace`.
 
     Returns
     -------
@@ -103,8 +112,33 @@ def eigsh(
     """
     product = Products(A)
     n = product.space.size
-    require_whole("block_size", block_size)
-    require_whole("max_matvecs", max_matvecs)
+    _require_sensible(n, k, which, block_size=block_size, max_matvecs=max_matvecs)
+    if rtol is None:
+        rtol = max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype))
+    bar = Progress("eigsh", progress)
+    search = EigenSearch(
+        product,
+        k=k,
+        which=which,
+        rtol=rtol,
+        capacity=min(n, num_vectors or max(20, 4 * k + 8)),
+        budget=max_matvecs or max(1000, 100 * k),
+        seed=resumed_seed(checkpoint, seed),
+        callback=callback,
+        bar=bar,
+    )
+    V = _start_block(product, start, min(block_size, n), search.seed)
+    if checkpoint is not None:
+        search.resume(Checkpoint(checkpoint, product, search.problem(V.shape[1])))
+    with bar:
+        bar.start(k)
+        _complete(search, V, verify)
+    return _warned(search.result(search.reason, recompute=verify), search)
+
+
+def _require_sensible(n: int, k: int, which: Which, **counts: int | None) -> None:
+    for name, count in counts.items():
+        require_whole(name, count)
     if not 1 <= k <= n:
         raise ValueError(f"k must be in [1, n]: got {k} for an operator of size {n}.")
     if which not in ("LM", "LA", "SA", "BE"):
@@ -112,26 +146,18 @@ def eigsh(
             f'which must be "LM", "LA", "SA" or "BE": got {which!r}; for eigenvalues inside the '
             "spectrum (the smallest in magnitude, say), pass the operator of the inverse."
         )
-    search = EigenSearch(
-        product,
-        k=k,
-        which=which,
-        rtol=rtol or max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype)),
-        capacity=min(n, num_vectors or max(20, 4 * k + 8)),
-        budget=max_matvecs or max(1000, 100 * k),
-        seed=probes.resolve_seed(seed),
-        callback=callback,
-    )
-    V = _start_block(product, start, min(block_size, n), search.seed)
+
+
+def _complete(search: EigenSearch, start: Array, verify: bool) -> None:
+    """Find, then look for what was missed; an interruption keeps what there is."""
     try:
-        search.run(V)
+        search.run(start)
         if verify and search.converged.all():
-            search.verify(V.shape[1])
+            search.verify(start.shape[1])
     except KeyboardInterrupt as stop:
         if not search.vectors.shape[1]:
             raise
         raise Interrupted(search.result("interrupted", recompute=False)) from stop
-    return _warned(search.result(search.reason, recompute=verify), search)
 
 
 def _start_block(
@@ -140,12 +166,7 @@ def _start_block(
     space = product.space
     if start is None:
         return space.probes(width, seed=seed, kind="gaussian", stream=probes.START)
-    block = start.vectors if isinstance(start, EigenResult) else start
-    rows = len(space.rows)
-    if getattr(block, "ndim", 0) != 2 or block.shape[0] != rows or not block.shape[1]:
-        shape = getattr(block, "shape", type(block).__name__)
-        raise ValueError(f"start must have shape ({rows}, b): got {shape}.")
-    return space.xp.astype(space.xp.asarray(block, device=space.device), space.dtype)
+    return adopted(space, start.vectors if isinstance(start, EigenResult) else start, "start")
 
 
 def _warned(result: EigenResult, search: EigenSearch) -> EigenResult:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from matfree.algorithms.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.plan import Plan, require_whole
 from matfree.algorithms.products import Products
 from matfree.algorithms.quadrature import Function, FunctionName, QuadratureTrace, SquaredNorm
@@ -47,6 +48,7 @@ def trace_function(
     first_probe: int = 0,
     progress: bool = False,
     callback: Callback | None = None,
+    checkpoint: PathLike | None = None,
 ) -> Estimate:
     r"""Estimate tr f(A) = sum_i f(lambda_i) by stochastic Lanczos quadrature.
 
@@ -72,7 +74,7 @@ def trace_function(
     reorthogonalize : {"none", "full"}
         The bare recurrence gives the same traces in four vectors a probe; lost
         orthogonality acts like a few steps less.
-    seed, kind, first_probe, progress, callback
+    seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 
     Returns
@@ -110,12 +112,12 @@ def trace_function(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=block_size,
-        seed=resolve_seed(seed),
+        seed=resumed_seed(checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )
     estimator = QuadratureTrace(product, plan, f, num_steps, reorthogonalize)
-    return estimate(product, estimator, progress=progress, callback=callback)
+    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
 
 
 def logdet(A: Any, **options: Any) -> Estimate:

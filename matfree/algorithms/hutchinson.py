@@ -12,6 +12,7 @@ diagonal does not contribute, and a diagonal matrix is seen exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, final
 
 import numpy as np
@@ -27,25 +28,33 @@ from matfree.spaces import RowSpace
 class TraceEstimator(Estimator):
     """Whatever estimates a trace: its exact answer is a sum over unit vectors."""
 
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.units = UnitVectors(product, plan, 0.0)
+
     def exact(self) -> Summary:
-        total = 0.0
-        for part in slices(self.space.size, self.plan.block_size):
-            E = self.space.unit_vectors(range(part.start, part.stop))
-            entries = to_host(self.space.dots(E, self.product(E)))
+        for E, Y in self.units.products():
+            entries = to_host(self.space.dots(E, Y))
             self.product.require_finite(entries)
-            total += entries.sum().item()
+            self.units.add(entries.sum().item(), E.shape[1])
+            self.block_done()
+        total = self.units.total
         return Summary(total, 0.0, abs(total), 0.0, math.inf)
 
 
 class DiagonalEstimator(Estimator):
     """Whatever estimates a diagonal: its exact answer is read off unit vectors."""
 
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.units = UnitVectors(product, plan, self.space.zeros(1)[:, 0])
+
     def exact(self) -> Summary:
-        entries = self.space.zeros(1)[:, 0]
-        for part in slices(self.space.size, self.plan.block_size):
-            E = self.space.unit_vectors(range(part.start, part.stop))
-            entries = entries + self.space.xp.sum(E * self.product(E), axis=1)
-            self.product.require_finite(self._size(entries))
+        for E, Y in self.units.products():
+            self.units.add(self.space.xp.sum(E * Y, axis=1), E.shape[1])
+            self.product.require_finite(self._size(self.units.total))
+            self.block_done()
+        entries = self.units.total
         zeros = self.space.xp.zeros_like(real_part(self.space.xp, entries))
         return Summary(entries, zeros, float(self._size(entries)[0]), 0.0, math.inf)
 
@@ -59,10 +68,32 @@ class DiagonalEstimator(Estimator):
 
 
 @final
+class UnitVectors:
+    """The exact answer under way: a sum over unit vectors, as far as it got."""
+
+    saved = ("done", "total")
+
+    def __init__(self, product: Products, plan: Plan, zero: Any) -> None:
+        self.product, self.block_size = product, plan.block_size
+        self.done, self.total = 0, zero
+
+    def products(self) -> Iterator[tuple[Array, Array]]:
+        """Blocks of the unit vectors that are left, and their products."""
+        for part in slices(self.product.space.size, self.block_size, self.done):
+            E = self.product.space.unit_vectors(range(part.start, part.stop))
+            yield E, self.product(E)
+
+    def add(self, part: Any, count: int) -> None:
+        """Take in what a block of ``count`` unit vectors contributes."""
+        self.total, self.done = self.total + part, self.done + count
+
+
+@final
 class HutchinsonTrace(TraceEstimator):
     """One number per probe, w^H A w, and their mean."""
 
     method = "hutchinson"
+    saved = ("samples", "units")
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)
@@ -83,6 +114,7 @@ class HutchinsonDiagonal(DiagonalEstimator):
     """One vector per probe, conj(w) * (A w), and their mean."""
 
     method = "hutchinson"
+    saved = ("moments", "units")
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)
@@ -101,14 +133,17 @@ class HutchinsonDiagonal(DiagonalEstimator):
 class Samples:
     """Independent samples of a number, their mean and its standard error."""
 
+    saved = ("values",)
+
     def __init__(self) -> None:
-        self.blocks: list[HostArray] = []
+        self.values: HostArray = np.zeros(0)
 
     def add(self, samples: HostArray) -> None:
-        self.blocks.append(samples)
+        """Take in the samples of a block of probes."""
+        self.values = np.concatenate((self.values, samples)) if self.values.size else samples
 
     def summary(self) -> Summary:
-        samples = np.concatenate(self.blocks)
+        samples = self.values
         mean, count = samples.mean().item(), samples.size
         stderr = math.inf
         if count > 1:
@@ -124,6 +159,8 @@ class Moments:
     Blocks are merged by the update of Chan, Golub and LeVeque (1983), which does not
     cancel: an entry that every probe sees alike has exactly no spread.
     """
+
+    saved = ("count", "mean", "squares")
 
     def __init__(self, space: RowSpace) -> None:
         self.xp = space.xp

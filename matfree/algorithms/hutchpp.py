@@ -16,12 +16,12 @@ estimation, doi:10.1137/1.9781611976496.16, arXiv:2010.09649.
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.deflation import eigenpairs_for
+from matfree.algorithms.deflation import Deflation
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import Products
@@ -61,14 +61,30 @@ class HutchPlusPlus(ResidualTrace):
 
     method = "hutch++"
     mergeable = False
+    saved = ("sketch", "inside", "num_inside", "samples", "units")
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.sketch = RangeSketch(product, plan, stream=probes.SKETCH)
+        self.num_inside = 0
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        return {"columns of the sketch": sketch_columns(self.plan, budget)}
 
     def prepare(self, budget: int) -> int:
-        planned = self.plan.num_probes
         columns = sketch_columns(self.plan, budget)
-        self.Q, self.inside = sketched_range(self.product, self.plan, columns)
-        if planned is not None:
-            return planned - columns
-        return max(0, budget - columns - int(self.Q.shape[1]))
+        self.sketch.complete(columns, self.block_done)
+        self.Q = self.sketch.Q
+        for part in slices(self.sketch.rank, self.plan.block_size, self.num_inside):
+            Q = self.Q[:, part]  # tr(Q^H A Q), a product a column
+            entries = to_host(self.space.dots(Q, self.product(Q)))
+            self.product.require_finite(entries)
+            self.inside += entries.sum().item()
+            self.num_inside = part.stop
+            self.block_done()
+        if self.plan.num_probes is not None:
+            return self.plan.num_probes - columns
+        return max(0, budget - columns - self.sketch.rank)
 
 
 @final
@@ -76,12 +92,17 @@ class DeflatedTrace(ResidualTrace):
     """Eigenvectors inside, Hutchinson outside; exact inside even if they are rough."""
 
     method = "deflated"
+    saved = ("pairs", "samples", "units")
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.pairs = Deflation(product, plan)
 
     def prepare(self, budget: int) -> int:
-        pairs, cost = eigenpairs_for(self.product, self.plan, budget)
-        self.Q = pairs.vectors
-        self.inside = float(np.sum(pairs.values))
-        return super().prepare(budget - cost)
+        self.pairs.find(budget, self.checkpoint, self.block_done)
+        self.Q = self.pairs.vectors
+        self.inside = float(np.sum(self.pairs.values))
+        return super().prepare(budget - self.pairs.cost)
 
 
 def outside(space: RowSpace, Q: Array, W: Array) -> Array:
@@ -95,16 +116,3 @@ def sketch_columns(plan: Plan, budget: int) -> int:
         return plan.num_probes // 2
     third = budget // 3
     return min(third, ADAPTIVE_SKETCH) if plan.adaptive else third
-
-
-def sketched_range(product: Products, plan: Plan, columns: int) -> tuple[Array, complex]:
-    """Q from a random sketch and tr(Q^H A Q): ``columns`` products, and one per column of Q."""
-    sketch = RangeSketch(product, plan, stream=probes.SKETCH)
-    sketch.extend(columns)
-    inside: complex = 0.0
-    for part in slices(sketch.rank, plan.block_size):
-        Q = sketch.Q[:, part]
-        entries = to_host(product.space.dots(Q, product(Q)))
-        product.require_finite(entries)
-        inside += entries.sum().item()
-    return sketch.Q, inside

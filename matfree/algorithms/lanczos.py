@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from matfree.algorithms.products import Products
+from matfree.algorithms.products import Products, adopted
 from matfree.algorithms.recurrence import Reorthogonalize, tridiagonalize
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
@@ -102,4 +102,4 @@ def _start_block(space: RowSpace, start: Array) -> Array:
         shape = getattr(start, "shape", type(start).__name__)
         raise ValueError(f"start must have shape ({rows},) or ({rows}, k): got {shape}.")
     block = start[:, None] if ndim == 1 else start
-    return space.xp.astype(space.xp.asarray(block, device=space.device), space.dtype)
+    return adopted(space, block, "start")

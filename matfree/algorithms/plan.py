@@ -81,9 +81,9 @@ def block_size_for(size: int, block_size: int | None) -> int:
     return block_size or max(1, min(32, _BLOCK_ENTRIES // size))
 
 
-def slices(size: int, block_size: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``block_size``, together ``size`` long."""
-    for begin in range(0, size, block_size):
+def slices(size: int, block_size: int, start: int = 0) -> Iterator[slice]:
+    """Consecutive slices of at most ``block_size``, from ``start`` to ``size``."""
+    for begin in range(start, size, block_size):
         yield slice(begin, min(begin + block_size, size))
 
 

@@ -10,6 +10,7 @@ from matfree.arrays import epsilon, to_host
 from matfree.errors import NonFiniteError, NotHermitianError, OperatorError
 from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import Array
+from matfree.spaces import RowSpace
 
 HostArray = np.ndarray[Any, Any]
 
@@ -106,3 +107,18 @@ class Products:
                 f"{self.num_matvecs} products; symmetrise it ((A + A.H) / 2), or use "
                 "trace, diagonal or A.H @ A, which need no symmetry."
             )
+
+
+def adopted(space: RowSpace, block: Any, name: str) -> Array:
+    """A block (rows, k), k > 0, of any library, as a block of this space.
+
+    Raises
+    ------
+    ValueError
+        Its shape is another; ``name`` is what the text calls it.
+    """
+    rows, shape = len(space.rows), tuple(getattr(block, "shape", ()))
+    if len(shape) != 2 or shape[0] != rows or not shape[1]:
+        found = shape if hasattr(block, "shape") else type(block).__name__
+        raise ValueError(f"{name} must have shape ({rows}, k), like the operator: got {found}.")
+    return space.xp.astype(space.xp.asarray(block, device=space.device), space.dtype)

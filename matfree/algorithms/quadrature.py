@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import scipy.linalg
 
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
-from matfree.algorithms.plan import Plan
+from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.recurrence import Reorthogonalize, tridiagonalize
+from matfree.algorithms.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.sampling import Summary
 from matfree.arrays import epsilon, to_host
+from matfree.protocol import Array
 from matfree.results import Tridiagonal
+
+_POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
+"""Where two functions are compared, to tell whether a checkpoint belongs to this one."""
 
 Function: TypeAlias = Callable[[HostArray], HostArray]
 FunctionName: TypeAlias = Literal["log", "inverse", "sqrt", "exp"]
@@ -27,6 +31,7 @@ class QuadratureTrace(TraceEstimator):
 
     method = "Lanczos quadrature"
     first_look = 10
+    saved = ("samples", "changes", "columns", "recurrence")
 
     def __init__(
         self,
@@ -38,19 +43,22 @@ class QuadratureTrace(TraceEstimator):
     ) -> None:
         super().__init__(product, plan)
         self.cost = min(num_steps, self.space.size)
-        self.reorthogonalize = reorthogonalize
         self.evaluate = _Checked(f, epsilon(self.space.xp, self.space.dtype))
         self.samples = Samples()
         self.changes: list[float] = []
+        self.recurrence: Recurrence | None = None
+        self.columns: HostArray = np.zeros((0, 0))
+        self.reorthogonalize: Reorthogonalize = reorthogonalize
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        return {
+            "num_steps": self.cost,
+            "reorthogonalize": self.reorthogonalize,
+            "f at five points": self.evaluate.values_at(_POINTS),
+        }
 
     def advance(self, start: int, count: int) -> None:
-        T = tridiagonalize(
-            self.product,
-            self.probes(start, count),
-            self.cost,
-            reorthogonalize=self.reorthogonalize,
-            keep_basis=False,
-        )
+        T = self._factorized(self.probes(start, count))
         fresh = []
         for p in range(count):
             whole = self._quadrature(T, p, len(T.alphas[p]))
@@ -66,14 +74,33 @@ class QuadratureTrace(TraceEstimator):
 
     def exact(self) -> Summary:
         """n products give the matrix, and its eigenvalues the answer."""
-        dense = to_host(self.product.operator.to_dense())
-        self.product.num_matvecs += self.space.size
-        self.product.require_finite(dense)
+        E = self.space.unit_vectors(range(self.space.size))
+        for part in slices(self.space.size, self.plan.block_size, self.columns.shape[1]):
+            Y = self.product(E[:, part])
+            fresh = to_host(self.space.gram(E, Y))
+            self.product.require_finite(fresh)
+            self.columns = np.hstack((self.columns, fresh)) if part.start else fresh
+            self.block_done()
+        dense = self.columns
         scale = float(np.abs(dense).max())
         if scale > 0:
             self.product.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
         total = float(np.sum(self.evaluate(np.linalg.eigvalsh((dense + dense.conj().T) / 2))))
         return Summary(total, 0.0, abs(total), 0.0, math.inf)
+
+    def _factorized(self, W: Array) -> Tridiagonal:
+        """The recurrences of a block of probes, kept in the checkpoint from look to look."""
+        recurrence = Recurrence(
+            self.product, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
+        )
+        if self.checkpoint is not None:
+            self.checkpoint.take_up("recurrence", recurrence)
+        self.recurrence = recurrence
+        while not recurrence.finished:
+            recurrence.advance()
+            self.block_done()
+        self.recurrence = None
+        return recurrence.result()
 
     def _quadrature(self, T: Tridiagonal, p: int, steps: int) -> float:
         alpha, beta = T.alphas[p][:steps], T.betas[p][: steps - 1]
@@ -112,6 +139,11 @@ class _Checked:
         self.name = "f" if callable(f) else f
         self.f = f if callable(f) else _NAMED[f]
         self.eps = eps
+
+    def values_at(self, points: HostArray) -> tuple[float, ...]:
+        """f there, NaN where it is not defined: what tells two functions apart."""
+        with np.errstate(all="ignore"):
+            return tuple(np.asarray(self.f(points), dtype=np.float64).tolist())
 
     def __call__(self, nodes: HostArray) -> HostArray:
         least, noise = float(nodes.min()), self.eps * float(np.abs(nodes).max())

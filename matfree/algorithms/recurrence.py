@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, final
 
 import numpy as np
 
+from matfree.algorithms.bases import Bases
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import real_part, rounding, to_host
 from matfree.protocol import Array
@@ -31,93 +32,96 @@ def tridiagonalize(
     keep_basis: bool,
 ) -> Tridiagonal:
     """``lanczos`` behind the door: ``start`` is a checked block, products are counted."""
-    space = product.space
-    made_before = product.num_matvecs
-    norms = to_host(space.norms(start))
-    if not np.all(norms > 0):
-        raise ValueError(f"start must not be zero: its column {int(np.argmin(norms))} is.")
-    V = start / space.asarray(norms)[None, :]
-    full = reorthogonalize == "full"
-    bases = _Bases(space, V, num_steps) if full or keep_basis else None
-    record = _Record(product, V.shape[1])
-    previous, beta = space.zeros(V.shape[1]), None
-    for step in range(num_steps):
-        W = product(V)
-        if bases is not None and full:
-            R, alpha, defect = bases.orthogonalize(W, step, beta)
-        else:
-            R, alpha, defect = _three_terms(space, W, V, previous, beta, step)
-        beta = space.norms(R)
-        alive = record.add(alpha, beta, defect)
-        last = step + 1 == num_steps
-        if last or (step + 1) % STEPS_PER_LOOK == 0 or step in (0, 2):  # bad operators show soon
-            record.look()
-            if last or record.all_done():
-                break
-        previous, V = V, _normalized(space, R, beta, alive)
-        if bases is not None:
-            bases.append(V, step + 1)
-    alphas, betas, residuals = record.cut()
-    kept = bases.cut(alphas) if bases is not None and keep_basis else ()
-    return Tridiagonal(
-        alphas=alphas,
-        betas=betas,
-        residual_norms=residuals,
-        start_norms=tuple(float(x) for x in norms),
-        bases=kept,
-        num_matvecs=product.num_matvecs - made_before,
-        reorthogonalize=reorthogonalize,
+    run = Recurrence(
+        product, start, num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis
     )
+    while not run.finished:
+        run.advance()
+    return run.result()
 
 
 @final
-class _Bases:
-    """The Lanczos vectors of every start vector, each in one contiguous (steps, n) array.
+class Recurrence:
+    """The recurrence under way: it can be left after every look, and gone on with.
 
-    Rows make the projections matrix-vector products over contiguous memory; every other
-    layout is several times slower.
+    Parameters
+    ----------
+    product : the operator, counted
+    start : (rows, k), the start vectors, not zero
+    num_steps : int
+    reorthogonalize : {"full", "none"}
+    keep_basis : bool
+        Whether the result holds the Lanczos vectors.
     """
 
-    def __init__(self, space: RowSpace, V: Array, num_steps: int) -> None:
-        self.space = space
-        shape = (num_steps, len(space.rows))
-        self.rows = [
-            space.xp.empty(shape, dtype=space.dtype, device=space.device) for _ in range(V.shape[1])
-        ]
-        self.append(V, 0)
+    saved = ("step", "V", "previous", "bases", "record")
 
-    def append(self, V: Array, step: int) -> None:
-        for p, basis in enumerate(self.rows):
-            basis[step, :] = V[:, p]
+    def __init__(
+        self,
+        product: Products,
+        start: Array,
+        num_steps: int,
+        *,
+        reorthogonalize: Reorthogonalize,
+        keep_basis: bool,
+    ) -> None:
+        self.product, self.space, self.num_steps = product, product.space, num_steps
+        self.reorthogonalize, self.keep_basis = reorthogonalize, keep_basis
+        self.full = reorthogonalize == "full"
+        self.made_before = product.num_matvecs
+        self.norms = to_host(self.space.norms(start))
+        if not np.all(self.norms > 0):
+            column = int(np.argmin(self.norms))
+            raise ValueError(f"start must not be zero: its column {column} is.")
+        self.V = start / self.space.asarray(self.norms)[None, :]
+        self.previous = self.space.zeros(start.shape[1])
+        self.bases = Bases(self.space, self.V, num_steps) if self.full or keep_basis else None
+        self.record = _Record(product, start.shape[1])
+        self.step = 0
 
-    def cut(self, alphas: tuple[HostArray, ...]) -> tuple[Array, ...]:
-        """Each basis up to where its run ended."""
-        return tuple(b[: len(a), :] for b, a in zip(self.rows, alphas, strict=True))
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made, or every Krylov space has ended."""
+        return self.step == self.num_steps or (self.step > 0 and self.record.all_done())
 
-    def orthogonalize(self, W: Array, step: int, beta: Array | None) -> tuple[Array, Array, Array]:
-        """W without its components in the bases; the last of them is alpha.
+    def advance(self) -> None:
+        """Steps up to the next look from the host, and that look."""
+        looked = False
+        while not looked:
+            R, beta, alive = self._step()
+            self.step += 1
+            last = self.step == self.num_steps
+            looked = last or self.step % STEPS_PER_LOOK == 0 or self.step in (1, 3)
+            if looked:  # the first ones early: bad operators show soon
+                self.record.look()
+            if not last:
+                self.previous, self.V = self.V, _normalized(self.space, R, beta, alive)
+                if self.bases is not None:
+                    self.bases.append(self.V, self.step)
 
-        For a Hermitian A the component along v_{j-1} is beta_{j-1} and those along earlier
-        vectors are rounding: whatever else they hold is A's asymmetry, found for nothing.
-        """
-        xp, space = self.space.xp, self.space
-        residuals, alphas, defects = [], [], []
-        for p, basis in enumerate(self.rows):
-            X = basis[: step + 1, :].T
-            w = xp.asarray(W[:, p : p + 1], copy=True)
-            first = space.gram(X, w)
-            w -= X @ xp.astype(first, space.dtype)
-            second = space.gram(X, w)
-            w -= X @ xp.astype(second, space.dtype)
-            residuals.append(w[:, 0])
-            alphas.append(first[step, 0] + second[step, 0])
-            known = first[:step, 0]
-            if beta is not None:
-                known = xp.concat(
-                    (known[:-1], known[-1:] - xp.astype(beta[p : p + 1], known.dtype))
-                )
-            defects.append(xp.sum(xp.abs(known)))
-        return xp.stack(residuals, axis=1), xp.stack(alphas), xp.stack(defects)
+    def _step(self) -> tuple[Array, Array, Array]:
+        """One product, its remainder R, R's lengths, and which of the runs go on."""
+        W, beta = self.product(self.V), self.record.beta
+        if self.bases is not None and self.full:
+            R, alpha, defect = self.bases.orthogonalize(W, self.step, beta)
+        else:
+            R, alpha, defect = _three_terms(self.space, W, self.V, self.previous, beta, self.step)
+        beta = self.space.norms(R)
+        return R, beta, self.record.add(alpha, beta, defect)
+
+    def result(self) -> Tridiagonal:
+        """The factorizations, each cut where its Krylov space ended."""
+        alphas, betas, residuals = self.record.cut()
+        keep = self.bases is not None and self.keep_basis
+        return Tridiagonal(
+            alphas=alphas,
+            betas=betas,
+            residual_norms=residuals,
+            start_norms=tuple(float(x) for x in self.norms),
+            bases=self.bases.cut(alphas) if self.bases is not None and keep else (),
+            num_matvecs=self.product.num_matvecs - self.made_before,
+            reorthogonalize=self.reorthogonalize,
+        )
 
 
 def _three_terms(
@@ -146,14 +150,37 @@ def _normalized(space: RowSpace, R: Array, beta: Array, alive: Array) -> Array:
 class _Record:
     """The entries of T, kept on the device and brought to the host once per look."""
 
+    saved = ("entries",)
+
     def __init__(self, product: Products, num_runs: int) -> None:
         self.product, self.space = product, product.space
         self.factor = rounding(self.space.xp, self.space.dtype)
         self.on_device: list[tuple[Array, Array, Array]] = []
         self.on_host: list[tuple[HostArray, ...]] = []
+        self.beta: Array | None = None
         self.scale: Array | None = None
         self.alive: Array | None = None
         self.num_runs = num_runs
+
+    @property
+    def entries(self) -> HostArray:
+        """Everything looked at: alpha, beta and defect of every step and run, (steps, 3, runs)."""
+        return np.asarray(self.on_host).reshape(-1, 3, self.num_runs)
+
+    @entries.setter
+    def entries(self, stored: HostArray) -> None:
+        self.on_host = [tuple(step) for step in stored]
+        if self.on_host:
+            ended = (stored[:, 1] <= self.factor * self.scales).any(axis=0)
+            wide = self.space.norms(self.space.zeros(0)).dtype  # the type that norms come in
+            self.scale, self.beta, self.alive = (
+                self.space.xp.asarray(x, dtype=dtype, device=self.space.device)
+                for x, dtype in (
+                    (self.scales[-1], wide),
+                    (stored[-1, 1], wide),
+                    (~ended, self.space.xp.bool),
+                )
+            )
 
     def add(self, alpha: Array, beta: Array, defect: Array) -> Array:
         """Record one step; which of the runs go on."""
@@ -166,7 +193,7 @@ class _Record:
         if self.alive is not None:  # what a run that is over still shows is rounding
             alive = alive & self.alive
             defect = xp.where(self.alive, defect, xp.zeros_like(defect))
-        self.scale, self.alive = scale, alive
+        self.scale, self.alive, self.beta = scale, alive, beta
         self.on_device.append((alpha, beta, defect))
         return alive
 

@@ -62,6 +62,8 @@ class KrylovDecomposition:
         Vectors that the whole decomposition stays orthogonal to.
     """
 
+    saved = ("basis", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
+
     def __init__(
         self,
         product: Products,
@@ -81,6 +83,15 @@ class KrylovDecomposition:
         self.num_steps, self.num_refills = 0, first_refill
         self.Q = self._filled(self.space.orthonormalize(start, against=self.locked), start.shape[1])
         self.S: HostArray = np.zeros((0, self.Q.shape[1]))
+
+    @property
+    def basis(self) -> Array:
+        """The columns of V that hold vectors, (rows, size)."""
+        return self.V[:, : self.size]
+
+    @basis.setter
+    def basis(self, X: Array) -> None:
+        self.V[:, : X.shape[1]] = X
 
     @property
     def room(self) -> bool:
@@ -129,6 +140,15 @@ class KrylovDecomposition:
         self.V[:, :kept] = self.vectors(Y)
         self.size, self.H = kept, np.diag(values).astype(self.H.dtype)
         self.S = Y.conj().T @ self.S
+
+    def restart_if_full(self, values: HostArray, Y: HostArray, which: Which, k: int) -> bool:
+        """Keep the k wanted Ritz pairs and half of the rest's room, best first, where V is full."""
+        if self.room:
+            return False
+        most = self.V.shape[1] - self.Q.shape[1]
+        keep = order(values, which, min(most, k + (self.V.shape[1] - k) // 2))
+        self.restart(values[keep], Y[:, keep])
+        return True
 
     def _without(self, basis: Array, W: Array) -> tuple[Array, Array]:
         C = self.space.gram(basis, W)

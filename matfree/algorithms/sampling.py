@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
+from matfree.algorithms.checkpoint import Checkpoint, PathLike, restore
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
 from matfree.errors import ConvergenceWarning, Interrupted
@@ -69,9 +70,18 @@ class Estimator(ABC):
     """Probes before the first look: an error bar from fewer is itself too uncertain."""
     look_growth = 1.25
     """The factor from one look to the next: many looks would inflate the error."""
+    saved: tuple[str, ...] = ()
+    """Attributes that change from block to block, for a checkpoint."""
 
     def __init__(self, product: Products, plan: Plan) -> None:
         self.product, self.space, self.plan = product, product.space, plan
+        self.block_done: Callable[[], None] = lambda: None
+        """To be called after every block of products outside of ``advance``."""
+        self.checkpoint: Checkpoint | None = None
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        """Options, beside the plan's, without which a saved state means something else."""
+        return {}
 
     def prepare(self, budget: int) -> int:
         """Work before the first probe; how many probes the rest of the budget pays for."""
@@ -105,10 +115,15 @@ class Estimator(ABC):
 
 
 def estimate(
-    product: Products, estimator: Estimator, *, progress: bool, callback: Callback | None
+    product: Products,
+    estimator: Estimator,
+    *,
+    progress: bool,
+    callback: Callback | None,
+    checkpoint: PathLike | None = None,
 ) -> Estimate:
     """Run an estimator over probes until its plan is fulfilled."""
-    run = _Run(product, estimator, callback)
+    run = _Run(product, estimator, callback, checkpoint)
     with Progress(estimator.method, progress) as bar:
         try:
             return run.complete(bar)
@@ -132,21 +147,40 @@ def asked_to_stop(callback: Callable[[Any], bool | None] | None, state: Any) -> 
 class _Run:
     """One estimation: how many probes are done, and what was seen at the looks."""
 
-    def __init__(self, product: Products, estimator: Estimator, callback: Callback | None) -> None:
+    saved = ("done", "history")
+
+    def __init__(
+        self,
+        product: Products,
+        estimator: Estimator,
+        callback: Callback | None,
+        checkpoint: PathLike | None,
+    ) -> None:
         self.product, self.estimator, self.plan = product, estimator, estimator.plan
-        self.callback = callback
+        self.callback, self.path = callback, checkpoint
+        self.checkpoint: Checkpoint | None = None
         self.done = 0
         self.history: list[tuple[int, float, float]] = []
 
     def complete(self, bar: Progress) -> Estimate:
         sampling_budget, exact_affordable = self._split_budget()
+        if self.path is not None:
+            self._resume(self.path, sampling_budget)
         limit = self.estimator.prepare(sampling_budget) if sampling_budget else 0
+        if self.done > limit and limit:
+            raise ValueError(
+                f"the checkpoint holds {self.done} probes already, and only {limit} were asked "
+                "for; ask for as many or more."
+            )
         bar.start(limit or self.product.space.size)
         for look in self.estimator.looks(limit):
+            if look < self.done:  # looked at before the run was interrupted
+                continue
             while self.done < look:
                 count = min(self.plan.block_size, look - self.done)
                 self.estimator.advance(self.done, count)
                 self.done += count
+                self._save()
                 bar.show(self.done, self._text)
                 if self.callback is not None and asked_to_stop(
                     self.callback, self.result("under way", converged=False)
@@ -160,6 +194,25 @@ class _Run:
             return self.result(f"all {self.done} probes done", converged=True)
         self._warn()
         return self.result("the budget of products ended first", converged=False)
+
+    def _resume(self, path: PathLike, budget: int) -> None:
+        """Open the checkpoint, and go on from where its run was."""
+        plan, estimator = self.plan, self.estimator
+        problem = {
+            "estimator": type(estimator).__name__,
+            "seed": plan.seed,
+            "kind": plan.kind,
+            "first_probe": plan.first_probe,
+            **estimator.identity(budget),
+        }
+        self.checkpoint = Checkpoint(path, self.product, problem)
+        for holder in (self, estimator):
+            restore(holder, self.checkpoint.state, self.product.space)
+        estimator.block_done, estimator.checkpoint = self._save, self.checkpoint
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.save(self, self.estimator)
 
     def result(self, reason: str, *, converged: bool) -> Estimate:
         """The estimate as it stands."""

@@ -7,7 +7,7 @@ matrices; W itself is made again from its counter wherever it is needed, never k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 import numpy as np
@@ -30,6 +30,8 @@ class RangeSketch:
     stream : int
         The probes' stream.
     """
+
+    saved = ("num_probes", "Q", "R")
 
     def __init__(self, product: Products, plan: Plan, *, stream: int = PROBES) -> None:
         self.product, self.space, self.plan, self.stream = product, product.space, plan, stream
@@ -57,6 +59,12 @@ class RangeSketch:
             self.R = np.hstack((np.vstack((self.R, rows)), columns))
         self.num_probes += count
         return self.Q[:, old_rank:]
+
+    def complete(self, num_probes: int, block_done: Callable[[], None]) -> None:
+        """Extend to ``num_probes``, a block at a time."""
+        while self.num_probes < num_probes:
+            self.extend(min(self.plan.block_size, num_probes - self.num_probes))
+            block_done()
 
     def probe_blocks(self, numbers: range | None = None) -> Iterator[Array]:
         """The probes themselves, made again block by block; all of them by default."""

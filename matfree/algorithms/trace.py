@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+from matfree.algorithms.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.hutchinson import HutchinsonTrace
 from matfree.algorithms.hutchpp import DeflatedTrace, HutchPlusPlus
 from matfree.algorithms.plan import Plan
@@ -12,7 +13,6 @@ from matfree.algorithms.products import Products
 from matfree.algorithms.sampling import Estimator, estimate
 from matfree.algorithms.xnystrace import XNysTrace
 from matfree.algorithms.xtrace import XTrace
-from matfree.probes import resolve_seed
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, Estimate
 
@@ -43,6 +43,7 @@ def trace(
     first_probe: int = 0,
     progress: bool = False,
     callback: Callable[[Estimate], bool | None] | None = None,
+    checkpoint: PathLike | None = None,
 ) -> Estimate:
     r"""Estimate the trace of a square operator.
 
@@ -86,6 +87,10 @@ def trace(
     callback : function, optional
         Called with the Estimate so far after each block; returning True or raising
         StopIteration stops the run and keeps what it has.
+    checkpoint : path, optional
+        A file that holds the state of the run after every block. A run that was killed
+        goes on from there when it is started again, to the same result; a file of another
+        operator, method or seed is refused. One product more a start tells the operator.
 
     Returns
     -------
@@ -102,7 +107,8 @@ def trace(
     NonFiniteError
         A product holds NaN or infinity.
     ValueError
-        An argument is out of range, or a number and a tolerance are both given.
+        An argument is out of range, a number and a tolerance are both given, or the
+        checkpoint is another run's.
 
     Warns
     -----
@@ -148,10 +154,10 @@ def trace(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=block_size,
-        seed=resolve_seed(seed),
+        seed=resumed_seed(checkpoint, seed),
         kind=kind or best_kind,
         eigenpairs=eigenpairs,
         first_probe=first_probe,
     )
     estimator = estimator_type(product, plan)
-    return estimate(product, estimator, progress=progress, callback=callback)
+    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)

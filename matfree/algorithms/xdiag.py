@@ -70,6 +70,7 @@ class XDiag(LeaveOneOutDiagonal):
 
     method = "xdiag"
     cost = 2
+    saved = ("sketch", "Z", "units")
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)
@@ -100,6 +101,7 @@ class XNysDiag(LeaveOneOutDiagonal):
 
     method = "xnysdiag"
     cost = 1
+    saved = ("sketch", "units")
 
     def advance(self, start: int, count: int) -> None:
         self.sketch.extend(count)

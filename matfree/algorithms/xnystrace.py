@@ -111,6 +111,7 @@ class XNysTrace(TraceEstimator):
     first_look = 8
     look_growth = 2.0
     mergeable = False
+    saved = ("sketch", "units")
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)

@@ -115,6 +115,7 @@ class XTrace(TraceEstimator):
     first_look = 8
     look_growth = 2.0
     mergeable = False
+    saved = ("sketch", "Z", "units")
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)

@@ -1,19 +1,15 @@
-"""Records that outlive the process: one npz file with a JSON header, no pickle."""
+"""Records that outlive the process, and print as a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
-import json
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
+from matfree.results import archive
 
-from matfree.arrays import to_host
-
-FORMAT = 1
 _KINDS: dict[str, type[Record]] = {}
 
 
@@ -39,16 +35,9 @@ class Record:
         The path written. ``matfree.load(path)`` reads it back with NumPy arrays, whatever
         library the result was computed with.
         """
-        target = Path(path)
-        if target.suffix != ".npz":
-            target = target.with_name(target.name + ".npz")
-        plain: dict[str, Any] = {}
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # a dataclass
-            _pack(field.name, getattr(self, field.name), plain, arrays)
-        header = {"format": FORMAT, "kind": type(self).__name__, "fields": plain}
-        arrays["header"] = np.array(json.dumps(header))
-        _write_atomically(target, arrays)
+        target = archive.npz_path(path)
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]  # it is
+        archive.write(target, type(self).__name__, {name: getattr(self, name) for name in names})
         return target
 
     @classmethod
@@ -95,63 +84,9 @@ def load(path: str | os.PathLike[str]) -> Record:
     >>> mf.load(path).value
     50.0
     """
-    try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            kind, version = _KINDS[header["kind"]], int(header["format"])
-            arrays = {name: file[name] for name in file.files if name != "header"}
-    except FileNotFoundError:
-        raise
-    except Exception as cause:
-        raise ValueError(f"{path} is not a result saved by matfree, or is cut short.") from cause
-    if version > FORMAT:
-        raise ValueError(f"{path} has format {version}; this matfree reads up to {FORMAT}.")
-    return _unpack(kind, header["fields"], arrays)
-
-
-def _pack(name: str, value: Any, plain: dict[str, Any], arrays: dict[str, Any]) -> None:
-    if _is_array(value):
-        arrays[name] = to_host(value)
-    elif isinstance(value, tuple) and value and all(map(_is_array, value)):
-        plain[name] = {"arrays": len(value)}
-        for j, item in enumerate(value):
-            arrays[f"{name}.{j}"] = to_host(item)
-    elif isinstance(value, complex):
-        plain[name] = {"complex": [value.real, value.imag]}
-    else:
-        plain[name] = value
-
-
-def _unpack(kind: type[Record], plain: dict[str, Any], arrays: dict[str, Any]) -> Record:
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass
-        name, value = field.name, plain.get(field.name)
-        if isinstance(value, dict) and "arrays" in value:
-            value = tuple(arrays[f"{name}.{j}"] for j in range(value["arrays"]))
-        elif isinstance(value, dict) and "complex" in value:
-            value = complex(*value["complex"])
-        elif name in arrays:
-            value = arrays[name]
-        elif name not in plain:
-            continue  # a field younger than the file keeps its default
-        values[name] = _as_tuples(value)
-    return kind(**values)
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype") and not np.isscalar(value)
-
-
-def _write_atomically(target: Path, arrays: dict[str, Any]) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    kind, values = archive.read(path)
+    if kind not in _KINDS:
+        raise ValueError(f"{path} holds no result but a {kind}.")
+    record = _KINDS[kind]
+    names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]  # it is
+    return record(**{name: value for name, value in values.items() if name in names})

@@ -176,3 +176,17 @@ def test_diag_plus_plus_is_unbiased_where_the_one_sided_formula_is_not():
     )
     z = (values.mean(axis=0) - np.diag(A)) / (values.std(axis=0) / np.sqrt(2000))
     assert np.sqrt(np.mean(z**2)) < 1.6  # 30 entries of rms 1; the biased formula gives 8
+
+
+def test_the_eigenpairs_of_a_nearby_operator_deflate_without_a_bias():
+    spectrum = np.r_[40.0, 30.0, 20.0, np.linspace(-1, 1, 77)]
+    before, now = with_spectrum(spectrum, seed=1), with_spectrum(1.5 * spectrum, seed=1)
+    now = now + 0.05 * with_spectrum(np.linspace(-1, 1, 80), seed=2)
+    pairs = mf.eigsh(before, 3, seed=0)
+    own = mf.trace(before, method="deflated", eigenpairs=pairs, num_probes=20, seed=0)
+    assert own.num_matvecs == 20 + 1  # one product says that the values hold
+    other = mf.trace(now, method="deflated", eigenpairs=pairs, num_probes=400, seed=0)
+    assert other.num_matvecs == 400 + 1 + 3  # and one each where they do not
+    assert abs(other.value - np.trace(now)) <= 4 * other.stderr
+    plain = mf.trace(now, num_probes=400, seed=0)
+    assert other.stderr < plain.stderr / 5

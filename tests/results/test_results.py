@@ -56,7 +56,7 @@ def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path):
     foreign = tmp_path / "foreign.npz"
     np.savez(foreign, x=np.ones(3))
     for bad in (cut, foreign):
-        with pytest.raises(ValueError, match="not a result saved by matfree"):
+        with pytest.raises(ValueError, match="not a file that matfree wrote"):
             mf.load(bad)
     with pytest.raises(FileNotFoundError):
         mf.load(tmp_path / "absent.npz")

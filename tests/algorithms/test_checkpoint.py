@@ -1,0 +1,285 @@
+"""A run killed at any moment goes on from its checkpoint to the result of an unbroken one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.backends import MAKERS, assert_close
+from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
+from support.sharded import run_sharded
+
+import matfree as mf
+from matfree.arrays import to_host
+
+N = 60
+A = with_spectrum(nn_spectrum(N), seed=2)
+PSD = A @ A
+
+RUNS = {
+    "hutchinson": lambda B, path: mf.trace(B, num_probes=20, block_size=3, checkpoint=path, seed=1),
+    "tolerance": lambda B, path: mf.trace(
+        B, rtol=0.3, max_matvecs=58, block_size=3, checkpoint=path, seed=1
+    ),
+    "exact": lambda B, path: mf.trace(
+        B, rtol=1e-9, max_matvecs=N, block_size=7, checkpoint=path, seed=1
+    ),
+    "hutch++": lambda B, path: mf.trace(
+        B, method="hutch++", max_matvecs=30, block_size=3, checkpoint=path, seed=1
+    ),
+    "xtrace": lambda B, path: mf.trace(
+        B, method="xtrace", num_probes=12, block_size=3, checkpoint=path, seed=1
+    ),
+    "xnystrace": lambda B, path: mf.trace(
+        B, method="xnystrace", num_probes=12, block_size=3, checkpoint=path, seed=1
+    ),
+    "deflated": lambda B, path: mf.trace(
+        B, method="deflated", num_probes=12, eigenpairs=3, block_size=3, checkpoint=path, seed=1
+    ),
+    "diagonal": lambda B, path: mf.diagonal(
+        B, num_probes=20, block_size=3, checkpoint=path, seed=1
+    ),
+    "exact diagonal": lambda B, path: mf.diagonal(
+        B, rtol=1e-9, max_matvecs=N, block_size=7, checkpoint=path, seed=1
+    ),
+    "diag++": lambda B, path: mf.diagonal(
+        B, method="diag++", max_matvecs=30, block_size=3, checkpoint=path, seed=1
+    ),
+    "xdiag": lambda B, path: mf.diagonal(
+        B, method="xdiag", num_probes=12, block_size=3, checkpoint=path, seed=1
+    ),
+    "xnysdiag": lambda B, path: mf.diagonal(
+        B, method="xnysdiag", num_probes=12, block_size=3, checkpoint=path, seed=1
+    ),
+    "deflated diagonal": lambda B, path: mf.diagonal(
+        B, method="deflated", num_probes=12, eigenpairs=3, block_size=3, checkpoint=path, seed=1
+    ),
+    "trace of a function": lambda B, path: mf.trace_function(
+        B, "exp", num_probes=6, num_steps=8, block_size=2, checkpoint=path, seed=1
+    ),
+    "exact trace of a function": lambda B, path: mf.trace_function(
+        B, np.abs, rtol=0.0, num_steps=8, max_matvecs=N, block_size=9, checkpoint=path, seed=1
+    ),
+    "eigsh": lambda B, path: mf.eigsh(B, 4, checkpoint=path, num_vectors=14, seed=1),
+    "eigsh both ends": lambda B, path: mf.eigsh(
+        B, 4, which="BE", rtol=1e-4, checkpoint=path, num_vectors=14, seed=1
+    ),
+}
+
+
+SEMIDEFINITE = ("xnystrace", "xnysdiag")
+
+
+class Killed(BaseException):
+    """What no library catches."""
+
+
+class Mortal:
+    """An operator that dies at one of its block products."""
+
+    def __init__(self, matrix, last):
+        self.shape, self.dtype, self.matrix, self.left = matrix.shape, matrix.dtype, matrix, last
+
+    def matvec(self, x):
+        return self.matmat(x[:, None])[:, 0]
+
+    def matmat(self, X):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return self.matrix @ X
+
+
+def numbers(result):
+    """What a result says, without its cost."""
+    if isinstance(result, mf.EigenResult):
+        return [result.values, np.abs(to_host(result.vectors)), result.residuals]
+    return [np.asarray(result.value), np.asarray(result.stderr)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_killed_at_any_block_goes_on_to_the_same_result(name, tmp_path):
+    run, matrix = RUNS[name], PSD if name in SEMIDEFINITE else A
+    unbroken = run(Mortal(matrix, -1), None)
+    whole = run(counter := Mortal(matrix, 10**6), tmp_path / "whole")
+    blocks = 10**6 - counter.left
+    assert whole.num_matvecs > unbroken.num_matvecs  # what tells the operator is counted
+    for last in range(1, blocks, max(1, blocks // 8)):
+        path = tmp_path / f"{last}.npz"
+        with pytest.raises(Killed):
+            run(Mortal(matrix, last), path)
+        resumed = run(survivor := Mortal(matrix, 10**6), path)
+        for a, b in zip(numbers(resumed), numbers(unbroken), strict=True):
+            assert_close(a, b, scale=max(1.0, np.abs(b).max(initial=0)))
+        # the operator's print is made once more, and the block under way (five Lanczos steps)
+        again = 5 if name == "trace of a function" else 1
+        assert 10**6 - survivor.left <= blocks - last + 2 + again
+        assert not list(tmp_path.glob("*eigenpairs*"))
+
+
+@pytest.mark.parametrize("name", ["torch", "strict-device1"])
+@pytest.mark.parametrize("what", ["diagonal", "xtrace", "eigsh"])
+def test_a_checkpoint_returns_to_the_library_it_came_from(name, what, tmp_path):
+    backend, run = MAKERS[name](), RUNS[what]
+    B = mf.aslinearoperator(backend.asarray(A))
+    unbroken = run(B, None)
+
+    def dying(calls=[0]):  # noqa: B006  # a counter
+        def matmat(X):
+            calls[0] += 1
+            if calls[0] == 4:
+                raise Killed
+            return B.matmat(X)
+
+        return mf.FunctionOperator(
+            lambda x: matmat(x[:, None])[:, 0], space=B.space, matmat=matmat, name="dying"
+        )
+
+    with pytest.raises(Killed):
+        run(dying(), tmp_path / "run")
+    resumed = run(B, tmp_path / "run")
+    got = numbers(resumed) if what == "eigsh" else [to_host_or_number(resumed.value)]
+    expected = numbers(unbroken) if what == "eigsh" else [to_host_or_number(unbroken.value)]
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, scale=150)
+
+
+def to_host_or_number(x):
+    return to_host(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+
+
+def test_pieces_of_vectors_keep_files_of_their_own(tmp_path):
+    path = tmp_path / "pieces"
+    expected = mf.diagonal(A, num_probes=12, seed=1).value
+
+    def run(count):
+        return lambda B: mf.diagonal(B, num_probes=count, block_size=4, checkpoint=path, seed=1)
+
+    run_sharded((40, 20), MAKERS["numpy"](), A, run(8))
+    pieces = run_sharded((40, 20), MAKERS["numpy"](), A, run(12))
+    assert_close(np.concatenate([p.value for p in pieces]), expected, scale=150)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pieces.0-40.npz", "pieces.40-60.npz"]
+
+
+def test_a_finished_run_is_given_back_and_can_be_extended(tmp_path):
+    path = tmp_path / "run"
+    mf.trace(A, num_probes=10, checkpoint=path, seed=1)
+    again = mf.trace(A, num_probes=10, checkpoint=path, seed=1)
+    assert again.num_matvecs == 10 + 2
+    more = mf.trace(A, num_probes=30, checkpoint=path, seed=1)
+    assert more.value == pytest.approx(mf.trace(A, num_probes=30, seed=1).value)
+    with pytest.raises(ValueError, match="holds 30 probes already"):
+        mf.trace(A, num_probes=20, checkpoint=path, seed=1)
+
+
+def test_fresh_entropy_is_drawn_once(tmp_path):
+    first = mf.trace(A, num_probes=5, checkpoint=tmp_path / "run")
+    assert mf.trace(A, num_probes=5, checkpoint=tmp_path / "run").seed == first.seed
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path):
+    path = tmp_path / "run"
+    mf.trace(A, num_probes=6, checkpoint=path, seed=1)
+    for match, run in (
+        ("seed is 1 there and 2 here", lambda: mf.trace(A, num_probes=6, checkpoint=path, seed=2)),
+        (
+            "estimator is 'HutchinsonTrace' there and 'XTrace' here",
+            lambda: mf.trace(A, method="xtrace", num_probes=6, checkpoint=path),
+        ),
+        (
+            "kind is 'rademacher' there and 'sphere'",
+            lambda: mf.trace(A, num_probes=6, kind="sphere", checkpoint=path),
+        ),
+        ("shape is", lambda: mf.trace(np.eye(7), num_probes=6, checkpoint=path)),
+        ("dtype is", lambda: mf.trace(A.astype(np.float32), num_probes=6, checkpoint=path)),
+        ("another operator", lambda: mf.trace(A + 0.1, num_probes=6, checkpoint=path)),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run()
+    mf.trace_function(A, "exp", num_probes=2, num_steps=5, checkpoint=tmp_path / "f", seed=1)
+    with pytest.raises(ValueError, match="f at five points is different"):
+        mf.trace_function(A, np.cos, num_probes=2, num_steps=5, checkpoint=tmp_path / "f")
+
+
+def test_a_file_that_is_cut_short_or_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "run.npz"
+    mf.diagonal(A, num_probes=6, checkpoint=path, seed=1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="Delete it to start anew"):
+        mf.diagonal(A, num_probes=6, checkpoint=path, seed=1)
+    saved = mf.trace(A, num_probes=2, seed=0).save(tmp_path / "result")
+    with pytest.raises(ValueError, match="holds a saved Estimate, no checkpoint"):
+        mf.trace(A, num_probes=6, checkpoint=saved, seed=0)
+    mf.trace(A, num_probes=6, checkpoint=tmp_path / "other", seed=0)
+    with pytest.raises(ValueError, match="holds no result but a checkpoint"):
+        mf.load(tmp_path / "other.npz")
+    with pytest.raises(FileNotFoundError, match="make it before the run"):
+        mf.trace(A, num_probes=6, checkpoint=tmp_path / "nowhere" / "run", seed=0)
+
+
+SCRIPT = """
+import sys, time
+import numpy as np, scipy.sparse
+import matfree as mf
+
+A = scipy.sparse.load_npz(sys.argv[1])
+
+class Slow:
+    shape, dtype = A.shape, np.dtype(np.float64)
+    def matvec(self, x):
+        return A @ x
+    def matmat(self, X):
+        time.sleep(0.01)
+        return A @ X
+
+method, path = sys.argv[2:4]
+print("ready", flush=True)
+if method == "eigsh":
+    result = mf.eigsh(Slow(), 4, seed=3, checkpoint=path, num_vectors=20)
+else:
+    result = mf.trace(Slow(), method=method, max_matvecs=96, block_size=2, seed=3, checkpoint=path)
+result.save(sys.argv[4])
+"""
+
+
+def start(tmp_path, method, name):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "A.npz"), method]
+    command += [str(tmp_path / f"{name}.npz"), str(tmp_path / f"{name}-result.npz")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    roots = [str(Path(mf.__file__).parents[1]), str(Path(mf.__file__).parents[1] / "adapters")]
+    environment["PYTHONPATH"] = os.pathsep.join([*roots, environment.get("PYTHONPATH", "")])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_process_killed_ten_times_at_random_loses_nothing_but_the_block_under_way(tmp_path):
+    import scipy.sparse
+
+    matrix = laplacian_2d(12)
+    scipy.sparse.save_npz(tmp_path / "A.npz", matrix)
+    rng = np.random.default_rng(0)
+    for method, kills in (("hutchinson", 3), ("xtrace", 3), ("eigsh", 4)):
+        products = []
+        for _ in range(kills):
+            process = start(tmp_path, method, method)
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0.02, 0.2))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+        process = start(tmp_path, method, method)
+        assert process.wait() == 0
+        process.stdout.close()
+        result = mf.load(tmp_path / f"{method}-result.npz")
+        if method == "eigsh":
+            expected = mf.eigsh(matrix, 4, seed=3, num_vectors=20)
+            assert_close(result.values, expected.values)
+        else:
+            expected = mf.trace(matrix, method=method, max_matvecs=96, block_size=2, seed=3)
+            assert result.value == pytest.approx(expected.value, rel=1e-12)
+            assert result.stderr == pytest.approx(expected.stderr, rel=1e-9)
+        products.append(result.num_matvecs - expected.num_matvecs)
+        assert 1 <= products[0] <= kills + 1  # one a start, and nothing is done twice
