@@ -13,12 +13,9 @@ functions that differ at x by no more than the Christoffel function
     rho(x) = 1 / sum_{j < m} p_j(x)^2 = 1 / sum_i l_i(x)^2 / tau_i
 
 (p_j the orthonormal polynomials, l_i the Lagrange polynomials of the nodes), which falls
-exponentially with m inside a gap of the spectrum. The smaller of the two bounds counts.
-
-A node that has converged is an
-atom of the measure; taking it out of measure and quadrature alike leaves a Gauss
-quadrature of the rest, so the inequalities are applied to the other nodes alone. Where
-Lanczos ended early all nodes are atoms, and nothing is left open.
+exponentially with m inside a gap of the spectrum, next to an isolated eigenvalue too. The
+smaller of the two bounds counts. Where Lanczos ended early the nodes are all there is,
+and nothing is left open.
 
 **Sampling.** A random unit vector v sees the fraction p of the eigenvalues with the weight
 ||P v||^2, P the projector on their eigenvectors, of mean p and variance 2 p (1 - p) / (n + 2)
@@ -51,6 +48,9 @@ Side = Literal["left", "right"]
 KERNEL_TAIL = 6e-3
 """The part of a Jackson kernel's mass that lies beyond three of its widths on one side."""
 
+_MADE_BY_ROUNDING = 100.0
+"""The weight up to which a node may be rounding, relative to the square of that."""
+
 _TINY = np.finfo(float).tiny
 _NOTHING = 1e-12  # a share of the mass that rounding leaves where there is none
 
@@ -68,8 +68,9 @@ class Probing(NamedTuple):
     """Whether the quadratures are Gauss rules; otherwise a kernel has moved the mass."""
     orthogonal: bool
     """Whether the Lanczos vectors were kept so; otherwise nodes repeat, or are about to."""
+
     rounding: float
-    """The distance below which nodes are copies of one eigenvalue."""
+    """What numbers are off by, relative to the largest around."""
 
     @property
     def random_part(self) -> float:
@@ -93,7 +94,7 @@ class Probing(NamedTuple):
         centre = (trials * part + z**2 / 2) / (trials + z**2)
         spread = np.sqrt(centre * (1 - centre) / (trials + z**2))
         certain = (part <= _NOTHING) | (part >= 1 - _NOTHING)
-        centre, spread = np.where(certain, part, centre), np.where(certain, 0.0, spread)
+        centre, spread = np.where(certain, np.round(part), centre), np.where(certain, 0.0, spread)
         return exact + random * centre, random * spread
 
 
@@ -151,18 +152,18 @@ def bracket(
         low = _mass(points, rule.nodes + rule.residuals, rule.weights, side)
         high = _mass(points, rule.nodes - rule.residuals, rule.weights, side)
         return np.maximum(low - KERNEL_TAIL, 0.0), np.minimum(high / (1 - KERNEL_TAIL), 1.0)
-    nodes, weights, residuals = _without_copies(rule, probing.rounding)
-    settled = converged(nodes, residuals) if probing.orthogonal else residuals == 0
-    slack = residuals[settled]
-    low = _mass(points, nodes[settled] + slack, weights[settled], side)
-    high = _mass(points, nodes[settled] - slack, weights[settled], side)
-    loose, weights = nodes[~settled], weights[~settled]
+    nodes, weights, residuals = _significant(rule, probing.rounding)
+    exact = residuals == 0
+    if converged(nodes, residuals).all():  # there is nothing else, up to rounding
+        exact = np.ones(len(nodes), dtype=bool)
+    atoms = _mass(points, nodes[exact], weights[exact], side)
+    loose, weights = nodes[~exact], weights[~exact]
     mass = np.concatenate(([0.0], np.cumsum(weights)))
     j = np.searchsorted(loose, points, side=side)
     most = christoffel(points, loose, weights) if probing.orthogonal else np.inf
     return (
-        low + np.maximum(mass[np.maximum(j - 1, 0)], mass[j] - most),
-        high + np.minimum(mass[np.minimum(j + 1, loose.size)], mass[j] + most),
+        atoms + np.maximum(mass[np.maximum(j - 1, 0)], mass[j] - most),
+        atoms + np.minimum(mass[np.minimum(j + 1, loose.size)], mass[j] + most),
     )
 
 
@@ -190,20 +191,20 @@ def _brackets(
     return np.stack([low for low, _ in bounds]), np.stack([high for _, high in bounds])
 
 
-def _without_copies(rule: Quadrature, rounding: float) -> Quadrature:
-    """Nodes that rounding alone tells apart, as one: they are copies of one eigenvalue.
+def _significant(rule: Quadrature, rounding: float) -> Quadrature:
+    """The quadrature without the nodes that rounding has made.
 
-    Lanczos without reorthogonalisation makes them, and so do known multiple eigenvalues.
+    Where an eigenvalue is multiple, rounding brings further copies of it into a Krylov
+    space that has been through all the rest: with weights of its square, and in the end at
+    the same place. The bounds are for nodes that the measure has.
     """
     nodes, weights, residuals = rule
-    starts = np.flatnonzero(np.diff(nodes, prepend=-math.inf) > rounding)
-    if len(starts) == len(nodes):
-        return rule._replace(weights=np.maximum(weights, _TINY))
-    return Quadrature(
-        nodes[starts],
-        np.maximum(np.add.reduceat(weights, starts), _TINY),
-        np.minimum.reduceat(residuals, starts),
-    )
+    close = rounding * np.abs(nodes).max(initial=0.0)
+    starts = np.flatnonzero(np.diff(nodes, prepend=-np.inf) > close)
+    weights = np.add.reduceat(weights, starts)
+    keep = weights > _MADE_BY_ROUNDING * rounding**2
+    residuals = np.minimum.reduceat(residuals, starts)
+    return Quadrature(nodes[starts][keep], weights[keep], residuals[keep])
 
 
 def _mass(points: HostArray, nodes: HostArray, weights: HostArray, side: Side) -> HostArray:

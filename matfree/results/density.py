@@ -148,7 +148,7 @@ class SpectralDensity(Distribution):
         """
         rules, known = self._rules(), self.known
         if self.method == "lanczos" and self.reorthogonalize == "full":
-            rules, known = reduce_variance(rules, self.size, known, self._rounding)
+            rules, known = reduce_variance(rules, self.size, known, 32 * self.epsilon)
         nodes, weights = tuple(rule.nodes for rule in rules), tuple(rule.weights for rule in rules)
         return replace(self, nodes=nodes, weights=weights, known=known)
 
@@ -220,12 +220,8 @@ class SpectralDensity(Distribution):
             kind=self.kind,
             gauss=self.method == "lanczos",
             orthogonal=self.reorthogonalize == "full",
-            rounding=self._rounding,
+            rounding=32 * self.epsilon,
         )
-
-    @property
-    def _rounding(self) -> float:
-        return 32 * self.epsilon * max(abs(end) for end in self.support)
 
     def _rules(self) -> list[Quadrature]:
         """The probes' quadratures; files older than the residuals tell of no convergence."""

@@ -52,7 +52,7 @@ def reduce_variance(
     rules : the probes' quadratures
     size : n
     known : eigenvalues whose masses are exact already
-    rounding : what a node may be off by, however small its residual is
+    rounding : what a node may be off by relative to the largest, however small its residual
     """
     found = _common_eigenvalues(rules, size, known, rounding)
     certain = (np.full(e.multiplicity, e.value) for e in found if e.certain)
@@ -70,6 +70,7 @@ def _common_eigenvalues(
     rules: list[Quadrature], size: int, known: HostArray, rounding: float
 ) -> list[Known]:
     """Converged nodes that all probes share, as far as their multiplicity is certain."""
+    rounding *= max(float(np.abs(rule.nodes).max()) for rule in rules)
     settled = [
         np.flatnonzero(converged(rule.nodes, rule.residuals) & ~np.isin(rule.nodes, known))
         for rule in rules
