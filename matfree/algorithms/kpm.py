@@ -35,7 +35,7 @@ BOUND_STEPS = 20
 _WIDENING = 0.01  # of the interval, on either side: Ritz values and residuals are estimates
 _GROWTH = 1.01  # a moment beyond that shows an eigenvalue outside of the interval
 _ATTEMPTS = 5  # at an interval, each half as wide again
-_NODES_A_MOMENT = 4  # so that atoms are as good as the smooth measure they stand for
+_NODES_A_MOMENT = 8  # so that atoms are as good as the smooth measure they stand for
 _REACH = 3.0  # widths of the kernel that hold its mass but for ``bands.KERNEL_TAIL``
 
 

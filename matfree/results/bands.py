@@ -39,7 +39,7 @@ import numpy as np
 import scipy.special
 
 from matfree.results.estimate import student_quantile
-from matfree.results.readings import converged
+from matfree.results.readings import converged, significant
 from matfree.results.tridiagonal import Quadrature
 
 HostArray = np.ndarray[Any, Any]
@@ -47,9 +47,6 @@ Side = Literal["left", "right"]
 
 KERNEL_TAIL = 6e-3
 """The part of a Jackson kernel's mass that lies beyond three of its widths on one side."""
-
-_MADE_BY_ROUNDING = 100.0
-"""The weight up to which a node may be rounding, relative to the square of that."""
 
 _TINY = np.finfo(float).tiny
 _NOTHING = 1e-12  # a share of the mass that rounding leaves where there is none
@@ -152,7 +149,7 @@ def bracket(
         low = _mass(points, rule.nodes + rule.residuals, rule.weights, side)
         high = _mass(points, rule.nodes - rule.residuals, rule.weights, side)
         return np.maximum(low - KERNEL_TAIL, 0.0), np.minimum(high / (1 - KERNEL_TAIL), 1.0)
-    nodes, weights, residuals = _significant(rule, probing.rounding)
+    nodes, weights, residuals = significant(rule, probing.rounding)
     exact = residuals == 0
     if converged(nodes, residuals).all():  # there is nothing else, up to rounding
         exact = np.ones(len(nodes), dtype=bool)
@@ -189,22 +186,6 @@ def _brackets(
     """``bracket`` of every probe, (probes, ...)."""
     bounds = [bracket(points, rule, side, probing) for rule in rules]
     return np.stack([low for low, _ in bounds]), np.stack([high for _, high in bounds])
-
-
-def _significant(rule: Quadrature, rounding: float) -> Quadrature:
-    """The quadrature without the nodes that rounding has made.
-
-    Where an eigenvalue is multiple, rounding brings further copies of it into a Krylov
-    space that has been through all the rest: with weights of its square, and in the end at
-    the same place. The bounds are for nodes that the measure has.
-    """
-    nodes, weights, residuals = rule
-    close = rounding * np.abs(nodes).max(initial=0.0)
-    starts = np.flatnonzero(np.diff(nodes, prepend=-np.inf) > close)
-    weights = np.add.reduceat(weights, starts)
-    keep = weights > _MADE_BY_ROUNDING * rounding**2
-    residuals = np.minimum.reduceat(residuals, starts)
-    return Quadrature(nodes[starts][keep], weights[keep], residuals[keep])
 
 
 def _mass(points: HostArray, nodes: HostArray, weights: HostArray, side: Side) -> HostArray:

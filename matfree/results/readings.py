@@ -19,12 +19,17 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import scipy.special
 
+from matfree.results.tridiagonal import Quadrature
+
 HostArray = np.ndarray[Any, Any]
 Reading: TypeAlias = Literal["atoms", "spread"]
 
 CONVERGED = 1e-3
 """The residual, relative to the distance to the nearest other node, at which a node is an
 eigenvalue: what it still holds of the others is the square of that."""
+
+_MADE_BY_ROUNDING = 100.0
+"""The weight up to which a node may be rounding, relative to the square of that."""
 
 _POINTLIKE = 1e-3  # widths of the smoothing below which a gap looks like a point
 
@@ -47,6 +52,22 @@ def converged(nodes: HostArray, residuals: HostArray) -> HostArray:
     if len(nodes) == 1:
         distance = np.zeros(1)  # nothing to compare with: it is one where its residual is 0
     return np.asarray(residuals <= CONVERGED * distance)
+
+
+def significant(rule: Quadrature, rounding: float) -> Quadrature:
+    """The quadrature without the nodes that rounding has made.
+
+    Where an eigenvalue is multiple, rounding brings further copies of it into a Krylov
+    space that has been through all the rest: with weights of its square, and in the end at
+    the same place. The bounds are for nodes that the measure has.
+    """
+    nodes, weights, residuals = rule
+    close = rounding * np.abs(nodes).max(initial=0.0)
+    starts = np.flatnonzero(np.diff(nodes, prepend=-np.inf) > close)
+    weights = np.add.reduceat(weights, starts)
+    keep = weights > _MADE_BY_ROUNDING * rounding**2
+    residuals = np.minimum.reduceat(residuals, starts)
+    return Quadrature(nodes[starts][keep], weights[keep], residuals[keep])
 
 
 def as_atoms(nodes: HostArray, weights: HostArray) -> Pieces:

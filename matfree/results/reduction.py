@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from matfree.results.readings import converged
+from matfree.results.readings import converged, significant
 from matfree.results.tridiagonal import Quadrature
 
 HostArray = np.ndarray[Any, Any]
@@ -54,10 +54,11 @@ def reduce_variance(
     known : eigenvalues whose masses are exact already
     rounding : what a node may be off by relative to the largest, however small its residual
     """
+    rules = [significant(rule, rounding) for rule in rules]
     found = _common_eigenvalues(rules, size, known, rounding)
     certain = (np.full(e.multiplicity, e.value) for e in found if e.certain)
     target = 1 - (len(known) + sum(eigen.multiplicity for eigen in found)) / size
-    reduced = []
+    reduced: list[Quadrature] = []
     for p, rule in enumerate(rules):
         fresh = _reweighted(rule, p, found, size, known, target)
         if fresh is None:
