@@ -82,7 +82,8 @@ def spectral_density(
         The number of the first probe; runs over different probes can be merged.
     measure_noise : bool
         Repeat one product; what it differs by is the result's ``noise``, and with it the
-        floor below which an eigenvalue has no sign.
+        floor below which an eigenvalue has no sign. An asymmetry that the noise explains
+        is then accepted.
     progress : bool
         Show a progress bar (needs tqdm).
     callback : function, optional

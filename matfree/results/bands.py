@@ -38,7 +38,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.special
 
-from matfree.results.estimate import student_quantile
+from matfree.results.estimate import require_level, student_quantile
 from matfree.results.readings import converged, significant
 from matfree.results.tridiagonal import Quadrature
 
@@ -65,7 +65,6 @@ class Probing(NamedTuple):
     """Whether the quadratures are Gauss rules; otherwise a kernel has moved the mass."""
     orthogonal: bool
     """Whether the Lanczos vectors were kept so; otherwise nodes repeat, or are about to."""
-
     rounding: float
     """What numbers are off by, relative to the largest around."""
 
@@ -133,6 +132,7 @@ def cdf_band(
     rules: list[Quadrature], probing: Probing, points: HostArray, level: float
 ) -> tuple[HostArray, HostArray]:
     """Bounds that hold the distribution function at each of the points."""
+    require_level(level)
     z = student_quantile(level, math.inf)
     num_known = np.searchsorted(probing.known, points, side="right")
     low, high = (np.mean(bound, axis=0) for bound in _brackets(rules, points, "right", probing))
@@ -157,10 +157,13 @@ def bracket(
     loose, weights = nodes[~exact], weights[~exact]
     mass = np.concatenate(([0.0], np.cumsum(weights)))
     j = np.searchsorted(loose, points, side=side)
-    most = christoffel(points, loose, weights) if probing.orthogonal else np.inf
+    slack = christoffel(points, loose, weights) if probing.orthogonal else np.inf
+    least = np.maximum(mass[np.maximum(j - 1, 0)], mass[j] - slack)
+    most = np.minimum(mass[np.minimum(j + 1, loose.size)], mass[j] + slack)
+    everything, nothing = points == np.inf, points == -np.inf
     return (
-        atoms + np.maximum(mass[np.maximum(j - 1, 0)], mass[j] - most),
-        atoms + np.minimum(mass[np.minimum(j + 1, loose.size)], mass[j] + most),
+        atoms + np.where(everything, mass[-1], least),
+        atoms + np.where(nothing, 0.0, most),
     )
 
 

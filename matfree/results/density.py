@@ -77,8 +77,9 @@ class SpectralDensity(Distribution):
         """Bounds (low, high) that hold the distribution function at each x, at ``level``.
 
         The Markov-Stieltjes bracket of what so many nodes can resolve, averaged over the
-        probes, and beyond it the sampling error z sqrt(2 Phi (1 - Phi) / ((n + 2) probes));
-        see ``matfree.results.bands``. Where Lanczos ended early there is no bracket.
+        probes, and beyond it the sampling error z sqrt(2 Phi (1 - Phi) / ((n + 2) probes)),
+        the theoretical one, so that one probe has a band as well; see
+        ``matfree.results.bands``. Where Lanczos ended early there is no bracket.
 
         Examples
         --------
@@ -153,8 +154,11 @@ class SpectralDensity(Distribution):
         return replace(self, nodes=nodes, weights=weights, known=known)
 
     def moment(self, p: int) -> Estimate:
-        """The mean p-th power of the eigenvalues, tr(A^p) / n; exact quadrature for
-        p up to 2 num_steps - 1, so that only the sampling error remains."""
+        """The mean p-th power of the eigenvalues, tr(A^p) / n.
+
+        By Lanczos the quadrature is exact for p up to 2 num_steps - 1, so that only the
+        sampling error remains; "kpm" gives the moments of the smoothed measure.
+        """
         means = [float(weight @ node**p) for node, weight, _ in self._rules()]
         return self._mean(np.asarray(means), f"moment {p}")
 

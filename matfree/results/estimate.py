@@ -62,8 +62,7 @@ class Estimate(Record):
     def half_width(self, level: float = 0.95) -> Any:
         """Half of the interval's width: Student's t quantile times the standard error, and
         the bias."""
-        if not 0 < level < 1:
-            raise ValueError(f"level must be in (0, 1): got {level}; pass 0.95 for 95 %.")
+        require_level(level)
         return student_quantile(level, self.degrees_of_freedom) * self.stderr + self.bias
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
@@ -172,6 +171,12 @@ class Estimate(Record):
             ("converged", f"{'yes' if self.converged else 'NO'}: {self.reason}"),
             ("seed", str(self.seed)),
         ]
+
+
+def require_level(level: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1): got {level}; pass 0.95 for 95 %.")
 
 
 def student_quantile(level: float, degrees_of_freedom: float) -> float:

@@ -166,3 +166,16 @@ def test_the_laplacians_spectrum_is_as_near_as_it_was_with_moment_doubling(
         for seed in range(7)
     ]
     assert np.median(distances) <= 1.5 * reached
+
+
+def test_bad_operators_are_named():
+    with pytest.raises(mf.NotHermitianError):
+        mf.spectral_density(np.eye(50, k=1), method="kpm", seed=0)
+    calls = iter(range(1000))
+
+    def spoilt(x):
+        return np.linspace(0, 1, 50) * (np.nan if next(calls) == 60 else x)
+
+    A = mf.aslinearoperator(spoilt, shape=(50, 50), like=np.zeros(1))
+    with pytest.raises(mf.NonFiniteError):
+        mf.spectral_density(A, method="kpm", num_probes=2, num_steps=40, seed=0)

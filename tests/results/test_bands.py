@@ -164,6 +164,8 @@ def test_one_probe_has_an_interval_and_it_stays_within_what_is_possible():
     )
     with pytest.raises(ValueError, match="low must be at most high"):
         density.count(2.0, 1.0)
+    with pytest.raises(ValueError, match="level must be in"):
+        density.cdf_band(0.0, level=95)
     with pytest.raises(ValueError, match="cannot be merged"):
         density.count(1.0, 2.0).merge(density.count(1.0, 2.0))
 
@@ -176,3 +178,13 @@ def test_the_negative_share_of_a_peak_at_zero_holds_the_truth():
         low, high = density.mass_below(-density.noise_floor).interval()
         assert low <= np.mean(spectrum < 0) <= high
         assert high < 1
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_quadrature_of_one_node_knows_nothing_between_the_infinities(num_steps):
+    density = mf.spectral_density(
+        np.diag(np.linspace(0, 1, 50)), num_steps=num_steps, num_probes=2, kind="sphere", seed=0
+    )
+    assert density.mass_below(0.5).interval() == (0.0, 1.0)
+    assert density.cdf_band([-np.inf, np.inf]) == pytest.approx(np.array([[0, 1], [0, 1]]))
+    assert density.mass_between(-np.inf, np.inf).interval() == pytest.approx((1, 1))
