@@ -107,6 +107,35 @@ def nearness(report):
     )
 
 
+def bulk(report):
+    """Mean difference of the distribution functions around the peak at zero."""
+    A, spectrum = problems()["nn"]
+    x = np.linspace(-0.04, 0.4, 2001)
+    truth = np.searchsorted(np.sort(spectrum), x, side="right") / len(spectrum)
+    to_reach = {
+        16: (1.6e-2, 1.1e-2),
+        32: (5.7e-3, 4.2e-3),
+        64: (3.3e-3, 2.8e-3),
+        128: (2.7e-3, None),
+    }
+    rows = []
+    for num_steps, goals in to_reach.items():
+        runs = [
+            mf.spectral_density(A, num_probes=4, num_steps=num_steps, kind="sphere", seed=seed)
+            for seed in range(SEEDS)
+        ]
+        for reading, goal in zip(("atoms", "spread"), goals, strict=True):
+            median = np.median([np.abs(d.cdf(x, reading=reading) - truth).mean() for d in runs])
+            ratio = "-" if goal is None else f"{median / goal:.2f}"
+            goal = "-" if goal is None else f"{goal:.1e}"
+            rows.append([f"nn, 4 probes x {num_steps}", reading, f"{median:.1e}", goal, ratio])
+    report.table(
+        f"Spectral density: mean error of the distribution function in [-0.04, 0.4], {SEEDS} seeds",
+        ["problem", "reading", "matfree", "to reach", "ratio"],
+        rows,
+    )
+
+
 def coverage(report):
     rows = []
     for name, (A, spectrum) in problems().items():
@@ -132,4 +161,5 @@ def coverage(report):
 
 def run(report):
     nearness(report)
+    bulk(report)
     coverage(report)
