@@ -100,6 +100,24 @@ def test_lanczos_and_the_density_are_those_of_the_whole(backend, cuts):
         assert_close(piece.moment(3).value, density.moment(3).value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "kpm"}, {"eigenpairs": 4}, {"eigenpairs": 4, "method": "kpm"}],
+    ids=["kpm", "deflated", "deflated kpm"],
+)
+def test_every_kind_of_density_is_that_of_the_whole(backend, cuts, options):
+    def run(B):
+        return mf.spectral_density(
+            B, num_steps=20, num_probes=3, seed=2, measure_noise=True, **options
+        )
+
+    whole = run(mf.aslinearoperator(A))
+    for piece in run_sharded(cuts, backend, A, run):
+        assert_close(piece.moment(2).value, whole.moment(2).value)
+        assert_close(piece.nodes[1], whole.nodes[1], np.float32)
+        assert piece.num_matvecs == whole.num_matvecs
+
+
 def test_check_operator_and_orthonormalize_see_the_whole(backend, cuts):
     assert all(r.ok and r.hermitian for r in run_sharded(cuts, backend, A, mf.check_operator))
 

@@ -8,18 +8,24 @@ its Gauss quadrature: m nodes and weights with the first 2m moments right.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias, final
 
-from matfree.algorithms.plan import block_size_for
-from matfree.algorithms.products import HostArray, Products
+import numpy as np
+
+from matfree import probes
+from matfree.algorithms.complement import Complement
+from matfree.algorithms.kpm import KernelPolynomial
+from matfree.algorithms.plan import block_size_for, require_whole
 from matfree.algorithms.recurrence import Reorthogonalize, tridiagonalize
 from matfree.algorithms.sampling import asked_to_stop
-from matfree.arrays import epsilon
+from matfree.arrays import epsilon, rounding
 from matfree.errors import Interrupted
 from matfree.probes import resolve_seed
 from matfree.progress import Progress
-from matfree.protocol import ProbeKind, Seed
-from matfree.results import SpectralDensity
+from matfree.protocol import Array, ProbeKind, Seed
+from matfree.results import EigenResult, Quadrature, SpectralDensity
+
+DensityMethod: TypeAlias = Literal["lanczos", "kpm"]
 
 _BASIS_BYTES = 1 << 30  # Lanczos vectors kept at a time, which sets the default block
 
@@ -27,31 +33,43 @@ _BASIS_BYTES = 1 << 30  # Lanczos vectors kept at a time, which sets the default
 def spectral_density(
     A: Any,
     *,
+    method: DensityMethod = "lanczos",
     num_steps: int = 80,
     num_probes: int = 8,
+    eigenpairs: EigenResult | int = 0,
     block_size: int | None = None,
     reorthogonalize: Reorthogonalize = "full",
     seed: Seed = None,
     kind: ProbeKind = "rademacher",
     first_probe: int = 0,
+    measure_noise: bool = False,
     progress: bool = False,
     callback: Callable[[SpectralDensity], bool | None] | None = None,
 ) -> SpectralDensity:
-    r"""Estimate the eigenvalue distribution by stochastic Lanczos quadrature.
+    r"""Estimate the eigenvalue distribution by stochastic quadrature.
 
     Each probe gives quadrature nodes and weights; their mean over probes estimates
-    (1/n) sum_i delta(x - lambda_i). The first 2 num_steps moments of every probe's
-    measure are exact. Where the operator has fewer distinct eigenvalues than steps,
+    (1/n) sum_i delta(x - lambda_i). By Lanczos the first 2 num_steps moments of every
+    probe's measure are exact. Where the operator has fewer distinct eigenvalues than steps,
     Lanczos ends early and the nodes are those eigenvalues.
 
     Parameters
     ----------
     A : Hermitian operator, or anything ``aslinearoperator`` accepts
+    method : {"lanczos", "kpm"}
+        Lanczos quadrature adapts to the spectrum and finds outliers to many digits.
+        "kpm" smooths by a kernel of one width everywhere, from Chebyshev moments on an
+        interval that a short Lanczos run finds first: good for a bulk without outliers,
+        with four vectors a probe and no orthogonalisation.
     num_steps : int
-        Lanczos steps a probe, the resolution; at most n are made.
+        Products with each probe, the resolution; Lanczos makes at most n.
     num_probes : int
         Probes averaged over; the relative error of n times an outlier's mass is
         sqrt(2 / num_probes), while the bulk needs few probes where n is large.
+    eigenpairs : EigenResult or int
+        Eigenpairs known, or how many of the largest in magnitude to compute first: they
+        count exactly, and the probes see the rest. Pairs with a residual above 1e-3 of
+        ||A|| are left to the probes.
     block_size : int, optional
         Probes run together; by default what keeps the Lanczos vectors within 1 GiB.
     reorthogonalize : {"full", "none"}
@@ -62,6 +80,10 @@ def spectral_density(
         The probes' distribution.
     first_probe : int
         The number of the first probe; runs over different probes can be merged.
+    measure_noise : bool
+        Repeat one product; what it differs by is the result's ``noise``, and with it the
+        floor below which an eigenvalue has no sign. An asymmetry that the noise explains
+        is then accepted.
     progress : bool
         Show a progress bar (needs tqdm).
     callback : function, optional
@@ -71,13 +93,15 @@ def spectral_density(
     Returns
     -------
     SpectralDensity
-        ``nodes``, ``weights``; ``density``, ``cdf``, ``moment``, ``quantile``,
-        ``mass_below``, ``trace_function``, ``plot`` without further products.
+        ``nodes``, ``weights``, ``residuals``; ``density``, ``cdf``, ``cdf_band``, ``moment``,
+        ``quantile``, ``mass_below``, ``count``, ``trace_function``, ``variance_reduced``,
+        ``plot`` without further products.
 
     Raises
     ------
     ValueError
-        num_steps or num_probes below 1.
+        An unknown method, num_steps or num_probes below 1, or eigenpairs that do not fit
+        or have not converged.
     NotHermitianError
         The products made on the way contradict A = A^H.
     NonFiniteError
@@ -85,13 +109,16 @@ def spectral_density(
 
     Cost
     ----
-    num_steps * num_probes matvecs; block_size * (num_steps + 4) vectors kept, or
-    4 block_size with reorthogonalize="none".
+    num_steps * num_probes matvecs, up to 20 more for the interval of "kpm", one for the
+    noise, and those of ``eigsh`` for eigenpairs to be computed. block_size * (num_steps + 4)
+    vectors kept, or 4 block_size with reorthogonalize="none" and for "kpm".
 
     References
     ----------
     L. Lin, Y. Saad, C. Yang (2016), doi:10.1137/130934283. S. Ubaru, J. Chen, Y. Saad
     (2017), doi:10.1137/16M1104974. T. Chen, T. Trogdon, S. Ubaru (2021), arXiv:2105.06595.
+    The kernel polynomial method: A. Weisse, G. Wellein, A. Alvermann, H. Fehske (2006),
+    doi:10.1103/RevModPhys.78.275.
 
     Examples
     --------
@@ -103,80 +130,142 @@ def spectral_density(
     >>> density.weights[0].round(10)
     array([0.25, 0.25, 0.25, 0.25])
     """
-    product = Products(A)
     for name, count in (("num_steps", num_steps), ("num_probes", num_probes)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1: got {count}.")
-    steps = min(num_steps, product.space.size)
-    run = _Run(product, steps, resolve_seed(seed), kind, reorthogonalize, first_probe)
-    block = block_size_for(product.space.size, block_size or _default_block(product, steps))
+        require_whole(name, count)
+    if method not in ("lanczos", "kpm"):
+        raise ValueError(f'method must be "lanczos" or "kpm": got {method!r}.')
+    seed = resolve_seed(seed)
+    complement = Complement(A, eigenpairs, seed=seed)
+    if measure_noise:
+        complement.product.watch()
+    quadrature = _quadrature(complement, method, num_steps, reorthogonalize, seed)
+    run = _Run(complement, quadrature, seed, kind, first_probe, measure_noise)
+    block = block_size_for(
+        complement.space.size, block_size or _default_block(complement, quadrature.vectors_kept)
+    )
     with Progress("spectral density", progress) as bar:
         bar.start(num_probes)
         try:
-            while len(run.nodes) < num_probes:
-                run.advance(min(block, num_probes - len(run.nodes)))
-                bar.show(len(run.nodes))
+            while len(run.rules) < num_probes:
+                run.advance(min(block, num_probes - len(run.rules)))
+                bar.show(len(run.rules))
                 if callback and asked_to_stop(callback, run.result("under way")):
                     return run.result("stopped by the callback")
         except KeyboardInterrupt as stop:
-            if not run.nodes:
+            if not run.rules:
                 raise
             raise Interrupted(run.result("interrupted")) from stop
     return run.result("all probes done")
 
 
-class _Run:
-    """Probes done so far, as nodes and weights."""
+@final
+class LanczosQuadrature:
+    """Gauss quadratures of probes by the Lanczos recurrence.
+
+    Parameters
+    ----------
+    complement : what is left of the operator
+    num_steps : int
+    reorthogonalize : {"full", "none"}
+    """
+
+    method = "lanczos"
 
     def __init__(
-        self,
-        product: Products,
-        num_steps: int,
-        seed: int,
-        kind: ProbeKind,
-        reorthogonalize: Reorthogonalize,
-        first_probe: int,
+        self, complement: Complement, num_steps: int, reorthogonalize: Reorthogonalize
     ) -> None:
-        self.product, self.num_steps, self.seed = product, num_steps, seed
-        self.kind, self.reorthogonalize = kind, reorthogonalize
-        self.first_probe = first_probe
-        self.nodes: list[HostArray] = []
-        self.weights: list[HostArray] = []
+        self.complement, self.reorthogonalize = complement, reorthogonalize
+        self.num_steps = min(num_steps, complement.size)
+        self.vectors_kept = self.num_steps
+        self.rounding = rounding(complement.space.xp, complement.space.dtype)
 
-    def advance(self, count: int) -> None:
-        V = self.product.space.probes(
-            count, seed=self.seed, start=self.first_probe + len(self.nodes), kind=self.kind
-        )
+    def __call__(self, V: Array) -> list[Quadrature]:
+        """The quadrature of each column's measure."""
+        if self.num_steps == 0:  # everything is known
+            return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
         T = tridiagonalize(
-            self.product,
+            self.complement.product,
             V,
             self.num_steps,
             reorthogonalize=self.reorthogonalize,
             keep_basis=False,
         )
-        for p in range(count):
-            nodes, weights = T.quadrature(p)
-            self.nodes.append(nodes)
-            self.weights.append(weights)
+        rules = [T.ritz(p) for p in range(V.shape[1])]
+        scales = [self.rounding * np.abs(rule.nodes).max() for rule in rules]
+        return [
+            rule._replace(residuals=np.zeros_like(rule.residuals))
+            if len(rule.nodes) < self.num_steps or norm <= scale  # broken down: all are exact
+            else rule
+            for rule, norm, scale in zip(rules, T.residual_norms, scales, strict=True)
+        ]
+
+
+class _Run:
+    """Probes done so far, as quadratures."""
+
+    def __init__(
+        self,
+        complement: Complement,
+        quadrature: LanczosQuadrature | KernelPolynomial,
+        seed: int,
+        kind: ProbeKind,
+        first_probe: int,
+        measure_noise: bool,
+    ) -> None:
+        self.complement, self.quadrature = complement, quadrature
+        self.seed, self.kind = seed, kind
+        self.first_probe, self.measure_noise = first_probe, measure_noise
+        self.rules: list[Quadrature] = []
+
+    def advance(self, count: int) -> None:
+        V = self.complement.probes(
+            count,
+            seed=self.seed,
+            start=self.first_probe + len(self.rules),
+            kind=self.kind,
+            stream=probes.PROBES,
+        )
+        fresh = self.quadrature(V)
+        if self.measure_noise:
+            self.complement.product.measure_noise()
+        self.rules.extend(map(self.complement.whole, fresh))
 
     def result(self, reason: str) -> SpectralDensity:
-        space = self.product.space
+        space, product = self.complement.space, self.complement.product
+        norm = max(abs(rule.nodes[end]) for rule in self.rules for end in (0, -1))
         return SpectralDensity(
-            nodes=tuple(self.nodes),
-            weights=tuple(self.weights),
+            nodes=tuple(rule.nodes for rule in self.rules),
+            weights=tuple(rule.weights for rule in self.rules),
+            residuals=tuple(rule.residuals for rule in self.rules),
             size=space.size,
-            num_steps=self.num_steps,
-            num_matvecs=self.product.num_matvecs,
+            num_steps=self.quadrature.num_steps,
+            num_matvecs=product.num_matvecs,
             epsilon=epsilon(space.xp, space.dtype),
             seed=self.seed,
             kind=self.kind,
-            probe_ranges=((self.first_probe, self.first_probe + len(self.nodes)),),
+            probe_ranges=((self.first_probe, self.first_probe + len(self.rules)),),
             reason=reason,
+            method=self.quadrature.method,
+            reorthogonalize=self.quadrature.reorthogonalize,
+            known=self.complement.values,
+            noise=float(product.noise / norm) if norm > 0 else 0.0,
         )
 
 
-def _default_block(product: Products, num_steps: int) -> int:
+def _quadrature(
+    complement: Complement,
+    method: DensityMethod,
+    num_steps: int,
+    reorthogonalize: Reorthogonalize,
+    seed: int,
+) -> LanczosQuadrature | KernelPolynomial:
+    if method == "kpm" and complement.size:
+        return KernelPolynomial(complement, num_steps, seed=seed)
+    return LanczosQuadrature(complement, num_steps, reorthogonalize)
+
+
+def _default_block(complement: Complement, vectors_kept: int) -> int:
     """As many probes as keep their Lanczos vectors within a gibibyte, eight at most."""
-    space = product.space
-    bytes_a_probe = num_steps * len(space.rows) * space.xp.finfo(space.dtype).bits // 8
+    space = complement.space
+    bytes_a_probe = vectors_kept * len(space.rows) * space.xp.finfo(space.dtype).bits // 8
     return int(max(1, min(8, _BASIS_BYTES // max(1, bytes_a_probe))))

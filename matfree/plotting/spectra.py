@@ -39,7 +39,8 @@ def plot_density(
 
     The curve is (1/n) sum_i N(x; lambda_i, sigma^2) as estimated; it integrates to 1. The
     axis ends at 0.1 / (n sigma sqrt(2 pi)), a tenth of the peak of a single eigenvalue.
-    A stem marks Ritz values that stand alone, with the number of eigenvalues it holds.
+    A stem marks Ritz values that stand alone, with the number of eigenvalues it holds. A
+    grey band around zero, where it is in sight, holds the eigenvalues that have no sign.
 
     Parameters
     ----------
@@ -83,6 +84,7 @@ def plot_density(
     ax.plot(grid, curve, color=BLUE, label="estimate")
     ax.fill_between(grid, floor, np.maximum(curve, floor), color=BLUE, alpha=0.2, linewidth=0)
     _draw_atoms(ax, isolated(density, sigma), density.size, sigma, floor)
+    _draw_noise_floor(ax, density.noise_floor, grid)
     if exact is not None:
         _draw_smoothed(ax, np.asarray(exact, dtype=np.float64), grid, sigma)
     ax.set_ylim(floor, 4 * curve.max())
@@ -100,7 +102,9 @@ def plot_density(
     return ax
 
 
-def plot_cdf(density: SpectralDensity, *, ax: Axes | None = None, exact: Any = None) -> Axes:
+def plot_cdf(
+    density: SpectralDensity, *, ax: Axes | None = None, exact: Any = None, band: bool = False
+) -> Axes:
     """Draw the estimated distribution function, unsmoothed; with the exact one, what lies
     between the two is shaded: its area is their Wasserstein-1 distance.
 
@@ -110,10 +114,21 @@ def plot_cdf(density: SpectralDensity, *, ax: Axes | None = None, exact: Any = N
     ax : matplotlib Axes, optional
     exact : (n,) array_like of float, optional
         All eigenvalues.
+    band : bool
+        Also draw the bounds that hold the exact one at 95 %; see ``cdf_band``.
 
     Returns
     -------
     The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> density = mf.spectral_density(np.diag(np.linspace(0.0, 1.0, 99)), num_steps=20, seed=0)
+    >>> ax = plotting.plot_cdf(density, band=True)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['95 % band', 'estimate']
     """
     ax = axes_or_new(ax)
     eigenvalues = np.sort(np.asarray([] if exact is None else exact, dtype=np.float64))
@@ -121,6 +136,8 @@ def plot_cdf(density: SpectralDensity, *, ax: Axes | None = None, exact: Any = N
     reach = 0.05 * (jumps[-1] - jumps[0]) or 0.05 * abs(jumps[0]) or 1.0
     x = np.concatenate(([jumps[0] - reach], jumps, [jumps[-1] + reach]))
     estimate = density.cdf(x)
+    if band:
+        _draw_band(ax, density, x)
     ax.step(x, estimate, where="post", color=BLUE, label="estimate")
     if exact is not None:
         truth = np.searchsorted(eigenvalues, x, side="right") / eigenvalues.size
@@ -154,6 +171,19 @@ def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
         for x, w in clusters
         if x[-1] - x[0] <= sigma and w.sum() > 0
     ]
+
+
+def _draw_band(ax: Axes, density: SpectralDensity, ends: HostArray) -> None:
+    """The band just below, at, and half-way between the nodes, where it is widest."""
+    between = (ends[:-1] + ends[1:]) / 2
+    x = np.unique(np.concatenate((ends, np.nextafter(ends, -np.inf), between)))
+    low, high = density.cdf_band(x)
+    ax.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="95 % band")
+
+
+def _draw_noise_floor(ax: Axes, floor: float, grid: HostArray) -> None:
+    if grid[0] <= floor and -floor <= grid[-1]:
+        ax.axvspan(-floor, floor, color=ink(ax), alpha=0.3, linewidth=0.6, label="noise floor")
 
 
 def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: float) -> None:

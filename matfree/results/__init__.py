@@ -4,6 +4,14 @@ from matfree.results.density import SpectralDensity
 from matfree.results.eigen import EigenResult
 from matfree.results.estimate import Estimate
 from matfree.results.record import Record, load
-from matfree.results.tridiagonal import Tridiagonal
+from matfree.results.tridiagonal import Quadrature, Tridiagonal
 
-__all__ = ["EigenResult", "Estimate", "Record", "SpectralDensity", "Tridiagonal", "load"]
+__all__ = [
+    "EigenResult",
+    "Estimate",
+    "Quadrature",
+    "Record",
+    "SpectralDensity",
+    "Tridiagonal",
+    "load",
+]

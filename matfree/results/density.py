@@ -10,19 +10,19 @@ from typing import Any, final
 import numpy as np
 
 from matfree import plotting
+from matfree.results.bands import Probing, Side, cdf_band, share_between
+from matfree.results.distribution import Distribution
 from matfree.results.estimate import Estimate, by_first_probe, joined_ranges, require_same
-from matfree.results.record import Record
+from matfree.results.reduction import reduce_variance
+from matfree.results.tridiagonal import Quadrature
 
 HostArray = np.ndarray[Any, Any]
-
-DEFAULT_WIDTH = 0.01
-"""Standard deviation of the smoothing Gaussian, relative to the spectrum's range."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class SpectralDensity(Record):
-    r"""The eigenvalue distribution of a Hermitian operator, by stochastic Lanczos quadrature.
+class SpectralDensity(Distribution):
+    r"""The eigenvalue distribution of a Hermitian operator, by stochastic quadrature.
 
     Probe p saw the discrete measure sum_j weights[p][j] delta(x - nodes[p][j]), whose
     mean over probes estimates (1/n) sum_i delta(x - lambda_i). The nodes and weights are
@@ -31,14 +31,14 @@ class SpectralDensity(Record):
     """
 
     nodes: tuple[HostArray, ...]
-    """Per probe: the Ritz values, (steps,) float64, ascending; fewer where Lanczos broke
-    down, which makes the quadrature exact for that probe."""
+    """Per probe: the nodes, (steps,) float64, ascending: Ritz values, fewer where Lanczos
+    broke down, which makes the quadrature exact for that probe."""
     weights: tuple[HostArray, ...]
     """Per probe: positive weights of sum 1."""
     size: int
     """n, the number of eigenvalues that the mass 1 stands for."""
     num_steps: int
-    """Lanczos steps asked for."""
+    """Products asked for with each probe."""
     num_matvecs: int
     """Products of the operator with one vector, everything counted."""
     epsilon: float
@@ -51,6 +51,17 @@ class SpectralDensity(Record):
     """Which probes were used, as ranges (first, past the last) of their numbers."""
     reason: str = field(default="all probes done", repr=False)
     """Why it stopped, in words."""
+    residuals: tuple[HostArray, ...] = ()
+    """Per probe: how far from its node each weight's mass may lie: the Ritz residuals, 0
+    where Lanczos broke down or the eigenvalue was known; for "kpm" the kernel's reach."""
+    method: str = "lanczos"
+    """"lanczos" or "kpm"."""
+    reorthogonalize: str = "full"
+    """"none" where nodes may repeat; "full" otherwise."""
+    known: HostArray = field(default_factory=lambda: np.zeros(0))
+    """(k,) eigenvalues that count exactly 1/n in every probe: deflated, or recognised."""
+    noise: float = 0.0
+    """What two products with one vector differed by, relative to ||A||; 0 if not measured."""
 
     @property
     def num_probes(self) -> int:
@@ -58,50 +69,32 @@ class SpectralDensity(Record):
         return len(self.nodes)
 
     @property
-    def support(self) -> tuple[float, float]:
-        """The least and the largest Ritz value: the spectrum's ends, from the inside."""
-        return min(float(t[0]) for t in self.nodes), max(float(t[-1]) for t in self.nodes)
-
-    @property
     def noise_floor(self) -> float:
-        """eps ||A||: an eigenvalue smaller than this has no sign to speak of."""
-        return self.epsilon * max(abs(end) for end in self.support)
+        """eps ||A||, or the measured noise of a product: what is smaller has no sign."""
+        return max(self.epsilon, self.noise) * max(abs(end) for end in self.support)
 
-    def grid(self, width: float | None = None) -> HostArray:
-        """Points that resolve the density smoothed by ``width``: 3 a width, 5 widths out."""
-        sigma, (low, high) = self._sigma(width), self.support
-        count = math.ceil(3 * (high - low) / sigma) + 31
-        return np.linspace(low - 5 * sigma, high + 5 * sigma, count)
+    def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
+        """Bounds (low, high) that hold the distribution function at each x, at ``level``.
 
-    def density(self, grid: Any = None, width: float | None = None) -> HostArray:
-        """The eigenvalue density, smoothed by a Gaussian; it integrates to 1.
+        The Markov-Stieltjes bracket of what so many nodes can resolve, averaged over the
+        probes, and beyond it the sampling error z sqrt(2 Phi (1 - Phi) / ((n + 2) probes)),
+        the theoretical one, so that one probe has a band as well; see
+        ``matfree.results.bands``. Where Lanczos ended early there is no bracket.
 
-        Parameters
-        ----------
-        grid : (m,) array_like of float64, optional
-            Where to evaluate it; ``self.grid(width)`` by default.
-        width : float, optional
-            Standard deviation of the Gaussian relative to the range of the spectrum
-            (to its magnitude where the range is 0); 0.01 by default.
-
-        Returns
-        -------
-        (m,) float64, eigenvalue fraction per unit of the eigenvalue.
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = np.diag(np.linspace(0.0, 1.0, 2000))
+        >>> low, high = mf.spectral_density(A, num_probes=4, seed=0).cdf_band(0.3)
+        >>> bool(low <= 0.3 <= high), bool(high - low < 0.1)
+        (True, True)
         """
-        sigma = self._sigma(width)
-        points = self.grid(width) if grid is None else np.asarray(grid, dtype=np.float64)
-        total = np.zeros(points.shape)
-        for node, weight in self._atoms():
-            total += weight * np.exp(-0.5 * ((points - node) / sigma) ** 2)
-        return total / (sigma * math.sqrt(2 * math.pi) * self.num_probes)
-
-    def cdf(self, x: Any) -> HostArray:
-        """The fraction of eigenvalues at or below x, estimated; x scalar or (m,)."""
         points = np.asarray(x, dtype=np.float64)
-        return np.asarray(np.mean([_mass_up_to(points, *pair) for pair in self._pairs()], axis=0))
+        return cdf_band(self._rules(), self._probing, points, level)
 
     def mass_below(self, x: float) -> Estimate:
-        """The fraction of eigenvalues below x, with the probes' error bar.
+        """The fraction of eigenvalues below x; its interval counts what the nodes cannot
+        resolve (``bias``) and what the probes leave to chance (``stderr``).
 
         Examples
         --------
@@ -111,23 +104,62 @@ class SpectralDensity(Record):
         >>> density.mass_below(0.0).value
         0.25
         """
-        below = [float(weight[node < x].sum()) for node, weight in self._pairs()]
-        return self._mean(np.asarray(below), f"mass below {x:g}")
+        return self._mass(-math.inf, x, "left", f"mass below {x:g}")
 
-    def quantile(self, q: float) -> float:
-        """The least Ritz value with at least the fraction q of the mass at or below it."""
-        if not 0 <= q <= 1:
-            raise ValueError(f"q must be in [0, 1]: got {q}; pass 0.5 for the median.")
-        nodes, weights = np.concatenate(self.nodes), np.concatenate(self.weights)
-        order = np.argsort(nodes)
-        mass = np.cumsum(weights[order]) / self.num_probes
-        first = min(int(np.searchsorted(mass, q - 1e-12)), mass.size - 1)
-        return float(nodes[order][first])
+    def mass_between(self, low: float, high: float) -> Estimate:
+        """The fraction of eigenvalues in [low, high], with an interval like ``mass_below``."""
+        return self._mass(low, high, "right", f"mass in [{low:g}, {high:g}]")
+
+    def count(self, low: float, high: float) -> Estimate:
+        """The number of eigenvalues in [low, high]: n times ``mass_between``.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = np.diag(np.r_[-np.ones(20), np.ones(60)])
+        >>> mf.spectral_density(A, num_steps=5, seed=0).count(0.5, 1.5).value.__round__(9)
+        60.0
+        """
+        what = f"eigenvalues in [{low:g}, {high:g}]"
+        return self._mass(low, high, "right", what, total=self.size)
+
+    def variance_reduced(self) -> SpectralDensity:
+        """The same quadrature with the masses of isolated eigenvalues put in exactly.
+
+        A node to which Lanczos has converged in every probe is an eigenvalue, and its mass
+        is its multiplicity / n instead of the weight that each probe happened to see; the
+        other weights are scaled to what that leaves. Eigenvalues whose multiplicity the
+        weights do not settle stay as they are. For spectra with outliers it removes most
+        of the error, at no further product; two eigenvalues closer together than the
+        probes can tell count as one. Without reorthogonalisation, and by "kpm", no node is
+        known to be an eigenvalue, and nothing changes.
+
+        References
+        ----------
+        R. Bhattacharjee et al. (2024), arXiv:2410.21690.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = np.zeros((300, 300)) + np.diag(np.r_[np.linspace(0.0, 1.0, 299), 9.0])
+        >>> A[0, -1] = A[-1, 0] = 1.0
+        >>> density = mf.spectral_density(A, num_steps=30, num_probes=3, seed=0)
+        >>> density.variance_reduced().count(5.0, 10.0).value
+        1.0
+        """
+        rules, known = self._rules(), self.known
+        if self.method == "lanczos" and self.reorthogonalize == "full":
+            rules, known = reduce_variance(rules, self.size, known, 32 * self.epsilon)
+        nodes, weights = tuple(rule.nodes for rule in rules), tuple(rule.weights for rule in rules)
+        return replace(self, nodes=nodes, weights=weights, known=known)
 
     def moment(self, p: int) -> Estimate:
-        """The mean p-th power of the eigenvalues, tr(A^p) / n; exact quadrature for
-        p up to 2 num_steps - 1, so that only the sampling error remains."""
-        means = [float(weight @ node**p) for node, weight in self._pairs()]
+        """The mean p-th power of the eigenvalues, tr(A^p) / n.
+
+        By Lanczos the quadrature is exact for p up to 2 num_steps - 1, so that only the
+        sampling error remains; "kpm" gives the moments of the smoothed measure.
+        """
+        means = [float(weight @ node**p) for node, weight, _ in self._rules()]
         return self._mean(np.asarray(means), f"moment {p}")
 
     def trace_function(self, f: Callable[[HostArray], HostArray]) -> Estimate:
@@ -143,7 +175,7 @@ class SpectralDensity(Record):
             f is not finite on a Ritz value (the logarithm of a negative one, say).
         """
         sums = []
-        for node, weight in self._pairs():
+        for node, weight, _ in self._rules():
             with np.errstate(all="ignore"):
                 values = np.asarray(f(node), dtype=np.float64)
             if not np.all(np.isfinite(values)):
@@ -168,30 +200,51 @@ class SpectralDensity(Record):
             The runs differ in size, steps, seed or kind of probes, or share a probe.
         """
         runs = (self, *others)
-        for name in ("size", "num_steps", "seed", "kind", "epsilon"):
+        for name in ("method", "reorthogonalize", "size", "num_steps", "seed", "kind", "epsilon"):
             require_same(name, [getattr(run, name) for run in runs])
+        require_same("set of known eigenvalues", [tuple(run.known.tolist()) for run in runs])
         ordered = by_first_probe(runs)
         return replace(
             self,
             nodes=tuple(node for run in ordered for node in run.nodes),
             weights=tuple(weight for run in ordered for weight in run.weights),
+            residuals=tuple(residual for run in ordered for residual in run.residuals),
+            noise=max(run.noise for run in runs),
             num_matvecs=sum(run.num_matvecs for run in runs),
             probe_ranges=joined_ranges([run.probe_ranges for run in runs]),
             reason=f"{len(runs)} runs merged",
         )
 
-    def _pairs(self) -> list[tuple[HostArray, HostArray]]:
-        return list(zip(self.nodes, self.weights, strict=True))
+    @property
+    def _probing(self) -> Probing:
+        return Probing(
+            size=self.size,
+            known=self.known,
+            num_probes=self.num_probes,
+            kind=self.kind,
+            gauss=self.method == "lanczos",
+            orthogonal=self.reorthogonalize == "full",
+            rounding=32 * self.epsilon,
+        )
 
-    def _atoms(self) -> list[tuple[float, float]]:
-        return list(zip(np.concatenate(self.nodes), np.concatenate(self.weights), strict=True))
+    def _rules(self) -> list[Quadrature]:
+        """The probes' quadratures; files older than the residuals tell of no convergence."""
+        residuals = self.residuals or tuple(np.full(len(t), math.inf) for t in self.nodes)
+        return list(map(Quadrature, self.nodes, self.weights, residuals))
 
-    def _sigma(self, width: float | None) -> float:
-        relative = DEFAULT_WIDTH if width is None else width
-        if not relative > 0:
-            raise ValueError(f"width must be positive: got {width}; it is relative to the range.")
-        low, high = self.support
-        return relative * ((high - low) or max(abs(low), abs(high)) or 1.0)
+    def _mass(self, low: float, high: float, side: Side, what: str, total: int = 1) -> Estimate:
+        """``total`` times the mass from low (included) to high, with the interval of theory."""
+        if not low <= high:
+            raise ValueError(f"low must be at most high: got [{low:g}, {high:g}].")
+        share = share_between(self._rules(), self._probing, low, high, side)
+        return replace(
+            self._mean(total * share.samples, what),
+            stderr=total * share.stderr,
+            bias=total * share.bias,
+            degrees_of_freedom=math.inf,
+            limits=(0.0, float(total)),
+            mergeable=False,
+        )
 
     def _mean(self, samples: HostArray, what: str) -> Estimate:
         count = samples.size
@@ -216,17 +269,15 @@ class SpectralDensity(Record):
     def _rows(self) -> list[tuple[str, str]]:
         low, high = self.support
         negative = self.mass_below(-self.noise_floor)
+        least, most = negative.interval()
+        seen = "seen from the inside" if self.method == "lanczos" else "enclosed"
+        known = f", {len(self.known)} eigenvalues known" if len(self.known) else ""
         return [
-            ("spectrum", f"[{low:.6g}, {high:.6g}] seen from the inside, n = {self.size}"),
+            ("spectrum", f"[{low:.6g}, {high:.6g}] {seen}, n = {self.size}{known}"),
             ("median", f"{self.quantile(0.5):.6g}"),
-            ("negative mass", f"{negative.value:.3g} +- {negative.half_width():.2g}"),
+            ("negative mass", f"{negative.value:.3g}, 95 % interval [{least:.2g}, {most:.2g}]"),
             ("noise floor", f"{self.noise_floor:.2g}"),
             ("cost", f"{self.num_matvecs} products, {self.num_probes} probes"),
-            ("steps", f"up to {self.num_steps} each; {self.reason}"),
+            ("steps", f"up to {self.num_steps} each, {self.method}; {self.reason}"),
             ("seed", str(self.seed)),
         ]
-
-
-def _mass_up_to(points: HostArray, nodes: HostArray, weights: HostArray) -> HostArray:
-    total = np.concatenate(([0.0], np.cumsum(weights)))
-    return total[np.searchsorted(nodes, points, side="right")]

@@ -53,6 +53,8 @@ class Estimate(Record):
     added to the half-width."""
     mergeable: bool = False
     """Whether the probes entered independently, so that runs over other probes can join."""
+    limits: tuple[float, float] | None = None
+    """What the value is known to lie in, whatever was sampled: a fraction lies in (0, 1)."""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     """(products, value, half-width of the 95 % interval) each time it was looked at; for
     a diagonal the 2-norms of both."""
@@ -60,10 +62,7 @@ class Estimate(Record):
     def half_width(self, level: float = 0.95) -> Any:
         """Half of the interval's width: Student's t quantile times the standard error, and
         the bias."""
-        if not 0 < level < 1:
-            raise ValueError(f"level must be in (0, 1): got {level}; pass 0.95 for 95 %.")
-        if np.isinf(self.degrees_of_freedom):  # exact: no bar, whatever the level
-            return 0.0 * self.stderr + self.bias
+        require_level(level)
         return student_quantile(level, self.degrees_of_freedom) * self.stderr + self.bias
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
@@ -79,7 +78,10 @@ class Estimate(Record):
         (6.0, 6.0)
         """
         half, center = self.half_width(level), _real(self.value)
-        return center - half, center + half
+        if self.limits is None:
+            return center - half, center + half
+        lowest, highest = self.limits
+        return max(center - half, lowest), min(center + half, highest)
 
     def __float__(self) -> float:
         if np.ndim(self.value) > 0:
@@ -169,6 +171,12 @@ class Estimate(Record):
             ("converged", f"{'yes' if self.converged else 'NO'}: {self.reason}"),
             ("seed", str(self.seed)),
         ]
+
+
+def require_level(level: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1): got {level}; pass 0.95 for 95 %.")
 
 
 def student_quantile(level: float, degrees_of_freedom: float) -> float:

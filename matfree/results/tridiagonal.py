@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import scipy.linalg
 
 from matfree.protocol import Array
 from matfree.results.record import Record
+
+
+class Quadrature(NamedTuple):
+    """A quadrature of one vector's spectral measure, and how far its nodes have come."""
+
+    nodes: np.ndarray[Any, Any]
+    """(steps,) float64, ascending."""
+    weights: np.ndarray[Any, Any]
+    """(steps,) float64, positive, of sum 1."""
+    residuals: np.ndarray[Any, Any]
+    """(steps,) float64: an eigenvalue of A lies within ``residuals[j]`` of ``nodes[j]``."""
 
 
 @final
@@ -60,8 +71,18 @@ class Tridiagonal(Record):
         G. H. Golub, J. H. Welsch (1969), Calculation of Gauss quadrature rules,
         doi:10.1090/S0025-5718-69-99647-1.
         """
+        nodes, weights, _ = self.ritz(index)
+        return nodes, weights
+
+    def ritz(self, index: int = 0) -> Quadrature:
+        r"""The quadrature with the residual of each node.
+
+        With y the eigenvector of T for the node theta, ||A V^T y - theta V^T y|| is
+        ||r|| |e^T y|: the residual norm times the last component.
+        """
         nodes, vectors = scipy.linalg.eigh_tridiagonal(self.alphas[index], self.betas[index])
-        return nodes, vectors[0, :] ** 2
+        residuals = self.residual_norms[index] * np.abs(vectors[-1, :])
+        return Quadrature(nodes, vectors[0, :] ** 2, residuals)
 
     def _rows(self) -> list[tuple[str, str]]:
         steps = ", ".join(str(len(alpha)) for alpha in self.alphas)

@@ -27,3 +27,22 @@ def distance_to_spectrum(density, spectrum):
     """W1 between a spectral density's atoms and the exact spectrum."""
     nodes, weights = np.concatenate(density.nodes), np.concatenate(density.weights)
     return wasserstein(nodes, weights, spectrum, np.ones(len(spectrum)))
+
+
+def distance_to_cdf(cdf, breaks, spectrum):
+    """W1 between the exact spectrum and a distribution function, linear between ``breaks``."""
+    points = np.unique(np.concatenate((breaks, spectrum)))
+    exact = np.searchsorted(np.sort(spectrum), points, side="right") / len(spectrum)
+    begin = cdf(points)[:-1] - exact[:-1]
+    end = cdf(np.nextafter(points, -np.inf))[1:] - exact[:-1]
+    both = np.abs(begin) + np.abs(end)
+    crossing = begin * end < 0  # two triangles where the sign changes
+    area = np.where(crossing, (begin**2 + end**2) / (2 * np.where(crossing, both, 1.0)), both / 2)
+    return float(np.sum(area * np.diff(points)))
+
+
+def relative_distance(density, spectrum, **reading):
+    """W1 between a spectral density, as read, and the exact spectrum, relative to its range."""
+    breaks = np.concatenate(density.nodes)
+    area = distance_to_cdf(lambda x: density.cdf(x, **reading), breaks, spectrum)
+    return area / (np.max(spectrum) - np.min(spectrum))

@@ -11,16 +11,10 @@ import numpy as np
 import matfree as mf
 from matfree import plotting
 from matfree.cli import cells
-from matfree.cli.quadrature import (
-    Share,
-    count_between,
-    distance,
-    exact_negative_share,
-    negative_share,
-)
+from matfree.cli.quadrature import distance, exact_negative_share, holds
 from matfree.cli.report import Cell, Column, Figure, Finding, Section, Table
 from matfree.cli.study import Study
-from matfree.results import SpectralDensity
+from matfree.results import Estimate, SpectralDensity
 
 _MOST_ISOLATED = 8  # rows of the table of isolated eigenvalues
 
@@ -28,7 +22,7 @@ _MOST_ISOLATED = 8  # rows of the table of isolated eigenvalues
 def section(study: Study) -> Section:
     """Run Lanczos from every probe, and read the spectrum off the quadratures."""
     density = _density(study, study.settings.num_steps)
-    negative = negative_share(density)
+    negative = density.mass_below(-density.noise_floor)
     truth = _truth(study)
     resolution = () if truth is None else (_resolution(study, truth),)
     return Section(
@@ -106,8 +100,8 @@ def _isolated(study: Study, density: SpectralDensity) -> tuple[Table, ...]:
     rows: list[tuple[Cell, ...]] = []
     for position, _ in atoms:
         low, high = position - 2 * sigma, position + 2 * sigma
-        count = count_between(density, low, high)
-        row = (position, count.value, cells.interval(count.low, count.high, 3))
+        count = density.count(low, high)
+        row = (position, count.value, cells.interval(*count.interval(), 3))
         if truth is None:
             rows.append(row)
         else:
@@ -122,7 +116,7 @@ def _isolated(study: Study, density: SpectralDensity) -> tuple[Table, ...]:
     return (Table(caption, tuple(columns), tuple(rows)),)
 
 
-def _facts(study: Study, density: SpectralDensity, negative: Share) -> Table:
+def _facts(study: Study, density: SpectralDensity, negative: Estimate) -> Table:
     """Numbers read off the quadrature, beside those of the exact eigenvalues."""
     first, second = density.moment(1), density.moment(2)
     debt = density.trace_function(_negative_part)
@@ -131,7 +125,7 @@ def _facts(study: Study, density: SpectralDensity, negative: Share) -> Table:
         ("mean square", second.value, cells.interval(*second.interval())),
         ("median", density.quantile(0.5), ""),
         ("sum of the negative ones", debt.value, cells.interval(*debt.interval())),
-        ("fraction negative", negative.value, cells.interval(negative.low, negative.high, 3)),
+        ("fraction negative", negative.value, cells.interval(*negative.interval(), 3)),
     ]
     columns = [Column("of the eigenvalues"), Column("estimate"), Column("interval")]
     if (truth := _truth(study)) is not None:
@@ -147,7 +141,8 @@ def _facts(study: Study, density: SpectralDensity, negative: Share) -> Table:
         columns.append(Column("exact"))
     return Table(
         "Read off the same quadrature, without another product (with 95 % intervals over the "
-        "probes; that of the fraction also counts what so many nodes cannot resolve around zero):",
+        "probes; that of the fraction is of theory, and counts what so many nodes cannot "
+        "resolve around zero):",
         tuple(columns),
         tuple(rows),
     )
@@ -161,13 +156,15 @@ def _truth(study: Study) -> np.ndarray[Any, Any] | None:
     return None if study.exact is None else study.exact.eigenvalues
 
 
-def _findings(study: Study, density: SpectralDensity, negative: Share) -> tuple[Finding, Finding]:
+def _findings(
+    study: Study, density: SpectralDensity, negative: Estimate
+) -> tuple[Finding, Finding]:
     """How many eigenvalues are negative, and one that is as small as it says."""
     truth, (least, _) = _truth(study), density.support
     share = Finding(
         "fraction of negative eigenvalues",
         negative.value,
-        f"{cells.interval(negative.low, negative.high, 3)}, 95 %",
+        f"{cells.interval(*negative.interval(), 3)}, 95 %",
         num_matvecs=density.num_matvecs,
     )
     bottom = Finding("least eigenvalue", least, "at most that, certain")
@@ -175,12 +172,12 @@ def _findings(study: Study, density: SpectralDensity, negative: Share) -> tuple[
         return share, bottom
     part, low = exact_negative_share(density, truth), float(truth[0])
     return (
-        replace(share, exact=part, inside=negative.holds(part)),
+        replace(share, exact=part, inside=holds(negative, part, density)),
         replace(bottom, exact=low, inside=study.exact.inside(-math.inf, least, low)),
     )
 
 
-def _values(study: Study, density: SpectralDensity, negative: Share) -> dict[str, Any]:
+def _values(study: Study, density: SpectralDensity, negative: Estimate) -> dict[str, Any]:
     low, high = density.support
     mean, debt = density.moment(1), density.trace_function(_negative_part)
     values: dict[str, Any] = {
@@ -188,7 +185,7 @@ def _values(study: Study, density: SpectralDensity, negative: Share) -> dict[str
         "mean": mean.value,
         "mean_interval": list(mean.interval()),
         "negative_fraction": negative.value,
-        "negative_interval": [negative.low, negative.high],
+        "negative_interval": list(negative.interval()),
         "negative_sum": debt.value,
         "negative_sum_interval": list(debt.interval()),
         "noise_floor": density.noise_floor,

@@ -1,0 +1,129 @@
+r"""An operator outside eigenvectors that are known: what is left for the probes to see.
+
+With orthonormal eigenvectors U and P = I - U U^H, the eigenvalues of A on the range of P
+are those that are left. A random vector projected by P sees the n - k of them alike, so
+that
+
+    (1/n) sum_i delta(x - lambda_i) = (1/n) sum_known delta(x - theta)
+                                      + (n - k)/n  E[measure of P v],
+
+and the known ones have no sampling error. Products are projected each time: rounding would
+bring the large eigenvalues back within a few steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+
+from matfree.algorithms.eigsh import eigsh
+from matfree.algorithms.hutchpp import outside
+from matfree.algorithms.products import HostArray, Products, adopted
+from matfree.arrays import to_host
+from matfree.operators import FunctionOperator
+from matfree.protocol import Array, ProbeKind
+from matfree.results import EigenResult, Quadrature
+
+GOOD = 1e-3
+"""Residual, relative to ||A||, up to which a pair is taken out: the eigenvalues on either
+side are then off by its square."""
+
+
+@final
+class Complement:
+    """Products and probes outside the eigenvectors; everything, where there are none.
+
+    Parameters
+    ----------
+    A : Hermitian operator
+    eigenpairs : EigenResult or int
+        Pairs that are known, of which the converged ones are used; or how many of the
+        largest in magnitude to compute first.
+    seed : int
+    """
+
+    def __init__(self, A: Any, eigenpairs: EigenResult | int, *, seed: int) -> None:
+        whole = Products(A)
+        self.space = whole.space
+        self.product = whole
+        self.values: HostArray = np.zeros(0)
+        self.U: Array = self.space.zeros(0)
+        if isinstance(eigenpairs, EigenResult):
+            self._take(eigenpairs)
+            self._require_residual(whole, eigenpairs.norm, seed)
+        elif isinstance(eigenpairs, bool) or not hasattr(eigenpairs, "__index__") or eigenpairs < 0:
+            raise ValueError(
+                f"eigenpairs must be an EigenResult or a number of pairs: got {eigenpairs!r}."
+            )
+        elif eigenpairs > 0:
+            count = min(eigenpairs, self.space.size)
+            pairs = eigsh(whole.operator, count, verify=False, seed=seed)
+            whole.num_matvecs += pairs.num_matvecs
+            if np.any(pairs.residuals <= GOOD):
+                self._take(pairs)
+        if len(self.values):
+            self.product = Products(self._projected(whole))
+            self.product.num_matvecs = whole.num_matvecs
+
+    @property
+    def size(self) -> int:
+        """The number of eigenvalues that are left."""
+        return self.space.size - len(self.values)
+
+    def probes(self, count: int, *, seed: int, start: int, kind: ProbeKind, stream: int) -> Array:
+        """Random probes, projected."""
+        V = self.space.probes(count, seed=seed, start=start, kind=kind, stream=stream)
+        for _ in range(2 if len(self.values) else 0):  # once leaves rounding of the whole length
+            V = outside(self.space, self.U, V)
+        return V
+
+    def whole(self, rule: Quadrature) -> Quadrature:
+        """A quadrature of what is left, with the known eigenvalues put back."""
+        k, n = len(self.values), self.space.size
+        nodes = np.concatenate((rule.nodes, self.values))
+        weights = np.concatenate((rule.weights * (n - k) / n, np.full(k, 1 / n)))
+        residuals = np.concatenate((rule.residuals, np.zeros(k)))
+        order = np.argsort(nodes, kind="stable")
+        return Quadrature(nodes[order], weights[order], residuals[order])
+
+    def _take(self, pairs: EigenResult) -> None:
+        """Those of the pairs that are eigenpairs."""
+        good = np.flatnonzero(pairs.residuals <= GOOD)
+        if not good.size:
+            least = pairs.residuals.min(initial=np.inf)
+            raise ValueError(
+                f"eigenpairs has no pair with a residual within {GOOD:g} of ||A|| (least: "
+                f"{least:.1e}); compute it with a smaller rtol."
+            )
+        good = good[np.argsort(pairs.values[good], kind="stable")]
+        vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
+        select = self.space.xp.asarray(good, device=self.space.device)
+        self.U = self.space.xp.take(vectors, select, axis=1)
+        self.values = np.asarray(pairs.values[good], dtype=np.float64)
+
+    def _require_residual(self, whole: Products, norm: float, seed: int) -> None:
+        """One product with a random combination tells the pairs of another operator."""
+        mix = np.random.default_rng(seed).standard_normal((len(self.values), 1))
+        mix /= np.linalg.norm(mix)
+        gap = whole(self.U @ self.space.asarray(mix)) - self.U @ (
+            self.space.asarray(self.values[:, None] * mix)
+        )
+        residual = to_host(self.space.norms(gap))
+        whole.require_finite(residual)
+        if residual[0] > GOOD * norm:
+            raise ValueError(
+                f"eigenpairs are not those of this operator: their residual is {residual[0]:.1e} "
+                f"where ||A|| is {norm:.1e}; compute them again, with these as start of eigsh."
+            )
+
+    def _projected(self, whole: Products) -> FunctionOperator:
+        def matmat(X: Array) -> Array:
+            return outside(self.space, self.U, whole.operator.matmat(X))
+
+        return FunctionOperator(
+            lambda x: matmat(x[:, None])[:, 0],
+            space=self.space,
+            matmat=matmat,
+            name=f"{whole.operator!r} outside {len(self.values)} eigenvectors",
+        )

@@ -1,0 +1,93 @@
+"""A distribution on the line by quadratures of several probes, and what is read off it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from matfree.results import readings
+from matfree.results.readings import Pieces, Reading
+from matfree.results.record import Record
+from matfree.results.tridiagonal import Quadrature
+
+HostArray = np.ndarray[Any, Any]
+
+DEFAULT_WIDTH = 0.01
+"""Standard deviation of the smoothing Gaussian, relative to the spectrum's range."""
+
+
+class Distribution(Record, ABC):
+    """The mean of discrete measures, one for each probe."""
+
+    @abstractmethod
+    def _rules(self) -> list[Quadrature]:
+        """The probes' quadratures."""
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """The least and the largest node: the spectrum's ends, from the inside for Ritz values."""
+        return (
+            min(float(rule.nodes[0]) for rule in self._rules()),
+            max(float(rule.nodes[-1]) for rule in self._rules()),
+        )
+
+    def grid(self, width: float | None = None) -> HostArray:
+        """Points that resolve the density smoothed by ``width``: 3 a width, 5 widths out."""
+        sigma, (low, high) = self._sigma(width), self.support
+        count = math.ceil(3 * (high - low) / sigma) + 31
+        return np.linspace(low - 5 * sigma, high + 5 * sigma, count)
+
+    def pieces(self, reading: Reading = "spread") -> tuple[Pieces, ...]:
+        """Per probe, the atoms and uniform pieces that a reading makes of the quadrature.
+
+        "atoms" leaves each weight on its node; "spread" lets neighbours that have not
+        converged share theirs over the gap between them, which suits a continuous bulk and
+        leaves eigenvalues that stand alone where they are.
+        """
+        if reading == "atoms":
+            return tuple(readings.as_atoms(*rule[:2]) for rule in self._rules())
+        if reading != "spread":
+            raise ValueError(f'reading must be "atoms" or "spread": got {reading!r}.')
+        return tuple(readings.spread(*rule) for rule in self._rules())
+
+    def density(
+        self, grid: Any = None, width: float | None = None, *, reading: Reading = "atoms"
+    ) -> HostArray:
+        """The eigenvalue density, smoothed by a Gaussian; it integrates to 1.
+
+        Parameters
+        ----------
+        grid : (m,) array_like of float64, optional
+            Where to evaluate it; ``self.grid(width)`` by default.
+        width : float, optional
+            Standard deviation of the Gaussian relative to the range of the spectrum
+            (to its magnitude where the range is 0); 0.01 by default.
+        reading : {"atoms", "spread"}
+            See ``pieces``.
+
+        Returns
+        -------
+        (m,) float64, eigenvalue fraction per unit of the eigenvalue.
+        """
+        points = self.grid(width) if grid is None else np.asarray(grid, dtype=np.float64)
+        return readings.smoothed(self.pieces(reading), points, self._sigma(width))
+
+    def cdf(self, x: Any, *, reading: Reading = "atoms") -> HostArray:
+        """The fraction of eigenvalues at or below x, estimated; x scalar or (m,)."""
+        return readings.cdf(self.pieces(reading), np.asarray(x, dtype=np.float64))
+
+    def quantile(self, q: float, *, reading: Reading = "atoms") -> float:
+        """The least point with at least the fraction q of the mass at or below it."""
+        if not 0 <= q <= 1:
+            raise ValueError(f"q must be in [0, 1]: got {q}; pass 0.5 for the median.")
+        return readings.quantile(self.pieces(reading), q)
+
+    def _sigma(self, width: float | None) -> float:
+        relative = DEFAULT_WIDTH if width is None else width
+        if not relative > 0:
+            raise ValueError(f"width must be positive: got {width}; it is relative to the range.")
+        low, high = self.support
+        return relative * ((high - low) or max(abs(low), abs(high)) or 1.0)

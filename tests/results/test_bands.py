@@ -1,0 +1,190 @@
+"""What is said of a part of the spectrum holds: resolution without doubt, sampling at 95 %."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.sparse
+from support.matrices import haar, nn_spectrum, wishart, with_spectrum
+
+import matfree as mf
+from matfree.results import Quadrature, bands
+
+FREE = {"size": 10**12, "known": np.zeros(0), "num_probes": 1, "kind": "sphere"}
+"""So many eigenvalues that sampling does not matter."""
+
+
+def probing(**changes):
+    return bands.Probing(
+        **{**FREE, "gauss": True, "orthogonal": True, "rounding": 1e-14, **changes}
+    )
+
+
+def exact_cdf(spectrum, x, side="right"):
+    return np.searchsorted(np.sort(spectrum), x, side=side) / len(spectrum)
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+@pytest.mark.parametrize("steps", [5, 12, 30, 50])
+def test_the_bracket_holds_the_measure_that_the_probe_saw(steps, reorthogonalize):
+    A = with_spectrum(np.r_[np.linspace(0, 1, 80) ** 3, 2.0, 2.0, 2.0, 3.0, 7.0])
+    start = mf.space_like(A, len(A)).probes(3, seed=0)
+    T = mf.lanczos(A, start, steps, reorthogonalize=reorthogonalize)
+    values, U = np.linalg.eigh(A)
+    gaps = np.diff(values)
+    x = np.sort(np.r_[np.linspace(-0.5, 7.5, 400), (values[:-1] + gaps / 2)[gaps > 1e-9]])
+    for p in range(3):
+        seen = (U.T @ start[:, p]) ** 2 / len(A)
+        truth = np.array([seen[values <= point].sum() for point in x])
+        clean = reorthogonalize == "full"
+        low, high = bands.bracket(x, T.ritz(p), "right", probing(orthogonal=clean))
+        assert (low <= truth + 1e-9).all()
+        assert (truth <= high + 1e-9).all()
+
+
+def test_the_christoffel_function_is_that_of_the_orthonormal_polynomials():
+    T = mf.lanczos(with_spectrum(np.linspace(0, 1, 50)), np.ones(50), 6)
+    alpha, beta = T.alphas[0], T.betas[0]
+    x = np.linspace(-0.3, 1.4, 37)
+    polynomials = [np.ones_like(x), (x - alpha[0]) / beta[0]]
+    for j in range(1, 5):
+        now, before = polynomials[-1], polynomials[-2]
+        polynomials.append(((x - alpha[j]) * now - beta[j - 1] * before) / beta[j])
+    expected = 1 / np.sum(np.square(polynomials), axis=0)
+    nodes, weights = T.quadrature()
+    np.testing.assert_allclose(bands.christoffel(x, nodes, weights), expected, rtol=1e-9)
+    np.testing.assert_allclose(bands.christoffel(nodes, nodes, weights), weights, rtol=1e-9)
+
+
+@pytest.mark.parametrize("point", [-0.4, 0.1, 0.33, 0.5, 0.92, 1.3])
+def test_no_distribution_with_the_same_moments_leaves_the_bracket(point):
+    m = 4
+    nodes, weights = np.polynomial.legendre.leggauss(m)
+    rule = Quadrature((nodes + 1) / 2, weights / 2, np.ones(m))
+    grid = np.unique(np.r_[np.linspace(-1, 2, 601), rule.nodes])
+    powers = np.polynomial.chebyshev.chebvander((2 * grid - 1) / 3, 2 * m - 1).T
+    moments = powers[:, np.searchsorted(grid, rule.nodes)] @ rule.weights
+    below = (grid <= point).astype(float)
+    found = [
+        scipy.optimize.linprog(sign * below, A_eq=powers, b_eq=moments) for sign in (1.0, -1.0)
+    ]
+    assert all(extreme.success for extreme in found)
+    low, high = bands.bracket(np.asarray(point), rule, "right", probing())
+    assert low <= found[0].fun + 1e-7
+    assert -found[1].fun <= high + 1e-7
+
+
+@pytest.mark.parametrize("steps", [16, 64])
+@pytest.mark.parametrize("num_probes", [1, 4])
+def test_bands_cover_continuous_spectra_and_spectra_with_outliers(steps, num_probes):
+    A = wishart(300, 600)
+    peaked = scipy.sparse.diags_array(nn_spectrum(1000)).tocsr()
+    for matrix, spectrum in ((A, np.linalg.eigvalsh(A)), (peaked, nn_spectrum(1000))):
+        x = np.quantile(spectrum, np.linspace(0.005, 0.995, 80)) + 1e-9
+        truth, covered = exact_cdf(spectrum, x), []
+        for seed in range(8):
+            density = mf.spectral_density(
+                matrix, num_steps=steps, num_probes=num_probes, seed=seed, kind="sphere"
+            )
+            low, high = density.cdf_band(x)
+            assert (low <= density.cdf(x) + 1e-9).all()
+            assert (density.cdf(x) <= high + 1e-9).all()
+            covered.append(np.mean((low <= truth) & (truth <= high)))
+        assert np.mean(covered) >= 0.95
+
+
+def test_the_kernel_polynomials_band_covers_too():
+    A = wishart(300, 600)
+    spectrum = np.linalg.eigvalsh(A)
+    x = np.linspace(spectrum[0], spectrum[-1], 100)
+    for seed in range(5):
+        density = mf.spectral_density(A, method="kpm", num_steps=24, num_probes=2, seed=seed)
+        low, high = density.cdf_band(x)
+        truth = exact_cdf(spectrum, x)
+        assert np.mean((low <= truth) & (truth <= high)) >= 0.95
+
+
+@pytest.mark.parametrize("kind", ["sphere", "rademacher"])
+@pytest.mark.parametrize("num_probes", [1, 5])
+def test_where_lanczos_ends_only_sampling_is_left_and_the_level_is_kept(kind, num_probes):
+    levels, counts = np.array([1.0, 2, 5, 10]), np.array([8, 12, 25, 35])
+    spectrum = np.repeat(levels, counts)
+    Q = haar(80, 1)
+    A = mf.aslinearoperator((Q * spectrum) @ Q.T)
+    x, runs = np.array([0.0, 1.5, 3.0, 7.0, 11.0]), 200
+    truth, covered, covered_mass = exact_cdf(spectrum, x), np.zeros(5), 0
+    for seed in range(runs):
+        density = mf.spectral_density(A, num_probes=num_probes, num_steps=8, seed=seed, kind=kind)
+        low, high = density.cdf_band(x)
+        covered += (low <= truth + 1e-12) & (truth <= high + 1e-12)
+        bottom, top = density.count(1.5, 3.0).interval()
+        covered_mass += bottom <= 12 <= top
+        assert (low[0], high[0], low[-1], high[-1]) == (0.0, 0.0, 1.0, 1.0)
+    five_sigma = 5 * np.sqrt(0.95 * 0.05 / runs)
+    assert (covered / runs >= 0.95 - five_sigma).all()
+    assert (covered[1:-1] / runs <= 0.95 + five_sigma).all()
+    assert covered_mass / runs >= 0.95 - five_sigma
+
+
+def test_the_variance_of_signs_is_within_what_the_band_assumes():
+    n, Q = 6, haar(6, 3)
+    P = Q[:, :2] @ Q[:, :2].T
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
+    masses = np.einsum("si,ij,sj->s", signs, P, signs) / n
+    p = 2 / n
+    assert masses.mean() == pytest.approx(p)
+    assert masses.var() == pytest.approx(2 * (2 - np.sum(np.diag(P) ** 2)) / n**2)
+    assert masses.var() <= 2 * p * (1 - p) / n
+    wide = probing(size=n, num_probes=10**9, kind="rademacher")
+    _, spread = wide.proportion(np.asarray(p), 0, 2.0)
+    assert spread**2 * 10**9 == pytest.approx(2 * p * (1 - p) / n, rel=1e-6)
+
+
+def test_known_eigenvalues_have_no_sampling_error():
+    A = with_spectrum(np.r_[np.linspace(0, 1, 95), 3.0, 4.0, 5.0, 6.0, 7.0])
+    density = mf.spectral_density(A, eigenpairs=5, num_probes=1, num_steps=30, seed=0)
+    assert density.count(2.0, 8.0).value == pytest.approx(5, abs=1e-9)
+    assert density.count(2.0, 8.0).half_width() < 1e-6
+    assert density.count(4.5, 5.5).half_width() < 1e-6
+    low, high = density.cdf_band([2.0, 4.5])
+    np.testing.assert_allclose(low, [0.95, 0.97], atol=1e-6)
+    np.testing.assert_allclose(high, [0.95, 0.97], atol=1e-6)
+
+
+def test_one_probe_has_an_interval_and_it_stays_within_what_is_possible():
+    density = mf.spectral_density(np.diag(nn_spectrum(500)), num_probes=1, num_steps=12, seed=0)
+    for estimate, most in ((density.mass_below(0.0), 1.0), (density.count(100.0, 200.0), 500.0)):
+        low, high = estimate.interval()
+        assert 0 <= low <= estimate.value <= high <= most
+        assert np.isfinite(estimate.half_width())
+        assert estimate.interval(0.999)[1] >= high
+    assert density.mass_between(-1.0, 0.5).value + density.mass_below(-1.0).value == pytest.approx(
+        density.cdf(0.5)
+    )
+    with pytest.raises(ValueError, match="low must be at most high"):
+        density.count(2.0, 1.0)
+    with pytest.raises(ValueError, match="level must be in"):
+        density.cdf_band(0.0, level=95)
+    with pytest.raises(ValueError, match="cannot be merged"):
+        density.count(1.0, 2.0).merge(density.count(1.0, 2.0))
+
+
+def test_the_negative_share_of_a_peak_at_zero_holds_the_truth():
+    spectrum = nn_spectrum(1000)
+    A = scipy.sparse.diags_array(spectrum).tocsr()
+    for seed in range(10):
+        density = mf.spectral_density(A, num_probes=4, num_steps=32, seed=seed, kind="sphere")
+        low, high = density.mass_below(-density.noise_floor).interval()
+        assert low <= np.mean(spectrum < 0) <= high
+        assert high < 1
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_quadrature_of_one_node_knows_nothing_between_the_infinities(num_steps):
+    density = mf.spectral_density(
+        np.diag(np.linspace(0, 1, 50)), num_steps=num_steps, num_probes=2, kind="sphere", seed=0
+    )
+    assert density.mass_below(0.5).interval() == (0.0, 1.0)
+    assert density.cdf_band([-np.inf, np.inf]) == pytest.approx(np.array([[0, 1], [0, 1]]))
+    assert density.mass_between(-np.inf, np.inf).interval() == pytest.approx((1, 1))
