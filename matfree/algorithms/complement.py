@@ -13,15 +13,16 @@ bring the large eigenvalues back within a few steps.
 
 from __future__ import annotations
 
-from typing import Any, final
+from pathlib import Path
+from typing import final
 
 import numpy as np
 
+from matfree.algorithms.deflation import mixed_residual
 from matfree.algorithms.eigsh import eigsh
 from matfree.algorithms.hutchpp import outside
 from matfree.algorithms.products import HostArray, Products, adopted
-from matfree.arrays import to_host
-from matfree.operators import FunctionOperator
+from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, ProbeKind
 from matfree.results import EigenResult, Quadrature
 
@@ -36,35 +37,47 @@ class Complement:
 
     Parameters
     ----------
-    A : Hermitian operator
-    eigenpairs : EigenResult or int
-        Pairs that are known, of which the converged ones are used; or how many of the
-        largest in magnitude to compute first.
+    product : a Hermitian operator, counted; once pairs are known its products are projected
     seed : int
     """
 
-    def __init__(self, A: Any, eigenpairs: EigenResult | int, *, seed: int) -> None:
-        whole = Products(A)
-        self.space = whole.space
-        self.product = whole
+    saved = ("found", "values", "U")
+
+    def __init__(self, product: Products, *, seed: int) -> None:
+        self.product, self.space, self.seed = product, product.space, seed
+        self.found = False
         self.values: HostArray = np.zeros(0)
         self.U: Array = self.space.zeros(0)
-        if isinstance(eigenpairs, EigenResult):
+
+    def find(self, eigenpairs: EigenResult | int, checkpoint: Path | None = None) -> None:
+        """Take out pairs, unless that was done before an interruption.
+
+        Parameters
+        ----------
+        eigenpairs : EigenResult or int
+            Pairs that are known, of which the converged ones are used; or how many of the
+            largest in magnitude to compute first.
+        checkpoint : path, optional
+            For the computation.
+        """
+        if self.found:
+            pass
+        elif isinstance(eigenpairs, EigenResult):
             self._take(eigenpairs)
-            self._require_residual(whole, eigenpairs.norm, seed)
+            self._require_residual(eigenpairs.norm)
         elif isinstance(eigenpairs, bool) or not hasattr(eigenpairs, "__index__") or eigenpairs < 0:
             raise ValueError(
                 f"eigenpairs must be an EigenResult or a number of pairs: got {eigenpairs!r}."
             )
         elif eigenpairs > 0:
-            count = min(eigenpairs, self.space.size)
-            pairs = eigsh(whole.operator, count, verify=False, seed=seed)
-            whole.num_matvecs += pairs.num_matvecs
+            count, A = min(eigenpairs, self.space.size), self.product.operator
+            pairs = eigsh(A, count, verify=False, seed=self.seed, checkpoint=checkpoint)
+            self.product.num_matvecs += pairs.num_matvecs
             if np.any(pairs.residuals <= GOOD):
                 self._take(pairs)
+        self.found = True
         if len(self.values):
-            self.product = Products(self._projected(whole))
-            self.product.num_matvecs = whole.num_matvecs
+            self.product.operator = self._projected(self.product.operator)
 
     @property
     def size(self) -> int:
@@ -102,28 +115,22 @@ class Complement:
         self.U = self.space.xp.take(vectors, select, axis=1)
         self.values = np.asarray(pairs.values[good], dtype=np.float64)
 
-    def _require_residual(self, whole: Products, norm: float, seed: int) -> None:
-        """One product with a random combination tells the pairs of another operator."""
-        mix = np.random.default_rng(seed).standard_normal((len(self.values), 1))
-        mix /= np.linalg.norm(mix)
-        gap = whole(self.U @ self.space.asarray(mix)) - self.U @ (
-            self.space.asarray(self.values[:, None] * mix)
-        )
-        residual = to_host(self.space.norms(gap))
-        whole.require_finite(residual)
-        if residual[0] > GOOD * norm:
+    def _require_residual(self, norm: float) -> None:
+        """Refuse the pairs of another operator."""
+        residual = mixed_residual(self.product, self.values, self.U, self.seed)
+        if residual > GOOD * norm:
             raise ValueError(
-                f"eigenpairs are not those of this operator: their residual is {residual[0]:.1e} "
+                f"eigenpairs are not those of this operator: their residual is {residual:.1e} "
                 f"where ||A|| is {norm:.1e}; compute them again, with these as start of eigsh."
             )
 
-    def _projected(self, whole: Products) -> FunctionOperator:
+    def _projected(self, whole: Operator) -> FunctionOperator:
         def matmat(X: Array) -> Array:
-            return outside(self.space, self.U, whole.operator.matmat(X))
+            return outside(self.space, self.U, whole.matmat(X))
 
         return FunctionOperator(
             lambda x: matmat(x[:, None])[:, 0],
             space=self.space,
             matmat=matmat,
-            name=f"{whole.operator!r} outside {len(self.values)} eigenvectors",
+            name=f"{whole!r} outside {len(self.values)} eigenvectors",
         )

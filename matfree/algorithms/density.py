@@ -13,16 +13,18 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.checkpoint import Checkpoint, PathLike, restore, resumed_seed
 from matfree.algorithms.complement import Complement
+from matfree.algorithms.gauss import LanczosQuadrature
 from matfree.algorithms.kpm import KernelPolynomial
 from matfree.algorithms.plan import block_size_for, require_whole
-from matfree.algorithms.recurrence import Reorthogonalize, tridiagonalize
+from matfree.algorithms.products import HostArray, Products
+from matfree.algorithms.recurrence import Reorthogonalize
 from matfree.algorithms.sampling import asked_to_stop
-from matfree.arrays import epsilon, rounding
+from matfree.arrays import epsilon
 from matfree.errors import Interrupted
-from matfree.probes import resolve_seed
 from matfree.progress import Progress
-from matfree.protocol import Array, ProbeKind, Seed
+from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, Quadrature, SpectralDensity
 
 DensityMethod: TypeAlias = Literal["lanczos", "kpm"]
@@ -45,6 +47,7 @@ def spectral_density(
     measure_noise: bool = False,
     progress: bool = False,
     callback: Callable[[SpectralDensity], bool | None] | None = None,
+    checkpoint: PathLike | None = None,
 ) -> SpectralDensity:
     r"""Estimate the eigenvalue distribution by stochastic quadrature.
 
@@ -89,6 +92,9 @@ def spectral_density(
     callback : function, optional
         Called with the SpectralDensity so far after each block; returning True or raising
         StopIteration stops the run and keeps what it has.
+    checkpoint : path, optional
+        A file that holds the state of the run, written every 8 Lanczos steps with their
+        vectors; as for :func:`matfree.trace`.
 
     Returns
     -------
@@ -134,15 +140,13 @@ def spectral_density(
         require_whole(name, count)
     if method not in ("lanczos", "kpm"):
         raise ValueError(f'method must be "lanczos" or "kpm": got {method!r}.')
-    seed = resolve_seed(seed)
-    complement = Complement(A, eigenpairs, seed=seed)
-    if measure_noise:
-        complement.product.watch()
-    quadrature = _quadrature(complement, method, num_steps, reorthogonalize, seed)
-    run = _Run(complement, quadrature, seed, kind, first_probe, measure_noise)
-    block = block_size_for(
-        complement.space.size, block_size or _default_block(complement, quadrature.vectors_kept)
-    )
+    run = _Run(Products(A), resumed_seed(checkpoint, seed), kind, first_probe, measure_noise)
+    if checkpoint is not None:
+        given = "given" if isinstance(eigenpairs, EigenResult) else eigenpairs
+        options = (method, num_steps, reorthogonalize, given, measure_noise)
+        run.resume(checkpoint, *options)
+    run.prepare(eigenpairs, method, num_steps, reorthogonalize)
+    block = block_size_for(run.space.size, block_size or _default_block(run))
     with Progress("spectral density", progress) as bar:
         bar.start(num_probes)
         try:
@@ -159,65 +163,89 @@ def spectral_density(
 
 
 @final
-class LanczosQuadrature:
-    """Gauss quadratures of probes by the Lanczos recurrence.
-
-    Parameters
-    ----------
-    complement : what is left of the operator
-    num_steps : int
-    reorthogonalize : {"full", "none"}
-    """
-
-    method = "lanczos"
-
-    def __init__(
-        self, complement: Complement, num_steps: int, reorthogonalize: Reorthogonalize
-    ) -> None:
-        self.complement, self.reorthogonalize = complement, reorthogonalize
-        self.num_steps = min(num_steps, complement.size)
-        self.vectors_kept = self.num_steps
-        self.rounding = rounding(complement.space.xp, complement.space.dtype)
-
-    def __call__(self, V: Array) -> list[Quadrature]:
-        """The quadrature of each column's measure."""
-        if self.num_steps == 0:  # everything is known
-            return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
-        T = tridiagonalize(
-            self.complement.product,
-            V,
-            self.num_steps,
-            reorthogonalize=self.reorthogonalize,
-            keep_basis=False,
-        )
-        rules = [T.ritz(p) for p in range(V.shape[1])]
-        scales = [self.rounding * np.abs(rule.nodes).max() for rule in rules]
-        return [
-            rule._replace(residuals=np.zeros_like(rule.residuals))
-            if len(rule.nodes) < self.num_steps or norm <= scale  # broken down: all are exact
-            else rule
-            for rule, norm, scale in zip(rules, T.residual_norms, scales, strict=True)
-        ]
-
-
 class _Run:
     """Probes done so far, as quadratures."""
 
+    saved = ("parts", "product", "complement", "quadrature")
+
     def __init__(
         self,
-        complement: Complement,
-        quadrature: LanczosQuadrature | KernelPolynomial,
+        product: Products,
         seed: int,
         kind: ProbeKind,
         first_probe: int,
         measure_noise: bool,
     ) -> None:
-        self.complement, self.quadrature = complement, quadrature
+        self.product, self.space = product, product.space
         self.seed, self.kind = seed, kind
         self.first_probe, self.measure_noise = first_probe, measure_noise
+        self.complement = Complement(product, seed=seed)
+        self.quadrature: LanczosQuadrature | KernelPolynomial | None = None
+        self.checkpoint: Checkpoint | None = None
         self.rules: list[Quadrature] = []
 
+    @property
+    def parts(self) -> tuple[HostArray, ...]:
+        """The quadratures as arrays, (3, steps) each."""
+        return tuple(np.stack(rule) for rule in self.rules)
+
+    @parts.setter
+    def parts(self, stored: tuple[HostArray, ...]) -> None:
+        self.rules = [Quadrature(*part) for part in stored]
+
+    def resume(
+        self,
+        path: PathLike,
+        method: DensityMethod,
+        num_steps: int,
+        reorthogonalize: Reorthogonalize,
+        eigenpairs: int | str,
+        measure_noise: bool,
+    ) -> None:
+        """Open the checkpoint, and go on from where its run was."""
+        problem = {
+            "estimator": "spectral_density",
+            "method": method,
+            "seed": self.seed,
+            "kind": self.kind,
+            "first_probe": self.first_probe,
+            "num_steps": num_steps,
+            "reorthogonalize": reorthogonalize,
+            "eigenpairs": eigenpairs,
+            "measure_noise": measure_noise,
+        }
+        self.checkpoint = Checkpoint(path, self.product, problem)
+        restore(self, self.checkpoint.state, self.space)
+
+    def prepare(
+        self,
+        eigenpairs: EigenResult | int,
+        method: DensityMethod,
+        num_steps: int,
+        reorthogonalize: Reorthogonalize,
+    ) -> None:
+        """Find what the probes need not see, and how they are to see the rest."""
+        path = self.checkpoint and self.checkpoint.path.with_suffix(".eigenpairs.npz")
+        self.complement.find(eigenpairs, path)
+        self.save()
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if method == "kpm" and self.complement.size:
+            self.quadrature = KernelPolynomial(self.complement, num_steps, seed=self.seed)
+        else:
+            self.quadrature = LanczosQuadrature(self.complement, num_steps, reorthogonalize)
+        if self.checkpoint is not None and method == "kpm":
+            self.checkpoint.take_up("quadrature", self.quadrature)
+        if self.measure_noise:
+            self.product.watch()
+
+    def save(self) -> None:
+        """Write the state into the checkpoint, where there is one."""
+        if self.checkpoint is not None:
+            self.checkpoint.save(self)
+
     def advance(self, count: int) -> None:
+        """The quadratures of ``count`` more probes."""
         V = self.complement.probes(
             count,
             seed=self.seed,
@@ -225,22 +253,25 @@ class _Run:
             kind=self.kind,
             stream=probes.PROBES,
         )
-        fresh = self.quadrature(V)
+        assert self.quadrature is not None
+        fresh = self.quadrature(V, self.checkpoint, self.save)
         if self.measure_noise:
-            self.complement.product.measure_noise()
+            self.product.measure_noise()
         self.rules.extend(map(self.complement.whole, fresh))
+        self.save()
 
     def result(self, reason: str) -> SpectralDensity:
-        space, product = self.complement.space, self.complement.product
+        """The density as it stands."""
+        assert self.quadrature is not None
         norm = max(abs(rule.nodes[end]) for rule in self.rules for end in (0, -1))
         return SpectralDensity(
             nodes=tuple(rule.nodes for rule in self.rules),
             weights=tuple(rule.weights for rule in self.rules),
             residuals=tuple(rule.residuals for rule in self.rules),
-            size=space.size,
+            size=self.space.size,
             num_steps=self.quadrature.num_steps,
-            num_matvecs=product.num_matvecs,
-            epsilon=epsilon(space.xp, space.dtype),
+            num_matvecs=self.product.num_matvecs,
+            epsilon=epsilon(self.space.xp, self.space.dtype),
             seed=self.seed,
             kind=self.kind,
             probe_ranges=((self.first_probe, self.first_probe + len(self.rules)),),
@@ -248,24 +279,14 @@ class _Run:
             method=self.quadrature.method,
             reorthogonalize=self.quadrature.reorthogonalize,
             known=self.complement.values,
-            noise=float(product.noise / norm) if norm > 0 else 0.0,
+            noise=float(self.product.noise / norm) if norm > 0 else 0.0,
         )
 
 
-def _quadrature(
-    complement: Complement,
-    method: DensityMethod,
-    num_steps: int,
-    reorthogonalize: Reorthogonalize,
-    seed: int,
-) -> LanczosQuadrature | KernelPolynomial:
-    if method == "kpm" and complement.size:
-        return KernelPolynomial(complement, num_steps, seed=seed)
-    return LanczosQuadrature(complement, num_steps, reorthogonalize)
-
-
-def _default_block(complement: Complement, vectors_kept: int) -> int:
+def _default_block(run: _Run) -> int:
     """As many probes as keep their Lanczos vectors within a gibibyte, eight at most."""
-    space = complement.space
-    bytes_a_probe = vectors_kept * len(space.rows) * space.xp.finfo(space.dtype).bits // 8
+    assert run.quadrature is not None
+    space = run.space
+    numbers = run.quadrature.vectors_kept * len(space.rows)
+    bytes_a_probe = numbers * space.xp.finfo(space.dtype).bits // 8
     return int(max(1, min(8, _BASIS_BYTES // max(1, bytes_a_probe))))

@@ -16,18 +16,23 @@ Unlike Lanczos, the resolution is the same everywhere: about pi h / (2 m) in the
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from typing import TypeAlias, final
 
 import numpy as np
 import scipy.fft
 
 from matfree import probes
+from matfree.algorithms.checkpoint import Checkpoint
 from matfree.algorithms.complement import Complement
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.recurrence import STEPS_PER_LOOK, tridiagonalize
 from matfree.arrays import epsilon, real_part, to_host
 from matfree.protocol import Array
 from matfree.results import Quadrature
+
+Save: TypeAlias = Callable[[], None]
+"""Writes the run's state into its checkpoint, where it has one."""
 
 BOUND_STEPS = 20
 """Lanczos steps that find the interval."""
@@ -55,15 +60,18 @@ class KernelPolynomial:
     method = "kpm"
     reorthogonalize = "full"
     vectors_kept = 4
+    saved = ("centre", "half")
 
     def __init__(self, complement: Complement, num_steps: int, *, seed: int) -> None:
-        self.product, self.num_steps = complement.product, num_steps
-        start = complement.probes(1, seed=seed, start=0, kind="gaussian", stream=probes.START)
-        steps = min(BOUND_STEPS, complement.size)
-        self.centre, self.half = _enclosing_interval(self.product, start, steps)
+        self.complement, self.product = complement, complement.product
+        self.num_steps, self.seed = num_steps, seed
+        self.centre, self.half = 0.0, 0.0  # not known yet
 
-    def __call__(self, V: Array) -> list[Quadrature]:
+    def __call__(self, V: Array, checkpoint: Checkpoint | None, save: Save) -> list[Quadrature]:
         """The quadrature of each column's measure."""
+        if self.half == 0:
+            self.find_interval()
+            save()
         for _ in range(_ATTEMPTS):
             moments = chebyshev_moments(self.product, V, self.num_steps, self.centre, self.half)
             if np.abs(moments).max() <= _GROWTH:
@@ -75,6 +83,14 @@ class KernelPolynomial:
             "operator's products are not those of one Hermitian matrix (see check_operator), or "
             'use method="lanczos".'
         )
+
+    def find_interval(self) -> None:
+        """An interval that holds the spectrum, by a short Lanczos run."""
+        start = self.complement.probes(
+            1, seed=self.seed, start=0, kind="gaussian", stream=probes.START
+        )
+        steps = min(BOUND_STEPS, self.complement.size)
+        self.centre, self.half = _enclosing_interval(self.product, start, steps)
 
 
 def chebyshev_moments(

@@ -20,7 +20,7 @@ _NOISY = 30.0
 
 @final
 class Products:
-    """An operator in the hands of one algorithm.
+    """An operator in the hands of one algorithm; its count belongs to every checkpoint.
 
     Parameters
     ----------
@@ -29,13 +29,18 @@ class Products:
         Whether the algorithm needs a square one; ``space`` is that of its arguments.
     """
 
+    saved = ("noise", "relative_noise", "noise_is_known")
+
     def __init__(self, A: Any, *, square: bool = True) -> None:
         self.operator: Operator = aslinearoperator(A)
         self.space = self.operator.domain
         self.num_matvecs = 0
         self._num_checked = 0
         self.noise = 0.0
-        self._relative_noise = 0.0
+        """||A v - A' v|| of a repeated product, ||v|| = 1."""
+        self.relative_noise = 0.0
+        """The same relative to ||A v||."""
+        self.noise_is_known = False
         self._blocks_to_watch = 0
         self._sample: tuple[Array, Array] | None = None
         m, n = self.operator.shape
@@ -60,12 +65,12 @@ class Products:
         return Y
 
     def watch(self) -> None:
-        """Measure the noise on the second block from here.
+        """Measure the noise on the second block from here, unless it is known.
 
         In a Krylov sequence its vectors have been through A, and show the noise where A is
         large.
         """
-        self._blocks_to_watch = 2
+        self._blocks_to_watch = 0 if self.noise_is_known else 2
 
     def measure_noise(self) -> None:
         """Repeat the last product that was kept, unless that was done: ||A v - A' v||."""
@@ -77,7 +82,8 @@ class Products:
         again = self.operator.matmat(x)
         sizes = to_host(self.space.norms(self.space.xp.concat((x, y, again - y), axis=1)))
         self.noise = float(sizes[2] / sizes[0]) if sizes[0] > 0 else 0.0
-        self._relative_noise = float(sizes[2] / sizes[1]) if sizes[1] > 0 else 0.0
+        self.relative_noise = float(sizes[2] / sizes[1]) if sizes[1] > 0 else 0.0
+        self.noise_is_known = True
 
     def require_finite(self, *numbers: HostArray) -> None:
         """Refuse NaN and infinity in host numbers that every new product went into."""
@@ -99,7 +105,7 @@ class Products:
         defect : |u^H A v - conj(v^H A u)| / ||A|| over unit vectors met on the way.
         """
         limit = epsilon(self.space.xp, self.space.dtype) ** (1 / 3)
-        limit = max(limit, _NOISY * self._relative_noise)  # what was measured explains it
+        limit = max(limit, _NOISY * self.relative_noise)  # what was measured explains it
         if defect > limit:
             raise NotHermitianError(
                 f"the operator is not Hermitian: |u^H A v - conj(v^H A u)| is {defect:.1e} of "

@@ -1,0 +1,75 @@
+"""Gauss quadratures of probes by the Lanczos recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import numpy as np
+
+from matfree.algorithms.checkpoint import Checkpoint
+from matfree.algorithms.complement import Complement
+from matfree.algorithms.recurrence import Recurrence, Reorthogonalize
+from matfree.arrays import rounding
+from matfree.protocol import Array
+from matfree.results import Quadrature, Tridiagonal
+
+
+@final
+class LanczosQuadrature:
+    """Gauss quadratures of probes by the Lanczos recurrence.
+
+    Parameters
+    ----------
+    complement : what is left of the operator
+    num_steps : int
+    reorthogonalize : {"full", "none"}
+    """
+
+    method = "lanczos"
+    saved = ("recurrence",)
+
+    def __init__(
+        self, complement: Complement, num_steps: int, reorthogonalize: Reorthogonalize
+    ) -> None:
+        self.complement, self.reorthogonalize = complement, reorthogonalize
+        self.num_steps = min(num_steps, complement.size)
+        self.vectors_kept = self.num_steps
+        self.recurrence: Recurrence | None = None
+        self.rounding = rounding(complement.space.xp, complement.space.dtype)
+
+    def __call__(
+        self, V: Array, checkpoint: Checkpoint | None, save: Callable[[], None]
+    ) -> list[Quadrature]:
+        """The quadrature of each column's measure."""
+        if self.num_steps == 0:  # everything is known
+            return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
+        T = self._factorized(V, checkpoint, save)
+        rules = [T.ritz(p) for p in range(V.shape[1])]
+        scales = [self.rounding * np.abs(rule.nodes).max() for rule in rules]
+        return [
+            rule._replace(residuals=np.zeros_like(rule.residuals))
+            if len(rule.nodes) < self.num_steps or norm <= scale  # broken down: all are exact
+            else rule
+            for rule, norm, scale in zip(rules, T.residual_norms, scales, strict=True)
+        ]
+
+    def _factorized(
+        self, V: Array, checkpoint: Checkpoint | None, save: Callable[[], None]
+    ) -> Tridiagonal:
+        """The recurrences of a block of probes, kept in the checkpoint from look to look."""
+        recurrence = Recurrence(
+            self.complement.product,
+            V,
+            self.num_steps,
+            reorthogonalize=self.reorthogonalize,
+            keep_basis=False,
+        )
+        if checkpoint is not None:
+            checkpoint.take_up("quadrature.recurrence", recurrence)
+        self.recurrence = recurrence
+        while not recurrence.finished:
+            recurrence.advance()
+            save()
+        self.recurrence = None
+        return recurrence.result()
