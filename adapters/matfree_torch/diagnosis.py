@@ -83,7 +83,8 @@ def _faulty_module(objective: Objective) -> tuple[str, str] | None:
             with contextlib.suppress(copy.Error, TypeError, ValueError):
                 complaint = _complaint(objective, module, *calls[module])
                 if complaint is not None:
-                    return f"in {type(module).__name__} layer {name!r}", complaint
+                    where = f"layer {name!r}" if name else "(the model itself)"
+                    return f"in {type(module).__name__} {where}", complaint
     return None
 
 
@@ -126,7 +127,8 @@ def _complaint(objective: Objective, module: nn.Module, args: Any, kwargs: Any) 
     try:
         with objective.guarded():
             outputs = list(_floating(twin(*args, **kwargs)))
-            value = torch.stack([(noise(y) * y).sum() for y in outputs if y.requires_grad]).sum()
+            terms = [(noise(y) * (y + y**2)).sum() for y in outputs if y.requires_grad]
+            value = torch.stack(terms).sum()  # not linear, so that every backward is needed twice
             gradients = torch.autograd.grad(
                 value, tensors, create_graph=True, allow_unused=True, materialize_grads=True
             )
