@@ -21,7 +21,7 @@ from matfree.algorithms.products import HostArray
 from matfree.arrays import to_host
 from matfree_torch.gaussnewton import Linearized
 from matfree_torch.layout import Layout
-from matfree_torch.outputs import Likelihood
+from matfree_torch.likelihoods import Likelihood
 
 
 @final

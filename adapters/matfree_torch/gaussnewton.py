@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, NamedTuple, final
 
 import array_api_compat
@@ -18,15 +17,16 @@ import torch
 from torch import Tensor
 
 from matfree import OperatorError, probes
-from matfree_torch import outputs as forms
 from matfree_torch.batches import Batch
 from matfree_torch.layout import Layout
+from matfree_torch.likelihoods import KNOWN, Averaged, Likelihood, likelihood
 from matfree_torch.objective import Objective, as_module, output_tensor
-from matfree_torch.outputs import Likelihood, OutputMatrix
+from matfree_torch.outputs import Differentiated, Outer, OutputMatrix
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
 
 _TARGETS = 1000  # the stream of drawn targets, apart from those of the algorithms
+_DRAWS_AT_ONCE = 64
 
 
 class Linearized(NamedTuple):
@@ -109,7 +109,7 @@ class GaussNewton(GaussNewtonOperator):
     @property
     def positive_semidefinite(self) -> bool:  # type: ignore[override]  # told from the loss
         """Whether the loss is one of those known to be convex in the outputs."""
-        return type(as_module(self.objective.loss)) in forms.KNOWN
+        return type(as_module(self.objective.loss)) in KNOWN
 
     def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
         return output_hessian(self.objective, batch, outputs)
@@ -147,10 +147,11 @@ class MonteCarloFisher(GaussNewtonOperator):
         data = range(batch.first * rows_a_sample, batch.first * rows_a_sample + len(like.z))
 
         def draw(law: str, entries: int) -> Iterator[Tensor]:
-            for number in range(self.num_samples):
-                yield drawn(law, like.z, data, entries, number=number, seed=self.seed)
+            for begin in range(0, self.num_samples, _DRAWS_AT_ONCE):
+                which = range(begin, min(begin + _DRAWS_AT_ONCE, self.num_samples))
+                yield from drawn(law, like.z, data, entries, which=which, seed=self.seed)
 
-        return forms.Averaged(like, list(islice(like.draws(draw), self.num_samples)))
+        return Averaged(like, torch.stack(list(like.draws(draw))))
 
 
 @final
@@ -161,10 +162,10 @@ class EmpiricalFisher(GaussNewtonOperator):
 
     def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
         z = output_tensor(outputs)
-        like = forms.likelihood(as_module(self.objective.loss), z, batch.targets)
+        like = likelihood(as_module(self.objective.loss), z, batch.targets)
         if like is not None:
-            return forms.Averaged(like, [like.observed()])
-        return forms.Outer(_differentiated(self.objective, batch, outputs).gradient, batch.weight)
+            return Averaged(like, like.observed()[None])
+        return Outer(_differentiated(self.objective, batch, outputs).gradient, batch.weight)
 
 
 def output_hessian(objective: Objective, batch: Batch, outputs: Any) -> OutputMatrix:
@@ -173,28 +174,30 @@ def output_hessian(objective: Objective, batch: Batch, outputs: Any) -> OutputMa
     return _differentiated(objective, batch, outputs) if like is None else like
 
 
-def drawn(law: str, like: Tensor, data: range, entries: int, *, number: int, seed: int) -> Tensor:
-    """Draw number ``number`` for some data, (data, entries) float64: a function of these alone."""
+def drawn(law: str, like: Tensor, data: range, entries: int, *, which: range, seed: int) -> Tensor:
+    """Draws number ``which`` for some data, (which, data, entries) float64: a function of these."""
     xp = array_api_compat.array_namespace(like)
-    device, key, which = like.device, seed, range(number, number + 1)
     rows = range(data.start * entries, data.stop * entries)
     if law == "normal":
         x: Tensor = probes.gaussian(
-            xp, torch.float64, device, rows=rows, probes=which, stream=_TARGETS, seed=key
-        )[:, 0]
+            xp, torch.float64, like.device, rows=rows, probes=which, stream=_TARGETS, seed=seed
+        ).T
     else:
         blocks = range(rows.start >> 2, -(-rows.stop // 4))
-        word = probes.words(xp, device, blocks=blocks, probes=which, stream=_TARGETS, seed=key)[0]
+        words = probes.words(
+            xp, like.device, blocks=blocks, probes=which, stream=_TARGETS, seed=seed
+        )
         first = blocks.start << 2
-        x = (word[rows.start - first : rows.stop - first].to(torch.float64) + 0.5) * 2.0**-32
-    return x.reshape(len(data), entries)
+        chosen = words[:, rows.start - first : rows.stop - first]
+        x = (chosen.to(torch.float64) + 0.5) * 2.0**-32
+    return x.reshape(len(which), len(data), entries)
 
 
 def _likelihood(objective: Objective, batch: Batch, outputs: Any) -> Likelihood | None:
     z = output_tensor(outputs)
     with torch.no_grad():
         objective.value(outputs, batch.targets)  # refuses what is no scalar
-    return forms.likelihood(as_module(objective.loss), z, batch.targets)
+    return likelihood(as_module(objective.loss), z, batch.targets)
 
 
 def _required_likelihood(objective: Objective, batch: Batch, outputs: Any) -> Likelihood:
@@ -208,8 +211,8 @@ def _required_likelihood(objective: Objective, batch: Batch, outputs: Any) -> Li
     return like
 
 
-def _differentiated(objective: Objective, batch: Batch, outputs: Any) -> forms.Differentiated:
+def _differentiated(objective: Objective, batch: Batch, outputs: Any) -> Differentiated:
     """The loss as a function of the outputs, cut off from the network where that can be done."""
     if isinstance(outputs, Tensor):
         outputs = outputs.detach().requires_grad_()
-    return forms.Differentiated(output_tensor(outputs), objective.value(outputs, batch.targets))
+    return Differentiated(output_tensor(outputs), objective.value(outputs, batch.targets))

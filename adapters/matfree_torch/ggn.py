@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from matfree.algorithms.plan import require_whole
 from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch.batches import Normalizer
@@ -165,8 +166,7 @@ def fisher(
     """
     if kind not in ("exact", "monte-carlo", "empirical"):
         raise ValueError(f"kind must be 'exact', 'monte-carlo' or 'empirical': got {kind!r}.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1: got {num_samples}.")
+    require_whole("num_samples", num_samples)
     model, objective = prepared(model, loss, data, normalizer, ordered=kind == "monte-carlo")
     parameters = Parameters(model, params)
     if kind == "empirical":
