@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
@@ -81,13 +82,14 @@ def find(
     operations = _Operations()
 
     def note(module: nn.Module, x: Tensor) -> Tensor:
-        seen.append((module, counts[module], x.detach(), operations.places.get(id(x))))
+        place = operations.places.get(id(x)) if at == "tensor" else None
+        seen.append((module, counts[module], x.detach(), place))
         counts[module] += 1
         return x
 
-    with _hooked(names, at, note), operations if at == "tensor" else contextlib.nullcontext():
-        for place, x in enumerate(_floating(batch.inputs)):
-            operations.remember(x, (-1, place))
+    for place, x in enumerate(_floating(batch.inputs)):
+        operations.remember(x, (-1, place))
+    with _hooked(names, at, note, operations):
         outputs = objective.outputs(batch)
     ports = [
         Port(
@@ -137,9 +139,9 @@ def perturbed(
             )
         return x
 
-    with _hooked(counts, at, add), operations if at == "tensor" else contextlib.nullcontext():
-        numbers = iter(range(len(list(_floating(batch.inputs)))))
-        inputs = _mapped(batch.inputs, lambda x: operations.changed(x, (-1, next(numbers))))
+    numbers = itertools.count()
+    inputs = _mapped(batch.inputs, lambda x: operations.changed(x, (-1, next(numbers))))
+    with _hooked(counts, at, add, operations):
         return objective.outputs(batch._replace(inputs=inputs))
 
 
@@ -151,6 +153,7 @@ class _Operations(TorchFunctionMode):
         super().__init__()
         self.places: dict[int, _Place] = {}
         self.added: dict[int, Tensor] = {}
+        self.counting = True
         self._additions, self._alive, self._count = additions, list[Tensor](), 0
 
     def __torch_function__(
@@ -161,6 +164,8 @@ class _Operations(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if not self.counting:
+            return result
         number, self._count = self._count, self._count + 1
         if isinstance(result, Tensor):
             return self.changed(result, (number, 0))
@@ -172,6 +177,15 @@ class _Operations(TorchFunctionMode):
             plain = not hasattr(result, "_fields") and type(result) in (tuple, list)
             return type(result)(parts) if plain else type(result)(tuple(parts))
         return result
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Not to count what a hook does."""
+        self.counting = False
+        try:
+            yield
+        finally:
+            self.counting = True
 
     def changed(self, x: Tensor, place: _Place) -> Tensor:
         """The result of an operation, plus what belongs there."""
@@ -192,15 +206,19 @@ class _Operations(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _hooked(
-    modules: Mapping[nn.Module, Any], at: Where, visit: Callable[[nn.Module, Tensor], Tensor]
+    modules: Mapping[nn.Module, Any],
+    at: Where,
+    visit: Callable[[nn.Module, Tensor], Tensor],
+    operations: _Operations,
 ) -> Iterator[None]:
     """Show the port of every call to a visitor, and go on with what it returns."""
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        found, args = _with_first(args, lambda x: visit(module, x))
-        if not found:
-            found, kwargs = _with_first(kwargs, lambda x: visit(module, x))
-        _require_found(found, module, "input", "output")
+        with operations.paused():
+            found, args = _with_first(args, lambda x: visit(module, x))
+            if not found:
+                found, kwargs = _with_first(kwargs, lambda x: visit(module, x))
+            _require_found(found, module, "input", "output")
         return args, kwargs
 
     def after(module: nn.Module, args: Any, outputs: Any) -> Any:
@@ -208,17 +226,16 @@ def _hooked(
         _require_found(found, module, "output", "input")
         return outputs
 
-    handles = [
-        module.register_forward_hook(after)
-        if at == "output"
-        else module.register_forward_pre_hook(before, with_kwargs=True)
-        for module in modules
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            if at == "output":
+                handle = module.register_forward_hook(after)
+            else:
+                handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
+        if at == "tensor":
+            stack.enter_context(operations)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _require_found(found: bool, module: nn.Module, where: str, other: str) -> None:
