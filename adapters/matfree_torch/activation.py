@@ -79,7 +79,7 @@ def activation_hessian(
 
     Cost
     ----
-    Two forwards and a gradient, whose graph is kept; then about one gradient a product. A
+    Two forwards and a gradient, whose graph is kept; then two to three gradients' time a product. A
     vector is as long as all the ports' activations together.
 
     Examples

@@ -96,7 +96,8 @@ class Batches:
                 )
             inputs, targets = (raw, raw) if isinstance(raw, Mapping) else raw
             weight = self._weight(raw) if self.averaged else 1.0
-            yield Batch(_recordable(inputs), _recordable(targets), weight, first)
+            if weight:  # a mean over targets that are all ignored is 0 / 0
+                yield Batch(_recordable(inputs), _recordable(targets), weight, first)
             total, first = total + weight, first + _samples(targets, inputs)
             if not self.single:
                 seen.append(_digest(raw))

@@ -137,7 +137,7 @@ class CurvatureOperator(Operator):
         gap, size = abs(crossed[0] - crossed[1]), lengths.max()
         finest = max(torch.finfo(x.dtype).eps for x in self.layout.tensors)
         if gap > diagnosis.symmetry_limit(finest) * size:
-            diagnosis.refuse_asymmetry(self.objective, float(gap / size), self.dtype)
+            diagnosis.refuse_asymmetry(self.objective, float(gap / size))
         self._inspected = True
 
 

@@ -7,7 +7,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -47,29 +47,26 @@ def explained(objective: Objective) -> Iterator[None]:
         ) from cause
 
 
-def refuse_asymmetry(objective: Objective, defect: float, dtype: torch.dtype) -> None:
-    """Raise OperatorError naming the module that makes an operator asymmetric.
+def refuse_asymmetry(objective: Objective, defect: float) -> None:
+    """Raise OperatorError naming the module, or the loss, that makes an operator asymmetric.
 
-    In single precision and without a culprit it may be rounding: that is a warning.
+    Where neither is wrong by itself it is rounding, of a curvature that is tiny beside the
+    terms it is made of: that is a warning.
     """
-    found = _faulty_module(objective)
+    found = _faulty_module(objective) or _faulty_loss(objective)
     measured = (
         f"|u^T A w - w^T A u| is {defect:.1e} of ||A w|| for random signs u and w, where second "
         "derivatives are symmetric"
     )
     if found is not None:
         raise OperatorError(
-            f"torch differentiates twice wrongly {found[0]} ({found[1]}): {measured}. Write the "
-            "module from elementary operations, or correct its backward."
-        )
-    if dtype == torch.float64:
-        raise OperatorError(
-            f"the operator is not symmetric: {measured}. No module is wrong by itself, so look at "
-            "the loss, at functions with a backward of their own, and at randomness."
+            f"torch differentiates twice wrongly {found[0]} ({found[1]}): {measured}. Write it "
+            "from elementary operations, or correct its backward."
         )
     warnings.warn(
-        f"{measured}; every module is right in double precision by itself, so this looks like "
-        "rounding: use model.double() and double precision data.",
+        f"{measured}; every module and the loss are right by themselves in double precision, so "
+        "this looks like rounding of a curvature that is nearly zero: use double precision, or "
+        "look at a loss that is not yet so small.",
         UserWarning,
         stacklevel=8,
     )
@@ -86,6 +83,22 @@ def _faulty_module(objective: Objective) -> tuple[str, str] | None:
                     where = f"layer {name!r}" if name else "(the model itself)"
                     return f"in {type(module).__name__} {where}", complaint
     return None
+
+
+def _faulty_loss(objective: Objective) -> tuple[str, str] | None:
+    """The same for the loss, as a function of the outputs near what the model makes of a batch."""
+    with objective.guarded():
+        batch = next(iter(objective.batches))
+        outputs = objective.outputs(batch)
+        if objective.loss is None or not isinstance(outputs, Tensor):
+            return None  # the model itself computes it
+        noise = _noise()
+        z = outputs.detach().to(torch.float64)
+        z = (z + noise(z)).requires_grad_()
+        value = objective.value(z, _doubled(batch.targets))
+        (gradient,) = torch.autograd.grad(value, z, create_graph=True, materialize_grads=True)
+        defect = _asymmetry([gradient], [z], noise)
+    return ("in the loss", f"asymmetry {defect:.1e} by itself") if defect > _WRONG else None
 
 
 def _recorded_calls(objective: Objective) -> dict[nn.Module, tuple[Any, Any]]:
@@ -119,11 +132,7 @@ def _complaint(objective: Objective, module: nn.Module, args: Any, kwargs: Any) 
     if not tensors:
         return None
     args, kwargs = _unleafed(args), _unleafed(kwargs)  # some modules work in place
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-
+    noise = _noise()
     try:
         with objective.guarded():
             outputs = list(_floating(twin(*args, **kwargs)))
@@ -136,6 +145,12 @@ def _complaint(objective: Objective, module: nn.Module, args: Any, kwargs: Any) 
     except RuntimeError as refusal:
         return str(refusal)[:120] if _REFUSALS.search(str(refusal)) else None
     return f"asymmetry {defect:.1e} by itself" if defect > _WRONG else None
+
+
+def _noise() -> Callable[[Tensor], Tensor]:
+    """Gaussian numbers of a tensor's shape, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
 def _asymmetry(gradients: Any, tensors: list[Tensor], noise: Any) -> float:

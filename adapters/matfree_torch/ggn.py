@@ -66,9 +66,9 @@ def ggn(
 
     Cost
     ----
-    One batch: a forward and a backward once, whose graph is kept, then about the time of one
-    gradient a product, some two thirds of what the Hessian takes. Several: a forward and a
-    backward per batch and block of products.
+    One batch: a forward and a backward once, whose graph is kept; then six to nine tenths of
+    the time that the Hessian takes a product. Several: a forward and a backward per batch and
+    block of products.
 
     References
     ----------

@@ -77,10 +77,16 @@ def hessian(
         The loss is not a scalar, or torch has no right second derivative of some module: the
         first product looks at |u^T H w - w^T H u|, and the error names the module.
 
+    Warns
+    -----
+    UserWarning
+        Several batches go through a layer with statistics of the batch; or the operator is
+        asymmetric beyond rounding though no module is wrong, where the curvature is tiny.
+
     Cost
     ----
-    One batch: a forward and a gradient once, whose graph is kept, then about one gradient's
-    time and memory a product. Several: a forward and a gradient per batch and block of
+    One batch: a forward and a gradient once, whose graph is kept, then two to three gradients'
+    time a product. Several: a forward and a gradient per batch and block of
     products, shared by the whole block. The first block carries two products more.
 
     References
@@ -119,7 +125,8 @@ def hessian_of(
     ----------
     function : function (dict of tensors by name) -> scalar tensor
         Computed from the tensors it is given, not from a model's own: for a network,
-        ``torch.func.functional_call(model, tensors, inputs)``. It must be deterministic.
+        ``torch.func.functional_call(model, tensors, inputs)``. It must be deterministic; what
+        else it changes, such as running statistics, stays changed.
     parameters : mapping of names to tensors
         The point, ``dict(model.named_parameters())`` for one. They are shared, not copied, so
         that a training step in place is noticed; left as they are.
@@ -142,8 +149,8 @@ def hessian_of(
 
     Cost
     ----
-    One call of the function and its gradient, whose graph is kept; then about one gradient's
-    time and memory a product.
+    One call of the function and its gradient, whose graph is kept; then two to three
+    gradients' time a product.
 
     References
     ----------

@@ -224,6 +224,18 @@ def test_batches_of_256_256_and_88_add_up_to_the_whole():
         assert relative(pieces, whole) < TOLERANCE
 
 
+def test_a_batch_whose_targets_are_all_ignored_adds_nothing():
+    model, x = _net()
+    loss = nn.CrossEntropyLoss(ignore_index=2)
+    y = torch.where(LABELS == 2, 0, LABELS)
+    y[8:] = 2
+    for make in (hessian, ggn):
+        whole = make(model, loss, (x, y))
+        pieces = make(model, loss, [(x[:8], y[:8]), (x[8:], y[8:])])
+        assert relative(pieces.to_dense(), whole.to_dense()) < TOLERANCE
+        assert abs(pieces.loss() - whole.loss()) < TOLERANCE
+
+
 @pytest.mark.parametrize("kind", ["exact", "monte-carlo", "empirical"])
 def test_the_model_is_left_as_it_was_found(kind):
     model, data = network("batch norm, training")

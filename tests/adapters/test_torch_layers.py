@@ -20,7 +20,7 @@ from support.networks import (  # noqa: E402  # only where torch is
 from torch import nn  # noqa: E402
 
 import matfree as mf  # noqa: E402
-from matfree_torch import ggn, hessian, hessian_of  # noqa: E402
+from matfree_torch import diagnosis, ggn, hessian, hessian_of  # noqa: E402
 
 CE = nn.CrossEntropyLoss()
 TOLERANCE = 1e-10  # of double precision products over some tens of operations, far from it
@@ -180,8 +180,16 @@ def test_an_asymmetric_loss_is_found_where_no_module_is_to_blame():
         return CE(Product.apply(outputs, outputs.mean(dim=0)) + 0 * shift, targets)
 
     H = hessian(nn.Linear(6, 3).to(DOUBLE), loss, batch())
-    with pytest.raises(mf.OperatorError, match="No module is wrong by itself, so look at the loss"):
+    with pytest.raises(mf.OperatorError, match=r"twice wrongly in the loss \(asymmetry"):
         mf.trace(H, num_probes=1)
+
+
+def test_asymmetry_with_nothing_wrong_is_a_warning_and_not_an_error(monkeypatch):
+    model, data = network("residual")
+    monkeypatch.setattr(diagnosis, "symmetry_limit", lambda eps: 0.0)  # rounding shows
+    H = hessian(model, CE, data)
+    with pytest.warns(UserWarning, match="looks like rounding of a curvature that is nearly zero"):
+        H @ torch.ones(H.shape[0], dtype=DOUBLE)
 
 
 class Distances(nn.Module):
