@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from matfree_torch.losses import as_module
+
 Normalizer = Callable[[Any], float]
 Loss = Callable[[Any, Any], Tensor]
 
@@ -72,7 +74,8 @@ class Batches:
                     f"data is a {type(data).__name__}, which is spent after one pass, and every "
                     "product needs one; pass the DataLoader itself, or list(data)."
                 )
-        self.data, self.loss, self.normalizer, self.ordered = data, loss, normalizer, ordered
+        self.data, self.normalizer, self.ordered = data, normalizer, ordered
+        self.loss = as_module(loss) or loss
         self.total: float | None = None
         self._seen: list[tuple[float, float]] = []
 

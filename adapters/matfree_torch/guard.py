@@ -41,6 +41,7 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
+            _without_fused_recurrences(model),
             Composites(),
         ):
             yield
@@ -50,6 +51,13 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
             module._buffers.update(buffers)
         for module, name, x in attributes:
             module.__dict__[name] = x
+
+
+def _without_fused_recurrences(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """On a GPU the library that fuses recurrent layers has no second derivative of them."""
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return torch.backends.cudnn.flags(enabled=False)
+    return contextlib.nullcontext()
 
 
 def _plain(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -9,19 +9,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from matfree import OperatorError
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer
-
-_MODULES: dict[Any, nn.Module] = {
-    functional.cross_entropy: nn.CrossEntropyLoss(),
-    functional.nll_loss: nn.NLLLoss(),
-    functional.mse_loss: nn.MSELoss(),
-    functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss(),
-}
-"""Losses as functions, and the modules they equal when called with outputs and targets alone."""
+from matfree_torch.losses import as_module
 
 
 @final
@@ -129,13 +121,6 @@ class Function(nn.Module):
 
     def forward(self, tensors: Mapping[str, Tensor] | None) -> Any:
         return self.function({**dict(self.named_parameters()), **(tensors or {})})
-
-
-def as_module(loss: Any) -> nn.Module | None:
-    """One of torch's own losses as a module, also where it is given as a function."""
-    if isinstance(loss, nn.modules.loss._Loss):
-        return loss
-    return next((module for function, module in _MODULES.items() if function is loss), None)
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -331,6 +331,16 @@ def test_frozen_parameters_and_callers_under_inference_mode_change_nothing():
     assert abs(traces["1"].value - exact[A.partition["1"], A.partition["1"]].trace()) < 1e-12
 
 
+def test_half_precision_models_have_single_precision_vectors():
+    net, (x, y) = residual()
+    exact = activation_traces(net, CE, (x, y), modules=_leaves, method="exact")
+    net, x = net.to(torch.bfloat16), x.to(torch.bfloat16)
+    A = activation_hessian(net, CE, (x, y), modules=_leaves)
+    assert A.dtype == torch.float32
+    for name, trace in A.traces("gauss-newton").items():
+        assert abs(trace.value - exact[name].value) < 0.1 * exact[name].value  # 8 bits
+
+
 def test_a_training_step_is_noticed():
     net, data = residual()
     A = activation_hessian(net, CE, data, modules=_leaves)
