@@ -8,6 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from matfree import OperatorError
+
 
 class OutputMatrix(ABC):
     """A symmetric matrix on the outputs of one batch."""
@@ -25,13 +27,24 @@ class Differentiated(OutputMatrix):
     ----------
     outputs : the tensor that the loss was computed from
     value : the loss
+
+    Raises
+    ------
+    OperatorError
+        The loss does not depend on that tensor.
     """
 
     def __init__(self, outputs: Tensor, value: Tensor) -> None:
         self.z = outputs
-        (self.gradient,) = torch.autograd.grad(
-            value, outputs, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        gradient: Tensor | None = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, outputs, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise OperatorError(
+                "the loss does not depend on the model's outputs in a differentiable way (for a "
+                "model with a loss of its own: it is not computed from outputs.logits)."
+            )
+        self.gradient = gradient
 
     def product(self, u: Tensor) -> Tensor:
         if not self.gradient.requires_grad:

@@ -265,6 +265,22 @@ def test_a_loader_that_shows_something_else_is_found_and_named():
         twice(hessian(coupled, CE, shuffled))
 
 
+class Spent:
+    """Something that can be iterated over again, and has nothing left the second time."""
+
+    def __init__(self):
+        self.batches = iter([batch()])
+
+    def __iter__(self):
+        yield from self.batches
+
+
+def test_data_that_are_spent_are_found():
+    model, _ = network("linear")
+    with pytest.raises(ValueError, match="is the loader exhausted"):
+        twice(hessian(model, CE, Spent()))
+
+
 class Augmented(torch.utils.data.Dataset):
     """Images that are mirrored now and then, by a generator that nobody resets."""
 

@@ -285,5 +285,8 @@ def test_bad_input_gets_one_clear_sentence():
     detached.model.forward = lambda x: torch.zeros(len(x), 3, dtype=DOUBLE)
     with pytest.raises(mf.OperatorError, match="outputs do not depend on the parameters"):
         mf.trace(detached, num_probes=1)
+    constant = ggn(model, lambda z, y: CE(z.detach(), y), data)
+    with pytest.raises(mf.OperatorError, match="loss does not depend on the model's outputs"):
+        mf.trace(constant, num_probes=1)
     with pytest.raises(mf.OperatorError, match="must be one tensor, or hold one as"):
         mf.trace(ggn(nn.GRU(6, 3).to(DOUBLE), CE, data), num_probes=1)
