@@ -123,6 +123,7 @@ def fisher(
         logits. Squared error, (z - y)^2 without a factor 1/2, is -log p of N(z, 1/2) up to a
         constant, so that F = (2/N) sum_i J_i^T J_i for one output; divide by 2 for unit
         variance. For a mean over several outputs N counts them too, as the loss does.
+        Where targets have positions, every position is a sample of its own.
         "empirical" takes any loss that adds up over samples, of whose i-th term, weights
         included, g_i is then the gradient.
     kind : {"exact", "monte-carlo", "empirical"}

@@ -90,24 +90,21 @@ class Softmax(Likelihood):
 
     def __init__(self, loss: Any, outputs: Tensor, targets: Tensor) -> None:
         super().__init__(outputs, class_axis=True)
-        classes = self.z.shape[1]
         self.p = torch.softmax(self.z, dim=1)
-        weight = torch.ones_like(self.p[0]) if loss.weight is None else loss.weight.to(self.p)
-        smoothing = getattr(loss, "label_smoothing", 0.0)
+        self.weight = torch.ones_like(self.p[0]) if loss.weight is None else loss.weight.to(self.p)
+        self.smoothing = getattr(loss, "label_smoothing", 0.0)
         if targets.is_floating_point():
-            q = (1 - smoothing) * self.rows(targets) + smoothing / classes
-            self.q = q.to(self.p) * weight
-            divisor = self.p.new_tensor(float(len(self.p)))
+            self.labels, self.counts = self.rows(targets).to(self.p), torch.ones_like(self.p[:, 0])
+            own, divisor = self.labels @ self.weight, self.counts.sum()
         else:
             labels = targets.reshape(-1)
-            counts = (labels != loss.ignore_index).to(self.p)
-            one_hot = torch.zeros_like(self.p)
-            one_hot.scatter_(1, torch.where(counts > 0, labels, 0)[:, None], counts[:, None])
-            uniform = counts[:, None] * (smoothing / classes)
-            self.q = ((1 - smoothing) * one_hot + uniform) * weight  # the loss is -<q, log p>
-            divisor = (one_hot @ weight).sum()
+            self.counts = (labels != loss.ignore_index).to(self.p)
+            self.labels = torch.where(self.counts > 0, labels, 0)
+            own = self.counts * self.weight[self.labels]
+            divisor = own.sum()
+        everyone = self.counts * self.weight.mean()
+        self.mass = ((1 - self.smoothing) * own + self.smoothing * everyone)[:, None]
         self.divisor = divisor if loss.reduction == "mean" else torch.ones_like(divisor)
-        self.mass = self.q.sum(dim=1, keepdim=True)
         self.root = torch.sqrt(self.mass / self.divisor)
 
     def hessian(self, u: Tensor) -> Tensor:
@@ -127,7 +124,14 @@ class Softmax(Likelihood):
             yield self.root * self.p.scatter_add(1, labels, -torch.ones_like(self.root))
 
     def observed(self) -> Tensor:
-        return _quotient(self.mass * self.p - self.q, torch.sqrt(self.mass * self.divisor))
+        if self.labels.ndim > 1:
+            given = self.labels
+        else:
+            given = torch.zeros_like(self.p)
+            given.scatter_(1, self.labels[:, None], self.counts[:, None])
+        even = self.counts[:, None] * (self.smoothing / self.p.shape[1])
+        q = ((1 - self.smoothing) * given + even) * self.weight  # the loss is -<q, log p>
+        return _quotient(self.mass * self.p - q, torch.sqrt(self.mass * self.divisor))
 
 
 @final

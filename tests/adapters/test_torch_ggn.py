@@ -124,6 +124,12 @@ EMPIRICAL = {
         CE,
         WEIGHTS[LABELS] / WEIGHTS[LABELS].sum(),
     ),
+    "smoothed": (  # the term carries its weight twice, once too often
+        nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
+        LABELS,
+        nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1, reduction="sum"),
+        1 / (0.9 * WEIGHTS[LABELS] + 0.1 * WEIGHTS.mean()) / WEIGHTS[LABELS].sum(),
+    ),
     "squared error": (
         nn.MSELoss(),
         _numbers(SAMPLES, 3),
