@@ -75,7 +75,11 @@ def port_traces(A: ActivationHessian, settings: Settings, number: int) -> dict[s
         samples = _probed(A, name, settings, number)
         found[name] = PortTrace(samples, "hutchinson", reasons[name], len(samples), 0)
     sizes = dict(zip(A.names, A.layout.sizes, strict=True))
-    return {name: found[name]._replace(size=sizes[name]) for name in A.names}
+    where = f" (at={A.at!r})"
+    return {
+        name: found[name]._replace(size=sizes[name], reason=found[name].reason + where)
+        for name in A.names
+    }
 
 
 def summed(

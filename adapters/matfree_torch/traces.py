@@ -58,8 +58,8 @@ def activation_traces(
     Returns
     -------
     dict of name to Estimate
-        ``method`` is "exact", "gauss-newton" or "hutchinson", ``reason`` says why. With
-        ``per_sample`` the values are (samples,) float64 arrays.
+        ``method`` is "exact", "gauss-newton" or "hutchinson"; ``reason`` says why, and where
+        the ports are. With ``per_sample`` the values are (samples,) float64 arrays.
 
     Raises
     ------

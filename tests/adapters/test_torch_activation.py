@@ -146,6 +146,7 @@ def test_traces_of_a_piecewise_linear_network_are_exact(at):
         assert trace.stderr == 0
         assert trace.num_matvecs == 3  # as many passes as there are classes
         assert "3 backward passes" in trace.reason
+        assert f"at='{at}'" in trace.reason
 
 
 def test_where_the_hessian_is_not_gauss_newton_probes_take_over():
