@@ -23,6 +23,8 @@ from matfree_torch.gaussnewton import Linearized
 from matfree_torch.layout import Layout
 from matfree_torch.likelihoods import Likelihood
 
+_FEW = 16  # samples; of more, one random half parts nearly every pattern of mixing
+
 
 @final
 class Columns:
@@ -76,25 +78,29 @@ class Columns:
                     yield e, self.network.matrix.product(e)
 
     def _samples_mix(self) -> bool:
-        """Whether a random half of the samples shares an entry, or the loss, with the others."""
+        """Whether a part of the samples shares an entry, or the loss, with the others."""
         z = self.network.z
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
-        half = half_of(self.samples, z.device)
-        if self._like is None:  # a closed form is one datum at a time
-            mask = half.reshape(-1, *[1] * (z.ndim - 1))
-            if bool((self.network.matrix.product(u * mask) * ~mask).any()):
+        for half in halves(self.samples, z.device):
+            if self._like is None:  # a closed form is one datum at a time
+                product = self.network.matrix.product(self._chosen(u, half))
+                if bool(self._chosen(product, ~half).any()):
+                    return True
+            sides = [self.network.pull(self._chosen(u, m), self.layout) for m in (half, ~half)]
+            if any(bool(((x != 0) & (y != 0)).any()) for x, y in zip(*sides, strict=True)):
                 return True
-        halves = [self.network.pull(self._chosen(u, half == side), self.layout) for side in (0, 1)]
-        return any(bool(((x != 0) & (y != 0)).any()) for x, y in zip(*halves, strict=True))
+        return False
 
     def _chosen(self, u: Tensor, samples: Tensor) -> Tensor:
         return (u.reshape(self.samples, -1) * samples[:, None]).reshape(u.shape)
 
 
-def half_of(samples: int, device: torch.device) -> Tensor:
-    """A random half of the samples, as a mask; the same one every time."""
+def halves(samples: int, device: torch.device) -> list[Tensor]:
+    """Masks that part a batch in two: every pair of few samples, most pairs of many."""
+    numbers = torch.arange(samples)
+    if samples <= _FEW:
+        bits = range((samples - 1).bit_length())
+        return [((numbers >> bit) & 1).to(torch.bool).to(device) for bit in bits]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros(samples, dtype=torch.bool)
-    mask[order[: samples // 2]] = True
-    return mask.to(device)
+    return [(order < samples // 2).to(device)]

@@ -16,7 +16,7 @@ from matfree.algorithms.products import HostArray
 from matfree.arrays import to_host
 from matfree.probes import CHECK, resolve_seed
 from matfree.protocol import Seed
-from matfree_torch.columns import Columns, half_of
+from matfree_torch.columns import Columns, halves
 from matfree_torch.gaussnewton import Linearized
 from matfree_torch.objective import output_tensor
 
@@ -161,17 +161,17 @@ def _require_separate(A: ActivationHessian) -> None:
                 f"per_sample needs ports whose first axis counts the {samples} samples: {name!r} "
                 f"has shape {tuple(x.shape)}."
             )
-    half = half_of(samples, A.space.device)
     v = A.layout.unflatten(A.space.probes(1, seed=0, start=3, stream=CHECK)[:, 0])
-    inside = A.flatten({name: _masked(x, half) for name, x in v.items()})
-    for name, y in A.unflatten(A @ inside).items():
-        leaked, kept = (float(_masked(y, chosen).norm()) for chosen in (~half, half))
-        if leaked > 100 * torch.finfo(A.dtype).eps * kept:
-            raise OperatorError(
-                f"the samples of the batch mix on the way from {name!r} to the loss (batch "
-                "statistics in training mode?), so that no trace belongs to one of them; call "
-                "model.eval(), or leave per_sample out."
-            )
+    for half in halves(samples, A.space.device):
+        inside = A.flatten({name: _masked(x, half) for name, x in v.items()})
+        for name, y in A.unflatten(A @ inside).items():
+            leaked, kept = (float(_masked(y, chosen).norm()) for chosen in (~half, half))
+            if leaked > 100 * torch.finfo(A.dtype).eps * kept:
+                raise OperatorError(
+                    f"the samples of the batch mix on the way from {name!r} to the loss (batch "
+                    "statistics in training mode?), so that no trace belongs to one of them; "
+                    "call model.eval(), or leave per_sample out."
+                )
 
 
 def _masked(x: Tensor, chosen: Tensor) -> Tensor:

@@ -71,10 +71,10 @@ def activation_traces(
 
     Cost
     ----
-    A batch: two forwards, a gradient, three or four products; then "exact": one backward pass
-    for each class (for each output where the loss has no closed form, twice), times positions
-    where targets have some, times samples where samples mix; "probes": num_probes products a
-    port.
+    A batch: two forwards, a gradient, and some ten products and passes that look at the
+    operator; then "exact": one backward pass for each class (for each output where the loss
+    has no closed form, twice), times positions where targets have some, times samples where
+    samples mix; "probes": num_probes products a port.
 
     References
     ----------

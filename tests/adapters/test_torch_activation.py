@@ -222,6 +222,32 @@ def test_samples_that_mix_are_noticed():
         assert abs(trace.value - exact[name]) < TOLERANCE * exact[name]
 
 
+class Pairs(nn.Module):
+    """Neighbouring samples are added up and shared again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.a(x)
+        pairs = h.view(-1, 2, 4)
+        return self.b(torch.relu(h + pairs.flip(1).reshape(h.shape)))
+
+
+@pytest.mark.parametrize("samples", [2, 4, 6, 24])
+def test_neighbours_that_mix_are_noticed_too(samples):
+    torch.manual_seed(0)
+    net = Pairs().to(DOUBLE)
+    A = activation_hessian(net, CE, batch(samples=samples), modules="a", at="output")
+    exact = A.to_dense().trace()
+    (trace,) = A.traces("exact").values()
+    assert trace.num_matvecs == 3 * samples
+    assert abs(trace.value - exact) < TOLERANCE * exact
+    with pytest.raises(mf.OperatorError, match="samples of the batch mix"):
+        A.traces(per_sample=True)
+
+
 LOSSES = {
     "huber": lambda z, y: nn.functional.huber_loss(z, torch.ones_like(z)),
     "samples that mix": lambda z, y: (z**4).mean() + (z[0] * z[1]).sum(),
