@@ -1,10 +1,27 @@
 """PyTorch tensors as matrices, and the curvature of networks as operators.
 
 ``matfree.aslinearoperator`` finds this package by its entry point when it first meets a
-tensor; ``hessian`` is imported from here.
+tensor; the curvatures are imported from here.
 """
 
-from matfree_torch.hessian import HessianOperator, hessian
+from matfree_torch.activation import ActivationHessian, activation_hessian
+from matfree_torch.curvature import BlockOperator
+from matfree_torch.gaussnewton import GaussNewtonOperator
+from matfree_torch.ggn import fisher, ggn
+from matfree_torch.hessian import HessianOperator, hessian, hessian_of
 from matfree_torch.tensors import adapt
+from matfree_torch.traces import activation_traces
 
-__all__ = ["HessianOperator", "adapt", "hessian"]
+__all__ = [
+    "ActivationHessian",
+    "BlockOperator",
+    "GaussNewtonOperator",
+    "HessianOperator",
+    "activation_hessian",
+    "activation_traces",
+    "adapt",
+    "fisher",
+    "ggn",
+    "hessian",
+    "hessian_of",
+]

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, final
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
+from matfree_torch.losses import as_module
+
 Normalizer = Callable[[Any], float]
 Loss = Callable[[Any, Any], Tensor]
+
+_SAME = 1e-9  # relative; sums over a pass differ by the rounding of their order alone
+_IGNORED = -100  # the label that torch's losses and Hugging Face's models skip
+
+
+class Batch(NamedTuple):
+    """One batch of a pass."""
+
+    inputs: Any
+    """A tensor, a tuple of arguments, or a mapping of keyword arguments."""
+    targets: Any
+    """What the loss compares with; for a mapping batch the whole mapping."""
+    weight: float
+    """What the loss divides its sum by; 1 where it is a sum."""
+    first: int
+    """Samples that came before it in this pass."""
 
 
 @final
 class Batches:
-    """Data that can be gone through again and again.
+    """Data that can be gone through again and again, and is the same every time.
 
     Parameters
     ----------
-    data : (inputs, targets), or a re-iterable of such batches
-        inputs is a tensor, or a tuple of what the model takes.
+    data : a batch, or a re-iterable of batches
+        A batch is (inputs, targets), where inputs is a tensor, a tuple of arguments or a
+        mapping of keyword arguments; or one mapping that holds both.
     loss : the loss
         Its reduction says how the batches add up.
     normalizer : function, optional
         From a batch to what the loss divides its sum by.
+    ordered : bool
+        Whether the batches must be the same ones in the same order, where samples are told
+        apart by their numbers or where a batch has statistics of its own.
 
     Raises
     ------
@@ -31,57 +54,82 @@ class Batches:
         The data can be gone through only once, or not at all.
     """
 
-    def __init__(self, data: Any, loss: Loss, normalizer: Normalizer | None = None) -> None:
+    def __init__(
+        self,
+        data: Any,
+        loss: Loss | None,
+        normalizer: Normalizer | None = None,
+        *,
+        ordered: bool = False,
+    ) -> None:
         self.single = _is_batch(data)
         if not self.single:
-            if not isinstance(data, Iterable) or isinstance(data, Tensor | str | bytes | dict):
+            if not isinstance(data, Iterable) or isinstance(data, Tensor | str | bytes | Mapping):
                 raise TypeError(
-                    "data must be a batch (inputs, targets) or a re-iterable of batches, a "
-                    f"DataLoader for one: got {type(data).__name__}."
+                    "data must be a batch, (inputs, targets) or a mapping of keyword arguments, "
+                    f"or a re-iterable of batches, a DataLoader for one: got {type(data).__name__}."
                 )
             if hasattr(data, "__next__"):  # an iterator; iter(loader) would draw a seed
                 raise TypeError(
                     f"data is a {type(data).__name__}, which is spent after one pass, and every "
                     "product needs one; pass the DataLoader itself, or list(data)."
                 )
-        self.data, self.loss, self.normalizer = data, loss, normalizer
+        self.data, self.normalizer, self.ordered = data, normalizer, ordered
+        self.loss = as_module(loss) or loss
         self.total: float | None = None
+        self._seen: list[tuple[float, float]] = []
 
     @property
     def averaged(self) -> bool:
         """Whether the loss is a mean, rather than a sum, over what it is given."""
         return self.normalizer is not None or getattr(self.loss, "reduction", "mean") != "sum"
 
-    def __iter__(self) -> Iterator[tuple[Any, Any, float]]:
-        """Inputs, targets and weight of every batch; the weights add up to 1 for a mean.
+    def __iter__(self) -> Iterator[Batch]:
+        """Every batch, with its weight.
 
         The total is known after the first pass only, so weights come undivided; who adds
-        batches up divides by ``total`` at the end.
+        batches up divides by ``divisor`` at the end.
         """
-        total = 0.0
-        for batch in [self.data] if self.single else self.data:
-            if not _is_batch(batch):
+        total, first, seen = 0.0, 0, []
+        for raw in [self.data] if self.single else self.data:
+            if not _is_batch(raw):
                 raise TypeError(
-                    f"a batch must be (inputs, targets): got {type(batch).__name__}; wrap the "
-                    "loader so that it yields pairs."
+                    f"a batch must be (inputs, targets) or a mapping: got {type(raw).__name__}; "
+                    "wrap the loader so that it yields pairs."
                 )
-            inputs, targets = batch
-            weight = self._weight(batch) if self.averaged else 1.0
-            total += weight
-            yield _recordable(inputs), _recordable(targets), weight
-        self._close(total)
+            inputs, targets = (raw, raw) if isinstance(raw, Mapping) else raw
+            weight = self._weight(raw) if self.averaged else 1.0
+            if weight:  # a mean over targets that are all ignored is 0 / 0
+                yield Batch(_recordable(inputs), _recordable(targets), weight, first)
+            total, first = total + weight, first + _samples(targets, inputs)
+            if not self.single:
+                seen.append(_digest(raw))
+        self._close(total, seen)
 
-    def _close(self, total: float) -> None:
+    def _close(self, total: float, seen: list[tuple[float, float]]) -> None:
         """A whole pass is done: was it like the one before?"""
         if total == 0:
             raise ValueError("data holds no batch, or none that counts; is the loader exhausted?")
-        if self.total is not None and abs(total - self.total) > 1e-6 * abs(self.total):
-            raise ValueError(
-                f"two passes over the data differ: {self.total:g} samples, then {total:g}; every "
-                "product must see the same ones (drop_last with shuffle, or a sampler that "
-                "draws anew?)."
-            )
-        self.total = total
+        if self.total is not None:
+            if abs(total - self.total) > 1e-6 * abs(self.total):
+                self._refuse(f"{self.total:g} samples, then {total:g}")
+            if _differ([_sum(self._seen)], [_sum(seen)]):
+                self._refuse("the samples themselves are others")
+            if self.ordered and _differ(self._seen, seen):
+                self._refuse("the same samples come in other batches, and here their order counts")
+        self.total, self._seen = total, seen
+
+    def _refuse(self, difference: str) -> None:
+        sampler = type(getattr(self.data, "sampler", None)).__name__
+        causes = {
+            "RandomSampler": "the DataLoader shuffles with a generator of its own",
+            "WeightedRandomSampler": "its WeightedRandomSampler draws anew",
+        }
+        guess = "drop_last with shuffle, random augmentation, or a sampler that draws anew?"
+        raise ValueError(
+            f"two passes over the data differ: {difference}; every product must see the same ones "
+            f"({causes.get(sampler, guess)}). Pass a loader without shuffling, or list(loader)."
+        )
 
     @property
     def divisor(self) -> float:
@@ -91,6 +139,8 @@ class Batches:
     def _weight(self, batch: Any) -> float:
         if self.normalizer is not None:
             return float(self.normalizer(batch))
+        if isinstance(batch, Mapping):
+            return _counted_labels(batch, self.single)
         inputs, targets = batch
         if isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss):
             return _counted_targets(self.loss, targets)
@@ -105,18 +155,19 @@ def _recordable(x: Any) -> Any:
     """Tensors made in inference mode, copied: autograd refuses to save them."""
     if isinstance(x, tuple):
         return tuple(map(_recordable, x))
+    if isinstance(x, Mapping):
+        return {name: _recordable(value) for name, value in x.items()}
     return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
 
 
 def _is_batch(data: Any) -> bool:
-    return (
-        isinstance(data, tuple | list)
-        and len(data) == 2
-        and (
-            isinstance(data[0], Tensor)
-            or (isinstance(data[0], tuple) and isinstance(data[1], Tensor) and len(data[0]) > 0)
-        )
-    )
+    if isinstance(data, Mapping):
+        return any(isinstance(value, Tensor) for value in data.values())
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    inputs, targets = data
+    several = isinstance(inputs, tuple | Mapping) and len(inputs) > 0
+    return isinstance(inputs, Tensor) or (several and isinstance(targets, Tensor))
 
 
 def _counted_targets(loss: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor) -> float:
@@ -129,8 +180,51 @@ def _counted_targets(loss: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor) ->
     return float(loss.weight.to(torch.float64)[counted].sum())
 
 
+def _counted_labels(batch: Mapping[str, Any], single: bool) -> float:
+    """The samples of a mapping batch, without labels that are ignored."""
+    labels = batch.get("labels")
+    several = isinstance(labels, Tensor) and labels.ndim > 1
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or (several and single):
+        return float(_samples(labels, batch))
+    if several:
+        raise ValueError(
+            f"the labels have shape {tuple(labels.shape)}, and nothing tells how many of them the "
+            "loss of each batch is a mean over; pass normalizer=lambda batch: "
+            f"(batch['labels'] != {_IGNORED}).sum(), or, for a model that predicts the next token, "
+            f"(batch['labels'][:, 1:] != {_IGNORED}).sum()."
+        )
+    return float((labels != _IGNORED).sum())
+
+
 def _samples(targets: Any, inputs: Any) -> int:
-    for x in (targets, inputs, *(inputs if isinstance(inputs, tuple) else ())):
-        if isinstance(x, Tensor) and x.ndim > 0:
-            return int(x.shape[0])
-    return 1
+    return next((len(x) for x in (*_tensors(targets), *_tensors(inputs)) if x.ndim > 0), 1)
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, tuple | list | Mapping):
+        for item in x.values() if isinstance(x, Mapping) else x:
+            yield from _tensors(item)
+
+
+def _digest(batch: Any) -> tuple[float, float]:
+    """A number that tells batches apart whatever the order of their samples, and its size."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for x in filter(torch.numel, _tensors(batch)):
+        rows = x.detach().reshape(len(x) if x.ndim else 1, -1).to(torch.float64)
+        places = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
+        marks = rows @ torch.cos(places)
+        total += torch.stack([marks.sum(), marks.abs().sum()]).cpu()
+    return float(total[0]), float(total[1])
+
+
+def _sum(digests: list[tuple[float, float]]) -> tuple[float, float]:
+    return math.fsum(value for value, _ in digests), math.fsum(size for _, size in digests)
+
+
+def _differ(before: list[tuple[float, float]], after: list[tuple[float, float]]) -> bool:
+    if len(before) != len(after):
+        return True
+    pairs = zip(before, after, strict=True)
+    return any(abs(a - b) > _SAME * (size + other) for (a, size), (b, other) in pairs)

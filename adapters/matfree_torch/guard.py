@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from matfree_torch.composites import Composites
+
 _BATCH_NORMS = nn.modules.batchnorm._NormBase
 _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
@@ -19,13 +21,15 @@ _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
     """Run a forward pass that changes nothing, with the same random numbers every time.
 
-    Buffers are replaced by copies for a while, so that running statistics go nowhere; the
-    random state is set to ``random_state`` and put back; gradients are recorded
-    whatever the caller's mode; attention runs under its mathematical kernel, because the
-    fused ones have no second derivative.
+    Buffers are replaced by copies for a while, so that running statistics go nowhere, and so
+    are tensors that modules keep as plain attributes; the random state is set to
+    ``random_state`` and put back; gradients are recorded whatever the caller's mode; attention
+    runs under its mathematical kernel, because the fused ones have no second derivative, and
+    functions without a right one run as compositions.
     """
     owners = [module for module in model.modules() if module._buffers]
     originals = [dict(module._buffers) for module in owners]
+    attributes = [(module, name, x) for module in model.modules() for name, x in _plain(module)]
     before = get_random_state(model)
     try:
         for module in owners:
@@ -33,12 +37,32 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
                 if buffer is not None:
                     module._buffers[name] = buffer.clone()
         _set_random_state(random_state)
-        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            _without_fused_recurrences(model),
+            Composites(),
+        ):
             yield
     finally:
         _set_random_state(before)
         for module, buffers in zip(owners, originals, strict=True):
             module._buffers.update(buffers)
+        for module, name, x in attributes:
+            module.__dict__[name] = x
+
+
+def _without_fused_recurrences(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """On a GPU the library that fuses recurrent layers has no second derivative of them."""
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return torch.backends.cudnn.flags(enabled=False)
+    return contextlib.nullcontext()
+
+
+def _plain(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Tensors kept outside parameters and buffers: weight normalisation by hooks has one."""
+    return [(name, x) for name, x in vars(module).items() if isinstance(x, torch.Tensor)]
 
 
 def get_random_state(model: nn.Module) -> dict[Any, torch.Tensor]:
@@ -72,18 +96,25 @@ def refuse_random_layers(model: nn.Module) -> None:
             )
 
 
-def warn_of_batch_statistics(model: nn.Module) -> None:
-    """Warn where normalisation over the batch makes the sum over batches something else."""
+def layer_with_batch_statistics(model: nn.Module) -> str | None:
+    """A layer that normalises over the batch in its present mode, as a message names it."""
     for name, module in model.named_modules():
         if isinstance(module, _BATCH_NORMS) and module.training:
-            warnings.warn(
-                f"{type(module).__name__} layer {name!r} is in training mode: its statistics are "
-                "those of each batch, so the Hessian over several batches is not that of all "
-                "data at once; call model.eval(), or pass one batch.",
-                UserWarning,
-                stacklevel=4,
-            )
-            return
+            return f"{type(module).__name__} layer {name!r}"
+    return None
+
+
+def warn_of_batch_statistics(model: nn.Module) -> None:
+    """Warn where normalisation over the batch makes the sum over batches something else."""
+    layer = layer_with_batch_statistics(model)
+    if layer is not None:
+        warnings.warn(
+            f"{layer} is in training mode: its statistics are those of each batch, so the "
+            "curvature over several batches is not that of all data at once; call model.eval(), "
+            "or pass one batch.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:

@@ -10,26 +10,28 @@ network with LayerNorm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from matfree import NonFiniteError, Operator, OperatorError, space_like
-from matfree.protocol import Array
 from matfree_torch import guard
-from matfree_torch.batches import Batches, Loss, Normalizer
+from matfree_torch.batches import Batch, Normalizer
+from matfree_torch.layout import Layout, Patterns
+from matfree_torch.objective import Function, Objective
 from matfree_torch.parameters import Parameters
+from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
 
 
 def hessian(
     model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
+    loss: Callable[[Any, Any], Tensor] | None,
     data: Any,
     *,
-    params: str | Sequence[str] | None = None,
+    params: Patterns | None = None,
     normalizer: Normalizer | None = None,
+    weight_decay: WeightDecay = 0.0,
 ) -> HessianOperator:
     """The Hessian of a loss over data with respect to the flat vector of parameters.
 
@@ -38,19 +40,26 @@ def hessian(
     model : nn.Module
         Used in the mode it is in, and left as it was found: gradients, buffers, hooks,
         modes and the global random state.
-    loss : function (outputs, targets) -> scalar tensor
+    loss : function (outputs, targets) -> scalar tensor, or None
         A loss module's ``reduction`` says how batches add up: "sum", or "mean" over what the
         loss itself counts (samples, elements, class weights, targets that are not ignored).
-        A plain function is taken for a mean over samples.
-    data : (inputs, targets), or a re-iterable of batches
-        inputs is a tensor, or a tuple that is unpacked into the model's arguments. A
-        DataLoader is gone through once a block of products.
+        A plain function is taken for a mean over samples. None takes the loss that the model
+        returns as ``outputs.loss``, as Hugging Face's do. Torch's own losses take
+        ``outputs.logits`` where the outputs are no tensor.
+    data : a batch, or a re-iterable of batches
+        A batch is (inputs, targets): inputs is a tensor, a tuple that is unpacked into the
+        model's arguments, or a mapping that is unpacked into its keyword arguments. Or it is
+        one mapping: it goes into the model whole, and into the loss as targets. A DataLoader
+        is gone through once a block of products, and must show the same samples every time.
     params : str or sequence of str, optional
         Names of the parameters to take, ``"layer1.*"``; all that require gradients by
         default. A subset gives the principal submatrix.
     normalizer : function, optional
         From a batch to the number that the loss divides its sum by, for averaging losses
         of your own.
+    weight_decay : float or mapping of patterns to floats
+        lambda of a term lambda / 2 ||theta||^2 beside the loss: lambda I is added on these
+        parameters, ``{"*.weight": 1e-4}``.
 
     Returns
     -------
@@ -60,17 +69,25 @@ def hessian(
     Raises
     ------
     ValueError
-        No parameter is left, or a layer draws random numbers in its present mode.
+        No parameter is left, a layer draws random numbers in its present mode, or two passes
+        over the data differ.
     TypeError
-        The data can be gone through only once, or holds no (inputs, targets).
+        The data can be gone through only once, or holds no batches.
     OperatorError
-        The loss is not a scalar.
+        The loss is not a scalar, or torch has no right second derivative of some module: the
+        first product looks at |u^T H w - w^T H u|, and the error names the module.
+
+    Warns
+    -----
+    UserWarning
+        Several batches go through a layer with statistics of the batch; or the operator is
+        asymmetric beyond rounding though no module is wrong, where the curvature is tiny.
 
     Cost
     ----
-    One batch: a forward and a gradient once, whose graph is kept, then about one gradient's
-    time and memory a product. Several: a forward and a gradient per batch and block of
-    products, shared by the whole block.
+    One batch: a forward and a gradient once, whose graph is kept, then two to three gradients'
+    time a product. Several: a forward and a gradient per batch and block of
+    products, shared by the whole block. The first block carries two products more.
 
     References
     ----------
@@ -88,134 +105,107 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
+    model, objective = prepared(model, loss, data, normalizer)
+    return HessianOperator(objective, Parameters(model, params), weight_decay)
+
+
+def hessian_of(
+    function: Callable[[dict[str, Tensor]], Tensor],
+    parameters: Mapping[str, Tensor],
+    *,
+    params: Patterns | None = None,
+    weight_decay: WeightDecay = 0.0,
+) -> HessianOperator:
+    """The Hessian of any scalar function of named tensors.
+
+    For losses that are no sum over batches of (inputs, targets): the residual of a
+    differential equation, a penalty on weights, a training loss with several terms.
+
+    Parameters
+    ----------
+    function : function (dict of tensors by name) -> scalar tensor
+        Computed from the tensors it is given, not from a model's own: for a network,
+        ``torch.func.functional_call(model, tensors, inputs)``. It must be deterministic; what
+        else it changes, such as running statistics, stays changed.
+    parameters : mapping of names to tensors
+        The point, ``dict(model.named_parameters())`` for one. They are shared, not copied, so
+        that a training step in place is noticed; left as they are.
+    params : str or sequence of str, optional
+        Names or patterns: which of them to differentiate by; all floating point ones.
+    weight_decay : float or mapping of patterns to floats
+        As for :func:`hessian`.
+
+    Returns
+    -------
+    HessianOperator
+        Symmetric, on the tensors' device, float32 at least.
+
+    Raises
+    ------
+    ValueError
+        No tensor is left.
+    OperatorError
+        The function's value is not a scalar, or does not depend on the tensors.
+
+    Cost
+    ----
+    One call of the function and its gradient, whose graph is kept; then two to three
+    gradients' time a product.
+
+    References
+    ----------
+    B. A. Pearlmutter (1994), Fast exact multiplication by the Hessian,
+    doi:10.1162/neco.1994.6.1.147.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import hessian_of
+    >>> point = {"x": torch.tensor([1.0]), "y": torch.tensor([2.0])}
+    >>> hessian_of(lambda t: (t["x"] ** 2 * t["y"]).sum(), point).to_dense()
+    tensor([[4., 2.],
+            [2., 0.]])
+    """
+    model = Function(function, parameters)
+    nothing = torch.empty(1)
+    objective = Objective(model, lambda value, _: value, (nothing, nothing))
+    return HessianOperator(objective, Parameters(model, params), weight_decay)
+
+
+def prepared(
+    model: nn.Module, loss: Any, data: Any, normalizer: Normalizer | None, *, ordered: bool = False
+) -> tuple[nn.Module, Objective]:
+    """A model and the loss over its data, after looking at what would spoil products."""
+    model = getattr(model, "_orig_mod", model)  # a compiled one cannot be differentiated twice
     guard.refuse_random_layers(model)
-    batches = Batches(data, loss, normalizer)
-    if not batches.single:
+    ordered = ordered or guard.layer_with_batch_statistics(model) is not None
+    objective = Objective(model, loss, data, normalizer, ordered=ordered)
+    if not objective.batches.single:
         guard.warn_of_batch_statistics(model)
-    return HessianOperator(model, loss, Parameters(model, params), batches)
+    return model, objective
 
 
 @final
-class HessianOperator(Operator):
-    """The Hessian of a loss; made by :func:`hessian`."""
+class HessianOperator(ParameterCurvature):
+    """The Hessian of a loss; made by :func:`hessian` and :func:`hessian_of`."""
 
-    def __init__(
-        self, model: nn.Module, loss: Loss, parameters: Parameters, batches: Batches
-    ) -> None:
-        example = torch.empty(0, dtype=parameters.dtype, device=parameters.device)
-        super().__init__(space_like(example, parameters.size))
-        self.model, self.loss = model, loss
-        self.parameters, self.batches = parameters, batches
-        self._random_state = guard.get_random_state(model)
-        self._kept: tuple[Any, list[Tensor]] | None = None
-        self._looked_at = False
+    title = "Hessian"
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters' names, in the order of the flat vector."""
-        return self.parameters.names
+    def _prepare(self, batch: Batch) -> dict[str, Tensor]:
+        """The batch's gradient, differentiable again."""
+        gradients = self.objective.gradients(batch, self.layout.tensors, create_graph=True)
+        return dict(zip(self.names, gradients, strict=True))
 
-    @property
-    def partition(self) -> dict[str, slice]:
-        """Where each parameter lies in the flat vector."""
-        return dict(self.parameters.partition)
-
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors by parameter name as a flat vector (n,)."""
-        return self.parameters.flatten(tensors)
-
-    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat vector (n,) as tensors by parameter name."""
-        return self.parameters.unflatten(vector)
-
-    def gradient(self) -> Tensor:
-        """The loss's gradient, (n,), over the same data with the same weights."""
-        total: Tensor = self.space.zeros(1)[:, 0]
-        with self.parameters.differentiable():
-            for weight, gradients in self._weighted_gradients():
-                total += weight * self.parameters.flat(gradients)
-        return total / self.batches.divisor
-
-    def _apply(self, X: Array) -> Array:
-        columns = [self.space.zeros(1)[:, 0] for _ in range(X.shape[1])]
-        with self.parameters.differentiable():
-            for weight, gradients in self._weighted_gradients():
-                for column, x in zip(columns, X.T, strict=True):
-                    column += weight * self._second_backward(gradients, x)
-        Y = torch.stack(columns, dim=1) if columns else self.space.zeros(0)
-        Y /= self.batches.divisor
-        if not self._looked_at:
-            self._require_finite(Y)
-        return Y
-
-    _apply_adjoint = _apply
-
-    def _weighted_gradients(self) -> Any:
-        """Weight and gradient, with its graph, of every batch; kept where there is one."""
-        if not self.batches.single:
-            with guard.untouched(self.model, self._random_state):
-                for inputs, targets, weight in self.batches:
-                    yield weight, self._gradients(inputs, targets)
-            return
-        now = guard.fingerprint(self.model)
-        if self._kept is None or self._kept[0] != now:  # never the graph of other weights
-            self._kept = None
-            with guard.untouched(self.model, self._random_state):
-                for inputs, targets, _ in self.batches:
-                    self._kept = now, self._gradients(inputs, targets)
-        assert self._kept is not None
-        yield self.batches.divisor, self._kept[1]
-
-    def _gradients(self, inputs: Any, targets: Any) -> list[Tensor]:
-        """One batch's gradient with respect to every parameter, differentiable again."""
-        outputs = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
-        value = self.loss(outputs, targets)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise OperatorError(
-                f"the loss must be a scalar tensor: got {shape}; give it reduction='mean' or 'sum'."
-            )
-        if not value.requires_grad:
-            raise OperatorError(
-                "the loss does not depend on the parameters in a differentiable way; is the "
-                "model's output detached?"
-            )
-        gradients = torch.autograd.grad(
-            value.reshape(()),
-            self.parameters.tensors,
-            create_graph=True,
+    def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
+        """The derivative of <gradient, v>; zero where the gradient is a constant."""
+        curved = [name for name in v if prepared[name].requires_grad]
+        if not curved:
+            return tuple(map(torch.zeros_like, rows.tensors))
+        return torch.autograd.grad(
+            [prepared[name] for name in curved],
+            rows.tensors,
+            grad_outputs=[v[name] for name in curved],
+            retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
         )
-        return list(gradients)
-
-    def _second_backward(self, gradients: list[Tensor], x: Tensor) -> Tensor:
-        """The derivative of <gradient, x>; zero where the gradient is a constant."""
-        with torch.inference_mode(False), torch.enable_grad():
-            directions = self.parameters.pieces(x.clone())
-            curved = [(g, v) for g, v in zip(gradients, directions, strict=True) if g.requires_grad]
-            if not curved:
-                return torch.zeros_like(x)
-            products = torch.autograd.grad(
-                [g for g, _ in curved],
-                self.parameters.tensors,
-                grad_outputs=[v for _, v in curved],
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        return self.parameters.flat(products)
-
-    def _require_finite(self, Y: Tensor) -> None:
-        if not bool(torch.isfinite(Y).all()):
-            raise NonFiniteError(
-                "the first Hessian-vector product holds NaN or infinity: look at the loss itself, "
-                "at inputs that are not finite, and at operations with infinite curvature "
-                "(a square root at 0)."
-            )
-        self._looked_at = Y.shape[1] > 0
-
-    def __repr__(self) -> str:
-        how = "one batch, graph kept" if self.batches.single else "graph recomputed per block"
-        n = self.parameters.size
-        return f"<{n}x{n} Hessian of {type(self.model).__name__}, {how}, {self.dtype}>"

@@ -9,6 +9,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from support.backends import assert_close  # noqa: E402
+from support.networks import (  # noqa: E402  # only where torch is
+    DOUBLE,
+    Residual,
+    Tied,
+    assert_untouched,
+    flat_parameters,
+    snapshot,
+)
 from torch import nn  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
@@ -16,20 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 import matfree as mf  # noqa: E402
 from matfree_torch import adapt, hessian  # noqa: E402  # only where torch is
 
-DOUBLE = torch.float64
 CE = nn.CrossEntropyLoss()
-
-
-class Residual(nn.Module):
-    """An in-place activation called twice, and a skip around it."""
-
-    def __init__(self, width=6):
-        super().__init__()
-        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        return x + self.relu(self.b(self.relu(self.a(x))))
 
 
 def small_nets():
@@ -54,10 +49,6 @@ def batch(samples=40, seed=1):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, 6, dtype=DOUBLE, generator=generator)
     return x, torch.randint(3, (samples,), generator=generator)
-
-
-def flat_parameters(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 def explicit_hessian(model, loss, data):
@@ -179,18 +170,6 @@ def test_a_subset_of_parameters_is_the_principal_submatrix():
     assert not model[0].weight.requires_grad
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(6, 6)
-        self.second = nn.Linear(6, 6)
-        self.second.weight = self.first.weight
-        self.head, self.unused = nn.Linear(6, 3), nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
-
-
 def test_tied_weights_count_once_and_unused_ones_give_zero_rows():
     torch.manual_seed(0)
     model = Tied().to(DOUBLE)
@@ -217,25 +196,6 @@ def test_flatten_and_unflatten_are_inverse():
         H.flatten({"0.weight": pieces["0.weight"]})
     with pytest.raises(ValueError, match="vector must have shape"):
         H.unflatten(flat[1:])
-
-
-def snapshot(model):
-    return (
-        {name: value.clone() for name, value in model.state_dict().items()},
-        [module.training for module in model.modules()],
-        [p.requires_grad for p in model.parameters()],
-        [p.grad for p in model.parameters()],
-        [len(module._forward_hooks) for module in model.modules()],
-        [id(buffer) for buffer in model.buffers()],
-        torch.get_rng_state(),
-    )
-
-
-def assert_untouched(before, after):
-    for name, value in before[0].items():
-        assert torch.equal(value, after[0][name])
-    assert before[1:6] == after[1:6]
-    assert torch.equal(before[6], after[6])
 
 
 @pytest.mark.filterwarnings("ignore:BatchNorm1d layer")  # one batch, though in a loader

@@ -1,0 +1,173 @@
+"""What every second derivative of a network has in common: names, blocks, and a look at itself."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from matfree import NonFiniteError, Operator, space_like
+from matfree.arrays import to_host
+from matfree.probes import CHECK
+from matfree.protocol import Array
+from matfree_torch import diagnosis
+from matfree_torch.layout import Layout, Patterns
+from matfree_torch.objective import Objective
+
+
+class CurvatureOperator(Operator):
+    """A symmetric operator on named tensors laid end to end.
+
+    Its first product carries two probes u, w of its own, from which |u^T A w - w^T A u| tells
+    whether the second derivatives are right: an operation that torch differentiates twice
+    wrongly shows as asymmetry.
+
+    Parameters
+    ----------
+    objective : the loss over the data
+    layout : the tensors that vectors consist of
+    """
+
+    positive_semidefinite = False
+    """Whether x^T A x >= 0 for every x, by construction."""
+
+    def __init__(self, objective: Objective, layout: Layout) -> None:
+        super().__init__(_space(layout, layout.dtype))
+        self.objective, self.layout = objective, layout
+        self._inspected = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names, in the order of the flat vector."""
+        return self.layout.names
+
+    @property
+    def partition(self) -> dict[str, slice]:
+        """Where each tensor lies in the flat vector."""
+        return dict(self.layout.partition)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Tensors by name as a flat vector (n,)."""
+        return self.layout.flatten(tensors)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """A flat vector (n,) as tensors by name."""
+        return self.layout.unflatten(vector)
+
+    def block(self, rows: Patterns, columns: Patterns | None = None) -> BlockOperator:
+        """A[rows, columns], chosen by names; the principal submatrix without ``columns``.
+
+        Parameters
+        ----------
+        rows, columns : str or sequence of str
+            Names, or patterns with ``*`` and ``?``.
+
+        Returns
+        -------
+        BlockOperator
+            Rectangular where the two differ, with its adjoint A[columns, rows].
+
+        Raises
+        ------
+        ValueError
+            A pattern matches no name.
+
+        Cost
+        ----
+        A product costs at most one of the whole operator: only what lies between the columns
+        and the rows is differentiated.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from matfree_torch import hessian
+        >>> model = torch.nn.Linear(2, 1)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> H = hessian(model, torch.nn.MSELoss(), (x, torch.zeros(2, 1)))
+        >>> H.block("weight", "bias").to_dense()
+        tensor([[1.],
+                [2.]])
+        """
+        chosen = self.layout.subset(rows)
+        other = chosen if columns is None else self.layout.subset(columns)
+        return BlockOperator(self, chosen, other)
+
+    @abstractmethod
+    def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        """A[rows, columns] @ X for a block X of vectors on the columns."""
+
+    @final
+    def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        """The same whatever mode the caller is in, and with torch's refusals explained."""
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            diagnosis.explained(self.objective),
+        ):
+            return self._between(X.clone(), rows, columns)
+
+    def _apply(self, X: Array) -> Array:
+        if self._inspected:
+            return self.between(X, self.layout, self.layout)
+        probes = self.space.probes(2, seed=0, stream=CHECK)
+        Y = self.between(torch.cat((X, probes), dim=1), self.layout, self.layout)
+        self._inspect(probes, Y[:, -2:])
+        return Y[:, :-2]
+
+    _apply_adjoint = _apply
+
+    def inspect(self) -> None:
+        """Make the first product, if none was made: its own two probes and nothing else."""
+        if not self._inspected:
+            self._apply(self.space.zeros(0))
+
+    def _inspect(self, probes: Tensor, products: Tensor) -> None:
+        """Refuse what is not finite, or not symmetric."""
+        lengths = to_host(self.space.norms(products))
+        if not all(length < float("inf") for length in lengths):
+            raise NonFiniteError(
+                "the first Hessian-vector product holds NaN or infinity: look at the loss itself, "
+                "at inputs that are not finite, and at operations with infinite curvature "
+                "(a square root at 0)."
+            )
+        crossed = to_host(self.space.dots(probes, torch.flip(products, (1,))))
+        gap, size = abs(crossed[0] - crossed[1]), lengths.max()
+        finest = max(torch.finfo(x.dtype).eps for x in self.layout.tensors)
+        if gap > diagnosis.symmetry_limit(finest) * size:
+            diagnosis.refuse_asymmetry(self.objective, float(gap / size))
+        self._inspected = True
+
+
+@final
+class BlockOperator(Operator):
+    """Some rows and columns of a curvature; made by its ``block``."""
+
+    def __init__(self, whole: CurvatureOperator, rows: Layout, columns: Layout) -> None:
+        space = _space(rows, whole.dtype)
+        super().__init__(space, space if rows is columns else _space(columns, whole.dtype))
+        self.whole, self.rows, self.columns = whole, rows, columns
+
+    def _apply(self, X: Array) -> Array:
+        self.whole.inspect()
+        return self.whole.between(X, self.rows, self.columns)
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        self.whole.inspect()
+        return self.whole.between(X, self.columns, self.rows)
+
+    def __repr__(self) -> str:
+        sides = [_named(self.rows)] + [_named(self.columns)] * (self.rows is not self.columns)
+        m, n = self.shape
+        return f"<{m}x{n} block {' x '.join(sides)} of {self.whole!r}>"
+
+
+def _space(layout: Layout, dtype: torch.dtype) -> Array:
+    return space_like(torch.empty(0, dtype=dtype, device=layout.device), layout.size)
+
+
+def _named(layout: Layout) -> str:
+    first, last = layout.names[0], layout.names[-1]
+    return first if first == last else f"{first} ... {last}"

@@ -1,0 +1,167 @@
+"""Curvature in the parameters of a network: batches added up, graphs kept, weight decay."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from matfree_torch import guard
+from matfree_torch.batches import Batch
+from matfree_torch.curvature import CurvatureOperator
+from matfree_torch.layout import Layout, matching
+from matfree_torch.objective import Objective
+from matfree_torch.parameters import Parameters
+
+WeightDecay: TypeAlias = float | Mapping[str, float]
+"""lambda for every parameter, or by patterns of names; later patterns win."""
+
+
+class ParameterCurvature(CurvatureOperator):
+    """A curvature of a loss in the flat vector of parameters, summed over batches.
+
+    A subclass says what is prepared from a batch once, and how it multiplies a vector.
+
+    Parameters
+    ----------
+    objective : the loss over the data
+    parameters : what vectors consist of
+    weight_decay : lambda of the term lambda / 2 ||theta||^2
+    """
+
+    title: str
+    """What it is a curvature of, for ``repr``."""
+
+    def __init__(
+        self, objective: Objective, parameters: Parameters, weight_decay: WeightDecay = 0.0
+    ) -> None:
+        super().__init__(objective, parameters)
+        self.model, self.batches = objective.model, objective.batches
+        self.parameters = parameters
+        self.weight_decay = _decay(parameters, weight_decay)
+        self._kept: tuple[Any, Any] | None = None
+
+    @abstractmethod
+    def _prepare(self, batch: Batch) -> Any:
+        """What a batch contributes, ready to be multiplied by any number of vectors."""
+
+    @abstractmethod
+    def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
+        """That batch's curvature times vectors by name, as the rows' pieces."""
+
+    def loss(self, direction: Tensor | None = None) -> float:
+        """The loss over the same data at the parameters plus a direction.
+
+        Parameters
+        ----------
+        direction : (n,) tensor, optional
+            A step in the flat vector of parameters; none by default. The model stays where
+            it is.
+
+        Returns
+        -------
+        float
+            Weighted as the operator is, weight decay included: this is the function whose
+            curvature it has.
+
+        Raises
+        ------
+        ValueError
+            The direction is not of shape (n,).
+
+        Cost
+        ----
+        One pass over the data, forward only.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from matfree_torch import hessian
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> H = hessian(model, torch.nn.MSELoss(), (torch.ones(4, 1), torch.zeros(4, 1)))
+        >>> round(H.loss(2 - model.weight.detach()[0]), 6)
+        4.0
+        """
+        moved = dict(zip(self.names, self.layout.tensors, strict=True))
+        if direction is not None:
+            steps = self.layout.unflatten(direction)
+            moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
+        total = 0.0
+        with self.objective.guarded(), torch.no_grad():
+            for batch in self.batches:
+                outputs = self.objective.outputs(batch, None if direction is None else moved)
+                total += batch.weight * float(self.objective.value(outputs, batch.targets))
+        total /= self.batches.divisor
+        for name, decay in self.weight_decay.items():
+            total += decay / 2 * float(moved[name].detach().to(torch.float64).square().sum())
+        return total
+
+    def gradient(self) -> Tensor:
+        """The loss's gradient, (n,), over the same data with the same weights."""
+        with self.parameters.differentiable(), self.objective.guarded():
+            total = torch.zeros(self.layout.size, dtype=self.dtype, device=self.layout.device)
+            for batch in self.batches:
+                pieces = self.objective.gradients(batch, self.layout.tensors)
+                total += batch.weight * self.layout.flat(pieces)
+            total /= self.batches.divisor
+            for name, p in zip(self.names, self.layout.tensors, strict=True):
+                decay = self.weight_decay.get(name, 0.0)
+                total[self.partition[name]] += decay * p.detach().reshape(-1)
+        return total
+
+    def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        Y = [torch.zeros(rows.size, dtype=self.dtype, device=rows.device) for _ in X.T]
+
+        def add(weight: float, prepared: Any) -> None:
+            for y, x in zip(Y, X.T, strict=True):
+                v = dict(zip(columns.names, columns.pieces(x), strict=True))
+                y += weight * rows.flat(self._multiply(prepared, v, rows), self.dtype)
+
+        self._visit(add)
+        block = torch.stack(Y, dim=1) if Y else X.new_zeros((rows.size, 0))
+        block /= self.batches.divisor
+        for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
+            source, target = columns.partition[name], rows.partition[name]
+            block[target] += self.weight_decay[name] * X[source]
+        return block
+
+    def _visit(self, visitor: Callable[[float, Any], None]) -> None:
+        """Show every batch to a visitor; where there is one batch only, it is kept prepared."""
+        with self.parameters.differentiable():
+            if not self.batches.single:
+                with self.objective.guarded():
+                    for batch in self.batches:
+                        visitor(batch.weight, self._prepare(batch))
+                return
+            now = guard.fingerprint(self.model)
+            if self._kept is None or self._kept[0] != now:  # never the graph of other weights
+                self._kept = None
+                with self.objective.guarded():
+                    for batch in self.batches:
+                        self._kept = now, self._prepare(batch)
+            assert self._kept is not None
+            visitor(self.batches.divisor, self._kept[1])
+
+    def __repr__(self) -> str:
+        n = self.layout.size
+        notes = ["one batch, graph kept" if self.batches.single else "graph recomputed per block"]
+        notes += ["positive semidefinite"] * self.positive_semidefinite
+        notes += ["weight decay"] * bool(self.weight_decay)
+        named = type(getattr(self.model, "function", self.model))
+        return f"<{n}x{n} {self.title} of {named.__name__}, {', '.join(notes)}, {self.dtype}>"
+
+
+def _decay(layout: Layout, given: WeightDecay) -> dict[str, float]:
+    """Lambda by parameter, without those where it is 0."""
+    decay: dict[str, float] = {}
+    by_pattern = given if isinstance(given, Mapping) else {"*": given}
+    for pattern, value in by_pattern.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative: got {value!r}.")
+        everything = dict.fromkeys(layout.names, float(value))
+        decay |= matching(everything, pattern, "parameter")
+    return {name: value for name, value in decay.items() if value}

@@ -1,0 +1,114 @@
+"""A trained ResNet-20: known eigenvalues and trace, and what activation traces cost."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from harness import Report, side_by_side
+from support import resnet
+from torch import nn
+
+import matfree as mf
+from matfree_torch import activation_hessian, ggn, hessian
+
+TOP, LEAST = (2349.726, 30.078, 25.331, 24.729), (-29.202, -26.129)
+TRACE, TRACE_BAR = 2399.0, 9.0
+PROBES = 10
+CE = nn.CrossEntropyLoss()
+
+
+def spectrum(report):
+    """Both ends and the trace in double precision, beside values known from another code."""
+    net, data = resnet.problem()
+    H = hessian(net, CE, data)
+    begin = time.perf_counter()
+    ends = {
+        "LA": mf.eigsh(H, len(TOP), which="LA", rtol=1e-5, seed=0),
+        "SA": mf.eigsh(H, len(LEAST), which="SA", rtol=1e-5, seed=0),
+    }
+    taken = time.perf_counter() - begin
+    trace = mf.trace(H, method="deflated", eigenpairs=ends["LA"], num_probes=60, seed=0)
+    rows = [
+        [f"{value:.3f}", f"{known:.3f}", f"{abs(value - known) / abs(known):.0e}"]
+        for which, known_values in (("LA", TOP), ("SA", LEAST))
+        for value, known in zip(_ordered(ends[which].values), known_values, strict=True)
+    ]
+    rows.append(
+        [f"trace {trace.value:.0f} +- {trace.stderr:.0f}", f"{TRACE:.0f} +- {TRACE_BAR:.0f}", ""]
+    )
+    products = sum(end.num_matvecs for end in ends.values())
+    report.table(
+        f"Hessian of ResNet-20, 20 images, float64: {products} products, {taken:.0f} s",
+        ["ours", "known", "relative difference"],
+        rows,
+    )
+
+
+def products(report):
+    """A product of the Hessian beside one of the Gauss-Newton matrix and a gradient."""
+    net, data = resnet.problem(torch.float32)
+    H, G = hessian(net, CE, data), ggn(net, CE, data)
+    v = H.space.probes(1, seed=0)
+    H @ v, G @ v
+    times = side_by_side(H.gradient, lambda: H @ v, lambda: G @ v, rounds=5)
+    report.table(
+        "One product, ResNet-20, 20 images, float32",
+        ["", "ms", "in gradients"],
+        [
+            [name, f"{1e3 * t:.0f}", f"{t / times[0]:.2f}"]
+            for name, t in zip(("gradient", "Hessian", "Gauss-Newton"), times, strict=True)
+        ],
+    )
+
+
+def activations(report):
+    """All convolutions' activation traces: exact passes beside probes on each by itself."""
+    rows = []
+    for dtype in (torch.float32, torch.float64):
+        net, data = resnet.problem(dtype)
+        A = activation_hessian(net, CE, data, modules=nn.Conv2d, at="output")
+        A.inspect()
+        begin = time.perf_counter()
+        exact = A.traces("exact")
+        between = time.perf_counter()
+        probed = A.traces("probes", num_probes=PROBES, seed=0)
+        end = time.perf_counter()
+        scores = [abs(probed[n].value - exact[n].value) / probed[n].stderr for n in exact]
+        bars = [probed[n].stderr / exact[n].value for n in exact]
+        rows.append(
+            [
+                str(dtype).removeprefix("torch."),
+                f"{between - begin:.1f}",
+                f"{end - between:.1f}",
+                f"{(end - between) / (between - begin):.0f}",
+                f"{np.median(bars):.1%}",
+                f"{max(scores):.1f}",
+            ]
+        )
+    report.table(
+        "Traces of the activation Hessian at 21 convolutions, ResNet-20, 20 images",
+        ["", "exact (s)", f"{PROBES} probes (s)", "ratio", "median bar", "largest |z|"],
+        rows,
+    )
+
+
+def _ordered(values):
+    return sorted(np.asarray(values).tolist(), key=abs, reverse=True)
+
+
+def run(report):
+    if not resnet.present():
+        report.say("\nThe trained ResNet-20 is not present: its benchmarks were left out.")
+        return
+    spectrum(report)
+    products(report)
+    activations(report)
+
+
+if __name__ == "__main__":
+    run(Report())
