@@ -136,6 +136,7 @@ class _Run:
         self.product, self.estimator, self.plan = product, estimator, estimator.plan
         self.callback = callback
         self.done = 0
+        self.latest: tuple[int, Summary] | None = None
         self.history: list[tuple[int, float, float]] = []
 
     def complete(self, bar: Progress) -> Estimate:
@@ -163,8 +164,14 @@ class _Run:
 
     def result(self, reason: str, *, converged: bool) -> Estimate:
         """The estimate as it stands."""
-        summary = self.estimator.summary()
+        summary = self._summary()
         return self._estimate(summary, reason, converged, self.estimator.method, self.done)
+
+    def _summary(self) -> Summary:
+        """The estimator's summary, made once for each number of probes: it may be dear."""
+        if self.latest is None or self.latest[0] != self.done:
+            self.latest = self.done, self.estimator.summary()
+        return self.latest[1]
 
     def _split_budget(self) -> tuple[int, bool]:
         """Products for sampling, and whether n unit vectors may settle it afterwards.
@@ -181,7 +188,7 @@ class _Run:
 
     def _met(self) -> bool:
         """Write the state into the history; whether it is within the tolerance."""
-        summary = self.estimator.summary()
+        summary = self._summary()
         self.history.append((self.product.num_matvecs, summary.level, summary.half_width))
         return self.plan.adaptive and summary.half_width <= self.plan.tolerance(summary.size)
 
@@ -216,7 +223,7 @@ class _Run:
         )
 
     def _text(self) -> str:
-        summary = self.estimator.summary()
+        summary = self._summary()
         return f"{summary.level:.6g} +- {summary.half_width:.2g}"
 
     def _warn(self) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple, final
 import numpy as np
 
 from matfree.algorithms.hutchinson import TraceEstimator
-from matfree.algorithms.jackknife import jackknife
+from matfree.algorithms.jackknife import spread
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.sampling import Summary
@@ -40,10 +40,6 @@ class NystromMatrices(NamedTuple):
     """Q^H W, (r, k)."""
     G: HostArray
     """W^H W, (k, k)."""
-
-    def only(self, kept: HostArray) -> NystromMatrices:
-        """The same for some of the probes."""
-        return NystromMatrices(self.R[:, kept], self.O[:, kept], self.G[np.ix_(kept, kept)])
 
 
 class Nystrom(NamedTuple):
@@ -83,23 +79,57 @@ def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
     return Nystrom(nu, roots, roots @ roots.conj().T, Y, bool(keep.all()) and top > 0)
 
 
-def leave_one_out_nystrom(
-    small: NystromMatrices, size: int, eps: float, *, resphere: bool
-) -> HostArray:
-    """The estimates est_i, (k,)."""
-    k = small.R.shape[1]
-    ny = nystrom(small, size, eps)
-    F, nu_W = ny.Y @ ny.roots, ny.nu**2 * (small.G - small.O.conj().T @ small.O)
-    total = np.linalg.norm(F) ** 2 + np.trace(ny.roots.conj().T @ nu_W @ ny.roots).real
-    total -= ny.nu * size
-    if not ny.full_rank:  # leaving one out loses no direction, and nothing is missed
-        return np.full(k, total)
-    weight = np.diag(ny.inverse).real
-    YM = ny.Y @ ny.inverse
-    squares = np.sum(np.abs(YM) ** 2, axis=0) / weight
-    squares += np.einsum("ji,jl,li->i", ny.inverse.conj(), nu_W, ny.inverse).real / weight
-    c = (size - k + 1) * np.diag(np.linalg.inv(small.G)).real if resphere else 1.0
-    return np.asarray(total - squares + c / weight)
+class Downdates(NamedTuple):
+    """What leaving probes out of the approximation takes from its trace.
+
+    The inverse of M without the rows and columns in I is N minus N's part through N_II, so
+    A_hat loses (Y N)_I N_II^{-1} (Y N)_I^H, of trace tr(N_II^{-1} K_II).
+    """
+
+    trace: float
+    """tr A_hat without the shift."""
+    N: HostArray
+    """M^{-1}, (k, k)."""
+    K: HostArray
+    """(Y N)^H (Y N), (k, k)."""
+    C: HostArray
+    """(W^H W)^{-1}, (k, k)."""
+    free: int
+    """n - k + 1, the dimensions that one probe sees beside the others."""
+
+    @classmethod
+    def of(cls, small: NystromMatrices, ny: Nystrom, size: int) -> Downdates:
+        # Y N before its square: the other way round squares the condition number. Outside
+        # of Q, Y has the part nu (I - Q Q^H) W as well.
+        F, YN = ny.Y @ ny.roots, ny.Y @ ny.inverse
+        outer = ny.nu**2 * (small.G - small.O.conj().T @ small.O)
+        trace = np.linalg.norm(F) ** 2 + np.trace(ny.roots.conj().T @ outer @ ny.roots).real
+        K = YN.conj().T @ YN + ny.inverse @ outer @ ny.inverse
+        C, free = np.linalg.inv(small.G), size - small.G.shape[0] + 1
+        return cls(float(trace) - ny.nu * size, ny.inverse, K, C, free)
+
+    def one_out(self, *, resphere: bool) -> HostArray:
+        """The estimates est_i, (k,)."""
+        N, K, C = (np.diag(M).real for M in (self.N, self.K, self.C))
+        scale = self.free * C if resphere else 1.0
+        return np.asarray(self.trace - K / N + scale / N)
+
+    def two_out(self, *, resphere: bool) -> HostArray:
+        """The whole estimator without probe i, (k,): the mean over j of est_j without i.
+
+        All pairs I = {i, j} at once, each by the 2 x 2 inverse of N_II: k^2 numbers where
+        k small eigenproblems would give the same.
+        """
+        n, K, c = (np.diag(M).real for M in (self.N, self.K, self.C))
+        volume = np.outer(n, n)  # two vectors alike to the last digit leave rounding of it
+        determinant = np.maximum(volume - np.abs(self.N) ** 2, np.finfo(n.dtype).eps * volume)
+        taken = np.outer(n, K) + np.outer(K, n) - 2 * (self.N * self.K.conj()).real
+        missed = n[:, None] / determinant  # w_j^H (A - A_hat) w_j, row i column j
+        if resphere:
+            missed *= (self.free + 1) * (c[None, :] - np.abs(self.C) ** 2 / c[:, None])
+        estimates = self.trace - taken / determinant + missed
+        np.fill_diagonal(estimates, 0.0)
+        return np.asarray(estimates.sum(axis=1) / max(1, len(n) - 1))
 
 
 @final
@@ -123,17 +153,18 @@ class XNysTrace(TraceEstimator):
 
     def summary(self) -> Summary:
         small = nystrom_matrices(self.sketch)
-        size, eps, resphere = self.space.size, self.eps, self.resphere
-        samples = leave_one_out_nystrom(small, size, eps, resphere=resphere)
+        size, k = self.space.size, self.sketch.num_probes
+        ny = nystrom(small, size, self.eps)
+        downdates = Downdates.of(small, ny, size)
+        shift = ny.nu * size  # what the shift costs in accuracy
+        if not ny.full_rank:  # leaving one out loses no direction, and nothing is missed
+            samples, left_out = np.full(k, downdates.trace), np.zeros(k)
+        else:
+            samples = downdates.one_out(resphere=self.resphere)
+            left_out = downdates.two_out(resphere=self.resphere)
+        stderr = max(spread(left_out), shift)
         value = float(samples.mean())
-
-        def from_some(kept: HostArray) -> complex:
-            part = leave_one_out_nystrom(small.only(kept), size, eps, resphere=resphere)
-            return complex(part.mean())
-
-        shift = nystrom(small, size, eps).nu * size  # what the shift costs in accuracy
-        stderr = max(jackknife(from_some, samples.size), shift)
-        return Summary(value, stderr, abs(value), stderr, samples.size - 1, samples)
+        return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
 
 def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:
