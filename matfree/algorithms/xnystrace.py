@@ -53,6 +53,8 @@ class Nystrom(NamedTuple):
     Y: HostArray
     """Q^H (A + nu I) W, (r, k)."""
     full_rank: bool
+    missed: float
+    """About the trace that the approximation misses where M was cut; 0 where it was not."""
 
 
 def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
@@ -76,7 +78,12 @@ def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
         )
     keep = values > len(values) * eps * top
     roots = vectors[:, keep] / np.sqrt(values[keep])
-    return Nystrom(nu, roots, roots @ roots.conj().T, Y, bool(keep.all()) and top > 0)
+    cut = np.abs(values[~keep])
+    # Squared length of the probes outside of A_hat, over the squares of the dimensions left
+    # to them: cross-validation's way from inside the sample to outside of it.
+    missed = len(values) * float(cut.sum()) / max(1, len(cut)) ** 2
+    full_rank = bool(keep.all()) and top > 0
+    return Nystrom(nu, roots, roots @ roots.conj().T, Y, full_rank, missed)
 
 
 class Downdates(NamedTuple):
@@ -157,12 +164,12 @@ class XNysTrace(TraceEstimator):
         ny = nystrom(small, size, self.eps)
         downdates = Downdates.of(small, ny, size)
         shift = ny.nu * size  # what the shift costs in accuracy
-        if not ny.full_rank:  # leaving one out loses no direction, and nothing is missed
+        if not ny.full_rank:  # leaving one out loses no direction
             samples, left_out = np.full(k, downdates.trace), np.zeros(k)
         else:
             samples = downdates.one_out(resphere=self.resphere)
             left_out = downdates.two_out(resphere=self.resphere)
-        stderr = max(spread(left_out), shift)
+        stderr = max(spread(left_out), shift, ny.missed)
         value = float(samples.mean())
         return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
