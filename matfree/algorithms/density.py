@@ -144,12 +144,10 @@ class _Run:
         self.weights: list[HostArray] = []
 
     def advance(self, count: int) -> None:
-        V = self.product.space.probes(
-            count, seed=self.seed, start=self.first_probe + len(self.nodes), kind=self.kind
-        )
-        T = tridiagonalize(
+        first = self.first_probe + len(self.nodes)
+        T = tridiagonalize(  # which lets go of the probes once it has normalised them
             self.product,
-            V,
+            self.product.space.probes(count, seed=self.seed, start=first, kind=self.kind),
             self.num_steps,
             reorthogonalize=self.reorthogonalize,
             keep_basis=False,

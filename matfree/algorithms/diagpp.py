@@ -64,6 +64,7 @@ class DiagPlusPlus(ResidualDiagonal):
     def prepare(self, budget: int) -> int:
         columns = sketch_columns(self.plan, budget)
         sketch = RangeSketch(self.product, self.plan, stream=probes.SKETCH)
+        sketch.reserve(columns)
         sketch.extend(columns)
         self.Q = sketch.Q
         H = np.zeros((sketch.rank, 0))
@@ -73,7 +74,9 @@ class DiagPlusPlus(ResidualDiagonal):
             H = np.hstack((H, to_host(self.space.gram(self.Q, Z))))
             self.known = self.known + 2 * row_dots(self.space, Q, Z)
         require_hermitian_core(self.product, H)
-        self.known = self.known - row_dots(self.space, self.Q, self.Q @ self.space.asarray(H))
+        for part in slices(sketch.rank, self.plan.block_size):
+            QH = self.Q @ self.space.asarray(H[:, part])
+            self.known = self.known - row_dots(self.space, QH, self.Q[:, part])
         if self.plan.num_probes is not None:
             return self.plan.num_probes - columns
         return max(0, budget - columns - sketch.rank)
@@ -102,9 +105,10 @@ class DeflatedDiagonal(ResidualDiagonal):
 
 def row_dots(space: RowSpace, X: Array, Y: Array) -> Array:
     """diag(X Y^H) for a Hermitian X Y^H + Y X^H: real, (rows,), in the space's dtype."""
-    xp = space.xp
-    products = real_part(xp, X * conjugate(xp, Y))
-    return xp.astype(xp.sum(products, axis=1), space.dtype)
+    xp, total = space.xp, real_part(space.xp, space.zeros(1)[:, 0])
+    for part in slices(X.shape[1], 8):  # the products of all columns would be a third block
+        total = total + xp.sum(real_part(xp, X[:, part] * conjugate(xp, Y[:, part])), axis=1)
+    return xp.astype(total, space.dtype)
 
 
 def require_hermitian_core(product: Products, H: HostArray) -> None:

@@ -245,8 +245,8 @@ def _restart_if_full(
     """Keep the wanted Ritz pairs and half of the rest's room, best first, where V is full."""
     if krylov.room:
         return False
-    most = krylov.V.shape[1] - krylov.Q.shape[1]
-    keep = order(values, which, min(most, k + (krylov.V.shape[1] - k) // 2))
+    most = krylov.capacity - krylov.Q.shape[1]
+    keep = order(values, which, min(most, k + (krylov.capacity - k) // 2))
     krylov.restart(values[keep], Y[:, keep])
     return True
 

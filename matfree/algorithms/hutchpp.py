@@ -100,6 +100,7 @@ def sketch_columns(plan: Plan, budget: int) -> int:
 def sketched_range(product: Products, plan: Plan, columns: int) -> tuple[Array, complex]:
     """Q from a random sketch and tr(Q^H A Q): ``columns`` products, and one per column of Q."""
     sketch = RangeSketch(product, plan, stream=probes.SKETCH)
+    sketch.reserve(columns)
     sketch.extend(columns)
     inside: complex = 0.0
     for part in slices(sketch.rank, plan.block_size):

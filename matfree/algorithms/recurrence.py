@@ -37,16 +37,16 @@ def tridiagonalize(
     if not np.all(norms > 0):
         raise ValueError(f"start must not be zero: its column {int(np.argmin(norms))} is.")
     V = start / space.asarray(norms)[None, :]
+    del start
     full = reorthogonalize == "full"
     bases = _Bases(space, V, num_steps) if full or keep_basis else None
     record = _Record(product, V.shape[1])
     previous, beta = space.zeros(V.shape[1]), None
     for step in range(num_steps):
-        W = product(V)
         if bases is not None and full:
-            R, alpha, defect = bases.orthogonalize(W, step, beta)
+            R, alpha, defect = bases.orthogonalize(product(V), step, beta)
         else:
-            R, alpha, defect = _three_terms(space, W, V, previous, beta, step)
+            R, alpha, defect = _three_terms(space, product(V), V, previous, beta, step)
         beta = space.norms(R)
         alive = record.add(alpha, beta, defect)
         last = step + 1 == num_steps
@@ -54,7 +54,9 @@ def tridiagonalize(
             record.look()
             if last or record.all_done():
                 break
-        previous, V = V, _normalized(space, R, beta, alive)
+        if not full:
+            previous = V
+        V = _normalized(space, R, beta, alive)
         if bases is not None:
             bases.append(V, step + 1)
     alphas, betas, residuals = record.cut()
@@ -101,7 +103,7 @@ class _Bases:
         vectors are rounding: whatever else they hold is A's asymmetry, found for nothing.
         """
         xp, space = self.space.xp, self.space
-        residuals, alphas, defects = [], [], []
+        R, alphas, defects = space.zeros(len(self.rows)), [], []
         for p, basis in enumerate(self.rows):
             X = basis[: step + 1, :].T
             w = xp.asarray(W[:, p : p + 1], copy=True)
@@ -109,7 +111,7 @@ class _Bases:
             w -= X @ xp.astype(first, space.dtype)
             second = space.gram(X, w)
             w -= X @ xp.astype(second, space.dtype)
-            residuals.append(w[:, 0])
+            R[:, p : p + 1] = w
             alphas.append(first[step, 0] + second[step, 0])
             known = first[:step, 0]
             if beta is not None:
@@ -117,7 +119,7 @@ class _Bases:
                     (known[:-1], known[-1:] - xp.astype(beta[p : p + 1], known.dtype))
                 )
             defects.append(xp.sum(xp.abs(known)))
-        return xp.stack(residuals, axis=1), xp.stack(alphas), xp.stack(defects)
+        return R, xp.stack(alphas), xp.stack(defects)
 
 
 def _three_terms(
@@ -131,7 +133,10 @@ def _three_terms(
             defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
         W = W - previous * xp.astype(beta, space.dtype)[None, :]
     alpha = space.dots(V, W)
-    return W - V * xp.astype(alpha, space.dtype)[None, :], alpha, defect
+    if beta is None:  # the product is not ours to write on
+        return W - V * xp.astype(alpha, space.dtype)[None, :], alpha, defect
+    W -= V * xp.astype(alpha, space.dtype)[None, :]
+    return W, alpha, defect
 
 
 def _normalized(space: RowSpace, R: Array, beta: Array, alive: Array) -> Array:

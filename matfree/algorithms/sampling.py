@@ -77,6 +77,9 @@ class Estimator(ABC):
         """Work before the first probe; how many probes the rest of the budget pays for."""
         return budget // self.cost if self.plan.num_probes is None else self.plan.num_probes
 
+    def reserve(self, num_probes: int) -> None:  # noqa: B027  # most keep nothing
+        """Make room for what so many probes in all will leave behind."""
+
     @abstractmethod
     def advance(self, start: int, count: int) -> None:
         """Send ``count`` probes, the ``start``-th of the run first."""
@@ -144,6 +147,7 @@ class _Run:
         limit = self.estimator.prepare(sampling_budget) if sampling_budget else 0
         bar.start(limit or self.product.space.size)
         for look in self.estimator.looks(limit):
+            self.estimator.reserve(look)
             while self.done < look:
                 count = min(self.plan.block_size, look - self.done)
                 self.estimator.advance(self.done, count)

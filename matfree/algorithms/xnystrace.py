@@ -155,6 +155,9 @@ class XNysTrace(TraceEstimator):
         self.resphere = plan.kind in ("sphere", "gaussian")
         self.eps = epsilon(self.space.xp, self.space.dtype)
 
+    def reserve(self, num_probes: int) -> None:
+        self.sketch.reserve(num_probes)
+
     def advance(self, start: int, count: int) -> None:
         self.sketch.extend(count)
 
