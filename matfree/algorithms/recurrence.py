@@ -54,9 +54,7 @@ def tridiagonalize(
             record.look()
             if last or record.all_done():
                 break
-        if not full:
-            previous = V
-        V = _normalized(space, R, beta, alive)
+        V, previous = _normalized(space, R, beta, alive), previous if full else V
         if bases is not None:
             bases.append(V, step + 1)
     alphas, betas, residuals = record.cut()

@@ -111,9 +111,10 @@ def trace(
 
     Cost
     ----
-    "hutchinson": num_probes matvecs, two blocks of vectors kept. "hutch++": 1.5 num_probes,
-    num_probes / 2 vectors kept. "xtrace": 2 num_probes, 2 num_probes vectors. "xnystrace":
-    num_probes, num_probes vectors. "deflated": num_probes, the eigenvectors.
+    Matvecs and vectors in memory, with b = block_size. "hutchinson": num_probes, 3 b + 1.
+    "hutch++": 1.5 num_probes, num_probes / 2 + 5 b. "xtrace": 2 num_probes, 2 num_probes + 5 b.
+    "xnystrace": num_probes, num_probes + 5 b. "deflated": num_probes and what :func:`eigsh`
+    makes, which also sets the memory; given eigenpairs cost nothing, and 4 b beside them.
 
     References
     ----------

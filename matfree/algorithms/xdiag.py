@@ -77,7 +77,7 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
 
 @final
 class XDiag(LeaveOneOutDiagonal):
-    """Two products a probe, Hermitian operators; 5 num_probes vectors at the look."""
+    """Two products a probe, Hermitian operators; Q and A Q are kept, 2 num_probes vectors."""
 
     method = "xdiag"
     cost = 2
@@ -110,7 +110,7 @@ class XDiag(LeaveOneOutDiagonal):
 
 @final
 class XNysDiag(LeaveOneOutDiagonal):
-    """One product a probe, positive semidefinite operators; 4 num_probes vectors at the look."""
+    """One product a probe, positive semidefinite operators; Q is kept, num_probes vectors."""
 
     method = "xnysdiag"
     cost = 1
@@ -127,8 +127,9 @@ class XNysDiag(LeaveOneOutDiagonal):
             F = Q @ space.asarray(roots[:, part])
             common = common + row_dots(space, F, F)
         if not ny.full_rank:
-            zeros = space.xp.zeros_like(real_part(space.xp, common))
-            return self._summary(common, zeros, small.R.shape[1] - 1)
+            share = ny.missed / space.size  # of the missed trace, one entry's
+            bars = space.xp.full_like(real_part(space.xp, common), share)
+            return self._summary(common, bars, small.R.shape[1] - 1)
         weight = np.diag(ny.inverse).real
         Z = ny.Y @ ny.inverse  # z_i = Q Z_i / sqrt(weight_i), and z_i^H w_i = 1 / sqrt(weight_i)
         return self._averaged(common, (Q, Z / weight), (Q, -Z))

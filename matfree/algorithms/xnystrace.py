@@ -86,8 +86,20 @@ def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
     return Nystrom(nu, roots, roots @ roots.conj().T, Y, full_rank, missed)
 
 
+def nystrom_trace(small: NystromMatrices, ny: Nystrom, size: int) -> float:
+    """tr A_hat without the shift."""
+    F = ny.Y @ ny.roots
+    rest = ny.roots.conj().T @ outside_of_range(small, ny) @ ny.roots
+    return float(np.linalg.norm(F) ** 2 + np.trace(rest).real - ny.nu * size)
+
+
+def outside_of_range(small: NystromMatrices, ny: Nystrom) -> HostArray:
+    """What Y^H Y has of the shifted Y's part outside of Q, nu (I - Q Q^H) W, (k, k)."""
+    return np.asarray(ny.nu**2 * (small.G - small.O.conj().T @ small.O))
+
+
 class Downdates(NamedTuple):
-    """What leaving probes out of the approximation takes from its trace.
+    """What leaving probes out of the approximation takes from its trace; M of full rank.
 
     The inverse of M without the rows and columns in I is N minus N's part through N_II, so
     A_hat loses (Y N)_I N_II^{-1} (Y N)_I^H, of trace tr(N_II^{-1} K_II).
@@ -106,14 +118,10 @@ class Downdates(NamedTuple):
 
     @classmethod
     def of(cls, small: NystromMatrices, ny: Nystrom, size: int) -> Downdates:
-        # Y N before its square: the other way round squares the condition number. Outside
-        # of Q, Y has the part nu (I - Q Q^H) W as well.
-        F, YN = ny.Y @ ny.roots, ny.Y @ ny.inverse
-        outer = ny.nu**2 * (small.G - small.O.conj().T @ small.O)
-        trace = np.linalg.norm(F) ** 2 + np.trace(ny.roots.conj().T @ outer @ ny.roots).real
-        K = YN.conj().T @ YN + ny.inverse @ outer @ ny.inverse
-        C, free = np.linalg.inv(small.G), size - small.G.shape[0] + 1
-        return cls(float(trace) - ny.nu * size, ny.inverse, K, C, free)
+        YN, N = ny.Y @ ny.inverse, ny.inverse  # before its square: K would lose twice the digits
+        K = YN.conj().T @ YN + N @ outside_of_range(small, ny) @ N
+        free = size - small.G.shape[0] + 1
+        return cls(nystrom_trace(small, ny, size), N, K, np.linalg.inv(small.G), free)
 
     def one_out(self, *, resphere: bool) -> HostArray:
         """The estimates est_i, (k,)."""
@@ -165,11 +173,11 @@ class XNysTrace(TraceEstimator):
         small = nystrom_matrices(self.sketch)
         size, k = self.space.size, self.sketch.num_probes
         ny = nystrom(small, size, self.eps)
-        downdates = Downdates.of(small, ny, size)
         shift = ny.nu * size  # what the shift costs in accuracy
         if not ny.full_rank:  # leaving one out loses no direction
-            samples, left_out = np.full(k, downdates.trace), np.zeros(k)
+            samples, left_out = np.full(k, nystrom_trace(small, ny, size)), np.zeros(k)
         else:
+            downdates = Downdates.of(small, ny, size)
             samples = downdates.one_out(resphere=self.resphere)
             left_out = downdates.two_out(resphere=self.resphere)
         stderr = max(spread(left_out), shift, ny.missed)

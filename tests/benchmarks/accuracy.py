@@ -98,7 +98,9 @@ def scored(estimate, exact):
 def eigen_once(cell, seed):
     """Products to ten (eleven) pairs of a diagonal operator, and whether all were found."""
     values, k, which = eigenproblem(cell.problem)
-    options = {} if cell.price is None else dict(zip(("block_size", "num_vectors"), cell.price))
+    options = {}
+    if cell.price is not None:
+        options["block_size"], options["num_vectors"] = cell.price
     options["verify"] = cell.method == "verified"
     A = sp.diags_array(values).tocsr()
     result = mf.eigsh(A, k, which=which, seed=seed, **options)
@@ -119,9 +121,10 @@ def measure_all(cells, say, num_seeds=SEEDS):
     """Every cell, by a few processes, in the order given; each is said when it is done."""
     cells, results = list(cells), {}
     with ProcessPoolExecutor(WORKERS) as pool:
-        for cell, found in zip(cells, pool.map(measure, cells, [num_seeds] * len(cells))):
-            say(f"{len(results) + 1}/{len(cells)} {cell}: {found.median:.3g}")
+        for found in pool.map(measure, cells, [num_seeds] * len(cells)):
+            cell = cells[len(results)]
             results[cell] = found
+            say(f"{len(results)}/{len(cells)} {cell}: {found.median:.3g}")
     return results
 
 
@@ -171,7 +174,9 @@ def error_tables(report, title, kind, references):
         list(rows(lambda cell: covered(found[cell]))),
     )
     marked = [c for c in targets if too_far(found[c], targets[c]) or not found[c].covers]
-    again = measure_all(marked, say, MORE_SEEDS) if marked else {}
+    if not marked:
+        return
+    again = measure_all(marked, say, MORE_SEEDS)
     report.table(
         f"{title}: marked cells again, {MORE_SEEDS} seeds",
         ["cell", "ours / reference", "coverage"],
@@ -188,10 +193,8 @@ def eigen_tables(report):
         least, most = measured.products
         name, (block, vectors), products = cell.problem, cell.price, f"{measured.median:.0f}"
         complete = f"{measured.complete}/{SEEDS}"
-        rows.append(
-            [name, block, vectors, products, reference, f"{ratio:.2f}{mark}"]
-            + [f"{least} to {most}", complete]
-        )
+        seeds = [f"{least} to {most}", complete]
+        rows.append([name, block, vectors, products, reference, f"{ratio:.2f}{mark}", *seeds])
     report.table(
         f"Products to residual 1e-6 ||A||, ten largest |eigenvalues|, verify=False, {SEEDS} seeds",
         ["problem", "block", "vectors", "products", "reference", "ratio", "range", "complete"],
