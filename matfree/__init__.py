@@ -15,6 +15,7 @@ from matfree.algorithms.eigsh import eigsh
 from matfree.algorithms.functions import frobenius_norm, logdet, schatten_norm, trace_function
 from matfree.algorithms.lanczos import lanczos
 from matfree.algorithms.power import power_iteration
+from matfree.algorithms.svds import svds
 from matfree.algorithms.trace import trace
 from matfree.checks import OperatorReport, check_operator
 from matfree.errors import (
@@ -27,7 +28,14 @@ from matfree.errors import (
 )
 from matfree.operators import DenseOperator, FunctionOperator, Operator, aslinearoperator
 from matfree.protocol import LinearOperator, VectorSpace
-from matfree.results import EigenResult, Estimate, SpectralDensity, Tridiagonal, load
+from matfree.results import (
+    EigenResult,
+    Estimate,
+    SingularResult,
+    SpectralDensity,
+    Tridiagonal,
+    load,
+)
 from matfree.spaces import ArraySpace, RowSpace, space_like
 
 _distribution.refuse_mixture(Path(__file__).parent)
@@ -50,6 +58,7 @@ __all__ = [
     "OperatorError",
     "OperatorReport",
     "RowSpace",
+    "SingularResult",
     "SpectralDensity",
     "Tridiagonal",
     "VectorSpace",
@@ -67,6 +76,7 @@ __all__ = [
     "schatten_norm",
     "space_like",
     "spectral_density",
+    "svds",
     "trace",
     "trace_function",
 ]
