@@ -49,16 +49,16 @@ _NO_SMALLER = "rounding hides what is smaller"
 
 @final
 class SingularSearch:
-    """The triplets found so far of a tall operator, m >= n.
+    """The triplets found so far of an operator with m >= n, or of the adjoint of a wide one.
 
     Parameters
     ----------
-    operator : (m, n)
+    operator : (m, n), of any shape
     scale : float
         The operator is ``scale`` times one whose products are of moderate size.
     k, rtol, seed : as for ``svds``
-    budget : int
-        Products of the operator and its adjoint.
+    budget, spent : int
+        Products of the operator and its adjoint: the most, and those made already.
     options : dict
         Of ``eigsh``, for every round.
     """
@@ -71,16 +71,19 @@ class SingularSearch:
         k: int,
         rtol: float,
         budget: int,
+        spent: int,
         seed: int,
         options: dict[str, Any],
         callback: Callable[[EigenStep], bool | None] | None,
         checkpoint: Path | None,
     ) -> None:
         even = operator * (1 / scale)
-        self.scale = scale
+        self.wide = operator.shape[0] < operator.shape[1]
+        even = even.H if self.wide else even
+        self.scale, self.spent = scale, spent
         self.forward = Products(even, square=False)
         self.backward = Products(even.H, square=False)
-        self.source, self.target = operator.domain, operator.space
+        self.source, self.target = even.domain, even.space
         self.k, self.rtol, self.budget, self.seed = k, rtol, budget, seed
         self.options, self.callback, self.checkpoint = options, callback, checkpoint
         self.values: HostArray = np.zeros(0)
@@ -95,7 +98,7 @@ class SingularSearch:
     @property
     def num_matvecs(self) -> int:
         """Products of A and of A^H."""
-        return self.forward.num_matvecs + self.backward.num_matvecs
+        return self.spent + self.forward.num_matvecs + self.backward.num_matvecs
 
     @property
     def converged(self) -> HostArray:
@@ -255,10 +258,10 @@ class SingularSearch:
             )
         )
 
-    def result(self, *, extra_matvecs: int, wide: bool) -> SingularResult:
-        """The triplets of the operator, or, where it is ``wide``, of its adjoint."""
+    def result(self) -> SingularResult:
+        """The triplets of the operator as it was given."""
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
-        left, right = (self.V, self.U) if wide else (self.U, self.V)
+        left, right = (self.V, self.U) if self.wide else (self.U, self.V)
         return SingularResult(
             left=left,
             values=self.scale * self.values,
@@ -267,7 +270,7 @@ class SingularSearch:
             converged=self.converged,
             norm=self.scale * self.norm,
             method="block Lanczos on A^H A, Rayleigh-Ritz on A",
-            num_matvecs=self.num_matvecs + extra_matvecs,
+            num_matvecs=self.num_matvecs,
             reason=self.reason,
             seed=self.seed,
             verified=self.verified,

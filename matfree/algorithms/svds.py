@@ -106,17 +106,18 @@ def svds(
     product = Products(A, square=False)
     operator = product.operator
     _require_sensible(operator, k, rtol, block_size, num_vectors, max_matvecs)
-    rtol = rtol or max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype))
+    if rtol is None:
+        rtol = max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype))
     seed = resumed_seed(checkpoint, seed)
     scale = _scale(operator, seed)
-    wide = operator.shape[0] < operator.shape[1]
-    block, extra_matvecs = _start_block(operator * (1 / scale), start, wide)
+    block, spent = _start_block(operator * (1 / scale), start)
     search = SingularSearch(
-        operator.H if wide else operator,
+        operator,
         scale=scale,
         k=k,
         rtol=rtol,
-        budget=(max_matvecs or max(2000, 200 * k)) - 1 - extra_matvecs,
+        budget=max_matvecs or max(2000, 200 * k),
+        spent=1 + spent,
         seed=seed,
         options={
             "block_size": block_size,
@@ -127,15 +128,14 @@ def svds(
         callback=callback,
         checkpoint=None if checkpoint is None else archive.npz_path(checkpoint),
     )
-    about = {"extra_matvecs": 1 + extra_matvecs, "wide": wide}
     try:
         search.run(block)
     except KeyboardInterrupt as stop:
         if not len(search.values):
             raise
         search.reason, search.verified = "interrupted", False
-        raise Interrupted(search.result(**about)) from stop
-    return _warned(search.result(**about), rtol)
+        raise Interrupted(search.result()) from stop
+    return _warned(search.result(), rtol)
 
 
 def _require_sensible(
@@ -182,11 +182,12 @@ def _scale(operator: Operator, seed: int) -> float:
 
 
 def _start_block(
-    operator: Operator, start: Array | SingularResult | None, wide: bool
+    operator: Operator, start: Array | SingularResult | None
 ) -> tuple[Array | None, int]:
     """Start vectors on the shorter side, and the products that it took to get them there."""
     if start is None:
         return None, 0
+    wide = operator.shape[0] < operator.shape[1]
     if isinstance(start, SingularResult):
         space = operator.space if wide else operator.domain
         return adopted(space, start.left if wide else start.right, "start"), 0
