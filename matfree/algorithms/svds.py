@@ -128,14 +128,19 @@ def svds(
         callback=callback,
         checkpoint=None if checkpoint is None else archive.npz_path(checkpoint),
     )
+    _complete(search, block)
+    return _warned(search.result(), rtol)
+
+
+def _complete(search: SingularSearch, start: Array | None) -> None:
+    """All rounds; an interruption keeps what there is."""
     try:
-        search.run(block)
+        search.run(start)
     except KeyboardInterrupt as stop:
         if not len(search.values):
             raise
         search.reason, search.verified = "interrupted", False
         raise Interrupted(search.result()) from stop
-    return _warned(search.result(), rtol)
 
 
 def _require_sensible(
