@@ -38,7 +38,7 @@ docs: $(VENV)/documented
 	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/installed
-	$(RUN) tests/benchmarks/run.py
+	$(RUN) tests/benchmarks/run.py $(ONLY)
 
 clean:
 	rm -rf .venv .venv-* docs/_build

@@ -134,7 +134,22 @@ def _expand(xp: Any, octets: Array, table: Array, rows: range, device: Any) -> A
 def gaussian(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
-    """Independent real N(0, 1) entries, (rows, probes), computed in float64."""
+    """Independent real N(0, 1) entries, (rows, probes), computed in float64.
+
+    A slab of rows at a time: the words behind an entry take several times its room.
+    """
+    out = xp.empty((len(rows), len(probes)), dtype=dtype, device=device)
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(begin, min(begin + _ROWS_AT_ONCE, len(rows)))
+        slab = _gaussian_slab(xp, device, rows=rows[part], probes=probes, stream=stream, seed=seed)
+        out[part, :] = xp.astype(xp.matrix_transpose(slab), dtype)
+    return out
+
+
+def _gaussian_slab(
+    xp: Any, device: Any, *, rows: range, probes: range, stream: int, seed: int
+) -> Array:
+    """The same entries, (probes, rows) in float64, by Box and Muller's method."""
     blocks = range(rows.start >> 2, -(-rows.stop // 4))
     word = words(
         xp, device, blocks=blocks, probes=probes, stream=stream + _GAUSSIAN_STREAMS, seed=seed
@@ -145,9 +160,7 @@ def gaussian(
     angle = (2.0 * math.pi) * pair[:, :, 1]
     both = xp.stack((radius * xp.cos(angle), radius * xp.sin(angle)), axis=-1)
     first = rows.start - (blocks.start << 2)
-    normal = xp.reshape(both, (len(probes), -1))[:, first : first + len(rows)]
-    upright = xp.stack([normal[p, :] for p in range(len(probes))], axis=1)
-    return xp.astype(upright, dtype)
+    return xp.reshape(both, (len(probes), -1))[:, first : first + len(rows)]
 
 
 def fourth_roots(

@@ -159,43 +159,47 @@ class RowSpace(ABC):
 
         Cost
         ----
-        Two to four sweeps of three Gram matrices and four block updates; 4 blocks kept.
-        Each sweep brings k x k numbers to the host.
+        Two to four sweeps of three Gram matrices and four block updates; 5 blocks with X and
+        the answer, and no copy of ``against``. Each sweep brings k x k numbers to the host.
         """
-        taken = X[:, :0] if against is None else against
-        num_taken = taken.shape[1]
-        Q = taken
+        bases = [] if against is None or not against.shape[1] else [against]
+        num_taken = len(bases)
         lengths = to_host(self.norms(X))
         floor = max(floor, rounding(self.xp, self.dtype) * lengths.max(initial=0))
-        if num_taken:
-            X, lengths = self._remainder(Q, X)
+        X = self.xp.asarray(X, copy=True)  # the one that is worked on, in place
+        if bases:
+            lengths = self._remainder(bases, X)
         for _ in range(_MAX_SWEEPS):
             longest = lengths.max(initial=0)
             if not longest > floor:
                 break
-            fresh = self._well_conditioned(Q, X / float(longest), floor / longest)
-            Q = self.xp.concat((Q, fresh), axis=1)
-            X, lengths = self._remainder(Q, X)
-        return Q[:, num_taken:]
+            bases.append(self._well_conditioned(bases, X / float(longest), floor / longest))
+            lengths = self._remainder(bases, X)
+        found = bases[num_taken:]
+        if len(found) == 1:
+            return found[0]
+        return self.xp.concat(found, axis=1) if found else X[:, :0]
 
-    def _remainder(self, Q: Array, X: Array) -> tuple[Array, np.ndarray[Any, Any]]:
-        """X without its components along Q, and what is left of its columns' lengths."""
+    def _remainder(self, bases: list[Array], X: Array) -> np.ndarray[Any, Any]:
+        """Take the components along the bases off X; what is left of its columns' lengths."""
         for _ in range(2):  # once is not enough: what is left may be tiny
-            X = X - Q @ self._coefficients(Q, X)
-        return X, to_host(self.norms(X))
+            self._take_off(bases, X)
+        return to_host(self.norms(X))
 
-    def _well_conditioned(self, Q: Array, X: Array, floor: float) -> Array:
-        """Orthonormal directions of X, orthogonal to Q, that one Gram matrix resolves."""
+    def _well_conditioned(self, bases: list[Array], X: Array, floor: float) -> Array:
+        """Orthonormal directions of X, orthogonal to the bases, that one Gram matrix resolves."""
         spread = epsilon(self.xp, self.dtype) ** (2 / 3)  # the second pass mends eps / spread
         for _ in range(2):
-            X = X - Q @ self._coefficients(Q, X)
+            self._take_off(bases, X)
             values, vectors = np.linalg.eigh(to_host(self.gram(X, X)))
             keep = values > max(spread * values[-1], floor**2)
             X = X @ self.asarray(vectors[:, keep] / np.sqrt(values[keep]))
         return X
 
-    def _coefficients(self, Q: Array, X: Array) -> Array:
-        return self.xp.astype(self.gram(Q, X), self.dtype)
+    def _take_off(self, bases: list[Array], X: Array) -> None:
+        """X -= its components along orthonormal bases that are orthogonal to each other."""
+        for Q in bases:
+            X -= Q @ self.xp.astype(self.gram(Q, X), self.dtype)
 
 
 @final
@@ -261,8 +265,8 @@ def _gaussian(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
 
 def _sphere(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
     W = _gaussian(space, numbers, seed, stream)
-    scale = space.size**0.5 / space.norms(W)
-    return W * space.xp.astype(scale, W.dtype)[None, :]
+    W *= space.xp.astype(space.size**0.5 / space.norms(W), W.dtype)[None, :]  # in place
+    return W
 
 
 def _draw(

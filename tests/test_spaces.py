@@ -112,3 +112,13 @@ def test_gram_and_orthonormalize_hold_for_any_shape(n, k, j, dtype, seed):
     assert Q.shape[1] <= min(n, k)
     assert_close(Q.conj().T @ Q, np.eye(Q.shape[1]), dtype, scale=1)
     assert_close(X - Q @ (Q.conj().T @ X), np.zeros((n, k)), dtype, scale=10)
+
+
+def test_orthonormalize_leaves_its_arguments_as_they_were(backend):
+    X = np.random.default_rng(0).standard_normal((30, 4))
+    taken = np.linalg.qr(X[:, :2])[0]
+    block, against = backend.asarray(X), backend.asarray(taken)
+    Q = to_host(mf.space_like(block, 30).orthonormalize(block, against=against))
+    assert Q.shape == (30, 2)
+    assert np.array_equal(to_host(block), X)
+    assert np.array_equal(to_host(against), taken)

@@ -55,7 +55,7 @@ class Bases:
         vectors are rounding: whatever else they hold is A's asymmetry, found for nothing.
         """
         xp, space = self.space.xp, self.space
-        residuals, alphas, defects = [], [], []
+        R, alphas, defects = space.zeros(len(self.rows)), [], []
         for p, basis in enumerate(self.rows):
             X = basis[: step + 1, :].T
             w = xp.asarray(W[:, p : p + 1], copy=True)
@@ -63,7 +63,7 @@ class Bases:
             w -= X @ xp.astype(first, space.dtype)
             second = space.gram(X, w)
             w -= X @ xp.astype(second, space.dtype)
-            residuals.append(w[:, 0])
+            R[:, p : p + 1] = w
             alphas.append(first[step, 0] + second[step, 0])
             known = first[:step, 0]
             if beta is not None:
@@ -71,4 +71,4 @@ class Bases:
                     (known[:-1], known[-1:] - xp.astype(beta[p : p + 1], known.dtype))
                 )
             defects.append(xp.sum(xp.abs(known)))
-        return xp.stack(residuals, axis=1), xp.stack(alphas), xp.stack(defects)
+        return R, xp.stack(alphas), xp.stack(defects)

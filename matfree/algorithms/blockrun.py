@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, TypeAlias, final
 import numpy as np
 
 from matfree.algorithms.checkpoint import Checkpoint, restore
+from matfree.algorithms.estimator import FIRST_LOOK, LOOK_GROWTH, Summary
 from matfree.algorithms.hutchinson import Samples
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import FIRST_LOOK, LOOK_GROWTH, Summary, asked_to_stop
+from matfree.algorithms.sampling import asked_to_stop
 from matfree.arrays import to_host
 from matfree.progress import Progress
 from matfree.protocol import Array

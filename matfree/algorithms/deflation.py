@@ -18,8 +18,10 @@ from matfree.errors import ConvergenceWarning
 from matfree.protocol import Array
 from matfree.results import EigenResult
 
-ROUGH = 1e-2
-"""Residual, relative to ||A||, at which computed pairs are good enough to deflate with."""
+ROUGH = 1e-3
+"""Residual, relative to ||A||, at which computed pairs are good enough to deflate with. At
+1e-2 the smaller outliers of a spectrum that spans two decades are not told from its bulk,
+and the bars grow by a half; below 1e-3 nothing is gained."""
 
 
 @final

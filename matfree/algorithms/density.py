@@ -76,7 +76,7 @@ def spectral_density(
     block_size : int, optional
         Probes run together; by default what keeps the Lanczos vectors within 1 GiB.
     reorthogonalize : {"full", "none"}
-        "none" keeps three blocks instead of every Lanczos vector; the distribution stays
+        "none" keeps two blocks instead of every Lanczos vector; the distribution stays
         right, at some loss of resolution, but nodes then repeat.
     seed : int, None or numpy.random.Generator
     kind : {"rademacher", "gaussian", "sphere", "z4"}
@@ -116,8 +116,8 @@ def spectral_density(
     Cost
     ----
     num_steps * num_probes matvecs, up to 20 more for the interval of "kpm", one for the
-    noise, and those of ``eigsh`` for eigenpairs to be computed. block_size * (num_steps + 4)
-    vectors kept, or 4 block_size with reorthogonalize="none" and for "kpm".
+    noise, and those of ``eigsh`` for eigenpairs to be computed. block_size (num_steps + 6)
+    vectors in memory, or 6 block_size with reorthogonalize="none" and for "kpm".
 
     References
     ----------

@@ -7,10 +7,11 @@ from typing import Any, Literal, TypeAlias
 
 from matfree.algorithms.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.diagpp import DeflatedDiagonal, DiagPlusPlus
+from matfree.algorithms.estimator import Estimator
 from matfree.algorithms.hutchinson import HutchinsonDiagonal
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Estimator, estimate
+from matfree.algorithms.sampling import estimate
 from matfree.algorithms.xdiag import XDiag, XNysDiag
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, Estimate
@@ -81,9 +82,10 @@ def diagonal(
 
     Cost
     ----
-    "hutchinson": num_probes matvecs, three blocks and three vectors kept. "diag++": 1.5
-    num_probes, num_probes / 2 vectors. "xdiag": 2 num_probes, 6 num_probes vectors at a
-    look. "xnysdiag": num_probes, 5 num_probes vectors at a look.
+    Matvecs and vectors in memory, with b = block_size. "hutchinson": num_probes, 4 b + 3.
+    "diag++": 1.5 num_probes, num_probes / 2 + 6 b. "xdiag": 2 num_probes, 2 num_probes + 7 b.
+    "xnysdiag": num_probes, num_probes + 8 b. "deflated": num_probes and what :func:`eigsh`
+    makes, which also sets the memory; beside given eigenpairs, as many vectors again and 6 b.
 
     References
     ----------

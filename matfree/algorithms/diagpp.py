@@ -21,11 +21,11 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.deflation import Deflation
+from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
 from matfree.algorithms.hutchpp import outside, sketch_columns
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import conjugate, real_part, to_host
 from matfree.protocol import Array
@@ -73,6 +73,7 @@ class DiagPlusPlus(ResidualDiagonal):
 
     def prepare(self, budget: int) -> int:
         columns, sketch = sketch_columns(self.plan, budget), self.sketch
+        sketch.reserve(columns)
         sketch.complete(columns, self.block_done)
         for part in slices(sketch.rank, self.plan.block_size, self.H.shape[1]):
             Q = sketch.Q[:, part]
@@ -82,8 +83,10 @@ class DiagPlusPlus(ResidualDiagonal):
             self.twice = self.twice + 2 * row_dots(self.space, Q, Z)
             self.block_done()
         require_hermitian_core(self.product, self.H)
-        within = sketch.Q @ self.space.asarray(self.H)
-        self.known = self.twice - row_dots(self.space, sketch.Q, within)
+        self.known = self.twice
+        for part in slices(sketch.rank, self.plan.block_size):
+            QH = sketch.Q @ self.space.asarray(self.H[:, part])
+            self.known = self.known - row_dots(self.space, QH, sketch.Q[:, part])
         if self.plan.num_probes is not None:
             return self.plan.num_probes - columns
         return max(0, budget - columns - sketch.rank)
@@ -118,9 +121,10 @@ class DeflatedDiagonal(ResidualDiagonal):
 
 def row_dots(space: RowSpace, X: Array, Y: Array) -> Array:
     """diag(X Y^H) for a Hermitian X Y^H + Y X^H: real, (rows,), in the space's dtype."""
-    xp = space.xp
-    products = real_part(xp, X * conjugate(xp, Y))
-    return xp.astype(xp.sum(products, axis=1), space.dtype)
+    xp, total = space.xp, real_part(space.xp, space.zeros(1)[:, 0])
+    for part in slices(X.shape[1], 8):  # the products of all columns would be a third block
+        total = total + xp.sum(real_part(xp, X[:, part] * conjugate(xp, Y[:, part])), axis=1)
+    return xp.astype(total, space.dtype)
 
 
 def require_hermitian_core(product: Products, H: HostArray) -> None:

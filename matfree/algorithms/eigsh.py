@@ -95,8 +95,8 @@ def eigsh(
     Cost
     ----
     As many matvecs as it takes, k more to recompute residuals, and the search, all counted
-    in ``num_matvecs``. Memory: num_vectors + k + 6 block_size vectors, whatever the number
-    of restarts.
+    in ``num_matvecs``. Memory: num_vectors + 2 k + 8 block_size vectors, whatever the
+    number of restarts; k less without the search.
 
     References
     ----------

@@ -72,7 +72,7 @@ def trace_function(
     block_size : int, optional
         Probes run together.
     reorthogonalize : {"none", "full"}
-        The bare recurrence gives the same traces in four vectors a probe; lost
+        The bare recurrence gives the same traces in six vectors a probe; lost
         orthogonality acts like a few steps less.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
@@ -91,7 +91,8 @@ def trace_function(
 
     Cost
     ----
-    num_steps * num_probes matvecs; 4 block_size vectors ("full": num_steps + 4).
+    num_steps * num_probes matvecs; 6 block_size vectors in memory, or block_size
+    (num_steps + 6) with reorthogonalize="full".
 
     Examples
     --------
@@ -161,7 +162,7 @@ def frobenius_norm(
 
     Cost
     ----
-    num_probes matvecs; two blocks of vectors kept.
+    num_probes matvecs; 2 block_size + 1 vectors in memory.
 
     Examples
     --------

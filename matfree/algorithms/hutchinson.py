@@ -17,10 +17,10 @@ from typing import Any, final
 
 import numpy as np
 
+from matfree.algorithms.estimator import Estimator, Summary
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Estimator, Summary
-from matfree.arrays import conjugate, real_part, to_host
+from matfree.arrays import conjugate, real_part, to_host, widest
 from matfree.protocol import Array
 from matfree.spaces import RowSpace
 
@@ -166,24 +166,29 @@ class Moments:
         self.xp = space.xp
         self.count = 0
         self.mean: Array = space.zeros(1)[:, 0]
-        self.squares: Array = real_part(self.xp, self.mean)
+        self.wide = widest(space.xp, space.dtype, space.device)
+        self.squares: Array = self._squared(self.mean)
 
     def add(self, samples: Array) -> None:
         """Take in a block of samples, one a column."""
         xp, b = self.xp, samples.shape[1]
         mean = xp.sum(samples, axis=1) / b
-        squares = xp.sum(_squared(xp, samples - mean[:, None]), axis=1)
+        squares = xp.sum(self._squared(samples - mean[:, None]), axis=1)
         step, total = mean - self.mean, self.count + b
-        self.squares = self.squares + squares + _squared(xp, step) * (self.count * b / total)
+        self.squares = self.squares + squares + self._squared(step) * (self.count * b / total)
         self.mean = self.mean + step * (b / total)
         self.count = total
 
     def stderr(self) -> Array:
         """The standard error of the mean, entry by entry; inf after one sample."""
+        real = real_part(self.xp, self.mean)
         if self.count < 2:
-            return self.xp.full_like(self.squares, math.inf)
-        return self.xp.sqrt(self.squares / (self.count * (self.count - 1)))
+            return self.xp.full_like(real, math.inf)
+        variance = self.squares / (self.count * (self.count - 1))
+        return self.xp.astype(self.xp.sqrt(variance), real.dtype)
 
-
-def _squared(xp: Any, x: Array) -> Array:
-    return real_part(xp, conjugate(xp, x) * x)
+    def _squared(self, x: Array) -> Array:
+        """|x|^2 in double: squares leave the range of float32 where x is far within it."""
+        if x.dtype != self.wide:
+            x = self.xp.astype(x, self.wide)
+        return real_part(self.xp, conjugate(self.xp, x) * x)

@@ -22,10 +22,10 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.deflation import Deflation
+from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import to_host
 from matfree.protocol import Array
@@ -73,6 +73,7 @@ class HutchPlusPlus(ResidualTrace):
 
     def prepare(self, budget: int) -> int:
         columns = sketch_columns(self.plan, budget)
+        self.sketch.reserve(columns)
         self.sketch.complete(columns, self.block_done)
         self.Q = self.sketch.Q
         for part in slices(self.sketch.rank, self.plan.block_size, self.num_inside):

@@ -46,4 +46,11 @@ def jackknife(estimate: Callable[[HostArray], complex], num_probes: int) -> floa
     everyone = np.arange(num_probes)
     groups = np.array_split(everyone, min(num_probes, MAX_GROUPS))
     left_out = np.array([estimate(np.setdiff1d(everyone, group)) for group in groups])
+    return spread(left_out)
+
+
+def spread(left_out: HostArray) -> float:
+    """sqrt(sum_i |t_{-i} - mean|^2) of estimates without each probe; inf for a single one."""
+    if left_out.size < 2:
+        return math.inf
     return float(np.linalg.norm(left_out - left_out.mean()))

@@ -45,7 +45,7 @@ def lanczos(
         is a success, because the factorization is then exact.
     reorthogonalize : {"full", "none"}
         Two passes of Gram-Schmidt against the whole basis, or the bare recurrence, which
-        keeps three blocks only and repeats converged eigenvalues.
+        keeps two blocks only and repeats converged eigenvalues.
     keep_basis : bool
         Whether the result holds V. Without reorthogonalisation it is not even stored.
 
@@ -64,8 +64,8 @@ def lanczos(
 
     Cost
     ----
-    num_steps * k matvecs. Memory k (num_steps + 2) vectors with the basis, 4 k without;
-    "full" adds 4 num_steps^2 n k multiplications.
+    num_steps * k matvecs. Memory k (num_steps + 7) vectors with the basis, 7 k without, the
+    start block among them; "full" adds 4 num_steps^2 n k multiplications.
 
     References
     ----------

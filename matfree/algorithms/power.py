@@ -97,7 +97,8 @@ def power_iteration(
 
     Cost
     ----
-    One matvec a step, at most k * max_steps; 2 k + 3 vectors kept.
+    One matvec a step, at most k * max_steps; 2 k + 6 vectors in memory, 6 k + 1 where the
+    pairs are rotated at the end.
 
     References
     ----------

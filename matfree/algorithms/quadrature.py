@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 import scipy.linalg
 
+from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.recurrence import Recurrence, Reorthogonalize
-from matfree.algorithms.sampling import Summary
 from matfree.arrays import epsilon, to_host
 from matfree.protocol import Array
 from matfree.results import Tridiagonal

@@ -95,17 +95,20 @@ class Recurrence:
             if looked:  # the first ones early: bad operators show soon
                 self.record.look()
             if not last:
-                self.previous, self.V = self.V, _normalized(self.space, R, beta, alive)
+                following = _normalized(self.space, R, beta, alive)
+                self.V, self.previous = following, self.previous if self.full else self.V
                 if self.bases is not None:
                     self.bases.append(self.V, self.step)
 
     def _step(self) -> tuple[Array, Array, Array]:
         """One product, its remainder R, R's lengths, and which of the runs go on."""
-        W, beta = self.product(self.V), self.record.beta
+        V, beta = self.V, self.record.beta
         if self.bases is not None and self.full:
-            R, alpha, defect = self.bases.orthogonalize(W, self.step, beta)
+            R, alpha, defect = self.bases.orthogonalize(self.product(V), self.step, beta)
         else:
-            R, alpha, defect = _three_terms(self.space, W, self.V, self.previous, beta, self.step)
+            R, alpha, defect = _three_terms(
+                self.space, self.product(V), V, self.previous, beta, self.step
+            )
         beta = self.space.norms(R)
         return R, beta, self.record.add(alpha, beta, defect)
 
@@ -135,7 +138,10 @@ def _three_terms(
             defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
         W = W - previous * xp.astype(beta, space.dtype)[None, :]
     alpha = space.dots(V, W)
-    return W - V * xp.astype(alpha, space.dtype)[None, :], alpha, defect
+    if beta is None:  # the product is not ours to write on
+        return W - V * xp.astype(alpha, space.dtype)[None, :], alpha, defect
+    W -= V * xp.astype(alpha, space.dtype)[None, :]
+    return W, alpha, defect
 
 
 def _normalized(space: RowSpace, R: Array, beta: Array, alive: Array) -> Array:

@@ -21,9 +21,13 @@ from typing import Literal, TypeAlias, final
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.plan import slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import rounding, to_host
 from matfree.protocol import Array
+
+_ROWS_AT_ONCE = 1 << 15
+"""Rows of V turned together at a restart: turned at once, V would be there nearly twice."""
 
 Which: TypeAlias = Literal["LM", "LA", "SA", "BE"]
 
@@ -62,7 +66,7 @@ class KrylovDecomposition:
         Vectors that the whole decomposition stays orthogonal to.
     """
 
-    saved = ("basis", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
+    saved = ("kept", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
 
     def __init__(
         self,
@@ -75,28 +79,42 @@ class KrylovDecomposition:
         locked: Array | None = None,
     ) -> None:
         self.product, self.space, self.seed = product, product.space, seed
-        self.locked = self.space.zeros(0) if locked is None else locked
-        self.V = self.space.zeros(capacity)
+        self.capacity, width = capacity, start.shape[1]
+        self.num_locked = 0 if locked is None else int(locked.shape[1])
+        # [locked V] in one block, so that projecting off both needs no copy of either.
+        self.basis = self.space.zeros(self.num_locked + capacity + width)
+        if locked is not None:
+            self.basis[:, : self.num_locked] = locked
         self.size = 0
         self.H: HostArray = np.zeros((0, 0))
         self.norm = 0.0
         self.num_steps, self.num_refills = 0, first_refill
-        self.Q = self._filled(self.space.orthonormalize(start, against=self.locked), start.shape[1])
+        self.Q = self._filled(self.space.orthonormalize(start, against=self.taken), width)
         self.S: HostArray = np.zeros((0, self.Q.shape[1]))
 
     @property
-    def basis(self) -> Array:
-        """The columns of V that hold vectors, (rows, size)."""
-        return self.V[:, : self.size]
+    def taken(self) -> Array:
+        """[locked V]: all that new vectors must be orthogonal to."""
+        return self.basis[:, : self.num_locked + self.size]
 
-    @basis.setter
-    def basis(self, X: Array) -> None:
-        self.V[:, : X.shape[1]] = X
+    @property
+    def V(self) -> Array:
+        """The Lanczos vectors so far, (rows, size)."""
+        return self.taken[:, self.num_locked :]
+
+    @property
+    def kept(self) -> Array:
+        """V, as a checkpoint stores it and puts it back."""
+        return self.V
+
+    @kept.setter
+    def kept(self, X: Array) -> None:
+        self.basis[:, self.num_locked : self.num_locked + X.shape[1]] = X
 
     @property
     def room(self) -> bool:
         """Whether another block fits into V."""
-        return bool(self.size + self.Q.shape[1] <= self.V.shape[1])
+        return bool(self.size + self.Q.shape[1] <= self.capacity)
 
     @property
     def exhausted(self) -> bool:
@@ -106,20 +124,20 @@ class KrylovDecomposition:
     def expand(self) -> None:
         """Append Q to V, multiply it, and make the product's remainder the next Q."""
         space, begin, width = self.space, self.size, self.Q.shape[1]
-        self.V[:, begin : begin + width] = self.Q
-        self.size = begin + width
-        W = self._without(self.locked, self.product(self.Q))[0]
-        V = self.V[:, : self.size]
+        W = self.product(self.Q)
+        if self.num_locked:
+            W = self._without(self.basis[:, : self.num_locked], W)[0]
+        self.size += self._put(self.Q)
+        V = self.V
         W, first = self._without(V, W)
         W, second = self._without(V, W)
         C = to_host(first + second)
         self.product.require_finite(C)
         self._grow(C)
         floor = rounding(space.xp, space.dtype) * self.norm
-        taken = space.xp.concat((self.locked, V), axis=1)
-        Q = space.orthonormalize(W, against=taken, floor=floor)
+        Q = space.orthonormalize(W, against=self.taken, floor=floor)
         B = to_host(space.gram(Q, W))
-        self.Q = self._filled(Q, width, taken)
+        self.Q = self._filled(Q, width)
         self.S = np.zeros((self.size, self.Q.shape[1]), dtype=B.dtype)
         self.S[begin:, : B.shape[0]] = B.conj().T
         self.norm = max(self.norm, _norm(B))
@@ -136,8 +154,9 @@ class KrylovDecomposition:
 
     def restart(self, values: HostArray, Y: HostArray) -> None:
         """Keep the Ritz pairs given; the decomposition goes on from them."""
-        kept = len(values)
-        self.V[:, :kept] = self.vectors(Y)
+        kept, begin, V, Y_here = len(values), self.num_locked, self.V, self.space.asarray(Y)
+        for rows in slices(V.shape[0], _ROWS_AT_ONCE):
+            self.basis[rows, begin : begin + kept] = V[rows, :] @ Y_here
         self.size, self.H = kept, np.diag(values).astype(self.H.dtype)
         self.S = Y.conj().T @ self.S
 
@@ -145,8 +164,8 @@ class KrylovDecomposition:
         """Keep the k wanted Ritz pairs and half of the rest's room, best first, where V is full."""
         if self.room:
             return False
-        most = self.V.shape[1] - self.Q.shape[1]
-        keep = order(values, which, min(most, k + (self.V.shape[1] - k) // 2))
+        most = self.capacity - self.Q.shape[1]
+        keep = order(values, which, min(most, k + (self.capacity - k) // 2))
         self.restart(values[keep], Y[:, keep])
         return True
 
@@ -154,16 +173,21 @@ class KrylovDecomposition:
         C = self.space.gram(basis, W)
         return W - basis @ self.space.xp.astype(C, self.space.dtype), C
 
-    def _filled(self, Q: Array, width: int, taken: Array | None = None) -> Array:
+    def _put(self, Q: Array) -> int:
+        """Write Q behind what is taken; how many columns that are."""
+        end = self.taken.shape[1]
+        self.basis[:, end : end + Q.shape[1]] = Q
+        return int(Q.shape[1])
+
+    def _filled(self, Q: Array, width: int) -> Array:
         """Q with lost directions replaced by random ones in the complement of everything.
 
         A lost direction means an invariant subspace was found: its rows of B stay zero, and
         the random direction starts the search for what that subspace cannot see.
         """
-        space = self.space
-        taken = self.locked if taken is None else taken
+        space, num_taken = self.space, self.taken.shape[1]
         for _ in range(2):  # a random direction is inside ``taken`` only where that is all
-            missing = min(width, space.size - taken.shape[1]) - Q.shape[1]
+            missing = min(width, space.size - num_taken) - Q.shape[1]
             if missing <= 0:
                 break
             fresh = space.probes(
@@ -174,7 +198,7 @@ class KrylovDecomposition:
                 stream=probes.REFILL,
             )
             self.num_refills += missing
-            everything = space.xp.concat((taken, Q), axis=1)
+            everything = self.basis[:, : num_taken + self._put(Q)]
             Q = space.xp.concat((Q, space.orthonormalize(fresh, against=everything)), axis=1)
         return Q
 

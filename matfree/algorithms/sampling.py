@@ -9,113 +9,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, final
+from collections.abc import Callable
+from typing import Any, final
 
 from matfree.algorithms.checkpoint import Checkpoint, PathLike, restore
-from matfree.algorithms.plan import Plan
-from matfree.algorithms.products import HostArray, Products
+from matfree.algorithms.estimator import Estimator, Summary
+from matfree.algorithms.products import Products
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.progress import Progress
-from matfree.protocol import Array
 from matfree.results import Estimate
-from matfree.results.estimate import student_quantile
-
-FIRST_LOOK = 20
-"""Probes before the first look: an error bar from fewer is itself too uncertain."""
-
-LOOK_GROWTH = 1.25
-"""The factor from one look to the next: many looks would inflate the error."""
 
 Callback = Callable[[Estimate], bool | None]
-
-
-class Summary(NamedTuple):
-    """What an estimator has to say at a look."""
-
-    value: Any
-    stderr: Any
-    size: float
-    """|value|, or the 2-norm of an array."""
-    bar: float
-    """The standard error's size, likewise."""
-    degrees_of_freedom: float
-    samples: HostArray | None = None
-    bias: float = 0.0
-    """What is no sampling error and is added to the half-width."""
-
-    @property
-    def level(self) -> float:
-        """The number that a history shows: the value's real part, or an array's size."""
-        return self.size if hasattr(self.value, "shape") else float(self.value.real)
-
-    @property
-    def half_width(self) -> float:
-        """The half-width of the 95 % interval, or the 2-norm of all entries' ones."""
-        if math.isinf(self.degrees_of_freedom):
-            return self.bias
-        return student_quantile(0.95, self.degrees_of_freedom) * self.bar + self.bias
-
-
-class Estimator(ABC):
-    """What becomes of the products of probes.
-
-    Parameters
-    ----------
-    product : the operator, counted
-    plan : seed, kind of probes, block size and budget
-    """
-
-    method: str
-    cost = 1
-    """Products a probe."""
-    mergeable = True
-    """Whether the probes enter independently of each other."""
-    first_look = FIRST_LOOK
-    look_growth = LOOK_GROWTH
-    saved: tuple[str, ...] = ()
-    """Attributes that change from block to block, for a checkpoint."""
-
-    def __init__(self, product: Products, plan: Plan) -> None:
-        self.product, self.space, self.plan = product, product.space, plan
-        self.block_done: Callable[[], None] = lambda: None
-        """To be called after every block of products outside of ``advance``."""
-        self.checkpoint: Checkpoint | None = None
-
-    def identity(self, budget: int) -> dict[str, Any]:
-        """Options, beside the plan's, without which a saved state means something else."""
-        return {}
-
-    def prepare(self, budget: int) -> int:
-        """Work before the first probe; how many probes the rest of the budget pays for."""
-        return budget // self.cost if self.plan.num_probes is None else self.plan.num_probes
-
-    @abstractmethod
-    def advance(self, start: int, count: int) -> None:
-        """Send ``count`` probes, the ``start``-th of the run first."""
-
-    @abstractmethod
-    def summary(self) -> Summary:
-        """The estimate from the probes sent so far."""
-
-    @abstractmethod
-    def exact(self) -> Summary:
-        """The answer from all n unit vectors."""
-
-    def probes(self, start: int, count: int) -> Array:
-        """Probes of the run, (rows, count)."""
-        first = self.plan.first_probe + start
-        return self.space.probes(count, seed=self.plan.seed, start=first, kind=self.plan.kind)
-
-    def looks(self, limit: int) -> Iterator[int]:
-        """Numbers of probes after which the tolerance is looked at, ending with the limit."""
-        look = float(self.first_look)
-        while self.plan.adaptive and look < limit:
-            yield int(look)
-            look *= self.look_growth
-        if limit:
-            yield limit
 
 
 def estimate(
@@ -164,6 +68,7 @@ class _Run:
         self.callback, self.path = callback, checkpoint
         self.checkpoint: Checkpoint | None = None
         self.done = 0
+        self.latest: tuple[int, Summary] | None = None
         self.history: list[tuple[int, float, float]] = []
 
     def complete(self, bar: Progress) -> Estimate:
@@ -180,6 +85,7 @@ class _Run:
         for look in self.estimator.looks(limit):
             if look < self.done:  # looked at before the run was interrupted
                 continue
+            self.estimator.reserve(look)
             while self.done < look:
                 count = min(self.plan.block_size, look - self.done)
                 self.estimator.advance(self.done, count)
@@ -220,8 +126,14 @@ class _Run:
 
     def result(self, reason: str, *, converged: bool) -> Estimate:
         """The estimate as it stands."""
-        summary = self.estimator.summary()
+        summary = self._summary()
         return self._estimate(summary, reason, converged, self.estimator.method, self.done)
+
+    def _summary(self) -> Summary:
+        """The estimator's summary, made once for each number of probes: it may be dear."""
+        if self.latest is None or self.latest[0] != self.done:
+            self.latest = self.done, self.estimator.summary()
+        return self.latest[1]
 
     def _split_budget(self) -> tuple[int, bool]:
         """Products for sampling, and whether n unit vectors may settle it afterwards.
@@ -238,7 +150,7 @@ class _Run:
 
     def _met(self) -> bool:
         """Write the state into the history; whether it is within the tolerance."""
-        summary = self.estimator.summary()
+        summary = self._summary()
         self.history.append((self.product.num_matvecs, summary.level, summary.half_width))
         return self.plan.adaptive and summary.half_width <= self.plan.tolerance(summary.size)
 
@@ -273,7 +185,7 @@ class _Run:
         )
 
     def _text(self) -> str:
-        summary = self.estimator.summary()
+        summary = self._summary()
         return f"{summary.level:.6g} +- {summary.half_width:.2g}"
 
     def _warn(self) -> None:

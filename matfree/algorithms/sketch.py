@@ -17,6 +17,48 @@ from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import to_host
 from matfree.probes import PROBES
 from matfree.protocol import Array
+from matfree.spaces import RowSpace
+
+
+@final
+class Columns:
+    """A block of vectors that grows in place, so that growing does not keep it twice.
+
+    Parameters
+    ----------
+    space : where the vectors live
+    """
+
+    saved = ("block",)
+
+    def __init__(self, space: RowSpace) -> None:
+        self.space = space
+        self.room: Array = space.zeros(0)
+        self.count = 0
+
+    @property
+    def block(self) -> Array:
+        """The columns so far, (rows, count)."""
+        return self.room[:, : self.count]
+
+    @block.setter
+    def block(self, X: Array) -> None:
+        self.count = 0
+        self.append(X)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many columns in all."""
+        if capacity > self.room.shape[1]:
+            room = self.space.zeros(capacity)
+            room[:, : self.count] = self.block
+            self.room = room
+
+    def append(self, X: Array) -> None:
+        """Put the columns of X behind the others."""
+        end = self.count + X.shape[1]
+        self.reserve(end)
+        self.room[:, self.count : end] = X
+        self.count = end
 
 
 @final
@@ -31,28 +73,37 @@ class RangeSketch:
         The probes' stream.
     """
 
-    saved = ("num_probes", "Q", "R")
+    saved = ("num_probes", "basis", "R")
 
     def __init__(self, product: Products, plan: Plan, *, stream: int = PROBES) -> None:
         self.product, self.space, self.plan, self.stream = product, product.space, plan, stream
         self.num_probes = 0
         # The range that Hutch++ learns is the same whichever probes test what is left.
         self.first_probe = plan.first_probe if stream == PROBES else 0
-        self.Q: Array = self.space.zeros(0)
+        self.basis = Columns(self.space)
         self.R: HostArray = np.zeros((0, 0))
+
+    @property
+    def Q(self) -> Array:
+        """The orthonormal basis, (rows, rank)."""
+        return self.basis.block
 
     @property
     def rank(self) -> int:
         """Columns of Q; fewer than probes where the operator has a lower rank."""
-        return int(self.Q.shape[1])
+        return self.basis.count
+
+    def reserve(self, num_probes: int) -> None:
+        """Make room for the products of so many probes in all."""
+        self.basis.reserve(num_probes)
 
     def extend(self, count: int) -> Array:
         """Sketch with ``count`` more probes; the columns that Q gained."""
-        old_rank, xp = self.rank, self.space.xp
+        old_rank = self.rank
         for W in self.probe_blocks(range(self.num_probes, self.num_probes + count)):
             Y = self.product(W)
-            fresh = self.space.orthonormalize(Y, against=self.Q)
-            self.Q = xp.concat((self.Q, fresh), axis=1)
+            del W  # it is made again where it is needed
+            self.basis.append(self.space.orthonormalize(Y, against=self.Q))
             columns = to_host(self.space.gram(self.Q, Y))
             self.product.require_finite(columns)
             rows = np.zeros((self.rank - self.R.shape[0], self.R.shape[1]), columns.dtype)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from matfree.algorithms.checkpoint import PathLike, resumed_seed
+from matfree.algorithms.estimator import Estimator
 from matfree.algorithms.hutchinson import HutchinsonTrace
 from matfree.algorithms.hutchpp import DeflatedTrace, HutchPlusPlus
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Estimator, estimate
+from matfree.algorithms.sampling import estimate
 from matfree.algorithms.xnystrace import XNysTrace
 from matfree.algorithms.xtrace import XTrace
 from matfree.protocol import ProbeKind, Seed
@@ -117,9 +118,10 @@ def trace(
 
     Cost
     ----
-    "hutchinson": num_probes matvecs, two blocks of vectors kept. "hutch++": 1.5 num_probes,
-    num_probes / 2 vectors kept. "xtrace": 2 num_probes, 2 num_probes vectors. "xnystrace":
-    num_probes, num_probes vectors. "deflated": num_probes, the eigenvectors.
+    Matvecs and vectors in memory, with b = block_size. "hutchinson": num_probes, 3 b + 1.
+    "hutch++": 1.5 num_probes, num_probes / 2 + 5 b. "xtrace": 2 num_probes, 2 num_probes + 5 b.
+    "xnystrace": num_probes, num_probes + 5 b. "deflated": num_probes and what :func:`eigsh`
+    makes, which also sets the memory; given eigenpairs cost nothing, and 4 b beside them.
 
     References
     ----------

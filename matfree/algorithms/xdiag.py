@@ -21,11 +21,11 @@ from typing import final
 import numpy as np
 
 from matfree.algorithms.diagpp import require_hermitian_core, row_dots
+from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import DiagonalEstimator, Moments
-from matfree.algorithms.plan import Plan
-from matfree.algorithms.products import Products
-from matfree.algorithms.sampling import Summary
-from matfree.algorithms.sketch import RangeSketch
+from matfree.algorithms.plan import Plan, slices
+from matfree.algorithms.products import HostArray, Products
+from matfree.algorithms.sketch import Columns, RangeSketch
 from matfree.algorithms.xnystrace import nystrom, nystrom_matrices
 from matfree.algorithms.xtrace import left_out_directions
 from matfree.arrays import conjugate, epsilon, real_part, to_host
@@ -48,12 +48,23 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
         super().__init__(product, plan)
         self.sketch = RangeSketch(product, plan)
 
-    def _averaged(self, common: Array, left: Array, right: Array) -> Summary:
-        """common + mean_i left_i * conj(right_i + w_i), with the spread over i as the bar."""
+    def reserve(self, num_probes: int) -> None:
+        self.sketch.reserve(num_probes)
+
+    def _averaged(
+        self, common: Array, left: tuple[Array, HostArray], right: tuple[Array, HostArray]
+    ) -> Summary:
+        """common + mean_i left_i * conj(right_i + w_i), with the spread over i as the bar.
+
+        left and right are given as (basis, coefficients) and made a block at a time: whole,
+        they would be as large as the sketch each.
+        """
+        space, (L, L_small), (R, R_small) = self.space, left, right
         moments, begin, xp = Moments(self.space), 0, self.space.xp
         for W in self.sketch.probe_blocks():
             end = begin + W.shape[1]
-            block = left[:, begin:end] * conjugate(xp, right[:, begin:end] + W)
+            tested = R @ space.asarray(R_small[:, begin:end]) + W
+            block = (L @ space.asarray(L_small[:, begin:end])) * conjugate(xp, tested)
             moments.add(xp.astype(real_part(xp, block), self.space.dtype))
             begin = end
         return self._summary(
@@ -66,38 +77,41 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
 
 @final
 class XDiag(LeaveOneOutDiagonal):
-    """Two products a probe, Hermitian operators; 5 num_probes vectors at the look."""
+    """Two products a probe, Hermitian operators; Q and A Q are kept, 2 num_probes vectors."""
 
     method = "xdiag"
     cost = 2
-    saved = ("sketch", "Z", "units")
+    saved = ("sketch", "products", "units")
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)
-        self.Z: Array = self.space.zeros(0)
+        self.products = Columns(self.space)  # Z = A Q
+
+    def reserve(self, num_probes: int) -> None:
+        super().reserve(num_probes)
+        self.products.reserve(num_probes)
 
     def advance(self, start: int, count: int) -> None:
         fresh = self.sketch.extend(count)
         if fresh.shape[1]:
-            self.Z = self.space.xp.concat((self.Z, self.product(fresh)), axis=1)
+            self.products.append(self.product(fresh))
 
     def summary(self) -> Summary:
         space, Q, R = self.space, self.sketch.Q, self.sketch.R
-        H = to_host(space.gram(Q, self.Z))
+        Z = self.products.block
+        H = to_host(space.gram(Q, Z))
         require_hermitian_core(self.product, H)
-        common = row_dots(space, Q, self.Z)
+        common = row_dots(space, Q, Z)
         S = left_out_directions(R)
         if not S.any():  # the sketch holds the whole range: P A = A
             return self._summary(common, space.xp.zeros_like(common), R.shape[1] - 1)
         scale = np.sum(S.conj() * R, axis=0)  # s_i^H r_i
-        left = Q @ space.asarray(S * scale)
-        right = self.Z @ space.asarray(-S / scale.conj())
-        return self._averaged(common, left, right)
+        return self._averaged(common, (Q, S * scale), (Z, -S / scale.conj()))
 
 
 @final
 class XNysDiag(LeaveOneOutDiagonal):
-    """One product a probe, positive semidefinite operators; 4 num_probes vectors at the look."""
+    """One product a probe, positive semidefinite operators; Q is kept, num_probes vectors."""
 
     method = "xnysdiag"
     cost = 1
@@ -109,12 +123,15 @@ class XNysDiag(LeaveOneOutDiagonal):
     def summary(self) -> Summary:
         space, small = self.space, nystrom_matrices(self.sketch)
         ny = nystrom(small, space.size, epsilon(space.xp, space.dtype))
-        F = self.sketch.Q @ space.asarray(ny.Y @ ny.roots)
-        common = row_dots(space, F, F) - ny.nu
+        Q, roots = self.sketch.Q, ny.Y @ ny.roots
+        common = self.space.zeros(1)[:, 0] - ny.nu
+        for part in slices(roots.shape[1], self.plan.block_size):
+            F = Q @ space.asarray(roots[:, part])
+            common = common + row_dots(space, F, F)
         if not ny.full_rank:
-            zeros = space.xp.zeros_like(real_part(space.xp, common))
-            return self._summary(common, zeros, small.R.shape[1] - 1)
+            share = ny.missed / space.size  # of the missed trace, one entry's
+            bars = space.xp.full_like(real_part(space.xp, common), share)
+            return self._summary(common, bars, small.R.shape[1] - 1)
         weight = np.diag(ny.inverse).real
         Z = ny.Y @ ny.inverse  # z_i = Q Z_i / sqrt(weight_i), and z_i^H w_i = 1 / sqrt(weight_i)
-        left, right = self.sketch.Q @ space.asarray(Z / weight), self.sketch.Q @ space.asarray(-Z)
-        return self._averaged(common, left, right)
+        return self._averaged(common, (Q, Z / weight), (Q, -Z))

@@ -21,11 +21,11 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import TraceEstimator
-from matfree.algorithms.jackknife import jackknife
+from matfree.algorithms.jackknife import spread
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Summary
 from matfree.algorithms.sketch import RangeSketch
 from matfree.arrays import epsilon, to_host
 from matfree.errors import OperatorError
@@ -41,10 +41,6 @@ class NystromMatrices(NamedTuple):
     G: HostArray
     """W^H W, (k, k)."""
 
-    def only(self, kept: HostArray) -> NystromMatrices:
-        """The same for some of the probes."""
-        return NystromMatrices(self.R[:, kept], self.O[:, kept], self.G[np.ix_(kept, kept)])
-
 
 class Nystrom(NamedTuple):
     """The shifted Nystrom approximation, A + nu I ~ F F^H, in small matrices."""
@@ -57,6 +53,8 @@ class Nystrom(NamedTuple):
     Y: HostArray
     """Q^H (A + nu I) W, (r, k)."""
     full_rank: bool
+    missed: float
+    """About the trace that the approximation misses where M was cut; 0 where it was not."""
 
 
 def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
@@ -80,26 +78,73 @@ def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
         )
     keep = values > len(values) * eps * top
     roots = vectors[:, keep] / np.sqrt(values[keep])
-    return Nystrom(nu, roots, roots @ roots.conj().T, Y, bool(keep.all()) and top > 0)
+    cut = np.abs(values[~keep])
+    # Squared length of the probes outside of A_hat, over the squares of the dimensions left
+    # to them: cross-validation's way from inside the sample to outside of it.
+    missed = len(values) * float(cut.sum()) / max(1, len(cut)) ** 2
+    full_rank = bool(keep.all()) and top > 0
+    return Nystrom(nu, roots, roots @ roots.conj().T, Y, full_rank, missed)
 
 
-def leave_one_out_nystrom(
-    small: NystromMatrices, size: int, eps: float, *, resphere: bool
-) -> HostArray:
-    """The estimates est_i, (k,)."""
-    k = small.R.shape[1]
-    ny = nystrom(small, size, eps)
-    F, nu_W = ny.Y @ ny.roots, ny.nu**2 * (small.G - small.O.conj().T @ small.O)
-    total = np.linalg.norm(F) ** 2 + np.trace(ny.roots.conj().T @ nu_W @ ny.roots).real
-    total -= ny.nu * size
-    if not ny.full_rank:  # leaving one out loses no direction, and nothing is missed
-        return np.full(k, total)
-    weight = np.diag(ny.inverse).real
-    YM = ny.Y @ ny.inverse
-    squares = np.sum(np.abs(YM) ** 2, axis=0) / weight
-    squares += np.einsum("ji,jl,li->i", ny.inverse.conj(), nu_W, ny.inverse).real / weight
-    c = (size - k + 1) * np.diag(np.linalg.inv(small.G)).real if resphere else 1.0
-    return np.asarray(total - squares + c / weight)
+def nystrom_trace(small: NystromMatrices, ny: Nystrom, size: int) -> float:
+    """tr A_hat without the shift."""
+    F = ny.Y @ ny.roots
+    rest = ny.roots.conj().T @ outside_of_range(small, ny) @ ny.roots
+    return float(np.linalg.norm(F) ** 2 + np.trace(rest).real - ny.nu * size)
+
+
+def outside_of_range(small: NystromMatrices, ny: Nystrom) -> HostArray:
+    """What Y^H Y has of the shifted Y's part outside of Q, nu (I - Q Q^H) W, (k, k)."""
+    return np.asarray(ny.nu**2 * (small.G - small.O.conj().T @ small.O))
+
+
+class Downdates(NamedTuple):
+    """What leaving probes out of the approximation takes from its trace; M of full rank.
+
+    The inverse of M without the rows and columns in I is N minus N's part through N_II, so
+    A_hat loses (Y N)_I N_II^{-1} (Y N)_I^H, of trace tr(N_II^{-1} K_II).
+    """
+
+    trace: float
+    """tr A_hat without the shift."""
+    N: HostArray
+    """M^{-1}, (k, k)."""
+    K: HostArray
+    """(Y N)^H (Y N), (k, k)."""
+    C: HostArray
+    """(W^H W)^{-1}, (k, k)."""
+    free: int
+    """n - k + 1, the dimensions that one probe sees beside the others."""
+
+    @classmethod
+    def of(cls, small: NystromMatrices, ny: Nystrom, size: int) -> Downdates:
+        YN, N = ny.Y @ ny.inverse, ny.inverse  # before its square: K would lose twice the digits
+        K = YN.conj().T @ YN + N @ outside_of_range(small, ny) @ N
+        free = size - small.G.shape[0] + 1
+        return cls(nystrom_trace(small, ny, size), N, K, np.linalg.inv(small.G), free)
+
+    def one_out(self, *, resphere: bool) -> HostArray:
+        """The estimates est_i, (k,)."""
+        N, K, C = (np.diag(M).real for M in (self.N, self.K, self.C))
+        scale = self.free * C if resphere else 1.0
+        return np.asarray(self.trace - K / N + scale / N)
+
+    def two_out(self, *, resphere: bool) -> HostArray:
+        """The whole estimator without probe i, (k,): the mean over j of est_j without i.
+
+        All pairs I = {i, j} at once, each by the 2 x 2 inverse of N_II: k^2 numbers where
+        k small eigenproblems would give the same.
+        """
+        n, K, c = (np.diag(M).real for M in (self.N, self.K, self.C))
+        volume = np.outer(n, n)  # two vectors alike to the last digit leave rounding of it
+        determinant = np.maximum(volume - np.abs(self.N) ** 2, np.finfo(n.dtype).eps * volume)
+        taken = np.outer(n, K) + np.outer(K, n) - 2 * (self.N * self.K.conj()).real
+        missed = n[:, None] / determinant  # w_j^H (A - A_hat) w_j, row i column j
+        if resphere:
+            missed *= (self.free + 1) * (c[None, :] - np.abs(self.C) ** 2 / c[:, None])
+        estimates = self.trace - taken / determinant + missed
+        np.fill_diagonal(estimates, 0.0)
+        return np.asarray(estimates.sum(axis=1) / max(1, len(n) - 1))
 
 
 @final
@@ -119,22 +164,26 @@ class XNysTrace(TraceEstimator):
         self.resphere = plan.kind in ("sphere", "gaussian")
         self.eps = epsilon(self.space.xp, self.space.dtype)
 
+    def reserve(self, num_probes: int) -> None:
+        self.sketch.reserve(num_probes)
+
     def advance(self, start: int, count: int) -> None:
         self.sketch.extend(count)
 
     def summary(self) -> Summary:
         small = nystrom_matrices(self.sketch)
-        size, eps, resphere = self.space.size, self.eps, self.resphere
-        samples = leave_one_out_nystrom(small, size, eps, resphere=resphere)
+        size, k = self.space.size, self.sketch.num_probes
+        ny = nystrom(small, size, self.eps)
+        shift = ny.nu * size  # what the shift costs in accuracy
+        if not ny.full_rank:  # leaving one out loses no direction
+            samples, left_out = np.full(k, nystrom_trace(small, ny, size)), np.zeros(k)
+        else:
+            downdates = Downdates.of(small, ny, size)
+            samples = downdates.one_out(resphere=self.resphere)
+            left_out = downdates.two_out(resphere=self.resphere)
+        stderr = max(spread(left_out), shift, ny.missed)
         value = float(samples.mean())
-
-        def from_some(kept: HostArray) -> complex:
-            part = leave_one_out_nystrom(small.only(kept), size, eps, resphere=resphere)
-            return complex(part.mean())
-
-        shift = nystrom(small, size, eps).nu * size  # what the shift costs in accuracy
-        stderr = max(jackknife(from_some, samples.size), shift)
-        return Summary(value, stderr, abs(value), stderr, samples.size - 1, samples)
+        return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
 
 def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:

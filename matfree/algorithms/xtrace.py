@@ -21,14 +21,13 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import TraceEstimator
 from matfree.algorithms.jackknife import jackknife
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.sampling import Summary
-from matfree.algorithms.sketch import RangeSketch
+from matfree.algorithms.sketch import Columns, RangeSketch
 from matfree.arrays import to_host
-from matfree.protocol import Array
 
 
 class SmallMatrices(NamedTuple):
@@ -115,18 +114,22 @@ class XTrace(TraceEstimator):
     first_look = 8
     look_growth = 2.0
     mergeable = False
-    saved = ("sketch", "Z", "units")
+    saved = ("sketch", "products", "units")
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)
         self.sketch = RangeSketch(product, plan)
-        self.Z: Array = self.space.zeros(0)
+        self.products = Columns(self.space)  # Z = A Q
         self.resphere = plan.kind in ("sphere", "gaussian")
+
+    def reserve(self, num_probes: int) -> None:
+        self.sketch.reserve(num_probes)
+        self.products.reserve(num_probes)
 
     def advance(self, start: int, count: int) -> None:
         fresh = self.sketch.extend(count)
         if fresh.shape[1]:
-            self.Z = self.space.xp.concat((self.Z, self.product(fresh)), axis=1)
+            self.products.append(self.product(fresh))
 
     def summary(self) -> Summary:
         small = self._small()
@@ -142,7 +145,8 @@ class XTrace(TraceEstimator):
         return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
     def _small(self) -> SmallMatrices:
-        O, ZW = self.sketch.against_probes(self.sketch.Q, self.Z)  # noqa: E741
-        H = to_host(self.space.gram(self.sketch.Q, self.Z))
+        Z = self.products.block
+        O, ZW = self.sketch.against_probes(self.sketch.Q, Z)  # noqa: E741
+        H = to_host(self.space.gram(self.sketch.Q, Z))
         self.product.require_finite(H)
         return SmallMatrices(self.sketch.R, H, O, ZW.conj().T, self.sketch.squared_norms())

@@ -6,6 +6,7 @@ from support.backends import assert_close
 from support.matrices import nn_spectrum, wishart, with_spectrum
 
 import matfree as mf
+from matfree.arrays import to_host
 
 A = wishart(400, 800)
 TRACE = float(np.trace(A))
@@ -191,3 +192,15 @@ def test_progress_shows_a_bar_with_the_value(capsys):
     pytest.importorskip("tqdm")
     mf.trace(A, num_probes=8, block_size=2, seed=0, progress=True)
     assert "hutchinson" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"])
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**90])
+def test_bars_of_a_diagonal_in_single_precision_are_those_of_any_scale(backend, method, scale):
+    A = with_spectrum(np.arange(1.0, 61) ** -2)
+    options = {"method": method, "num_probes": 12, "eigenpairs": 3, "seed": 0}
+    one = mf.diagonal(backend.asarray(A, np.float32), **options)
+    other = mf.diagonal(backend.asarray(scale * A, np.float32), **options)
+    for part in ("value", "stderr"):
+        expected, got = to_host(getattr(one, part)), to_host(getattr(other, part)) / scale
+        assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()

@@ -87,6 +87,46 @@ def test_the_jackknife_bar_equals_running_without_each_probe():
     assert estimator.summary().stderr == pytest.approx(expected, rel=1e-9)
 
 
+def by_hand_xnystrace(A, W, resphere):
+    """est_i with every approximation made anew."""
+    estimates, k = [], W.shape[1]
+    scale = (N - k + 1) * np.diag(np.linalg.inv(W.conj().T @ W)).real if resphere else np.ones(k)
+    for i in range(k):
+        V, w = np.delete(W, i, axis=1), W[:, i]
+        Y = A @ V
+        rest = A - Y @ np.linalg.solve(V.conj().T @ Y, Y.conj().T)
+        estimates.append(np.trace(A - rest).real + scale[i] * np.vdot(w, rest @ w).real)
+    return np.array(estimates)
+
+
+@pytest.mark.parametrize("complex_matrix", [False, True])
+@pytest.mark.parametrize("kind", ["sphere", "rademacher"])
+def test_the_bar_of_xnystrace_equals_running_without_each_probe(complex_matrix, kind):
+    A = with_spectrum(0.8 ** np.arange(N) + 0.01)
+    if complex_matrix:
+        C = complex_hermitian(N)
+        A = C @ C + 0.1 * np.eye(N)
+    estimator, W = run(XNysTrace, A, kind)
+    resphere = kind == "sphere"
+    means = [by_hand_xnystrace(A, np.delete(W, i, axis=1), resphere).mean() for i in range(K)]
+    expected = np.sqrt(np.sum((means - np.mean(means)) ** 2))
+    summary = estimator.summary()
+    np.testing.assert_allclose(summary.samples, by_hand_xnystrace(A, W, resphere), rtol=1e-9)
+    assert summary.stderr == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("num_probes", [70, 80, 100, 160])
+def test_xnystrace_says_what_it_misses_where_its_core_matrix_is_singular_to_rounding(num_probes):
+    spectrum = 0.7 ** np.arange(300)  # a core of that many probes is cut at rounding
+    A, inside = with_spectrum(spectrum), 0
+    for seed in range(20):
+        estimate = mf.trace(A, method="xnystrace", num_probes=num_probes, seed=seed)
+        low, high = estimate.interval()
+        inside += low <= spectrum.sum() <= high
+        assert estimate.stderr < 1e-8 * spectrum.sum()
+    assert inside >= 18
+
+
 def test_the_jackknife_groups_neighbours_where_probes_are_many():
     values = np.random.default_rng(0).standard_normal(1000)
     calls = []

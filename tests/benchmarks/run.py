@@ -1,28 +1,52 @@
-"""Every benchmark, printed and written to docs/benchmarks.md: ``make bench``."""
+"""Benchmarks, printed and written to docs/benchmarks.md: ``make bench``.
 
+``make bench ONLY="overhead memory"`` runs some of them and leaves the page's other sections
+as they are.
+"""
+
+import importlib
+import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests")]
 
-import overhead
 from harness import Report, machine
 
-PREFACE = f"""# Benchmarks
+PAGE = ROOT / "docs" / "benchmarks.md"
+SECTIONS = ("overhead", "accuracy", "densities", "memory", "networks")
+PREFACE = """# Benchmarks
 
-Ratios are measured side by side in one process, in turn, and the least time of several rounds is
-taken. `make bench` measures them again and writes this page.
+Times are measured side by side in one process, in turn, and the least of several rounds is taken;
+errors are medians over seeds, beside reference medians for the same problem and number of
+products. `make bench` measures everything again and writes this page.
+"""
 
-Measured on: {machine()}."""
+
+def main(chosen):
+    unknown = sorted(set(chosen) - set(SECTIONS))
+    if unknown:
+        sys.exit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    for name in chosen or SECTIONS:
+        report = Report()
+        report.say(f"Measured on: {machine()}.")
+        importlib.import_module(name).run(report)
+        write(name, "\n".join(report.lines))
 
 
-def main():
-    report = Report()
-    report.say(PREFACE)
-    overhead.run(report)
-    page = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-    page.write_text("\n".join(report.lines) + "\n", encoding="utf-8")
+def write(name, text):
+    """Put a section into the page, in its place."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    found = dict(re.findall(r"<!-- begin (\w+) -->\n(.*?)\n<!-- end \1 -->", page, re.DOTALL))
+    found[name] = text
+    sections = [
+        f"<!-- begin {key} -->\n{found[key]}\n<!-- end {key} -->"
+        for key in SECTIONS
+        if key in found
+    ]
+    PAGE.write_text("\n\n".join([PREFACE, *sections]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
