@@ -9,11 +9,13 @@ from pathlib import Path
 
 from matfree import _distribution
 from matfree.algorithms.blocks import block_diagonals, block_traces
+from matfree.algorithms.counting import eigenvalue_count
 from matfree.algorithms.density import spectral_density
 from matfree.algorithms.diagonal import diagonal
 from matfree.algorithms.eigsh import eigsh
-from matfree.algorithms.functions import frobenius_norm, logdet, schatten_norm, trace_function
+from matfree.algorithms.functions import logdet, trace_function
 from matfree.algorithms.lanczos import lanczos
+from matfree.algorithms.norms import frobenius_norm, schatten_norm
 from matfree.algorithms.power import power_iteration
 from matfree.algorithms.svds import svds
 from matfree.algorithms.trace import trace
@@ -67,6 +69,7 @@ __all__ = [
     "block_traces",
     "check_operator",
     "diagonal",
+    "eigenvalue_count",
     "eigsh",
     "frobenius_norm",
     "lanczos",
