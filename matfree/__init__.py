@@ -9,12 +9,15 @@ from pathlib import Path
 
 from matfree import _distribution
 from matfree.algorithms.blocks import block_diagonals, block_traces
+from matfree.algorithms.counting import eigenvalue_count
 from matfree.algorithms.density import spectral_density
 from matfree.algorithms.diagonal import diagonal
 from matfree.algorithms.eigsh import eigsh
-from matfree.algorithms.functions import frobenius_norm, logdet, schatten_norm, trace_function
+from matfree.algorithms.functions import logdet, trace_function
 from matfree.algorithms.lanczos import lanczos
+from matfree.algorithms.norms import frobenius_norm, schatten_norm
 from matfree.algorithms.power import power_iteration
+from matfree.algorithms.svds import svds
 from matfree.algorithms.trace import trace
 from matfree.checks import OperatorReport, check_operator
 from matfree.errors import (
@@ -27,7 +30,14 @@ from matfree.errors import (
 )
 from matfree.operators import DenseOperator, FunctionOperator, Operator, aslinearoperator
 from matfree.protocol import LinearOperator, VectorSpace
-from matfree.results import EigenResult, Estimate, SpectralDensity, Tridiagonal, load
+from matfree.results import (
+    EigenResult,
+    Estimate,
+    SingularResult,
+    SpectralDensity,
+    Tridiagonal,
+    load,
+)
 from matfree.spaces import ArraySpace, RowSpace, space_like
 
 _distribution.refuse_mixture(Path(__file__).parent)
@@ -50,6 +60,7 @@ __all__ = [
     "OperatorError",
     "OperatorReport",
     "RowSpace",
+    "SingularResult",
     "SpectralDensity",
     "Tridiagonal",
     "VectorSpace",
@@ -58,6 +69,7 @@ __all__ = [
     "block_traces",
     "check_operator",
     "diagonal",
+    "eigenvalue_count",
     "eigsh",
     "frobenius_norm",
     "lanczos",
@@ -67,6 +79,7 @@ __all__ = [
     "schatten_norm",
     "space_like",
     "spectral_density",
+    "svds",
     "trace",
     "trace_function",
 ]

@@ -14,6 +14,7 @@ from support import measures
 from support.backends import MAKERS, assert_close
 from support.matrices import (
     complex_hermitian,
+    implicit_with_spectrum,
     laplacian_1d,
     laplacian_2d,
     laplacian_2d_spectrum,
@@ -25,6 +26,7 @@ from support.matrices import (
 import matfree as mf
 from matfree.arrays import to_host
 
+RUNS = 400  # of estimates whose mean is tested
 METHODS = ["hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"]
 
 
@@ -201,6 +203,26 @@ def test_a_wishart_matrix_has_marchenko_pasturs_moments_and_edges():
     assert measures.distance_to_spectrum(density, spectrum) <= bound
 
 
+# P13
+def test_a_complete_graph_has_its_triangles_and_two_eigenvalues():
+    A = np.ones((30, 30)) - np.eye(30)
+    operator = mf.aslinearoperator(A)
+    cube = mf.trace(operator @ operator @ operator, max_matvecs=30)
+    assert abs(cube.value / 6 - 4060) <= 1e-9 * 4060
+    assert_close(mf.eigsh(A, 30, seed=0).values, np.r_[29.0, -np.ones(29)], scale=29)
+    assert mf.eigenvalue_count(A, -2, 0, max_matvecs=30).value == 29
+    assert mf.diagonal(A, max_matvecs=30).value.tolist() == [0.0] * 30
+    for method in ("xtrace", "xnystrace"):  # A + I has rank 1
+        shifted = mf.trace(operator.shift(1.0), method=method, num_probes=5, seed=0)
+        assert abs(shifted.value - 30) <= 1e-9 * 30
+    for method in ("hutchinson", "xtrace"):  # and A has not
+        sampled = mf.trace(A, method=method, num_probes=14, seed=0)
+        assert abs(sampled.value) <= 5 * sampled.stderr
+    plain = mf.trace(A, num_probes=2000, seed=0)
+    variance, error = sample_variance(plain.samples)
+    assert abs(variance - 2 * (30**2 - 30)) <= 5 * error
+
+
 # P15
 def test_one_by_one_and_two_by_two_matrices_are_no_exception():
     A = np.array([[7.0]])
@@ -292,6 +314,18 @@ def test_a_relative_tolerance_on_a_trace_of_zero_ends_on_its_budget():
     assert estimate.num_matvecs == 90
 
 
+# P20
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_xtrace_is_unbiased_for_a_networks_spectrum(symmetric):
+    A = with_spectrum(nn_spectrum(400))
+    if not symmetric:
+        A = A + np.random.default_rng(1).standard_normal((400, 400)) / 20
+    values = np.array(
+        [mf.trace(A, method="xtrace", max_matvecs=12, seed=s).value for s in range(RUNS)]
+    )
+    assert abs(values.mean() - np.trace(A)) <= 4.5 * values.std() / np.sqrt(RUNS)
+
+
 # P21
 def test_the_measures_of_distance_are_themselves_right():
     one = np.ones(1)
@@ -312,6 +346,17 @@ def test_ninety_five_per_cent_intervals_cover_ninety_five_per_cent():
         low, high = mf.trace(A, num_probes=20, seed=seed).interval()
         inside += low <= np.trace(A) <= high
     assert 0.905 <= inside / 400 <= 0.985
+
+
+# P23
+def test_xtraces_bar_covers_its_error_on_a_networks_spectrum():
+    spectrum = nn_spectrum(2000)
+    A = implicit_with_spectrum(spectrum)
+    inside = 0
+    for seed in range(60):
+        estimate = mf.trace(A, method="xtrace", max_matvecs=60, seed=seed)
+        inside += abs(estimate.value - spectrum.sum()) <= 2 * estimate.stderr
+    assert inside >= 54
 
 
 # P24
@@ -359,6 +404,41 @@ def test_estimates_of_one_seed_agree_on_every_backend(name):
             lambda B: mf.spectral_density(B, num_steps=8, num_probes=2, seed=2).moment(2).value,
         ):
             np.testing.assert_allclose(run(there), run(here), rtol=slack)
+
+
+# P30
+def test_single_precision_gives_the_numbers_of_double():
+    spectrum = np.arange(1.0, 301) ** -2
+    double = with_spectrum(spectrum)
+    single = double.astype(np.float32)
+    for method in ("hutchinson", "xtrace", "xnystrace"):
+        a, b = (mf.trace(B, method=method, num_probes=20, seed=0).value for B in (double, single))
+        assert abs(b - a) <= 1e-5 * abs(a)
+    top = [mf.eigsh(B, 5, seed=0).values for B in (double, single)]
+    assert np.abs(top[1] - top[0]).max() <= 1e-4
+    densities = [
+        mf.spectral_density(B, num_steps=20, num_probes=3, seed=0) for B in (double, single)
+    ]
+    (x, wx), (y, wy) = ((np.concatenate(d.nodes), np.concatenate(d.weights)) for d in densities)
+    assert measures.wasserstein(x, wx, y, wy) <= 1e-4
+    sigma = [mf.svds(B[:, :200], 5, seed=0).values for B in (double, single)]
+    assert np.abs(sigma[1] - sigma[0]).max() <= 1e-4
+
+
+# P31
+def test_a_run_that_says_it_converged_has():
+    spectrum = nn_spectrum(2000)
+    A, said, right = implicit_with_spectrum(spectrum), 0, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mf.ConvergenceWarning)
+        for seed in range(60):
+            estimate = mf.trace(A, rtol=1e-2, max_matvecs=100, seed=seed)
+            assert estimate.num_matvecs <= 100
+            said += estimate.converged
+            right += estimate.converged and abs(estimate.value / spectrum.sum() - 1) <= 1e-2
+            assert not (estimate.converged and estimate.half_width() > 1e-2 * estimate.value)
+    assert said <= 3  # 2 % takes some 4000 products
+    assert right >= 0.9 * said
 
 
 def test_averaging_over_all_sign_vectors_gives_trace_diagonal_and_variance_exactly(monkeypatch):

@@ -24,6 +24,9 @@ SCALARS = {
     "logdet": lambda B: mf.logdet(
         B.shift(200.0), num_probes=4, num_steps=10, reorthogonalize="full", seed=1
     ),
+    "eigenvalue count": lambda B: mf.eigenvalue_count(
+        B, 0.01, np.inf, num_steps=12, num_probes=4, seed=1
+    ),
     "frobenius norm": lambda B: mf.frobenius_norm(B, num_probes=8, seed=1),
 }
 

@@ -142,6 +142,14 @@ def _from_linear_operator(operator: Any) -> Operator:
             "the LinearOperator declares no dtype, so nothing tells its precision; construct it "
             "with dtype=np.float64, or whatever its products have."
         )
+
+    def rmatmat(X: Array) -> Any:
+        try:
+            return operator.rmatmat(X)
+        except TypeError:  # SciPy calls None where there is no adjoint;
+            operator.rmatvec(X[:, 0])  # this says so: NotImplementedError
+            raise
+
     example = np.empty(0, dtype=operator.dtype)
     space = space_like(example, shape[0])
     return FunctionOperator(
@@ -150,6 +158,6 @@ def _from_linear_operator(operator: Any) -> Operator:
         domain=space if shape[0] == shape[1] else space_like(example, shape[1]),
         matmat=operator.matmat,
         rmatvec=operator.rmatvec,
-        rmatmat=operator.rmatmat,
+        rmatmat=rmatmat,
         name=type(operator).__name__,
     )

@@ -9,6 +9,7 @@ from matfree.algorithms.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.diagpp import DeflatedDiagonal, DiagPlusPlus
 from matfree.algorithms.estimator import Estimator
 from matfree.algorithms.hutchinson import HutchinsonDiagonal
+from matfree.algorithms.normalised import NormalisedDiagonal
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
 from matfree.algorithms.sampling import estimate
@@ -25,6 +26,8 @@ _METHODS: dict[str, type[Estimator]] = {
     "xnysdiag": XNysDiag,
     "deflated": DeflatedDiagonal,
 }
+
+_MODULUS_ONE = ("rademacher", "z4")
 
 
 def diagonal(
@@ -65,8 +68,10 @@ def diagonal(
     rtol, atol : float, optional
         Sample until the 2-norm of the half-widths of all entries' 95 % intervals is at most
         atol + rtol ||diagonal||_2.
-    kind : {"rademacher", "z4"}
-        Probes with entries of modulus 1.
+    kind : {"rademacher", "z4", "gaussian", "sphere"}
+        "hutchinson" divides by the squares of entries whose modulus is not 1, entry by
+        entry, which keeps a diagonal matrix exact; such runs cannot be merged. The other
+        methods need modulus 1, and so does the least variance of a few probes.
 
     Returns
     -------
@@ -82,7 +87,8 @@ def diagonal(
 
     Cost
     ----
-    Matvecs and vectors in memory, with b = block_size. "hutchinson": num_probes, 4 b + 3.
+    Matvecs and vectors in memory, with b = block_size. "hutchinson": num_probes, 4 b + 3 (with
+    "gaussian" and "sphere" up to 8 b + 8).
     "diag++": 1.5 num_probes, num_probes / 2 + 6 b. "xdiag": 2 num_probes, 2 num_probes + 7 b.
     "xnysdiag": num_probes, num_probes + 8 b. "deflated": num_probes and what :func:`eigsh`
     makes, which also sets the memory; beside given eigenpairs, as many vectors again and 6 b.
@@ -100,14 +106,7 @@ def diagonal(
     >>> bool(np.all(np.abs(estimate.value - np.diag(A)) < 6 * estimate.stderr))
     True
     """
-    if method not in _METHODS:
-        known = ", ".join(map(repr, _METHODS))
-        raise ValueError(f"method must be one of {known}: got {method!r}.")
-    if kind not in ("rademacher", "z4"):
-        raise ValueError(
-            f'kind must be "rademacher" or "z4" for a diagonal, whose probes need entries of '
-            f"modulus 1: got {kind!r}."
-        )
+    estimator_type = _estimator_type(method, kind)
     product = Products(A)
     plan = Plan.make(
         product.space.size,
@@ -121,6 +120,24 @@ def diagonal(
         eigenpairs=eigenpairs,
         first_probe=first_probe,
     )
-    estimator_type = _METHODS[method]
     estimator = estimator_type(product, plan)
     return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+
+
+def _estimator_type(method: str, kind: str) -> type[Estimator]:
+    """The estimator of a method with these probes, or what is wrong with the two."""
+    if method not in _METHODS:
+        known = ", ".join(map(repr, _METHODS))
+        raise ValueError(f"method must be one of {known}: got {method!r}.")
+    if kind in _MODULUS_ONE:
+        return _METHODS[method]
+    if kind not in ("gaussian", "sphere"):
+        raise ValueError(
+            f'kind must be "rademacher", "z4", "gaussian" or "sphere" for a diagonal: got {kind!r}.'
+        )
+    if method != "hutchinson":
+        raise ValueError(
+            f'kind must be "rademacher" or "z4" for the diagonal by {method!r}, whose probes need '
+            f'entries of modulus 1: got {kind!r}; only "hutchinson" normalises others.'
+        )
+    return NormalisedDiagonal

@@ -187,7 +187,7 @@ class EigenSearch:
             kind="gaussian",
             stream=probes.START,
         )
-        return KrylovDecomposition(
+        krylov = KrylovDecomposition(
             self.product,
             block,
             self._capacity(width),
@@ -195,6 +195,8 @@ class EigenSearch:
             first_refill=_STARTS_APART * self.num_searches,
             locked=self.vectors,
         )
+        krylov.norm = self.norm  # what is left may be rounding only: it is judged against all of A
+        return krylov
 
     def _insert(self, values: HostArray, residuals: HostArray, vectors: Array) -> None:
         """Take the new pairs among the wanted, in their place, and drop the worst."""

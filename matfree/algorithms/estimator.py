@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -42,8 +41,6 @@ class Summary(NamedTuple):
     @property
     def half_width(self) -> float:
         """The half-width of the 95 % interval, or the 2-norm of all entries' ones."""
-        if math.isinf(self.degrees_of_freedom):
-            return self.bias
         return student_quantile(0.95, self.degrees_of_freedom) * self.bar + self.bias
 
 

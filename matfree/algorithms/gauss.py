@@ -45,14 +45,7 @@ class LanczosQuadrature:
         if self.num_steps == 0:  # everything is known
             return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
         T = self._factorized(V, checkpoint, save)
-        rules = [T.ritz(p) for p in range(V.shape[1])]
-        scales = [self.rounding * np.abs(rule.nodes).max() for rule in rules]
-        return [
-            rule._replace(residuals=np.zeros_like(rule.residuals))
-            if len(rule.nodes) < self.num_steps or norm <= scale  # broken down: all are exact
-            else rule
-            for rule, norm, scale in zip(rules, T.residual_norms, scales, strict=True)
-        ]
+        return [gauss_rule(T, p, self.num_steps, self.rounding) for p in range(V.shape[1])]
 
     def _factorized(
         self, V: Array, checkpoint: Checkpoint | None, save: Callable[[], None]
@@ -73,3 +66,12 @@ class LanczosQuadrature:
             save()
         self.recurrence = None
         return recurrence.result()
+
+
+def gauss_rule(T: Tridiagonal, p: int, num_steps: int, rounding: float) -> Quadrature:
+    """The quadrature of one start vector; all of its nodes are exact where it broke down."""
+    rule = T.ritz(p)
+    ended = (
+        len(rule.nodes) < num_steps or T.residual_norms[p] <= rounding * np.abs(rule.nodes).max()
+    )
+    return rule._replace(residuals=np.zeros_like(rule.residuals)) if ended else rule

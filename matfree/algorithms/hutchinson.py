@@ -63,7 +63,8 @@ class DiagonalEstimator(Estimator):
         return to_host(self.space.norms(x[:, None]))
 
     def _summary(self, value: Array, stderr: Array, degrees_of_freedom: float) -> Summary:
-        size, bar = float(self._size(value)[0]), float(self._size(stderr)[0])
+        size = float(self._size(value)[0])
+        bar = float(self._size(stderr)[0]) if degrees_of_freedom > 0 else math.inf
         return Summary(value, stderr, size, bar, degrees_of_freedom)
 
 

@@ -1,14 +1,15 @@
-r"""Estimators behind the traces of functions: quadrature per probe, and squared norms."""
+r"""Estimators behind the traces of functions: a quadrature of each probe."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, final
+from abc import abstractmethod
+from typing import Any, final
 
 import numpy as np
 import scipy.linalg
 
+from matfree.algorithms.domains import Checked, Function, FunctionName
 from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan, slices
@@ -21,56 +22,38 @@ from matfree.results import Tridiagonal
 _POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
 """Where two functions are compared, to tell whether a checkpoint belongs to this one."""
 
-Function: TypeAlias = Callable[[HostArray], HostArray]
-FunctionName: TypeAlias = Literal["log", "inverse", "sqrt", "exp"]
 
-
-@final
-class QuadratureTrace(TraceEstimator):
-    """||w||^2 sum_j tau_j f(theta_j) per probe."""
+class QuadratureRun(TraceEstimator):
+    """Whatever is a sum over eigenvalues, by the Lanczos quadrature of each probe."""
 
     method = "Lanczos quadrature"
     first_look = 10
-    saved = ("samples", "changes", "columns", "recurrence")
+    saved: tuple[str, ...] = ("columns", "recurrence")
 
     def __init__(
-        self,
-        product: Products,
-        plan: Plan,
-        f: Function | FunctionName,
-        num_steps: int,
-        reorthogonalize: Reorthogonalize,
+        self, product: Products, plan: Plan, num_steps: int, reorthogonalize: Reorthogonalize
     ) -> None:
         super().__init__(product, plan)
         self.cost = min(num_steps, self.space.size)
-        self.evaluate = _Checked(f, epsilon(self.space.xp, self.space.dtype))
-        self.samples = Samples()
-        self.changes: list[float] = []
         self.recurrence: Recurrence | None = None
         self.columns: HostArray = np.zeros((0, 0))
         self.reorthogonalize: Reorthogonalize = reorthogonalize
 
     def identity(self, budget: int) -> dict[str, Any]:
-        return {
-            "num_steps": self.cost,
-            "reorthogonalize": self.reorthogonalize,
-            "f at five points": self.evaluate.values_at(_POINTS),
-        }
+        return {"num_steps": self.cost, "reorthogonalize": self.reorthogonalize}
+
+    @abstractmethod
+    def take(self, T: Tridiagonal, p: int) -> None:
+        """Take in what the p-th probe of a block has seen."""
+
+    @abstractmethod
+    def sum_over(self, eigenvalues: HostArray) -> float:
+        """The exact answer."""
 
     def advance(self, start: int, count: int) -> None:
         T = self._factorized(self.probes(start, count))
-        fresh = []
         for p in range(count):
-            whole = self._quadrature(T, p, len(T.alphas[p]))
-            part = self._quadrature(T, p, math.ceil(len(T.alphas[p]) / 2))
-            ended = T.residual_norms[p] == 0 or len(T.alphas[p]) < self.cost
-            self.changes.append(0.0 if ended else whole - part)
-            fresh.append(whole)
-        self.samples.add(np.asarray(fresh))
-
-    def summary(self) -> Summary:
-        bias = abs(float(np.mean(self.changes)))
-        return self.samples.summary()._replace(bias=bias)
+            self.take(T, p)
 
     def exact(self) -> Summary:
         """n products give the matrix, and its eigenvalues the answer."""
@@ -85,7 +68,7 @@ class QuadratureTrace(TraceEstimator):
         scale = float(np.abs(dense).max())
         if scale > 0:
             self.product.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
-        total = float(np.sum(self.evaluate(np.linalg.eigvalsh((dense + dense.conj().T) / 2))))
+        total = self.sum_over(np.linalg.eigvalsh((dense + dense.conj().T) / 2))
         return Summary(total, 0.0, abs(total), 0.0, math.inf)
 
     def _factorized(self, W: Array) -> Tridiagonal:
@@ -102,77 +85,45 @@ class QuadratureTrace(TraceEstimator):
         self.recurrence = None
         return recurrence.result()
 
+
+@final
+class QuadratureTrace(QuadratureRun):
+    """||w||^2 sum_j tau_j f(theta_j) per probe."""
+
+    saved = ("samples", "changes", "columns", "recurrence")
+
+    def __init__(
+        self,
+        product: Products,
+        plan: Plan,
+        f: Function | FunctionName,
+        num_steps: int,
+        reorthogonalize: Reorthogonalize,
+    ) -> None:
+        super().__init__(product, plan, num_steps, reorthogonalize)
+        self.evaluate = Checked(f, epsilon(self.space.xp, self.space.dtype))
+        self.samples = Samples()
+        self.changes: list[float] = []
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        seen = self.evaluate.values_at(_POINTS)
+        return {**super().identity(budget), "f at five points": seen}
+
+    def take(self, T: Tridiagonal, p: int) -> None:
+        whole = self._quadrature(T, p, len(T.alphas[p]))
+        part = self._quadrature(T, p, math.ceil(len(T.alphas[p]) / 2))
+        ended = T.residual_norms[p] == 0 or len(T.alphas[p]) < self.cost
+        self.changes.append(0.0 if ended else whole - part)
+        self.samples.add(np.asarray([whole]))
+
+    def sum_over(self, eigenvalues: HostArray) -> float:
+        return float(np.sum(self.evaluate(eigenvalues, complete=True)))
+
+    def summary(self) -> Summary:
+        bias = abs(float(np.mean(self.changes)))
+        return self.samples.summary()._replace(bias=bias)
+
     def _quadrature(self, T: Tridiagonal, p: int, steps: int) -> float:
         alpha, beta = T.alphas[p][:steps], T.betas[p][: steps - 1]
         nodes, vectors = scipy.linalg.eigh_tridiagonal(alpha, beta)
         return T.start_norms[p] ** 2 * float(vectors[0, :] ** 2 @ self.evaluate(nodes))
-
-
-@final
-class SquaredNorm(TraceEstimator):
-    """||A w||^2 per probe; its mean is ||A||_F^2."""
-
-    method = "squared Frobenius norm"
-
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.samples = Samples()
-
-    def advance(self, start: int, count: int) -> None:
-        Y = self.product(self.probes(start, count))
-        lengths = to_host(self.product.operator.space.norms(Y))
-        self.product.require_finite(lengths)
-        self.samples.add(lengths**2)
-
-    def summary(self) -> Summary:
-        return self.samples.summary()
-
-
-@final
-class _Checked:
-    """A function of Ritz values that refuses what is outside its domain."""
-
-    def __init__(self, f: Function | FunctionName, eps: float) -> None:
-        if not callable(f) and f not in _NAMED:
-            known = ", ".join(map(repr, _NAMED))
-            raise ValueError(f"f must be a function or one of {known}: got {f!r}.")
-        self.name = "f" if callable(f) else f
-        self.f = f if callable(f) else _NAMED[f]
-        self.eps = eps
-
-    def values_at(self, points: HostArray) -> tuple[float, ...]:
-        """f there, NaN where it is not defined: what tells two functions apart."""
-        with np.errstate(all="ignore"):
-            return tuple(np.asarray(self.f(points), dtype=np.float64).tolist())
-
-    def __call__(self, nodes: HostArray) -> HostArray:
-        least, noise = float(nodes.min()), self.eps * float(np.abs(nodes).max())
-        if self.name in ("log", "inverse") and least <= 0:
-            raise ValueError(self._refusal(least, "positive definite"))
-        if self.name == "sqrt":
-            if least < -32 * noise:
-                raise ValueError(self._refusal(least, "positive semidefinite"))
-            nodes = np.maximum(nodes, 0.0)
-        with np.errstate(all="ignore"):
-            values = np.asarray(self.f(nodes), dtype=np.float64)
-        if not np.all(np.isfinite(values)):
-            bad = float(nodes[~np.isfinite(values)][0])
-            raise ValueError(
-                f"f is not finite at the Ritz value {bad:.6g}; shift the operator, or choose an "
-                "f that is defined on its spectrum."
-            )
-        return values
-
-    def _refusal(self, least: float, need: str) -> str:
-        return (
-            f"{self.name} needs a {need} operator: its least Ritz value is {least:.6g}; shift it "
-            f"(A.shift({max(-2 * least, 1e-8):.2g})), or pass your own function."
-        )
-
-
-_NAMED: dict[str, Function] = {
-    "log": np.log,
-    "inverse": lambda x: 1 / x,
-    "sqrt": np.sqrt,
-    "exp": np.exp,
-}

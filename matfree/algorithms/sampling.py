@@ -190,12 +190,14 @@ class _Run:
 
     def _warn(self) -> None:
         products, level, half = self.history[-1]
-        target = self.plan.tolerance(abs(level))
-        advice = (
-            f"raise max_matvecs to about {math.ceil(1.1 * products * (half / target) ** 2)}"
-            if target > 0
-            else "give atol, because a tolerance relative to 0 cannot be met"
-        )
+        target, bias = self.plan.tolerance(abs(level)), self._summary().bias
+        if target == 0:
+            advice = "give atol, because a tolerance relative to 0 cannot be met"
+        elif bias >= target:
+            advice = f"raise num_steps, because {bias:.3g} of it is the quadrature's"
+        else:
+            factor = ((half - bias) / (target - bias)) ** 2
+            advice = f"raise max_matvecs to about {math.ceil(1.1 * products * factor)}"
         warnings.warn(
             f"{self.estimator.method} stopped at its budget of {products} products with a "
             f"95 % half-width of {half:.3g} where {target:.3g} was asked for "

@@ -4,6 +4,7 @@ from matfree.results.density import SpectralDensity
 from matfree.results.eigen import EigenResult
 from matfree.results.estimate import Estimate
 from matfree.results.record import Record, load
+from matfree.results.singular import SingularResult
 from matfree.results.tridiagonal import Quadrature, Tridiagonal
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Estimate",
     "Quadrature",
     "Record",
+    "SingularResult",
     "SpectralDensity",
     "Tridiagonal",
     "load",

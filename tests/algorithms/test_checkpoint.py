@@ -76,6 +76,15 @@ RUNS = {
     "kernel polynomials": lambda B, path: mf.spectral_density(
         B, method="kpm", num_probes=4, num_steps=9, block_size=2, checkpoint=path, seed=1
     ),
+    "eigenvalue count": lambda B, path: mf.eigenvalue_count(
+        B, 0.01, np.inf, num_probes=6, num_steps=8, block_size=2, checkpoint=path, seed=1
+    ),
+    "frobenius norm": lambda B, path: mf.frobenius_norm(
+        B, num_probes=20, block_size=3, checkpoint=path, seed=1
+    ),
+    "exact frobenius norm": lambda B, path: mf.frobenius_norm(
+        B, max_matvecs=N, block_size=7, checkpoint=path, seed=1
+    ),
     "eigsh": lambda B, path: mf.eigsh(B, 4, checkpoint=path, num_vectors=14, seed=1),
     "eigsh both ends": lambda B, path: mf.eigsh(
         B, 4, which="BE", rtol=1e-4, checkpoint=path, num_vectors=14, seed=1
@@ -85,6 +94,7 @@ RUNS = {
 
 AT_ONCE = {  # products between two states: Lanczos looks every 8 steps, moments are a block
     "trace of a function": 8,
+    "eigenvalue count": 8,
     "density": 8,
     "density without the basis": 8,
     "deflated density": 12,

@@ -41,6 +41,14 @@ def test_pairs_of_equal_eigenvalues_are_complete(seed):
     assert result.verified
 
 
+@pytest.mark.parametrize("k", [3, 5])
+def test_what_a_low_rank_operator_leaves_is_rounding_and_no_asymmetry(k):
+    A = with_spectrum(np.r_[1.0, 0.5, -0.25, np.zeros(57)])
+    result = mf.eigsh(A, k, rtol=1e-10, seed=0)
+    assert result.verified
+    assert_close(result.values, [1, 0.5, -0.25, 0, 0][:k])
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 4])
 def test_a_tenfold_eigenvalue_is_found_ten_times(block_size):
     cube = np.array([2.0 * sum(corner) - 10 for corner in itertools.product([0, 1], repeat=10)])

@@ -2,7 +2,14 @@
 
 import numpy as np
 import pytest
-from support.matrices import laplacian_2d, laplacian_2d_spectrum, with_spectrum
+import scipy.special
+from support.matrices import (
+    haar,
+    laplacian_1d,
+    laplacian_2d,
+    laplacian_2d_spectrum,
+    with_spectrum,
+)
 
 import matfree as mf
 
@@ -59,6 +66,90 @@ def test_norms_of_rectangular_matrices():
     assert mf.frobenius_norm(np.zeros((3, 3)), num_probes=2, seed=0).value == 0
     with pytest.raises(ValueError, match="p must be positive"):
         mf.schatten_norm(M, 0)
+
+
+def test_a_budget_that_the_quadrature_wastes_is_told_to_take_more_steps():
+    with pytest.warns(mf.ConvergenceWarning, match="raise num_steps, because"):
+        mf.trace_function(A, "inverse", num_steps=8, rtol=1e-3, max_matvecs=200, seed=0)
+
+
+def test_the_inverse_of_a_negative_definite_operator_has_its_trace():
+    minus = -1 * mf.aslinearoperator(A)
+    for options in ({"num_probes": 20}, {"max_matvecs": 900}):
+        estimate = mf.trace_function(minus, "inverse", seed=0, **options)
+        assert abs(estimate.value + EXACT["inverse"]) <= 1e-9 + estimate.half_width()
+
+
+def test_the_inverse_across_zero_is_refused_but_where_all_eigenvalues_are_known():
+    B = with_spectrum(np.r_[np.linspace(-3, -0.5, 20), np.linspace(0.25, 2, 40)])
+    refusal = r"least Ritz value is -\d.*those next to 0 are -0\.5 and 0\.25; .*max_matvecs"
+    with pytest.raises(ValueError, match=refusal):
+        mf.trace_function(B, "inverse", num_steps=60, seed=0)
+    exact = mf.trace_function(B, "inverse", max_matvecs=60, seed=0)
+    assert exact.value == pytest.approx(np.trace(np.linalg.inv(B)))
+    with pytest.raises(ValueError, match="0 to rounding"):
+        mf.trace_function(np.diag([0.0, 1.0, 2.0]), "inverse", seed=0)
+
+
+def test_the_one_dimensional_laplacian_has_its_closed_forms():
+    n = 40
+    line, theta = laplacian_1d(n), np.arange(1, n + 1) * np.pi / (n + 1)
+    bessel = scipy.special.iv(2 * (n + 1) * np.arange(3), 2.0)
+    closed = {
+        "log": np.log(n + 1),
+        "inverse": n * (n + 2) / 6,
+        # sum of 2 sin(theta / 2), a geometric series
+        "sqrt": 1 / np.tan(np.pi / (4 * (n + 1))) - 1,
+        # e^2 sum of exp(-2 cos theta), by Poisson summation
+        "exp": np.exp(2) * ((n + 1) * (bessel[0] + 2 * bessel[1:].sum()) - np.cosh(2.0)),
+    }
+    spectrum = 2 - 2 * np.cos(theta)
+    for name, f in (
+        ("log", np.log),
+        ("inverse", lambda x: 1 / x),
+        ("sqrt", np.sqrt),
+        ("exp", np.exp),
+    ):
+        assert closed[name] == pytest.approx(f(spectrum).sum())
+        exact = mf.trace_function(line, name, max_matvecs=n)
+        assert exact.value == pytest.approx(closed[name], rel=1e-12)
+        estimate = mf.trace_function(line, name, num_steps=n, num_probes=60, seed=0)
+        assert abs(estimate.value - closed[name]) <= 5 * estimate.stderr + estimate.bias
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 2, 3, 10])
+def test_schatten_norms_are_those_of_the_singular_values(p):
+    sigma = np.linspace(0.5, 3, 25)
+    exact = np.sum(sigma**p) ** (1 / p)
+    M = with_spectrum(np.r_[sigma, -sigma])
+    estimate = mf.schatten_norm(M, p, num_probes=40, num_steps=50, reorthogonalize="full", seed=0)
+    assert abs(estimate.value - 2 ** (1 / p) * exact) <= 5 * estimate.stderr + estimate.bias
+    tall = haar(40, 0)[:, :25] * sigma @ haar(25, 1)
+    for A in (tall, tall.T):
+        assert mf.schatten_norm(A, p, max_matvecs=25).value == pytest.approx(exact, rel=1e-10)
+
+
+def test_the_frobenius_norm_samples_to_a_tolerance_or_is_exact():
+    M = haar(300, 0)[:, :200] * np.linspace(0.5, 3, 200)
+    norm = np.linalg.norm(M)
+    inside = 0
+    for seed in range(20):
+        estimate = mf.frobenius_norm(M, rtol=0.02, max_matvecs=190, seed=seed, kind="gaussian")
+        assert estimate.converged
+        assert estimate.half_width() <= 0.02 * estimate.value
+        low, high = estimate.interval()
+        inside += low <= norm <= high
+    assert inside >= 17
+    for N in (M, M.T):
+        exact = mf.frobenius_norm(N, max_matvecs=300)
+        assert exact.method == "exact"
+        assert exact.value == pytest.approx(norm, rel=1e-13)
+    other = mf.frobenius_norm(M, num_probes=10, first_probe=10, seed=0)
+    assert other.probe_ranges == ((10, 20),)
+    with pytest.raises(ValueError, match="cannot be merged"):
+        other.merge(mf.frobenius_norm(M, num_probes=10, seed=0))
+    with pytest.warns(mf.ConvergenceWarning):
+        assert not mf.frobenius_norm(M.T, rtol=1e-6, max_matvecs=50, seed=0).converged
 
 
 def test_a_tolerance_counts_the_bias_too():

@@ -183,9 +183,10 @@ def test_bad_arguments_are_refused_by_both_doors(options, message):
             run(A, **options)
 
 
-def test_a_diagonal_takes_probes_of_modulus_one_only():
-    with pytest.raises(ValueError, match="modulus 1"):
-        mf.diagonal(A, kind="gaussian", num_probes=3)
+def test_one_probe_of_a_complex_operator_has_a_diagonal_without_a_bar():
+    estimate = mf.diagonal(np.diag([1.0, 2j]), num_probes=1, kind="z4", seed=0)
+    assert np.array_equal(estimate.value, [1.0, 2j])
+    assert np.all(np.isinf(estimate.stderr))
 
 
 def test_progress_shows_a_bar_with_the_value(capsys):

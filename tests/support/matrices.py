@@ -1,7 +1,10 @@
 """Matrices whose answers are known before anything is estimated."""
 
 import numpy as np
+import scipy.fft
 import scipy.sparse
+
+from matfree import FunctionOperator, space_like
 
 
 def haar(n, seed):
@@ -16,6 +19,22 @@ def with_spectrum(spectrum, seed=0):
     Q = haar(len(spectrum), seed)
     A = (Q * spectrum) @ Q.T
     return (A + A.T) / 2
+
+
+def implicit_with_spectrum(spectrum, seed=0):
+    """Q diag(spectrum) Q^T without the matrix: Q alternates random signs and cosine transforms."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(2, len(spectrum), 1))
+
+    def matmat(X):
+        for sign in signs:
+            X = scipy.fft.dct(sign * X, norm="ortho", axis=0)
+        X = spectrum[:, None] * X
+        for sign in signs[::-1]:
+            X = sign * scipy.fft.idct(X, norm="ortho", axis=0)
+        return X
+
+    space = space_like(np.zeros(1), len(spectrum))
+    return FunctionOperator(lambda x: matmat(x[:, None])[:, 0], space=space, matmat=matmat)
 
 
 def nn_spectrum(n):

@@ -48,32 +48,48 @@ class ShardedSpace(RowSpace):
         return total
 
 
-def sharded_operator(group, rank, backend, A):
+def sharded_operator(group, columns, rank, backend, A):
     """A @ X for a NumPy matrix A that every thread has, on vectors cut into pieces."""
-    example = backend.asarray(A[:1, :1])
-    space = ShardedSpace(group, rank, backend, example.dtype)
-    rows = group.ranges[rank]
+    dtype = backend.asarray(A[:1, :1]).dtype
+    space = ShardedSpace(group, rank, backend, dtype)
+    domain = space if columns is group else ShardedSpace(columns, rank, backend, dtype)
 
-    def matmat(X):
-        whole = np.concatenate([to_host(piece) for piece in group.gather(rank, X)])
-        return backend.asarray(A[rows.start : rows.stop] @ whole)
+    def product(M, source, target):
+        rows = target.ranges[rank]
 
+        def matmat(X):
+            whole = np.concatenate([to_host(piece) for piece in source.gather(rank, X)])
+            return backend.asarray(M[rows.start : rows.stop] @ whole)
+
+        return matmat
+
+    matmat, rmatmat = product(A, columns, group), product(A.conj().T, group, columns)
     return FunctionOperator(
-        lambda x: matmat(x[:, None])[:, 0], space=space, matmat=matmat, name="sharded"
+        lambda x: matmat(x[:, None])[:, 0],
+        space=space,
+        domain=domain,
+        matmat=matmat,
+        rmatmat=rmatmat,
+        name="sharded",
     )
 
 
-def run_sharded(cuts, backend, A, function):
-    """``function(operator)`` on every thread; their results in rank order."""
+def run_sharded(cuts, backend, A, function, column_cuts=None):
+    """``function(operator)`` on every thread; their results in rank order.
+
+    A rectangular A has its domain cut by ``column_cuts``.
+    """
     group = Group(cuts)
+    columns = group if column_cuts is None else Group(column_cuts)
     results, errors = [None] * len(cuts), []
 
     def work(rank):
         try:
-            results[rank] = function(sharded_operator(group, rank, backend, A))
+            results[rank] = function(sharded_operator(group, columns, rank, backend, A))
         except BaseException as error:  # whatever it is, the others must not wait for it
             errors.append(error)
             group.barrier.abort()
+            columns.barrier.abort()
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(cuts))]
     for thread in threads:
