@@ -103,6 +103,8 @@ class Reader:
                     f"{len(directions)}; for several curves pass a mapping of names to them."
                 )
             steps = [self._step(d, None, j + 1) for j, d in enumerate(directions)]
+            if len({step.name for step in steps}) == 1 < len(steps):
+                steps = [s._replace(name=f"{s.name} {j + 1}") for j, s in enumerate(steps)]
         else:
             steps = [self._step(directions, None)]
         return steps, len(steps) == 2

@@ -33,8 +33,10 @@ class Follower:
         It belongs to a model, and notices that the model's weights have changed.
     k : int
         Eigenpairs to follow.
-    which, rtol, max_matvecs
-        As for :func:`matfree.eigsh`.
+    which, rtol, max_matvecs, verify
+        As for :func:`matfree.eigsh`. A residual of rtol leaves an error near rtol^2 in an
+        eigenvalue that stands apart. ``verify=False`` spares the search for missed pairs, which
+        may cost more than the pairs themselves once these are nearly known.
     num_probes : int
         Probes of the trace; 0 leaves it out.
     density_probes, num_steps : int
@@ -61,8 +63,9 @@ class Follower:
         k: int = 2,
         *,
         which: Which = "LM",
-        rtol: float | None = None,
+        rtol: float = 1e-3,
         max_matvecs: int | None = None,
+        verify: bool = True,
         num_probes: int = 16,
         density_probes: int = 0,
         num_steps: int = 40,
@@ -72,7 +75,7 @@ class Follower:
             require_whole(name, count or None)
         require_whole("num_steps", num_steps)
         self.operator, self.k, self.which, self.rtol = A, k, which, rtol
-        self.max_matvecs, self.seed = max_matvecs, resolve_seed(seed)
+        self.max_matvecs, self.verify, self.seed = max_matvecs, verify, resolve_seed(seed)
         self.num_probes, self.density_probes = num_probes, density_probes
         self.num_steps = min(num_steps, A.shape[0])
         self.eigenpairs: EigenResult | None = None
@@ -97,6 +100,7 @@ class Follower:
             which=self.which,
             rtol=self.rtol,
             max_matvecs=self.max_matvecs,
+            verify=self.verify,
             start=before,
             seed=self.seed,
         )
@@ -165,8 +169,9 @@ def follow_training(
     *,
     curvature: Callable[..., Operator] = hessian,
     which: Which = "LM",
-    rtol: float | None = None,
+    rtol: float = 1e-3,
     max_matvecs: int | None = None,
+    verify: bool = True,
     num_probes: int = 16,
     density_probes: int = 0,
     num_steps: int = 40,
@@ -186,7 +191,7 @@ def follow_training(
         Taken one at a time: a generator may read each from its file. A model stands for its
         own state dict. Labels are numbers or strings, 0, 1 ... by default. For a training
         under way use :class:`Follower`.
-    k, which, rtol, max_matvecs, num_probes, density_probes, num_steps, seed
+    k, which, rtol, max_matvecs, verify, num_probes, density_probes, num_steps, seed
         As for :class:`Follower`.
     curvature : function
         ``hessian``, ``ggn`` or ``fisher``; called once, as curvature(model, loss, data,
@@ -213,9 +218,10 @@ def follow_training(
 
     Cost
     ----
-    A checkpoint: the eigenpairs (after the first checkpoint much fewer products, plus the search
-    that verifies them), num_probes, and density_probes * num_steps products. Memory: a copy of
-    the model's state, with which it is put back at the end, and k vectors.
+    A checkpoint: the eigenpairs, the search that verifies them, num_probes, and density_probes *
+    num_steps products. The nearer the checkpoints (``overlaps``) and the looser rtol, the more
+    a start from the last pairs saves: most of the products, or next to none. Memory: a copy
+    of the model's state, with which it is put back at the end, and k vectors.
 
     Examples
     --------
@@ -234,6 +240,7 @@ def follow_training(
         which=which,
         rtol=rtol,
         max_matvecs=max_matvecs,
+        verify=verify,
         num_probes=num_probes,
         density_probes=density_probes,
         num_steps=num_steps,

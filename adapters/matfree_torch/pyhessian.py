@@ -10,7 +10,8 @@ them is this package. Where a meaning had to change:
   state are left alone too, and so is the backend of matplotlib.
 - ``tol`` bounds the residual of an eigenpair relative to ||H||, and half of the trace's 95 %
   interval relative to it, not the change from one iteration to the next; where ``maxIter`` ends
-  first a ConvergenceWarning says how far it got.
+  first a ConvergenceWarning says how far it got (it calls the budget ``max_matvecs``). A trace
+  known to 1e-3 takes far more than 100 probes; pass the tolerance that you need.
 - Eigenvalues are sorted by magnitude, and none of several equal ones is missed.
 - Batches are weighted by the loss's own normaliser: a ragged last batch counts for what it is.
 - Probes are counted from ``seed``, fresh in every call without one.
