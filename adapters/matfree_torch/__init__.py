@@ -6,22 +6,35 @@ tensor; the curvatures are imported from here.
 
 from matfree_torch.activation import ActivationHessian, activation_hessian
 from matfree_torch.curvature import BlockOperator
+from matfree_torch.directions import towards
+from matfree_torch.following import Follower, follow_training
 from matfree_torch.gaussnewton import GaussNewtonOperator
 from matfree_torch.ggn import fisher, ggn
 from matfree_torch.hessian import HessianOperator, hessian, hessian_of
+from matfree_torch.history import TrainingHistory
+from matfree_torch.landscape import LossLandscape, loss_landscape
 from matfree_torch.tensors import adapt
 from matfree_torch.traces import activation_traces
+from matfree_torch.variation import BatchJackknife, batch_jackknife
 
 __all__ = [
     "ActivationHessian",
+    "BatchJackknife",
     "BlockOperator",
+    "Follower",
     "GaussNewtonOperator",
     "HessianOperator",
+    "LossLandscape",
+    "TrainingHistory",
     "activation_hessian",
     "activation_traces",
     "adapt",
+    "batch_jackknife",
     "fisher",
+    "follow_training",
     "ggn",
     "hessian",
     "hessian_of",
+    "loss_landscape",
+    "towards",
 ]

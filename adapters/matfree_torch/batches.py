@@ -30,6 +30,11 @@ class Batch(NamedTuple):
     first: int
     """Samples that came before it in this pass."""
 
+    @property
+    def samples(self) -> int:
+        """How many samples it holds."""
+        return _samples(self.targets, self.inputs)
+
 
 @final
 class Batches:

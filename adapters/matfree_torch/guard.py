@@ -36,7 +36,7 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.clone()
-        _set_random_state(random_state)
+        set_random_state(random_state)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -46,7 +46,7 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
         ):
             yield
     finally:
-        _set_random_state(before)
+        set_random_state(before)
         for module, buffers in zip(owners, originals, strict=True):
             module._buffers.update(buffers)
         for module, name, x in attributes:
@@ -73,7 +73,8 @@ def get_random_state(model: nn.Module) -> dict[Any, torch.Tensor]:
     return states
 
 
-def _set_random_state(states: dict[Any, torch.Tensor]) -> None:
+def set_random_state(states: dict[Any, torch.Tensor]) -> None:
+    """Put the global generators into states that were read before."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from matfree_torch import guard
+from matfree_torch import diagnosis, guard
 from matfree_torch.batches import Batch
 from matfree_torch.curvature import CurvatureOperator
 from matfree_torch.layout import Layout, matching
@@ -145,6 +146,26 @@ class ParameterCurvature(CurvatureOperator):
                         self._kept = now, self._prepare(batch)
             assert self._kept is not None
             visitor(self.batches.divisor, self._kept[1])
+
+    def by_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
+        """Show a visitor each batch, and the product of its own curvature, without decay."""
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            diagnosis.explained(self.objective),
+            self.parameters.differentiable(),
+            self.objective.guarded(),
+        ):
+            for batch in self.batches:
+                visitor(batch, partial(self._columns, self._prepare(batch)))
+
+    def _columns(self, prepared: Any, X: Tensor) -> Tensor:
+        columns = []
+        for x in X.T:
+            v = dict(zip(self.names, self.layout.pieces(x), strict=True))
+            pieces = self._multiply(prepared, v, self.layout)
+            columns.append(self.layout.flat(pieces, self.dtype))
+        return torch.stack(columns, dim=1)
 
     def __repr__(self) -> str:
         n = self.layout.size

@@ -42,6 +42,7 @@ def order(values: HostArray, which: Which, k: int) -> HostArray:
     descending = ascending[::-1]
     if which == "LA":
         return descending[:k]
+    k = min(k, len(values))  # or the two ends would overlap
     high, low = descending[: (k + 1) // 2], ascending[: k // 2]
     both = np.empty(len(high) + len(low), dtype=int)
     both[0::2], both[1::2] = high, low

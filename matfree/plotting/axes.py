@@ -11,7 +11,7 @@ BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 """Of Okabe and Ito's eight colours, those that contrast 3:1 with white and with black."""
 
 
-def axes_or_new(ax: Axes | None) -> Axes:
+def axes_or_new(ax: Axes | None, projection: str | None = None) -> Axes:
     """The Axes given, or those of a new figure; ImportError without matplotlib."""
     if ax is not None:
         return ax
@@ -21,7 +21,7 @@ def axes_or_new(ax: Axes | None) -> Axes:
         raise ImportError(
             "plots need matplotlib; install it with pip install 'matfree-nla[plot]'."
         ) from cause
-    return pyplot.subplots(layout="constrained")[1]
+    return pyplot.subplots(layout="constrained", subplot_kw={"projection": projection})[1]
 
 
 def ink(ax: Axes) -> Any:

@@ -121,3 +121,15 @@ def test_a_callback_may_stop_the_run():
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         mf.eigsh(np.eye(50), **options)
+
+
+def test_both_ends_of_a_spectrum_with_few_distinct_values_do_not_overlap():
+    rng = np.random.default_rng(0)
+    exact = np.r_[np.full(6, 0.1), np.linspace(0.15, 0.6, 12)]
+    Q = np.linalg.qr(rng.normal(size=(18, 18)))[0]
+    A = (Q * exact) @ Q.T
+    for k in (11, 15, 18):
+        found = mf.eigsh((A + A.T) / 2, k, which="BE", rtol=1e-10, seed=0)
+        wanted = np.r_[exact[18 - (k + 1) // 2 :], exact[: k // 2]]
+        assert np.allclose(np.sort(found.values), np.sort(wanted), atol=1e-9)
+        assert found.converged.all()
