@@ -5,6 +5,7 @@ link that leads nowhere ends the build.
 """
 
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import matfree
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE / "_support"))
+
+# Pages work on small matrices, where threads that wait for each other cost ten times the work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "matfree"
 author = "The matfree authors"

@@ -62,9 +62,8 @@ def _faults(link, origin, pages):
     target = (origin.parent / unquote(parts.path)).resolve() if parts.path else origin
     if not target.is_file():
         yield f"{link} leads to no file"
-    elif parts.fragment and target in pages:
-        if unquote(parts.fragment) not in pages[target].anchors:
-            yield f"{link} leads to no anchor of its page"
+    elif target in pages and unquote(parts.fragment) not in pages[target].anchors | {""}:
+        yield f"{link} leads to no anchor of its page"
 
 
 def _loads(link, origin):

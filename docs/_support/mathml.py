@@ -27,7 +27,7 @@ _CHARACTERS = (
 
 
 def convert(tex, *, display):
-    """One formula, for instance r"\\|A v - \\theta v\\|", as a MathML element."""
+    """One formula in TeX as a MathML element."""
     try:
         element = latex2mathml.converter.convert(tex, display="block" if display else "inline")
     except Exception as cause:  # its errors have no base of their own
