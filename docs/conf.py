@@ -66,6 +66,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE / "_build" / "executed" / _code_version())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_merge_streams = True
 nb_output_stderr = "warn"  # a page that warns says so in its code
 
 autodoc_typehints = "none"  # the docstrings say types, shapes and units
