@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Record:
     try:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
-            kind, version = _KINDS[header["kind"]], int(header["format"])
+            kind, version = str(header["kind"]), int(header["format"])
             arrays = {name: file[name] for name in file.files if name != "header"}
     except FileNotFoundError:
         raise
@@ -106,7 +106,12 @@ def load(path: str | os.PathLike[str]) -> Record:
         raise ValueError(f"{path} is not a result saved by matfree, or is cut short.") from cause
     if version > FORMAT:
         raise ValueError(f"{path} has format {version}; this matfree reads up to {FORMAT}.")
-    return _unpack(kind, header["fields"], arrays)
+    if kind not in _KINDS:
+        raise ValueError(
+            f"{path} holds a result of kind {kind}, which nothing imported so far defines; import "
+            "the package it comes from (matfree_torch for networks), and load it again."
+        )
+    return _unpack(_KINDS[kind], header["fields"], arrays)
 
 
 def _pack(name: str, value: Any, plain: dict[str, Any], arrays: dict[str, Any]) -> None:
