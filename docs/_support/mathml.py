@@ -1,0 +1,66 @@
+"""Equations as MathML, which browsers draw themselves: no script, no network.
+
+TeX is converted when the site is built. The one thing that a browser may lack is a font with
+a mathematical table, for brackets that grow and sums that are large, so the site brings one,
+cut down to the characters of mathematics.
+"""
+
+import logging
+from importlib.resources import files
+
+import latex2mathml.converter
+from docutils import nodes
+from fontTools import subset
+from sphinx.errors import ExtensionError
+
+FONT = "STIXTwoMath"
+_CHARACTERS = (
+    *range(0x20, 0x180),  # Latin
+    *range(0x300, 0x340),  # accents
+    *range(0x370, 0x400),  # Greek
+    *range(0x2000, 0x2070),  # spaces, dashes, primes
+    *range(0x2100, 0x2400),  # letterlike, arrows, operators, brackets
+    *range(0x27C0, 0x2800),
+    *range(0x2900, 0x2B00),
+    *range(0x1D400, 0x1D800),  # italic, bold, script and blackboard letters
+)
+
+
+def convert(tex, *, display):
+    """One formula in TeX as a MathML element."""
+    try:
+        element = latex2mathml.converter.convert(tex, display="block" if display else "inline")
+    except Exception as cause:  # its errors have no base of their own
+        raise ExtensionError(f"this is no formula: {tex!r} ({cause!r})") from cause
+    if "\\" in element:  # what it does not know it prints
+        raise ExtensionError(f"a command in this formula is unknown: {tex!r} gave {element}")
+    return element
+
+
+def write_font(app, error):
+    """Put the font's part that mathematics uses into the site."""
+    if error is None and app.builder.format == "html":
+        logging.getLogger("fontTools.subset").setLevel(logging.WARNING)
+        options = subset.Options(flavor="woff", layout_features=["*"], notdef_outline=True)
+        font = subset.load_font(str(files("ziamath") / f"fonts/{FONT}-Regular.ttf"), options)
+        cut = subset.Subsetter(options)
+        cut.populate(unicodes=_CHARACTERS)
+        cut.subset(font)
+        subset.save_font(font, str(app.outdir / f"_static/{FONT}.woff"), options)
+
+
+def _visit_inline(translator, node):
+    translator.body.append(convert(node.astext(), display=False))
+    raise nodes.SkipNode
+
+
+def _visit_block(translator, node):
+    translator.body.append(f'<div class="equation">{convert(node.astext(), display=True)}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """Register the renderer; conf.py chooses it."""
+    app.add_html_math_renderer("mathml", (_visit_inline, None), (_visit_block, None))
+    app.connect("build-finished", write_font, priority=100)  # before the links are checked
+    return {"parallel_read_safe": True}

@@ -1,0 +1,55 @@
+"""matplotlib's animations without the icons that they fetch from a server, and smaller.
+
+Pages write ``HTML(animation.to_jshtml())`` as anybody would, in a notebook or here.
+"""
+
+import base64
+import io
+import re
+
+from PIL import Image
+
+LARGEST = 1_000_000
+"""Bytes of the frames of one page."""
+
+_COLOURS = 32  # lines, points and the grey edges of letters
+_STYLESHEET = re.compile(r'<link rel="stylesheet"\s+href="https://[^"]*font-awesome[^"]*">')
+_ICON = re.compile(r'<i class="fa (fa-[a-z-]+(?: fa-flip-horizontal)?)"></i>')
+_FRAME = re.compile(r'(frames\[\d+\] = "data:image/png;base64,)([^"]*)"')
+_SIGNS = {
+    "fa-minus": "−",
+    "fa-fast-backward": "|◀",
+    "fa-step-backward": "◁",
+    "fa-play fa-flip-horizontal": "◀",
+    "fa-pause": "❚❚",
+    "fa-play": "▶",
+    "fa-step-forward": "▷",
+    "fa-fast-forward": "▶|",
+    "fa-plus": "+",
+}
+
+
+def rework(app, pagename, templatename, context, doctree):
+    """Replace the icons of the player by signs, and the frames by ones of few colours."""
+    body = context.get("body", "")
+    if 'class="fa fa-' in body:
+        body = _STYLESHEET.sub("", body)
+        body = _ICON.sub(lambda match: _SIGNS[match[1]], body)
+        body = _FRAME.sub(_smaller, body)
+        size = sum(len(match[2]) for match in _FRAME.finditer(body))
+        if size > LARGEST:
+            raise ValueError(f"{pagename}: the frames take {size} bytes; at most {LARGEST}.")
+        context["body"] = body
+
+
+def _smaller(match):
+    picture = Image.open(io.BytesIO(base64.b64decode(match[2].replace("\\\n", ""))))
+    result = io.BytesIO()
+    picture.convert("RGB").quantize(_COLOURS).save(result, "png", optimize=True)
+    return f'{match[1]}{base64.b64encode(result.getvalue()).decode()}"'
+
+
+def setup(app):
+    """Look at each page before it is written."""
+    app.connect("html-page-context", rework)
+    return {"parallel_read_safe": True}
