@@ -25,8 +25,9 @@ SETUP := pyproject.toml .ci/constraints.txt
 demo: $(VENV)/installed
 	$(VENV)/bin/matfree demo
 
+# One thread: the problems are small, and threads of several libraries get in each other's way.
 test: check
-	$(RUN) -m pytest $(WITHOUT_TORCH)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest $(WITHOUT_TORCH)
 
 check: $(VENV)/installed
 	$(RUN) -m ruff format --check .

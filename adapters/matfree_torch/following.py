@@ -29,8 +29,8 @@ class Follower:
 
     Parameters
     ----------
-    A : operator of this package
-        It belongs to a model, and notices that the model's weights have changed.
+    A : operator, or anything ``matfree.aslinearoperator`` accepts
+        Those of this package notice that the weights of their model have changed.
     k : int
         Eigenpairs to follow.
     which, rtol, max_matvecs, verify
@@ -59,7 +59,7 @@ class Follower:
 
     def __init__(
         self,
-        A: Operator,
+        A: Any,
         k: int = 2,
         *,
         which: Which = "LM",
@@ -74,10 +74,11 @@ class Follower:
         for name, count in (("num_probes", num_probes), ("density_probes", density_probes)):
             require_whole(name, count or None)
         require_whole("num_steps", num_steps)
-        self.operator, self.k, self.which, self.rtol = A, k, which, rtol
+        self.operator = matfree.aslinearoperator(A)
+        self.k, self.which, self.rtol = k, which, rtol
         self.max_matvecs, self.verify, self.seed = max_matvecs, verify, resolve_seed(seed)
         self.num_probes, self.density_probes = num_probes, density_probes
-        self.num_steps = min(num_steps, A.shape[0])
+        self.num_steps = min(num_steps, self.operator.shape[0])
         self.eigenpairs: EigenResult | None = None
         """Of the last look, vectors included."""
         self._labels: list[Any] = []
@@ -119,6 +120,7 @@ class Follower:
                     seed=self.seed,
                 )
             )
+        label = label.item() if hasattr(label, "item") else label  # NumPy's own numbers
         self._labels.append(len(self._labels) if label is None else label)
 
     def history(self) -> TrainingHistory:

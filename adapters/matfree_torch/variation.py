@@ -136,7 +136,9 @@ def batch_jackknife(
     Returns
     -------
     BatchJackknife
-        ``probe_stderr`` and ``data_stderr``; ``stderr`` and ``interval`` hold both.
+        ``probe_stderr`` and ``data_stderr``; ``stderr`` and ``interval`` hold both. Extreme
+        eigenvalues of a sample lie outside those of all the data there could be on average:
+        that bias is not corrected.
 
     Raises
     ------

@@ -33,9 +33,9 @@ def aslinearoperator(
     obj : object
         In this order: an operator of ours; an object of a library that an installed
         adapter knows (SciPy's sparse matrices and LinearOperators, torch tensors, CuPy's);
-        a 2-D array of any array-API library; anything with ``shape``, ``dtype`` and
-        ``matvec``; anything with ``shape`` and ``@``; a function, with ``shape`` and
-        ``like``.
+        a 2-D array of any array-API library; anything with ``shape`` (or, where it is
+        square, a ``size``), ``dtype`` and ``matvec``; anything with ``shape`` and ``@``; a
+        function, with ``shape`` and ``like``.
     shape : (m, n), optional
         For a function: the operator's shape.
     like : array, optional
@@ -74,8 +74,9 @@ def aslinearoperator(
         return adapted
     if array_api_compat.is_array_api_obj(obj):
         return DenseOperator(_require_matrix(obj))
-    if hasattr(obj, "shape") and (hasattr(obj, "matvec") or hasattr(obj, "__matmul__")):
-        return _from_duck(obj, like)
+    declared = _declared_shape(obj)
+    if declared is not None and (hasattr(obj, "matvec") or hasattr(obj, "__matmul__")):
+        return _from_duck(obj, declared, like)
     if callable(obj):
         return _from_function(obj, shape, like)
     raise TypeError(
@@ -108,9 +109,16 @@ def _require_matrix(array: Array) -> Array:
     return array
 
 
-def _from_duck(obj: Any, like: Array | None) -> Operator:
+def _declared_shape(obj: Any) -> tuple[int, ...] | None:
+    """What an object says of its shape; some square ones have a size instead."""
+    if hasattr(obj, "shape"):
+        return tuple(obj.shape)
+    size = getattr(obj, "size", None)
+    return (size, size) if isinstance(size, int) and hasattr(obj, "matvec") else None
+
+
+def _from_duck(obj: Any, shape: tuple[int, ...], like: Array | None) -> Operator:
     """An object with shape and dtype and matvec, or with shape and @."""
-    shape = tuple(obj.shape)
     if len(shape) != 2:
         raise OperatorError(
             f"an operator has shape (m, n): {describe(obj)} has {shape}; apply the members "

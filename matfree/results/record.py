@@ -86,7 +86,10 @@ def load(path: str | os.PathLike[str]) -> Record:
     """
     kind, values = archive.read(path)
     if kind not in _KINDS:
-        raise ValueError(f"{path} holds no result but a {kind}.")
+        raise ValueError(
+            f"{path} holds a {kind}, which is no result of anything imported so far; import the "
+            "package it comes from (matfree_torch for networks), and load it again."
+        )
     record = _KINDS[kind]
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]  # it is
     return record(**{name: value for name, value in values.items() if name in names})

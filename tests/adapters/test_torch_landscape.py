@@ -63,7 +63,10 @@ def test_ragged_batches_give_the_loss_over_all_samples(case):
     model, data, H = case
     loader = DataLoader(TensorDataset(*data), batch_size=5)  # 5 + 5 + 2
     v = H.space.probes(1, seed=1)[:, 0] / 10
-    one, many = (loss_landscape(model, CE, d, v, points=5) for d in (data, loader))
+    before = snapshot(model)
+    with torch.inference_mode():  # whatever mode the caller is in
+        one, many = (loss_landscape(model, CE, d, v, points=5) for d in (data, loader))
+    assert_untouched(before, snapshot(model))
     assert many.values == pytest.approx(one.values, rel=1e-13)
 
 
@@ -224,8 +227,11 @@ def test_an_infinite_loss_is_a_gap_and_no_error():
         model, lambda z, _: torch.exp(z).mean(), data, torch.tensor([1e3]), points=3
     )
     assert np.isinf(line.values[0, 2])
-    assert "finite" not in str(line)
-    line.plot()
+    assert "inf" not in str(line)
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
+    (drawn,) = [a for a in line.plot().lines if a.get_label() == "direction 1"]
+    assert np.isfinite(drawn.get_ydata()).sum() == 2
+    pyplot.close("all")
 
 
 def test_a_record_goes_to_a_file_and_back(case, tmp_path):
@@ -286,3 +292,29 @@ def test_pictures_are_drawn_on_the_axes_given_and_of_the_kind_that_fits(case):
     with pytest.raises(ValueError, match="three dimensions"):
         plane.plot(ax, kind="surface")
     pyplot.close("all")
+
+
+def test_half_precision_networks_have_a_landscape_too():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).to(torch.bfloat16)
+    data = torch.randn(6, 4, dtype=torch.bfloat16), torch.tensor([0, 1, 2] * 2)
+    line = loss_landscape(model, CE, data, "gradient", points=3, span=0.5)
+    assert line.values[0, 0] < line.loss < line.values[0, 2]  # the gradient goes up
+
+
+def test_a_model_that_returns_its_own_loss_has_a_landscape():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 1, bias=False)
+
+        def forward(self, x, labels):
+            return {"loss": ((self.inner(x) - labels) ** 2).mean()}
+
+    model = Own().to(DOUBLE)
+    x = torch.randn(5, 2, dtype=DOUBLE)
+    batch = {"x": x, "labels": torch.zeros(5, 1, dtype=DOUBLE)}
+    weight = model.inner.weight.detach()
+    line = loss_landscape(model, None, batch, -weight[0], span=(0.0, 1.0), points=3)
+    exact = [float(((1 - t) * (x @ weight.T)).square().mean()) for t in (0, 0.5, 1)]
+    assert line.values[0] == pytest.approx(exact, rel=1e-12, abs=1e-15)

@@ -25,18 +25,17 @@ class LikeCurvlinops:
 
 
 class LikeEigenthings:
-    """A matvec, a size of its own, and a shape as torch.Size; no block product."""
+    """A size and no shape, a matvec of vectors alone; it can be called, too."""
 
     def __init__(self, matrix):
-        self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
-        self.device, self.size = matrix.device, len(matrix)
+        self.matrix, self.size, self.dtype = matrix, len(matrix), matrix.dtype
+        self.device = matrix.device
 
     def matvec(self, x):
         assert x.ndim == 1
         return self.matrix @ x
 
-    def __matmul__(self, x):
-        return self.matvec(x)
+    __call__ = __matmul__ = rmatvec = matvec
 
 
 class OfAModule(torch.nn.Module):

@@ -9,6 +9,7 @@ from support.matrices import with_spectrum
 
 import matfree as mf
 from matfree.arrays import to_host
+from matfree.results import record
 
 A = with_spectrum(np.linspace(1, 3, 30))
 
@@ -60,6 +61,15 @@ def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path):
             mf.load(bad)
     with pytest.raises(FileNotFoundError):
         mf.load(tmp_path / "absent.npz")
+
+
+def test_a_kind_that_nothing_imported_defines_is_named(tmp_path, monkeypatch):
+    path = mf.trace(np.eye(3), num_probes=1, seed=0).save(tmp_path / "trace")
+    monkeypatch.delitem(record._KINDS, "Estimate")
+    with pytest.raises(
+        ValueError, match="holds a Estimate, which is no result of anything imported"
+    ):
+        mf.load(path)
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
