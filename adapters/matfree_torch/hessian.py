@@ -18,10 +18,20 @@ from torch import Tensor, nn
 
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Normalizer
+from matfree_torch.folded import FoldedProducts
 from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Function, Objective
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
+from matfree_torch.strategies import (
+    DoubleBackward,
+    FiniteDifference,
+    ForwardOverReverse,
+    Products,
+    Strategy,
+    graph_retention,
+    require_strategy,
+)
 
 
 def hessian(
@@ -32,6 +42,8 @@ def hessian(
     params: Patterns | None = None,
     normalizer: Normalizer | None = None,
     weight_decay: WeightDecay = 0.0,
+    strategy: Strategy = "auto",
+    memory: int | None = None,
 ) -> HessianOperator:
     """The Hessian of a loss over data with respect to the flat vector of parameters.
 
@@ -106,7 +118,7 @@ def hessian(
             [0., 4.]])
     """
     model, objective = prepared(model, loss, data, normalizer)
-    return HessianOperator(objective, Parameters(model, params), weight_decay)
+    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
 def hessian_of(
@@ -115,6 +127,8 @@ def hessian_of(
     *,
     params: Patterns | None = None,
     weight_decay: WeightDecay = 0.0,
+    strategy: Strategy = "auto",
+    memory: int | None = None,
 ) -> HessianOperator:
     """The Hessian of any scalar function of named tensors.
 
@@ -169,7 +183,7 @@ def hessian_of(
     model = Function(function, parameters)
     nothing = torch.empty(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing))
-    return HessianOperator(objective, Parameters(model, params), weight_decay)
+    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
 def prepared(
@@ -189,23 +203,35 @@ def prepared(
 class HessianOperator(ParameterCurvature):
     """The Hessian of a loss; made by :func:`hessian` and :func:`hessian_of`."""
 
-    title = "Hessian"
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        weight_decay: WeightDecay,
+        strategy: Strategy,
+        memory: int | None,
+    ) -> None:
+        self._products = _made(strategy, objective, parameters, memory)
+        super().__init__(objective, parameters, weight_decay, self._products.retention)
+        self.strategy = strategy
+        self.title = "Hessian"
 
-    def _prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The batch's gradient, differentiable again."""
-        gradients = self.objective.gradients(batch, self.layout.tensors, create_graph=True)
-        return dict(zip(self.names, gradients, strict=True))
+    def _prepare(self, batch: Batch) -> Any:
+        return self._products.prepare(batch)
 
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        """The derivative of <gradient, v>; zero where the gradient is a constant."""
-        curved = [name for name in v if prepared[name].requires_grad]
-        if not curved:
-            return tuple(map(torch.zeros_like, rows.tensors))
-        return torch.autograd.grad(
-            [prepared[name] for name in curved],
-            rows.tensors,
-            grad_outputs=[v[name] for name in curved],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        return self._products.multiply(prepared, v, rows)
+
+
+def _made(
+    strategy: Strategy, objective: Objective, parameters: Parameters, memory: int | None
+) -> Products:
+    """The way of making products that goes by this name."""
+    require_strategy(strategy, Strategy, memory)
+    if strategy == "forward":
+        return ForwardOverReverse(objective, parameters)
+    if strategy == "folded":
+        return FoldedProducts(objective, parameters, memory)
+    if strategy == "finite-difference":
+        return FiniteDifference(objective, parameters)
+    return DoubleBackward(objective, parameters, graph_retention(strategy, memory))
