@@ -20,6 +20,7 @@ from matfree_torch.decomposed import DecomposedLosses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
 from matfree_torch.objective import Objective
+from matfree_torch.simplify import simplify
 from matfree_torch.strategies import Products, gradient_along, lacking_explained
 
 _CRASHING = ("mse_loss",)
@@ -97,7 +98,8 @@ class Fold:
             )
         constants = _evaluated(traced, linear)
         self.program = _remaining(traced, linear, constants)
-        tensors = [x for x in constants.values() if isinstance(x, Tensor)]
+        simplify(self.program)
+        tensors = [x for _, x in self.program.named_buffers()]
         self.nbytes = sum({_place(x): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
@@ -176,6 +178,7 @@ def _remaining(
     held = {f"constant{j}": x for j, x in enumerate(constants.values())}
     for source, name in zip(constants, held, strict=True):
         copies[source] = graph.get_attr(name)
+        copies[source].meta["val"] = held[name]
     for node in traced.graph.nodes:
         if node in linear or node.op == "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)
