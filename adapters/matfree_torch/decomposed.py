@@ -82,7 +82,7 @@ def _named(reduction: str, size_average: bool | None, reduce: bool | None) -> st
     return "none" if reduce is False else ("sum" if size_average is False else "mean")
 
 
-_DECOMPOSED: dict[Any, Callable[..., Tensor]] = {
+_DECOMPOSED: dict[Any, Callable[..., Any]] = {
     functional.mse_loss: _mse_loss,
     functional.huber_loss: _huber_loss,
     functional.soft_margin_loss: _soft_margin_loss,

@@ -7,6 +7,7 @@ stays as a constant; a product runs the rest, which is linear in v.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, final
 
 import torch
@@ -20,7 +21,7 @@ from matfree_torch.decomposed import DecomposedLosses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
 from matfree_torch.objective import Objective
-from matfree_torch.simplify import simplify
+from matfree_torch.simplify import simplify, taken_out
 from matfree_torch.strategies import Products, gradient_along, lacking_explained
 
 _CRASHING = ("mse_loss",)
@@ -60,8 +61,7 @@ class FoldedProducts(Products):
     def multiply(self, prepared: Fold, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         tensors = zip(self.layout.names, self.layout.tensors, strict=True)
         pieces = [v[n] if n in v else torch.zeros_like(x) for n, x in tensors]
-        with torch.no_grad():
-            along = dict(zip(self.layout.names, prepared.program(*pieces), strict=True))
+        along = dict(zip(self.layout.names, prepared(*pieces), strict=True))
         return tuple(along[name] for name in rows.names)
 
     def _refuse_what_crashes(self, batch: Batch) -> None:
@@ -85,6 +85,11 @@ class Fold:
     Parameters
     ----------
     traced : the whole program, a function of v
+
+    Raises
+    ------
+    OperatorError
+        The program writes into memory in a way that cannot be followed.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
@@ -96,19 +101,27 @@ class Fold:
                 f"strategy='folded' cannot hold {writers[0].target} still, which writes into its "
                 "argument; take strategy='auto'."
             )
-        constants = _evaluated(traced, linear)
-        self.program = _remaining(traced, linear, constants)
-        simplify(self.program)
-        tensors = [x for _, x in self.program.named_buffers()]
+        program = _remaining(traced, linear, _evaluated(traced, linear))
+        simplify(program)
+        # Modules and their graphs refer to each other: what is large is taken out of that circle.
+        self._forward = type(program).forward
+        self._constants = SimpleNamespace(**taken_out(program))
+        tensors = [x for x in vars(self._constants).values() if isinstance(x, Tensor)]
         self.nbytes = sum({_place(x): x.untyped_storage().nbytes() for x in tensors}.values())
+        self.operations = [str(node.target) for node in program.graph.nodes]
+
+    def __call__(self, *pieces: Tensor) -> tuple[Tensor, ...]:
+        """The product with v, given and returned parameter by parameter."""
+        with torch.no_grad():
+            return tuple(self._forward(self._constants, *pieces))
 
 
 @final
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """The names of the operations that run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -58,9 +58,6 @@ class Retention:
     """Graphs are kept while they fit, and folds by all means."""
 
 
-WHILE_IT_FITS = Retention()
-
-
 class _Kept(NamedTuple):
     prepared: Any
     weight: float
@@ -123,7 +120,9 @@ class KeptBatches:
 
     def memory(self, prepare: Prepare) -> GraphMemory:
         """What the prepared batches take; measured on the first one, if none was made yet."""
-        if self._first is None:
+        if self._first is None and self.contents == "folds":
+            self.visit(prepare, lambda weight, prepared: None)
+        elif self._first is None:
             with self.objective.guarded():
                 self._measure(prepare, next(iter(self.batches)))
         assert self._first is not None
@@ -171,8 +170,8 @@ class KeptBatches:
         saved = SavedTensors(self._known, self._known[0].device)
         with saved.watched():
             graph = prepare(batch)
-        size = saved.bytes() if self.contents == "graphs" else getattr(graph, "nbytes", 0)
-        self._first = size, _extent(batch)
+        self._first = saved.bytes(), _extent(batch)
+        del graph  # with hooks on every saved tensor it would be slow
 
     def _size(self, prepared: Any, batch: Batch) -> int:
         if self.contents == "folds":

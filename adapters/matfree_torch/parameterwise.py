@@ -12,7 +12,7 @@ from torch import Tensor
 
 from matfree_torch.batches import Batch
 from matfree_torch.curvature import CurvatureOperator
-from matfree_torch.kept import WHILE_IT_FITS, GraphMemory, KeptBatches, Retention
+from matfree_torch.kept import GraphMemory, KeptBatches, Retention
 from matfree_torch.layout import Layout, matching
 from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
@@ -31,6 +31,7 @@ class ParameterCurvature(CurvatureOperator):
     objective : the loss over the data
     parameters : what vectors consist of
     weight_decay : lambda of the term lambda / 2 ||theta||^2
+    strategy : how products are computed
     retention : what is kept of the batches, and how much memory it may take
     """
 
@@ -41,12 +42,14 @@ class ParameterCurvature(CurvatureOperator):
         self,
         objective: Objective,
         parameters: Parameters,
-        weight_decay: WeightDecay = 0.0,
-        retention: Retention = WHILE_IT_FITS,
+        weight_decay: WeightDecay,
+        strategy: str,
+        retention: Retention,
     ) -> None:
         super().__init__(objective, parameters)
         self.model, self.batches = objective.model, objective.batches
         self.parameters = parameters
+        self.strategy = strategy
         self.weight_decay = _decay(parameters, weight_decay)
         self._kept = KeptBatches(objective, parameters.tensors, retention)
 
@@ -143,7 +146,7 @@ class ParameterCurvature(CurvatureOperator):
 
     def __repr__(self) -> str:
         n = self.layout.size
-        notes = [self._kept.describe()]
+        notes = [f"strategy {self.strategy!r}: {self._kept.describe()}"]
         notes += ["positive semidefinite"] * self.positive_semidefinite
         notes += ["weight decay"] * bool(self.weight_decay)
         named = type(getattr(self.model, "function", self.model))

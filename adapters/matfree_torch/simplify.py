@@ -32,12 +32,19 @@ def simplify(program: fx.GraphModule) -> None:
         for node in list(program.graph.nodes):
             rule(program, node)
         program.graph.eliminate_dead_code()
-    program.delete_all_unused_submodules()
-    used = {node.target for node in program.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in program.named_buffers() if name not in used]:
-        delattr(program, name)
     program.graph.lint()
     program.recompile()
+
+
+def taken_out(program: fx.GraphModule) -> dict[str, Any]:
+    """The constants that a program reads, which it no longer holds afterwards."""
+    held = [str(node.target) for node in program.graph.nodes if node.op == "get_attr"]
+    constants = {name: getattr(program, name) for name in held}
+    for name, _ in list(program.named_buffers()):
+        delattr(program, name)
+    for node in program.graph.nodes:
+        node.meta.clear()
+    return constants
 
 
 def _without_copy(program: fx.GraphModule, node: fx.Node) -> None:
@@ -69,9 +76,10 @@ def _one_factor(program: fx.GraphModule, node: fx.Node) -> None:
     if outer is None or inner is None or len(outer[0].users) > 1:
         return
     x, c, d = inner[0], inner[1], outer[1]
-    product = _value(program, c) * _value(program, d)
-    if product.numel() > max(_value(program, c).numel(), _value(program, d).numel()):
-        return
+    factors = _value(program, c), _value(program, d)
+    product = factors[0] * factors[1]
+    if product.numel() > max(factor.numel() for factor in factors):
+        return  # a constant larger than both
     name = f"{c.target}_{d.target}"
     program.register_buffer(name, product)
     with program.graph.inserting_before(node):
@@ -85,22 +93,29 @@ def _fused(program: fx.GraphModule, node: fx.Node) -> None:
     if node.target is not _aten.add.Tensor or node.kwargs:
         return
     for product, other in (node.args, node.args[::-1]):
-        if (
-            isinstance(product, fx.Node)
-            and isinstance(other, fx.Node)
-            and product.target is _aten.mul.Tensor
-            and len(product.users) == 1
-            and all(isinstance(x, fx.Node) for x in product.args)
-            and len({x.meta["val"].dtype for x in (node, other, *product.args)}) == 1
-            and other.meta["val"].ndim > 0
-        ):
+        factors = _single_use_product(product)
+        if factors is None or not isinstance(other, fx.Node):
+            continue
+        terms = (other, *factors)
+        if len({_dtype(x) for x in (node, *terms)}) == 1:
             with program.graph.inserting_before(node):
-                fused = program.graph.call_function(
-                    _aten.addcmul.default, (other, *product.args)
-                )
+                fused = program.graph.call_function(_aten.addcmul.default, terms)
             fused.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(fused)
             return
+
+
+def _single_use_product(node: Any) -> tuple[fx.Node, fx.Node] | None:
+    """The factors of a product of tensors that nothing else reads."""
+    if isinstance(node, fx.Node) and node.target is _aten.mul.Tensor and len(node.users) == 1:
+        b, c = node.args
+        if isinstance(b, fx.Node) and isinstance(c, fx.Node):
+            return b, c
+    return None
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _factored(program: fx.GraphModule, node: Any) -> tuple[fx.Node, fx.Node] | None:
@@ -108,8 +123,8 @@ def _factored(program: fx.GraphModule, node: Any) -> tuple[fx.Node, fx.Node] | N
     if not isinstance(node, fx.Node) or node.target is not _aten.mul.Tensor:
         return None
     for x, c in (node.args, node.args[::-1]):
-        if isinstance(c, fx.Node) and c.op == "get_attr" and isinstance(x, fx.Node):
-            return x, c
+        if isinstance(x, fx.Node) and isinstance(c, fx.Node) and c.op == "get_attr":
+            return (x, c) if isinstance(_value(program, c), Tensor) else None
     return None
 
 

@@ -7,6 +7,7 @@ anywhere: torch 2.13 computes these wrongly, without a word, for layer and batch
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -146,7 +147,8 @@ class FiniteDifference(Products):
         size = _length([x for x, _ in moved]) or 1.0  # at the origin nothing tells a scale
         step = finest ** (1 / 3) * size / length
         with self.objective.guarded():
-            up, down = (self._gradient_at(prepared, moved, sign * step, rows) for sign in (1, -1))
+            up = self._gradient_at(prepared, moved, step, rows)
+            down = self._gradient_at(prepared, moved, -step, rows)
         return tuple((a - b) / (2 * step) for a, b in zip(up, down, strict=True))
 
     def _gradient_at(
@@ -176,7 +178,7 @@ def gradient_along(
 
     def product(v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         direction = {n: v[n] if n in v else torch.zeros_like(x) for n, x in theta.items()}
-        _, along = torch.func.jvp(torch.func.grad(value), (theta,), (direction,))
+        along: Any = torch.func.jvp(torch.func.grad(value), (theta,), (direction,))[1]
         return tuple(along[name].detach() for name in rows.names)
 
     return product
@@ -184,9 +186,11 @@ def gradient_along(
 
 @contextmanager
 def lacking_explained(strategy: str) -> Iterator[None]:
-    """Say which strategy does not cover an operation, and which does."""
+    """Say which strategy does not cover an operation, and which may."""
     try:
-        yield
+        with warnings.catch_warnings():  # torch scripts some of its own functions at first use
+            warnings.filterwarnings("ignore", message="`torch.jit.script")
+            yield
     except RuntimeError as cause:
         if not _LACKING.search(str(cause)):
             raise
@@ -222,4 +226,5 @@ def graph_retention(strategy: str, memory: int | None) -> Retention:
 
 
 def _length(tensors: list[Tensor]) -> float:
-    return float(sum(x.detach().to(torch.float64).square().sum() for x in tensors)) ** 0.5
+    squares: Tensor | float = sum(x.detach().to(torch.float64).square().sum() for x in tensors)
+    return math.sqrt(squares)
