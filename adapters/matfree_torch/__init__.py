@@ -9,6 +9,7 @@ from matfree_torch.curvature import BlockOperator
 from matfree_torch.gaussnewton import GaussNewtonOperator
 from matfree_torch.ggn import fisher, ggn
 from matfree_torch.hessian import HessianOperator, hessian, hessian_of
+from matfree_torch.kept import GraphMemory
 from matfree_torch.tensors import adapt
 from matfree_torch.traces import activation_traces
 
@@ -16,6 +17,7 @@ __all__ = [
     "ActivationHessian",
     "BlockOperator",
     "GaussNewtonOperator",
+    "GraphMemory",
     "HessianOperator",
     "activation_hessian",
     "activation_traces",

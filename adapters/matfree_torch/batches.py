@@ -122,6 +122,10 @@ class Batches:
                 self._refuse("the same samples come in other batches, and here their order counts")
         self.total, self._seen = total, seen
 
+    def forget(self) -> None:
+        """Take the next pass for the first: the data are meant to be others."""
+        self.total, self._seen = None, []
+
     def _refuse(self, difference: str) -> None:
         sampler = type(getattr(self.data, "sampler", None)).__name__
         causes = {

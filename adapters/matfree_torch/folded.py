@@ -55,7 +55,7 @@ class FoldedProducts(Products):
             self._refuse_what_crashes(batch)
             # Functionalized, so that no constant is written into by a later product.
             program = make_fx(torch.func.functionalize(product))(*example)
-        with torch.no_grad():
+        with self.objective.guarded(), torch.no_grad():  # random numbers are drawn once more
             return Fold(program)
 
     def multiply(self, prepared: Fold, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:

@@ -8,11 +8,11 @@ again, the numbers are the same to the last bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from matfree_torch import guard
 from matfree_torch.batches import Batch, tensors_in
@@ -83,7 +83,7 @@ class KeptBatches:
         self.contents, self._known = retention.contents, known
         self._budget = 0 if retention.contents == "nothing" else retention.budget
         self._kept: list[_Kept] = []
-        self._made_at: Any = None
+        self._made_at: tuple[Any, ...] | None = None
         self._complete = self._confirmed = self._reordered = False
         self._first: tuple[int, int] | None = None  # bytes of its graph, and its extent
 
@@ -93,9 +93,11 @@ class KeptBatches:
         Where all batches are kept, the data are read twice and no more: the second time shows
         whether they are the same every time.
         """
-        now = guard.fingerprint(self.objective.model)
+        now = self._state()
         if now != self._made_at:  # never the graph of other weights
             self._forget()
+            if self._made_at is not None and now[1:] != self._made_at[1:]:
+                self.batches.forget()  # other data, on purpose
             self._made_at = now
         if self._complete:
             self._confirm()
@@ -142,6 +144,16 @@ class KeptBatches:
         count, noun = len(self._kept), self.contents.removesuffix("s")
         kept = f"{noun} kept" if count == 1 else f"{count} {noun}s kept"
         return kept if self._complete else f"{kept}, the others recomputed per block"
+
+    def _state(self) -> tuple[Any, ...]:
+        """Changes with the model, with the loss's own tensors, and with data that lie in memory."""
+        loss, data = self.objective.loss, self.batches.data
+        lying = tensors_in(data) if isinstance(data, tuple | list | Mapping) else ()
+        return (
+            guard.fingerprint(self.objective.model),
+            guard.fingerprint(loss) if isinstance(loss, nn.Module) else None,
+            [guard.version(x) for x in lying],
+        )
 
     def _take(self, prepare: Prepare, place: int, batch: Batch) -> Any:
         if place < len(self._kept):

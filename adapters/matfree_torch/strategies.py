@@ -133,7 +133,7 @@ class FiniteDifference(Products):
                 "difference sees the jumps of the gradient between the pieces, which may be many "
                 "times the Hessian's size; take strategy='auto'.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def multiply(self, prepared: Batch, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
