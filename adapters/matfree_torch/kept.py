@@ -126,7 +126,8 @@ class KeptBatches:
             self.visit(prepare, lambda weight, prepared: None)
         elif self._first is None:
             with self.objective.guarded():
-                self._measure(prepare, next(iter(self.batches)))
+                first = next(iter(self.batches))
+            self._measure(prepare, first)
         assert self._first is not None
         data = self.batches.data
         known = len(data) if hasattr(data, "__len__") else None
@@ -156,16 +157,23 @@ class KeptBatches:
         )
 
     def _take(self, prepare: Prepare, place: int, batch: Batch) -> Any:
+        """What is prepared from a batch, kept or made.
+
+        Every preparation is guarded by itself, so that it draws the same random numbers
+        whichever others are made.
+        """
         if place < len(self._kept):
             if self._kept[place].digest == batch.digest:
                 return self._kept[place].prepared
             self._forget()  # the same samples, in other batches: none of these comes again
             self._reordered = True
-        if self._budget == 0 or self._reordered:
-            return prepare(batch)
-        if self._first is None and self.contents == "graphs":
+        measured = self._first is None and self.contents == "graphs"
+        if measured and self._budget != 0 and not self._reordered:
             self._measure(prepare, batch)
-        prepared = prepare(batch)
+        with self.objective.guarded():
+            prepared = prepare(batch)
+        if self._budget == 0 or self._reordered:
+            return prepared
         size = self._size(prepared, batch)
         used = sum(kept.size for kept in self._kept)
         if place == len(self._kept) and used + size <= self.budget:
@@ -180,7 +188,7 @@ class KeptBatches:
 
     def _measure(self, prepare: Prepare, batch: Batch) -> None:
         saved = SavedTensors(self._known, self._known[0].device)
-        with saved.watched():
+        with self.objective.guarded(), saved.watched():
             graph = prepare(batch)
         self._first = saved.bytes(), _extent(batch)
         del graph  # with hooks on every saved tensor it would be slow

@@ -105,10 +105,12 @@ class ParameterCurvature(CurvatureOperator):
             steps = self.layout.unflatten(direction)
             moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
         total = 0.0
-        with self.objective.guarded(), torch.no_grad():
+        with self.objective.guarded():
             for batch in self.batches:
-                outputs = self.objective.outputs(batch, None if direction is None else moved)
-                total += batch.weight * float(self.objective.value(outputs, batch.targets))
+                with self.objective.guarded(), torch.no_grad():
+                    outputs = self.objective.outputs(batch, None if direction is None else moved)
+                    value = self.objective.value(outputs, batch.targets)
+                total += batch.weight * float(value)
         total /= self.batches.divisor
         for name, decay in self.weight_decay.items():
             total += decay / 2 * float(moved[name].detach().to(torch.float64).square().sum())
@@ -119,7 +121,8 @@ class ParameterCurvature(CurvatureOperator):
         with self.parameters.differentiable(), self.objective.guarded():
             total = torch.zeros(self.layout.size, dtype=self.dtype, device=self.layout.device)
             for batch in self.batches:
-                pieces = self.objective.gradients(batch, self.layout.tensors)
+                with self.objective.guarded():  # the same random numbers as products draw
+                    pieces = self.objective.gradients(batch, self.layout.tensors)
                 total += batch.weight * self.layout.flat(pieces)
             total /= self.batches.divisor
             for name, p in zip(self.names, self.layout.tensors, strict=True):
