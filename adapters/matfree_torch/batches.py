@@ -101,9 +101,9 @@ class Batches:
                 )
             inputs, targets = (raw, raw) if isinstance(raw, Mapping) else raw
             weight = self._weight(raw) if self.averaged else 1.0
+            digest = None if self.single else _digest(raw)
             if weight:  # a mean over targets that are all ignored is 0 / 0
-                digest = None if self.single else _digest(raw)
-            yield Batch(_recordable(inputs), _recordable(targets), weight, first, digest)
+                yield Batch(_recordable(inputs), _recordable(targets), weight, first, digest)
             total, first = total + weight, first + _samples(targets, inputs)
             if digest is not None:
                 seen.append(digest)
