@@ -20,6 +20,7 @@ from matfree_torch.batches import Batch
 from matfree_torch.decomposed import DecomposedLosses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
+from matfree_torch.memory import storages
 from matfree_torch.objective import Objective
 from matfree_torch.simplify import simplify, taken_out
 from matfree_torch.strategies import Products, gradient_along, lacking_explained
@@ -107,7 +108,7 @@ class Fold:
         self._forward = type(program).forward
         self._constants = SimpleNamespace(**taken_out(program))
         tensors = [x for x in vars(self._constants).values() if isinstance(x, Tensor)]
-        self.nbytes = sum({_place(x): x.untyped_storage().nbytes() for x in tensors}.values())
+        self.nbytes = sum(storages(tensors).values())
         self.operations = [str(node.target) for node in program.graph.nodes]
 
     def __call__(self, *pieces: Tensor) -> tuple[Tensor, ...]:
@@ -175,9 +176,11 @@ def _evaluated(traced: fx.GraphModule, linear: dict[fx.Node, None]) -> dict[fx.N
 
 def _separated(constants: dict[fx.Node, Any], arguments: list[Any]) -> set[fx.Node]:
     """Copy the constants that lie in the memory of these arguments; which ones they were."""
-    places = {_place(x) for x in arguments if isinstance(x, Tensor)}
+    places = storages(x for x in arguments if isinstance(x, Tensor)).keys()
     shared = {
-        source for source, x in constants.items() if isinstance(x, Tensor) and _place(x) in places
+        source
+        for source, x in constants.items()
+        if isinstance(x, Tensor) and storages([x]).keys() & places
     }
     constants.update({source: constants[source].clone() for source in shared})
     return shared
@@ -196,7 +199,3 @@ def _remaining(
         if node in linear or node.op == "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)
     return fx.GraphModule(held, graph)
-
-
-def _place(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()

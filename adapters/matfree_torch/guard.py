@@ -125,4 +125,5 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
 
 def version(x: torch.Tensor) -> tuple[int, int]:
     """Changes whenever a tensor is written to, or replaced; inference tensors do not tell."""
-    return x.data_ptr(), 0 if x.is_inference() else x._version
+    place = x.data_ptr() if x.layout == torch.strided else id(x)
+    return place, 0 if x.is_inference() else x._version

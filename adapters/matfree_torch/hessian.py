@@ -63,7 +63,7 @@ def hessian(
         A batch is (inputs, targets): inputs is a tensor, a tuple that is unpacked into the
         model's arguments, or a mapping that is unpacked into its keyword arguments. Or it is
         one mapping: it goes into the model whole, and into the loss as targets. A DataLoader
-        is gone through once a block of products, and must show the same samples every time.
+        must show the same samples every time.
     params : str or sequence of str, optional
         Names of the parameters to take, ``"layer1.*"``; all that require gradients by
         default. A subset gives the principal submatrix.
@@ -196,8 +196,8 @@ def hessian_of(
 
     Cost
     ----
-    One call of the function and its gradient, whose graph is kept; then two to three
-    gradients' time a product.
+    Two calls of the function and its gradient, once to measure the graph and once to keep it;
+    then two to three gradients' time a product.
 
     References
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
 
@@ -27,7 +27,7 @@ class SavedTensors:
     """
 
     def __init__(self, known: list[Tensor], device: torch.device) -> None:
-        self._known = {x.untyped_storage().data_ptr() for x in known}
+        self._known = set(storages(known))
         self._device, self._limit = device, available(device)
         self._alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
         self._packed = 0
@@ -40,14 +40,13 @@ class SavedTensors:
 
     def bytes(self) -> int:
         """What the graphs that are still alive hold: every storage once."""
-        storages = [saved.tensor.untyped_storage() for saved in self._alive]
-        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        return sum(size for place, size in sizes.items() if place not in self._known)
+        found = storages(saved.tensor for saved in self._alive)
+        return sum(size for place, size in found.items() if place not in self._known)
 
     def _pack(self, x: Tensor) -> _Saved:
         saved = _Saved(x)
         self._alive.add(saved)
-        self._packed += x.untyped_storage().nbytes()
+        self._packed += sum(storages([x]).values())
         if self._limit is not None and self._packed > self._limit:  # shared ones counted again
             self._packed = self.bytes()
             if self._packed > self._limit:
@@ -68,6 +67,12 @@ class _Saved:
 
     def unpack(self) -> Tensor:
         return self.tensor
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Where tensors lie, and how many bytes each place takes; sparse tensors do not tell."""
+    dense = [x.untyped_storage() for x in tensors if x.layout == torch.strided]
+    return {storage.data_ptr(): storage.nbytes() for storage in dense}
 
 
 def available(device: torch.device) -> int | None:

@@ -364,6 +364,32 @@ def test_what_is_available_is_told_by_machine_and_container(tmp_path, monkeypatc
     assert memory.readable(3 * 2**30) == "3 GiB"
 
 
+class Graph(nn.Module):
+    """A graph network: sparse neighbours times features."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, neighbours):
+        return self.head(torch.tanh(torch.sparse.mm(neighbours, self.features.weight.T)))
+
+
+def test_sparse_inputs_are_no_obstacle():
+    torch.manual_seed(0)
+    dense = torch.randint(2, (12, 5)).to(DOUBLE)
+    model, y = Graph().to(DOUBLE), batch()[1]
+    plain = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)).to(DOUBLE)
+    plain[0].weight, plain[2].weight, plain[2].bias = (
+        model.features.weight,
+        model.head.weight,
+        model.head.bias,
+    )
+    H = hessian(model, CE, (dense.to_sparse(), y), params=["features.weight", "head.*"])
+    assert relative(H.to_dense(), autograd_hessian(plain, CE, (dense, y))) < 1e-10
+    assert H.memory.per_batch > 0
+
+
 REFUSED = {
     "unknown": ({"strategy": "backward"}, "strategy must be one of 'auto', .*got 'backward'"),
     "budget for nothing": ({"strategy": "forward", "memory": 1}, "keeps nothing"),

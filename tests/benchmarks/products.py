@@ -192,12 +192,15 @@ class Counted:
 
 
 def top_two_of_peer(module, net, data):
-    """Products until both residuals are small: its own iteration, with ever smaller tolerances."""
+    """Products of its own iteration, with ever smaller tolerances, until both residuals are small.
+
+    It stops where the value moves little, and at 300 products a pair by all means.
+    """
     rows = []
-    for tol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
+    for tol in (1e-3, 1e-4, 1e-5, 1e-6):
         torch.manual_seed(0)
         with Counted(module, net, data) as counted:
-            values, vectors = counted.theirs.eigenvalues(maxIter=1000, tol=tol, top_n=2)
+            values, vectors = counted.theirs.eigenvalues(maxIter=300, tol=tol, top_n=2)
             worst = max(map(counted.residual, values, vectors))
         rows.append([f"PyHessian, tol={tol:g}", *_row(counted.count, values, worst)])
         if worst <= RESIDUAL:
