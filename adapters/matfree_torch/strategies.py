@@ -44,7 +44,7 @@ _PIECEWISE = (
 )
 _LACKING = re.compile(
     r"forward AD|forward-mode|ZeroTensors|functorch|functionalize|tracing tensor|setup_context"
-    r"|saved_tensors_hooks|checkpoint"
+    r"|saved tensor hooks|INTERNAL ASSERT"
 )
 
 
