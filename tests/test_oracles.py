@@ -223,6 +223,24 @@ def test_a_complete_graph_has_its_triangles_and_two_eigenvalues():
     assert abs(variance - 2 * (30**2 - 30)) <= 5 * error
 
 
+# P14
+def test_the_matrix_of_ones_is_seen_at_once():
+    ones = np.ones((100, 100))
+    estimate = mf.trace(ones, method="xtrace", max_matvecs=10, seed=0)
+    assert abs(estimate.value - 100) <= 1e-9 * 100
+    samples = mf.trace(ones, num_probes=4000, seed=0).samples
+    variance, _ = sample_variance(samples)
+    assert abs(variance / (2 * (100**2 - 100)) - 1) <= 0.25
+    assert_close(mf.eigsh(ones, 1, seed=0).values, [100.0])
+    density = mf.spectral_density(ones, num_probes=400, seed=0)
+    for nodes in density.nodes:
+        assert np.all(np.minimum(np.abs(nodes), np.abs(nodes - 100)) <= 1e-9 * 100)
+    at_the_top = np.array(
+        [w[np.abs(x - 100) < 1].sum() for x, w in zip(density.nodes, density.weights, strict=True)]
+    )
+    assert abs(at_the_top.mean() - 1 / 100) <= 5 * at_the_top.std() / np.sqrt(400)
+
+
 # P15
 def test_one_by_one_and_two_by_two_matrices_are_no_exception():
     A = np.array([[7.0]])
@@ -439,6 +457,10 @@ def test_a_run_that_says_it_converged_has():
             assert not (estimate.converged and estimate.half_width() > 1e-2 * estimate.value)
     assert said <= 3  # 2 % takes some 4000 products
     assert right >= 0.9 * said
+    within = [mf.trace(A, rtol=0.15, max_matvecs=400, seed=seed) for seed in range(60)]
+    assert all(estimate.converged for estimate in within)
+    right = sum(abs(estimate.value / spectrum.sum() - 1) <= 0.15 for estimate in within)
+    assert right >= 54
 
 
 def test_averaging_over_all_sign_vectors_gives_trace_diagonal_and_variance_exactly(monkeypatch):

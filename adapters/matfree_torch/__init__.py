@@ -12,6 +12,7 @@ from matfree_torch.gaussnewton import GaussNewtonOperator
 from matfree_torch.ggn import fisher, ggn
 from matfree_torch.hessian import HessianOperator, hessian, hessian_of
 from matfree_torch.history import TrainingHistory
+from matfree_torch.kept import GraphMemory
 from matfree_torch.landscape import LossLandscape, loss_landscape
 from matfree_torch.tensors import adapt
 from matfree_torch.traces import activation_traces
@@ -23,6 +24,7 @@ __all__ = [
     "BlockOperator",
     "Follower",
     "GaussNewtonOperator",
+    "GraphMemory",
     "HessianOperator",
     "LossLandscape",
     "TrainingHistory",

@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     """What the loss divides its sum by; 1 where it is a sum."""
     first: int
     """Samples that came before it in this pass."""
+    digest: tuple[float, float] | None
+    """A number that tells it from other batches, and its size; None for the only one."""
 
     @property
     def samples(self) -> int:
@@ -104,11 +106,12 @@ class Batches:
                 )
             inputs, targets = (raw, raw) if isinstance(raw, Mapping) else raw
             weight = self._weight(raw) if self.averaged else 1.0
+            digest = None if self.single else _digest(raw)
             if weight:  # a mean over targets that are all ignored is 0 / 0
-                yield Batch(_recordable(inputs), _recordable(targets), weight, first)
+                yield Batch(_recordable(inputs), _recordable(targets), weight, first, digest)
             total, first = total + weight, first + _samples(targets, inputs)
-            if not self.single:
-                seen.append(_digest(raw))
+            if digest is not None:
+                seen.append(digest)
         self._close(total, seen)
 
     def _close(self, total: float, seen: list[tuple[float, float]]) -> None:
@@ -123,6 +126,10 @@ class Batches:
             if self.ordered and _differ(self._seen, seen):
                 self._refuse("the same samples come in other batches, and here their order counts")
         self.total, self._seen = total, seen
+
+    def forget(self) -> None:
+        """Take the next pass for the first: the data are meant to be others."""
+        self.total, self._seen = None, []
 
     def _refuse(self, difference: str) -> None:
         sampler = type(getattr(self.data, "sampler", None)).__name__
@@ -202,21 +209,22 @@ def _counted_labels(batch: Mapping[str, Any], single: bool) -> float:
 
 
 def _samples(targets: Any, inputs: Any) -> int:
-    return next((len(x) for x in (*_tensors(targets), *_tensors(inputs)) if x.ndim > 0), 1)
+    return next((len(x) for x in (*tensors_in(targets), *tensors_in(inputs)) if x.ndim > 0), 1)
 
 
-def _tensors(x: Any) -> Iterator[Tensor]:
+def tensors_in(x: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and mappings."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, tuple | list | Mapping):
         for item in x.values() if isinstance(x, Mapping) else x:
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _digest(batch: Any) -> tuple[float, float]:
     """A number that tells batches apart whatever the order of their samples, and its size."""
     total = torch.zeros(2, dtype=torch.float64)
-    for x in filter(torch.numel, _tensors(batch)):
+    for x in filter(torch.numel, tensors_in(batch)):
         rows = x.detach().reshape(len(x) if x.ndim else 1, -1).to(torch.float64)
         places = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
         marks = rows @ torch.cos(places)

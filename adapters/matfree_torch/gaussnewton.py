@@ -25,6 +25,7 @@ from matfree_torch.objective import Objective, output_tensor
 from matfree_torch.outputs import Differentiated, Outer, OutputMatrix
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
+from matfree_torch.strategies import GraphStrategy, graph_retention, require_strategy
 
 _TARGETS = 1000  # the stream of drawn targets, apart from those of the algorithms
 _DRAWS_AT_ONCE = 64
@@ -87,6 +88,18 @@ class GaussNewtonOperator(ParameterCurvature):
 
     positive_semidefinite = True
 
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        weight_decay: WeightDecay = 0.0,
+        strategy: GraphStrategy = "auto",
+        memory: int | None = None,
+    ) -> None:
+        require_strategy(strategy, GraphStrategy, memory)
+        retention = graph_retention(strategy, memory)
+        super().__init__(objective, parameters, weight_decay, strategy, retention)
+
     @abstractmethod
     def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
         """M for one batch."""
@@ -135,10 +148,12 @@ class MonteCarloFisher(GaussNewtonOperator):
         objective: Objective,
         parameters: Parameters,
         weight_decay: WeightDecay,
+        strategy: GraphStrategy,
+        memory: int | None,
         num_samples: int,
         seed: int,
     ) -> None:
-        super().__init__(objective, parameters, weight_decay)
+        super().__init__(objective, parameters, weight_decay, strategy, memory)
         self.num_samples, self.seed = num_samples, seed
         self.title = f"Fisher matrix (monte-carlo, {num_samples} draws, seed {seed})"
 

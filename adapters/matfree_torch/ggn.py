@@ -22,6 +22,7 @@ from matfree_torch.hessian import prepared
 from matfree_torch.layout import Patterns
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import WeightDecay
+from matfree_torch.strategies import GraphStrategy
 
 FisherKind: TypeAlias = Literal["exact", "monte-carlo", "empirical"]
 
@@ -34,6 +35,8 @@ def ggn(
     params: Patterns | None = None,
     normalizer: Normalizer | None = None,
     weight_decay: WeightDecay = 0.0,
+    strategy: GraphStrategy = "auto",
+    memory: int | None = None,
 ) -> GaussNewtonOperator:
     r"""The generalized Gauss-Newton matrix of a loss over data.
 
@@ -48,6 +51,9 @@ def ggn(
     ----------
     model, loss, data, params, normalizer, weight_decay
         As for :func:`hessian`. The outputs must be one tensor, or hold one as ``.logits``.
+    strategy : {"auto", "recompute"}
+    memory : int, optional
+        As for :func:`hessian`: graphs are kept while they fit, or never.
 
     Returns
     -------
@@ -66,9 +72,9 @@ def ggn(
 
     Cost
     ----
-    One batch: a forward and a backward once, whose graph is kept; then six to nine tenths of
-    the time that the Hessian takes a product. Several: a forward and a backward per batch and
-    block of products.
+    A forward and a backward for each batch, whose graphs are kept while they fit; then six to
+    nine tenths of the time that the Hessian takes a product. Where they do not fit, a forward
+    and a backward per batch and block of products.
 
     References
     ----------
@@ -86,7 +92,7 @@ def ggn(
     (True, True)
     """
     model, objective = prepared(model, loss, data, normalizer)
-    return GaussNewton(objective, Parameters(model, params), weight_decay)
+    return GaussNewton(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
 def fisher(
@@ -100,6 +106,8 @@ def fisher(
     params: Patterns | None = None,
     normalizer: Normalizer | None = None,
     weight_decay: WeightDecay = 0.0,
+    strategy: GraphStrategy = "auto",
+    memory: int | None = None,
 ) -> GaussNewtonOperator:
     r"""The Fisher information matrix of the distribution that a loss belongs to.
 
@@ -133,6 +141,10 @@ def fisher(
         Of the draws: a function of the seed, the number of the sample in the data and the number
         of the draw alone, so that every product sees the same ones and the batch size does
         not matter. The order of the samples does, and a shuffling loader is refused.
+
+    strategy : {"auto", "recompute"}
+    memory : int, optional
+        As for :func:`hessian`.
 
     Returns
     -------
@@ -171,8 +183,10 @@ def fisher(
     model, objective = prepared(model, loss, data, normalizer, ordered=kind == "monte-carlo")
     parameters = Parameters(model, params)
     if kind == "empirical":
-        return EmpiricalFisher(objective, parameters, weight_decay)
+        return EmpiricalFisher(objective, parameters, weight_decay, strategy, memory)
     if kind == "monte-carlo":
         seed = resolve_seed(seed)
-        return MonteCarloFisher(objective, parameters, weight_decay, num_samples, seed)
-    return ExactFisher(objective, parameters, weight_decay)
+        return MonteCarloFisher(
+            objective, parameters, weight_decay, strategy, memory, num_samples, seed
+        )
+    return ExactFisher(objective, parameters, weight_decay, strategy, memory)

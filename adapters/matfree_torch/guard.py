@@ -121,5 +121,10 @@ def warn_of_batch_statistics(model: nn.Module) -> None:
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """Changes whenever a weight, a buffer or a mode does."""
     tensors = [*model.parameters(), *(b for b in model.buffers() if b is not None)]
-    states = tuple((t.data_ptr(), t._version) for t in tensors)
-    return states, tuple(module.training for module in model.modules())
+    return tuple(map(version, tensors)), tuple(module.training for module in model.modules())
+
+
+def version(x: torch.Tensor) -> tuple[int, int]:
+    """Changes whenever a tensor is written to, or replaced; inference tensors do not tell."""
+    place = x.data_ptr() if x.layout == torch.strided else id(x)
+    return place, 0 if x.is_inference() else x._version

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from matfree_torch import diagnosis, guard
+from matfree_torch import diagnosis
 from matfree_torch.batches import Batch
 from matfree_torch.curvature import CurvatureOperator
+from matfree_torch.kept import GraphMemory, KeptBatches, Retention
 from matfree_torch.layout import Layout, matching
 from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
@@ -32,19 +33,27 @@ class ParameterCurvature(CurvatureOperator):
     objective : the loss over the data
     parameters : what vectors consist of
     weight_decay : lambda of the term lambda / 2 ||theta||^2
+    strategy : how products are computed
+    retention : what is kept of the batches, and how much memory it may take
     """
 
     title: str
     """What it is a curvature of, for ``repr``."""
 
     def __init__(
-        self, objective: Objective, parameters: Parameters, weight_decay: WeightDecay = 0.0
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        weight_decay: WeightDecay,
+        strategy: str,
+        retention: Retention,
     ) -> None:
         super().__init__(objective, parameters)
         self.model, self.batches = objective.model, objective.batches
         self.parameters = parameters
+        self.strategy = strategy
         self.weight_decay = _decay(parameters, weight_decay)
-        self._kept: tuple[Any, Any] | None = None
+        self._kept = KeptBatches(objective, parameters.tensors, retention)
 
     @abstractmethod
     def _prepare(self, batch: Batch) -> Any:
@@ -53,6 +62,12 @@ class ParameterCurvature(CurvatureOperator):
     @abstractmethod
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         """That batch's curvature times vectors by name, as the rows' pieces."""
+
+    @property
+    def memory(self) -> GraphMemory:
+        """What the graphs of the batches take; measured on the first one at the first look."""
+        with self.parameters.differentiable():
+            return self._kept.memory(self._prepare)
 
     def loss(self, direction: Tensor | None = None) -> float:
         """The loss over the same data at the parameters plus a direction.
@@ -92,10 +107,12 @@ class ParameterCurvature(CurvatureOperator):
             steps = self.layout.unflatten(direction)
             moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
         total = 0.0
-        with self.objective.guarded(), torch.no_grad():
+        with self.objective.guarded():
             for batch in self.batches:
-                outputs = self.objective.outputs(batch, None if direction is None else moved)
-                total += batch.weight * float(self.objective.value(outputs, batch.targets))
+                with self.objective.guarded(), torch.no_grad():
+                    outputs = self.objective.outputs(batch, None if direction is None else moved)
+                    value = self.objective.value(outputs, batch.targets)
+                total += batch.weight * float(value)
         total /= self.batches.divisor
         for name, decay in self.weight_decay.items():
             total += decay / 2 * float(moved[name].detach().to(torch.float64).square().sum())
@@ -106,7 +123,8 @@ class ParameterCurvature(CurvatureOperator):
         with self.parameters.differentiable(), self.objective.guarded():
             total = torch.zeros(self.layout.size, dtype=self.dtype, device=self.layout.device)
             for batch in self.batches:
-                pieces = self.objective.gradients(batch, self.layout.tensors)
+                with self.objective.guarded():  # the same random numbers as products draw
+                    pieces = self.objective.gradients(batch, self.layout.tensors)
                 total += batch.weight * self.layout.flat(pieces)
             total /= self.batches.divisor
             for name, p in zip(self.names, self.layout.tensors, strict=True):
@@ -122,30 +140,14 @@ class ParameterCurvature(CurvatureOperator):
                 v = dict(zip(columns.names, columns.pieces(x), strict=True))
                 y += weight * rows.flat(self._multiply(prepared, v, rows), self.dtype)
 
-        self._visit(add)
+        with self.parameters.differentiable():
+            self._kept.visit(self._prepare, add)
         block = torch.stack(Y, dim=1) if Y else X.new_zeros((rows.size, 0))
         block /= self.batches.divisor
         for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
             source, target = columns.partition[name], rows.partition[name]
             block[target] += self.weight_decay[name] * X[source]
         return block
-
-    def _visit(self, visitor: Callable[[float, Any], None]) -> None:
-        """Show every batch to a visitor; where there is one batch only, it is kept prepared."""
-        with self.parameters.differentiable():
-            if not self.batches.single:
-                with self.objective.guarded():
-                    for batch in self.batches:
-                        visitor(batch.weight, self._prepare(batch))
-                return
-            now = guard.fingerprint(self.model)
-            if self._kept is None or self._kept[0] != now:  # never the graph of other weights
-                self._kept = None
-                with self.objective.guarded():
-                    for batch in self.batches:
-                        self._kept = now, self._prepare(batch)
-            assert self._kept is not None
-            visitor(self.batches.divisor, self._kept[1])
 
     def by_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
         """Show a visitor each batch, and the product of its own curvature, without decay."""
@@ -169,7 +171,7 @@ class ParameterCurvature(CurvatureOperator):
 
     def __repr__(self) -> str:
         n = self.layout.size
-        notes = ["one batch, graph kept" if self.batches.single else "graph recomputed per block"]
+        notes = [f"strategy {self.strategy!r}: {self._kept.describe()}"]
         notes += ["positive semidefinite"] * self.positive_semidefinite
         notes += ["weight decay"] * bool(self.weight_decay)
         named = type(getattr(self.model, "function", self.model))

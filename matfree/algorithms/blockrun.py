@@ -152,14 +152,15 @@ class BlockRun:
     def _jobs(self, target: int) -> list[Job]:
         """What brings every block that is not done to ``target`` probes, or to the end."""
         left, jobs = self._left, []
-        everyone = [0] if self.joint else range(len(self.blocks))
-        for b in everyone:
-            done, size = self.samples[b].values.size, self.blocks[b].size
-            if self._met(b) if not self.joint else all(map(self._met, range(len(self.blocks)))):
+        if self.joint:
+            return self._joint_jobs(target, left)
+        for b, block in enumerate(self.blocks):
+            done = self.samples[b].values.size
+            if self._met(b):
                 continue
-            missing = size - self.num_units[b]
-            if self._is_exact(b, target) and missing <= left:
-                job = Job(b, range(self.num_units[b], size), True)
+            missing = block.size - self.num_units[b]
+            if self.plan.adaptive and target >= block.size and missing <= left:
+                job = self._exact_job(b)  # no more products than probes will have taken
             else:
                 job = Job(b, range(done, min(target, done + left)), False)
             left -= len(job.numbers)
@@ -167,9 +168,20 @@ class BlockRun:
                 jobs.append(job)
         return jobs
 
-    def _is_exact(self, b: int, target: int) -> bool:
-        """Whether unit vectors take no more products than probes will have taken."""
-        return self.plan.adaptive and not self.joint and target >= self.blocks[b].size
+    def _joint_jobs(self, target: int, left: int) -> list[Job]:
+        """Probes that serve every block, or the unit vectors of all blocks."""
+        if all(map(self._met, range(len(self.blocks)))):
+            return []
+        size = sum(block.size for block in self.blocks)
+        if self.plan.adaptive and target >= size and size - sum(self.num_units) <= left:
+            return [self._exact_job(b) for b in range(len(self.blocks))]
+        done = self.samples[0].values.size
+        numbers = range(done, min(target, done + left))
+        return [Job(0, numbers, False)] if len(numbers) else []
+
+    def _exact_job(self, b: int) -> Job:
+        """The unit vectors of a block that are left."""
+        return Job(b, range(self.num_units[b], self.blocks[b].size), True)
 
     def _batches(self, jobs: list[Job]) -> Iterator[list[Job]]:
         """The jobs cut and packed so that each batch fills a block of vectors."""
@@ -190,7 +202,7 @@ class BlockRun:
         """One product of a block of vectors, and what it says of each job's block."""
         X = self.space.xp.concat([self._vectors(job) for job in batch], axis=1)
         Y = self.product(X)
-        if self.joint:
+        if self.joint and not batch[0].exact:
             for b, block in enumerate(self.blocks):
                 rows = block.within(self.space.rows)
                 self._take(Job(b, batch[0].numbers, False), X[rows, :], Y[rows, :])
@@ -270,7 +282,7 @@ class BlockRun:
             num_matvecs=self.product.num_matvecs if self.joint else own,
             degrees_of_freedom=summary.degrees_of_freedom,
             converged=converged,
-            reason=reason if converged else f"{reason}; stopped before the tolerance was met",
+            reason=reason if converged else f"{reason}; stopped before more were made",
             seed=self.plan.seed,
             kind=self.plan.kind,
             size=block.size,

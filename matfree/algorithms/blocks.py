@@ -15,6 +15,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from matfree.algorithms.blockrun import Block, BlockRun, Estimates
@@ -26,7 +27,7 @@ from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.operators import aslinearoperator
 from matfree.progress import Progress
 from matfree.protocol import ProbeKind, Seed
-from matfree.results import Estimate
+from matfree.results import Estimate, archive
 
 
 def block_traces(
@@ -64,7 +65,7 @@ def block_traces(
     rtol, atol : float, optional
         Sample each block until the half-width of its 95 % interval is at most
         atol + rtol |value|. A block for which that would take more products than it has
-        coordinates is computed exactly, with unit vectors.
+        coordinates is computed exactly, with unit vectors; with ``joint``, all blocks are.
     max_matvecs : int, optional
         The most products for all blocks together; 1000 with a tolerance.
     block_size : int, optional
@@ -138,7 +139,12 @@ def block_traces(
 
 
 def block_diagonals(
-    A: Any, partition: Mapping[str, slice | range], *, joint: bool = False, **options: Any
+    A: Any,
+    partition: Mapping[str, slice | range],
+    *,
+    joint: bool = False,
+    checkpoint: PathLike | None = None,
+    **options: Any,
 ) -> Estimates:
     """Estimate the diagonal of every diagonal block of a square operator.
 
@@ -149,7 +155,9 @@ def block_diagonals(
         As for :func:`block_traces`.
     joint : bool
         Read every block off one estimate of the whole diagonal: fewer products, and the
-        variance of whole rows instead of the block's.
+        variance of whole rows instead of the block's. Vectors cut into pieces need it.
+    checkpoint : path, optional
+        As for :func:`matfree.diagonal`; each block has a file of its own beside it.
     **options
         As for :func:`matfree.diagonal`, for each block or for the whole.
 
@@ -179,10 +187,14 @@ def block_diagonals(
     blocks = _blocks(partition, operator.shape[0])
     if not joint:
         return {
-            block.name: diagonal(operator.restrict(block.start, block.stop), **options)
+            block.name: diagonal(
+                operator.restrict(block.start, block.stop),
+                checkpoint=_file_of(checkpoint, block),
+                **options,
+            )
             for block in blocks
         }
-    whole = diagonal(operator, **options)
+    whole = diagonal(operator, checkpoint=checkpoint, **options)
     return {
         block.name: replace(
             whole,
@@ -195,6 +207,14 @@ def block_diagonals(
     }
 
 
+def _file_of(checkpoint: PathLike | None, block: Block) -> Path | None:
+    """The checkpoint of one block: blocks are told apart by where they lie."""
+    if checkpoint is None:
+        return None
+    path = archive.npz_path(checkpoint)
+    return path.with_name(f"{path.stem}.{block.start}-{block.stop}.npz")
+
+
 def _blocks(partition: Mapping[str, slice | range], size: int) -> list[Block]:
     """The blocks, checked, in the order given."""
     if not isinstance(partition, Mapping) or not partition:
@@ -204,6 +224,8 @@ def _blocks(partition: Mapping[str, slice | range], size: int) -> list[Block]:
         )
     blocks = []
     for name, part in partition.items():
+        if not isinstance(part, slice | range):
+            raise ValueError(f"partition: block {name!r} must be a slice or a range: got {part!r}.")
         start, stop = part.start or 0, size if part.stop is None else part.stop
         if (part.step or 1) != 1 or not 0 <= start < stop <= size:
             raise ValueError(

@@ -23,9 +23,9 @@ import numpy as np
 
 from matfree.algorithms.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.estimator import Summary
-from matfree.algorithms.functions import DEFAULT_PROBES
+from matfree.algorithms.functions import prepared
 from matfree.algorithms.gauss import gauss_rule
-from matfree.algorithms.plan import Plan, require_whole
+from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.quadrature import QuadratureRun
 from matfree.algorithms.recurrence import Reorthogonalize
@@ -81,20 +81,15 @@ class EigenvalueCount(QuadratureRun):
             orthogonal=self.reorthogonalize == "full",
             rounding=self.rounding,
         )
-        low, high = self._ends(max(float(np.abs(nodes).max()) for nodes in self.nodes))
-        share = share_between(rules, probing, low, high, "right")
+        share = share_between(rules, probing, self.low, self.high, "right")
         samples, bar = n * share.samples, n * share.stderr
         value = float(samples.mean())
         return Summary(value, bar, value, bar, math.inf, samples, n * share.bias)
 
     def sum_over(self, eigenvalues: HostArray) -> float:
-        low, high = self._ends(float(np.abs(eigenvalues).max()))
-        return float(np.sum((low <= eigenvalues) & (eigenvalues <= high)))
-
-    def _ends(self, norm: float) -> tuple[float, float]:
-        """The interval with what rounding cannot tell from its ends: 0 may come out as -1e-17."""
-        slack = self.rounding * norm
-        return self.low - slack, self.high + slack
+        slack = self.rounding * float(np.abs(eigenvalues).max())  # as in ``share_between``
+        inside = (self.low - slack <= eigenvalues) & (eigenvalues <= self.high + slack)
+        return float(np.sum(inside))
 
 
 def eigenvalue_count(
@@ -180,12 +175,9 @@ def eigenvalue_count(
     """
     if not low <= high:
         raise ValueError(f"low must be at most high: got [{low}, {high}].")
-    require_whole("num_steps", num_steps)
-    product = Products(A)
-    if num_probes is None and rtol is None and atol is None and max_matvecs is None:
-        num_probes = DEFAULT_PROBES
-    plan = Plan.make(
-        product.space.size,
+    product, plan = prepared(
+        A,
+        num_steps=num_steps,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,

@@ -50,11 +50,11 @@ class Checked:
     def __call__(self, nodes: HostArray, *, complete: bool = False) -> HostArray:
         """f of the nodes; ``complete`` where they are all the eigenvalues there are."""
         least, noise = float(nodes.min()), self.eps * float(np.abs(nodes).max())
-        if self.name == "log" and least <= 0:
-            raise ValueError(self._refusal(least, "positive definite"))
+        if self.name == "log" and least <= noise:  # what rounding leaves of 0 has no logarithm
+            raise ValueError(self._refusal(nodes, "positive definite"))
         if self.name == "sqrt":
             if least < -32 * noise:
-                raise ValueError(self._refusal(least, "positive semidefinite"))
+                raise ValueError(self._refusal(nodes, "positive semidefinite"))
             nodes = np.maximum(nodes, 0.0)
         if self.name == "inverse":
             self._require_invertible(nodes, noise, complete)
@@ -93,8 +93,10 @@ class Checked:
                 "x -> A^-1 x to matfree.trace."
             )
 
-    def _refusal(self, least: float, need: str) -> str:
+    def _refusal(self, nodes: HostArray, need: str) -> str:
+        least = float(nodes.min())
+        shift = max(-2 * least, 1e-8 * float(np.abs(nodes).max()))
         return (
             f"{self.name} needs a {need} operator: its least Ritz value is {least:.6g}; shift it "
-            f"(A.shift({max(-2 * least, 1e-8):.2g})), or pass your own function."
+            f"(A.shift({shift:.2g})), or pass your own function."
         )

@@ -157,7 +157,7 @@ class EigenSearch:
         worst, margin = float(mine[-1]), self.rtol * self.norm
         krylov = self._begun(self._fresh_decomposition(block_size))
         width = krylov.Q.shape[1]
-        while True:
+        while not self._must_stop(krylov):
             krylov.expand()
             values, Y, residuals = krylov.ritz()
             best = order(values, end, min(width, len(values)))
@@ -170,10 +170,9 @@ class EigenSearch:
                     return True
             elif done or absent(krylov, values, worst, end):
                 return False
-            if self._must_stop(krylov):
-                return None
             krylov.restart_if_full(values, Y, end, len(best))
             self._save()
+        return None
 
     def _fresh_decomposition(self, block_size: int) -> KrylovDecomposition:
         """A new start in the complement of what was found."""

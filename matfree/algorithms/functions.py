@@ -101,12 +101,9 @@ def trace_function(
     >>> bool(abs(inverse.value / np.sum(1 / np.diag(A)) - 1) < 1e-10)  # signs see it exactly
     True
     """
-    require_whole("num_steps", num_steps)
-    product = Products(A)
-    if num_probes is None and rtol is None and atol is None and max_matvecs is None:
-        num_probes = DEFAULT_PROBES
-    plan = Plan.make(
-        product.space.size,
+    product, plan = prepared(
+        A,
+        num_steps=num_steps,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,
@@ -118,6 +115,37 @@ def trace_function(
     )
     estimator = QuadratureTrace(product, plan, f, num_steps, reorthogonalize)
     return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+
+
+def prepared(
+    A: Any,
+    *,
+    num_steps: int,
+    seed: int,
+    num_probes: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_matvecs: int | None = None,
+    block_size: int | None = None,
+    kind: ProbeKind = "rademacher",
+    first_probe: int = 0,
+) -> tuple[Products, Plan]:
+    """The operator and the plan of a run by quadrature: 10 probes where nothing is said."""
+    require_whole("num_steps", num_steps)
+    product = Products(A)
+    if num_probes is None and rtol is None and atol is None and max_matvecs is None:
+        num_probes = DEFAULT_PROBES
+    return product, Plan.make(
+        product.space.size,
+        num_probes=num_probes,
+        rtol=rtol,
+        atol=atol,
+        max_matvecs=max_matvecs,
+        block_size=block_size,
+        seed=seed,
+        kind=kind,
+        first_probe=first_probe,
+    )
 
 
 def logdet(A: Any, **options: Any) -> Estimate:

@@ -7,17 +7,18 @@ the singular values are traces of functions of A, or of A^H A.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 
 from matfree.algorithms.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.estimator import Summary
-from matfree.algorithms.functions import trace_function
+from matfree.algorithms.functions import prepared
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan
 from matfree.algorithms.products import Products
+from matfree.algorithms.quadrature import QuadratureTrace, power_of
+from matfree.algorithms.recurrence import Reorthogonalize
 from matfree.algorithms.sampling import Callback, estimate
 from matfree.arrays import to_host
 from matfree.operators import aslinearoperator
@@ -44,9 +45,7 @@ class NormEstimator(TraceEstimator):
         self.samples.add(lengths**2)
 
     def summary(self) -> Summary:
-        squared = self.samples.summary()
-        value, stderr = root_of(squared.value, squared.stderr, 0.5)
-        return Summary(value, stderr, value, stderr, squared.degrees_of_freedom)
+        return power_of(self.samples.summary(), 0.5)
 
     def exact(self) -> Summary:
         for E, Y in self.units.products():
@@ -128,7 +127,18 @@ def frobenius_norm(
     return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
 
 
-def schatten_norm(A: Any, p: float, **options: Any) -> Estimate:
+def schatten_norm(
+    A: Any,
+    p: float,
+    *,
+    num_steps: int = 40,
+    reorthogonalize: Reorthogonalize = "none",
+    seed: Seed = None,
+    progress: bool = False,
+    callback: Callback | None = None,
+    checkpoint: PathLike | None = None,
+    **options: Any,
+) -> Estimate:
     r"""Estimate the Schatten norm (sum_i sigma_i^p)^(1/p) of singular values.
 
     p = 1 is the nuclear norm, p = 2 the Frobenius norm. A square operator must be Hermitian
@@ -140,8 +150,31 @@ def schatten_norm(A: Any, p: float, **options: Any) -> Estimate:
     A : operator, or anything ``aslinearoperator`` accepts
     p : float
         Positive.
-    **options
+    num_steps, reorthogonalize, seed, progress, callback, checkpoint
         As for :func:`trace_function`.
+    **options
+        Its others: num_probes, rtol, atol, max_matvecs, block_size, kind, first_probe.
+        Tolerances bound the half-width of the norm's interval, not of the sum's.
+
+    Returns
+    -------
+    Estimate
+        Errors are carried through the root to first order. It cannot be merged.
+
+    Raises
+    ------
+    ValueError, NotHermitianError, NonFiniteError, OperatorError
+        As for :func:`trace_function`; or p is not positive.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The budget ended before the tolerance was met.
+
+    Cost
+    ----
+    As for :func:`trace_function`; one product of a rectangular operator's square is two of
+    the operator's.
 
     Examples
     --------
@@ -159,22 +192,15 @@ def schatten_norm(A: Any, p: float, **options: Any) -> Estimate:
     else:  # the smaller square, which has no zeros of the shape's making
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
-    sums = trace_function(hermitian, lambda x: np.abs(x) ** power, **options)
-    value, stderr = root_of(float(sums.value), sums.stderr, 1 / p)
-    return replace(
-        sums,
-        value=value,
-        stderr=stderr,
-        bias=root_of(float(sums.value), sums.bias, 1 / p)[1],
+    seed = resumed_seed(checkpoint, seed)
+    product, plan = prepared(hermitian, num_steps=num_steps, seed=seed, **options)
+    estimator = QuadratureTrace(
+        product,
+        plan,
+        lambda x: np.abs(x) ** power,
+        num_steps,
+        reorthogonalize,
+        exponent=1 / p,
         method=f"Schatten {p:g}-norm",
-        samples=None,
-        mergeable=False,
-        history=(),
     )
-
-
-def root_of(value: float, stderr: float, exponent: float) -> tuple[float, float]:
-    """value^exponent, with its error carried along to first order."""
-    value = max(value, 0.0)
-    root = value**exponent
-    return root, exponent * root / value * stderr if value > 0 else stderr**exponent
+    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)

@@ -11,11 +11,12 @@ import scipy.linalg
 
 from matfree.algorithms.domains import Checked, Function, FunctionName
 from matfree.algorithms.estimator import Summary
+from matfree.algorithms.gauss import gauss_rule
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.recurrence import Recurrence, Reorthogonalize
-from matfree.arrays import epsilon, to_host
+from matfree.arrays import epsilon, rounding, to_host
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
 
@@ -88,7 +89,7 @@ class QuadratureRun(TraceEstimator):
 
 @final
 class QuadratureTrace(QuadratureRun):
-    """||w||^2 sum_j tau_j f(theta_j) per probe."""
+    """||w||^2 sum_j tau_j f(theta_j) per probe; their mean, raised to ``exponent``."""
 
     saved = ("samples", "changes", "columns", "recurrence")
 
@@ -99,9 +100,15 @@ class QuadratureTrace(QuadratureRun):
         f: Function | FunctionName,
         num_steps: int,
         reorthogonalize: Reorthogonalize,
+        *,
+        exponent: float = 1.0,
+        method: str = QuadratureRun.method,
     ) -> None:
         super().__init__(product, plan, num_steps, reorthogonalize)
         self.evaluate = Checked(f, epsilon(self.space.xp, self.space.dtype))
+        self.rounding = rounding(self.space.xp, self.space.dtype)
+        self.exponent, self.method = exponent, method
+        self.mergeable = exponent == 1  # a mean of roots is not the root of the mean
         self.samples = Samples()
         self.changes: list[float] = []
 
@@ -112,8 +119,8 @@ class QuadratureTrace(QuadratureRun):
     def take(self, T: Tridiagonal, p: int) -> None:
         whole = self._quadrature(T, p, len(T.alphas[p]))
         part = self._quadrature(T, p, math.ceil(len(T.alphas[p]) / 2))
-        ended = T.residual_norms[p] == 0 or len(T.alphas[p]) < self.cost
-        self.changes.append(0.0 if ended else whole - part)
+        exact = not gauss_rule(T, p, self.cost, self.rounding).residuals.any()
+        self.changes.append(0.0 if exact else whole - part)
         self.samples.add(np.asarray([whole]))
 
     def sum_over(self, eigenvalues: HostArray) -> float:
@@ -121,9 +128,25 @@ class QuadratureTrace(QuadratureRun):
 
     def summary(self) -> Summary:
         bias = abs(float(np.mean(self.changes)))
-        return self.samples.summary()._replace(bias=bias)
+        return power_of(self.samples.summary()._replace(bias=bias), self.exponent)
+
+    def exact(self) -> Summary:
+        return power_of(super().exact(), self.exponent)
 
     def _quadrature(self, T: Tridiagonal, p: int, steps: int) -> float:
         alpha, beta = T.alphas[p][:steps], T.betas[p][: steps - 1]
         nodes, vectors = scipy.linalg.eigh_tridiagonal(alpha, beta)
         return T.start_norms[p] ** 2 * float(vectors[0, :] ** 2 @ self.evaluate(nodes))
+
+
+def power_of(summary: Summary, exponent: float) -> Summary:
+    """summary^exponent of a number that is not negative, its errors to first order."""
+    if exponent == 1:
+        return summary
+    value = max(float(summary.value), 0.0)
+    root = value**exponent
+    stderr, bias = (
+        exponent * root / value * error if value > 0 else error**exponent
+        for error in (summary.stderr, summary.bias)
+    )
+    return Summary(root, stderr, root, stderr, summary.degrees_of_freedom, bias=bias)

@@ -114,11 +114,11 @@ class SingularSearch:
             self._lock(inner)
             if self.num_locked == self.k:
                 break
-            if self.num_locked == before and not stopped:
+            least = 4 * (self.k - self.num_locked) + 2 * self.k  # what another round costs
+            spent = self.num_matvecs + least > self.budget
+            if self.num_locked == before and not stopped and not spent:
                 self.reason = _NO_SMALLER
-            if stopped or self.num_locked == before:
-                return
-            if self.num_matvecs + 4 * self.k >= self.budget:  # the least that a round costs
+            if stopped or spent or self.num_locked == before:
                 return
             start = self.V[:, self.num_locked :]
         self.reason = "every residual is within rtol"
@@ -177,7 +177,7 @@ class SingularSearch:
         stopped = pairs.reason == "stopped by the callback"
         if stopped:
             self.reason = pairs.reason
-        return stopped or not pairs.converged.all()
+        return stopped
 
     def _lock(self, inner: float) -> None:
         """Take out what this round resolved: good residuals, and values not too small in it.
@@ -273,7 +273,7 @@ class SingularSearch:
             num_matvecs=self.num_matvecs,
             reason=self.reason,
             seed=self.seed,
-            verified=self.verified,
+            verified=self.verified and self.num_locked == self.k,
         )
 
 

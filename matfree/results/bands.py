@@ -107,7 +107,13 @@ class Share(NamedTuple):
 def share_between(
     rules: list[Quadrature], probing: Probing, low: float, high: float, side: Side
 ) -> Share:
-    """The mass from ``low`` (included) to ``high`` (``side="right"``: included)."""
+    """The mass from ``low`` (included) to ``high`` (``side="right"``: included).
+
+    Ends that are included lie as far out, and others as far in, as rounding may have moved
+    an eigenvalue that sits there: 2 may come out as 2 + 1e-15.
+    """
+    slack = probing.rounding * max(float(np.abs(nodes).max(initial=0.0)) for nodes, _, _ in rules)
+    low, high = low - slack, high - slack if side == "left" else high + slack
     below = np.less if side == "left" else np.less_equal
     inside = [(low <= nodes) & below(nodes, high) for nodes, _, _ in rules]
     samples = np.asarray(

@@ -109,8 +109,8 @@ def smoothed(measures: Sequence[Pieces], points: HostArray, sigma: float) -> Hos
     for nodes, atoms, gaps in measures:
         for node, mass in zip(nodes, atoms, strict=True):
             total += mass * _gaussian((points - node) / sigma) / sigma
-        for j in np.flatnonzero(gaps):
-            left, right = nodes[j], nodes[j + 1]
+        for j in map(int, np.flatnonzero(gaps)):
+            left, right = float(nodes[j]), float(nodes[j + 1])
             total += gaps[j] * _box(points, left, right, sigma)
     return total / len(measures)
 

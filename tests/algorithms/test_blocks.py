@@ -204,9 +204,50 @@ def test_the_partition_of_a_networks_hessian_is_one(needs_torch):
         ({"x": slice(0, 10), "y": slice(9, 20)}, "'x' and 'y' overlap"),
         ({"x": slice(0, N + 1)}, "0 <= start < stop"),
         ({"x": slice(4, 4)}, "0 <= start < stop"),
+        ({"x": 4}, "must be a slice or a range"),
         ({"x": slice(0, 8, 2)}, "0 <= start < stop"),
     ],
 )
 def test_a_partition_that_is_none_is_refused(partition, message):
     with pytest.raises(ValueError, match=message):
         mf.block_traces(A, partition)
+
+
+def test_joint_probes_give_way_to_unit_vectors_where_those_are_fewer():
+    traces = mf.block_traces(A, PARTS, joint=True, rtol=1e-9, max_matvecs=300, seed=1)
+    for name, part in PARTS.items():
+        assert traces[name].method == "exact"
+        assert_close(traces[name].value, exact(A, part), scale=150)
+        assert traces[name].num_matvecs <= 2 * 80  # the blocks have 80 coordinates
+    with pytest.warns(mf.ConvergenceWarning, match="3 of 3 blocks"):
+        short = mf.block_traces(A, PARTS, joint=True, rtol=1e-9, max_matvecs=79, seed=1)
+    assert [trace.num_probes for trace in short.values()] == [79, 79, 79]
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_diagonals_of_blocks_go_on_from_their_checkpoints(joint, tmp_path):
+    options = {"joint": joint, "seed": 1, "checkpoint": tmp_path / "run"}
+    parts = {"a": slice(0, 30), "b": slice(30, 60)}  # alike in size
+    few = mf.block_diagonals(A, parts, num_probes=5, **options)
+    more = mf.block_diagonals(A, parts, num_probes=9, **options)
+    once = mf.block_diagonals(A, parts, joint=joint, num_probes=9, seed=1)
+    for name in parts:
+        assert few[name].num_probes == 5
+        assert_close(more[name].value, once[name].value)
+
+
+def test_a_run_that_a_callback_stops_says_no_word_of_a_tolerance():
+    stopped = mf.block_traces(
+        A, PARTS, num_probes=9, block_size=4, seed=1, callback=lambda estimates: True
+    )
+    assert not stopped["c"].converged
+    assert "tolerance" not in stopped["c"].reason
+
+
+def test_pieces_of_vectors_have_their_rows_of_the_blocks_diagonals():
+    def run(B):
+        return mf.block_diagonals(B, PARTS, joint=True, num_probes=8, seed=1)
+
+    whole, pieces = run(A), run_sharded((20, 70), MAKERS["numpy"](), A, run)
+    for name in PARTS:
+        assert_close(np.concatenate([piece[name].value for piece in pieces]), whole[name].value)

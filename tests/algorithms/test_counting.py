@@ -107,3 +107,30 @@ def test_bad_arguments_are_refused():
         mf.eigenvalue_count(GRID, 0, 1, num_steps=0)
     with pytest.raises(mf.NotHermitianError):
         mf.eigenvalue_count(np.eye(50, k=1), 0, 1, seed=0)
+
+
+def test_a_density_counts_an_eigenvalue_at_an_end_like_the_estimator():
+    A = np.diag(np.repeat([1.0, 2.0, 5.0, 10.0], [40, 30, 20, 10]))  # signs see it exactly
+    density = mf.spectral_density(A, num_probes=2, seed=0)
+    for low, high, true in [(2, 5, 50), (-np.inf, 2, 70), (2, 2, 30), (5, np.inf, 30)]:
+        read = density.count(low, high)
+        assert read.value == pytest.approx(true)
+        least, most = read.interval()
+        assert least <= true <= most
+        assert mf.eigenvalue_count(A, low, high, num_probes=2, seed=0).value == pytest.approx(true)
+    assert density.mass_below(2.0).value == pytest.approx(0.4)
+
+
+def test_one_eigenvalue_of_many_is_not_overlooked_by_its_interval():
+    A, inside = with_spectrum(np.r_[np.linspace(0, 1, 149), 9.0]), 0
+    for seed in range(100):  # samples are like a chi-square of one degree of freedom
+        low, high = mf.eigenvalue_count(A, 5, 10, num_steps=12, seed=seed).interval()
+        inside += low <= 1 <= high
+    assert inside >= 90
+
+
+def test_an_eigenvalue_at_the_end_counts_in_the_exact_answer():
+    A = complex_hermitian(40)
+    exact = mf.eigenvalue_count(A, np.linalg.eigvalsh(A)[10], np.inf, max_matvecs=40)
+    assert exact.method == "exact"
+    assert exact.interval() == (30, 30)

@@ -133,3 +133,12 @@ def test_both_ends_of_a_spectrum_with_few_distinct_values_do_not_overlap():
         wanted = np.r_[exact[18 - (k + 1) // 2 :], exact[: k // 2]]
         assert np.allclose(np.sort(found.values), np.sort(wanted), atol=1e-9)
         assert found.converged.all()
+
+
+@pytest.mark.filterwarnings("ignore::matfree.ConvergenceWarning")
+@pytest.mark.parametrize("budget", range(20, 120, 7))
+def test_the_search_for_what_was_missed_stays_within_the_budget(budget):
+    A = with_spectrum(np.r_[np.full(4, 3.0), np.linspace(-1, 2, 60)])
+    result = mf.eigsh(A, 4, block_size=4, max_matvecs=budget, seed=0)
+    assert result.num_matvecs <= budget + 4  # and four to recompute the residuals
+    assert result.converged.all() or not result.verified

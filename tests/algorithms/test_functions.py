@@ -156,3 +156,32 @@ def test_a_tolerance_counts_the_bias_too():
     estimate = mf.trace_function(A, "log", rtol=0.02, max_matvecs=800, seed=0)
     assert estimate.converged
     assert estimate.half_width() <= 0.02 * estimate.value
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_as_many_steps_as_there_are_eigenvalues_leave_no_bias(name):
+    line = laplacian_1d(60)
+    whole = mf.trace_function(
+        line, name, num_steps=60, num_probes=30, reorthogonalize="full", seed=0
+    )
+    assert whole.bias == 0
+    levels = np.diag(np.repeat([1.0, 2.0, 5.0], 20))
+    assert mf.trace_function(levels, name, num_steps=3, num_probes=2, seed=0).bias == 0
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 4])
+def test_tolerances_of_schatten_norms_are_those_of_the_norm(p):
+    spectrum = np.linspace(1, 4, 300)
+    estimate = mf.schatten_norm(with_spectrum(spectrum), p, num_steps=10, rtol=0.02, seed=0)
+    assert estimate.converged
+    assert estimate.half_width() <= 0.02 * estimate.value
+    exact = np.sum(spectrum**p) ** (1 / p)
+    assert abs(estimate.value - exact) <= 0.03 * exact
+    assert estimate.history[-1][1] == estimate.value
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_shift_that_a_refusal_proposes_is_of_the_operators_size(scale):
+    B = scale * np.diag([0.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match=rf"A\.shift\({2e-8 * scale:.2g}\)".replace("+", r"\+")):
+        mf.trace_function(B, "log", num_steps=3, seed=0)

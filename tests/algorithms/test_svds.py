@@ -264,3 +264,16 @@ def test_a_result_prints_and_is_saved(tmp_path):
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         mf.svds(np.eye(50, 30), **options)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_over_many_scales_take_as_many_rounds_as_the_budget_pays_for(seed):
+    A = with_singular_values(60, 40, np.geomspace(1, 1e-14, 30))
+    result = mf.svds(A, 20, rtol=1e-13, seed=seed)
+    assert result.converged.all()
+    assert result.verified
+    assert_triplets(A, result, 1e-14, loss=1e-12)
+    with pytest.warns(mf.ConvergenceWarning, match="the budget of products ended first"):
+        short = mf.svds(A, 20, rtol=1e-13, seed=seed, max_matvecs=300)
+    assert short.num_matvecs <= 300
+    assert not short.verified
