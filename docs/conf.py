@@ -36,6 +36,7 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*")]  # types in docstrings are prose
+suppress_warnings = ["ref.python"]  # and prose may hold a name that several classes have
 
 html_theme = "furo"
 html_title = f"matfree {release}"
@@ -66,6 +67,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE / "_build" / "executed" / _code_version())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_merge_streams = True
 nb_output_stderr = "warn"  # a page that warns says so in its code
 
 autodoc_typehints = "none"  # the docstrings say types, shapes and units
@@ -74,13 +76,17 @@ napoleon_google_docstring = False
 napoleon_custom_sections = ["Cost"]  # every docstring says products and memory
 
 
+def _escaped(text):
+    return text.replace("|", r"\|").replace("**", r"\*\*")
+
+
 def plain_mathematics(app, what, name, obj, options, lines):
     """Docstrings write |x| and a_ as a mathematician does, not as reStructuredText means them."""
     for number, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             pieces = re.split(r"(``.*?``)", line)
             lines[number] = "".join(
-                piece if piece.startswith("``") else piece.replace("|", r"\|") for piece in pieces
+                piece if piece.startswith("``") else _escaped(piece) for piece in pieces
             )
 
 

@@ -25,6 +25,12 @@ _CHARACTERS = (
     *range(0x1D400, 0x1D800),  # italic, bold, script and blackboard letters
 )
 
+_CORRECTIONS = (
+    ("<mi>&#x000B1;</mi>", "<mo>&#x000B1;</mo>"),  # plus-minus is an operator
+    # A strut: a root over a small letter hangs below the line without.
+    ("<msqrt>", '<msqrt><mspace width="0" height="0.75em" depth="0.05em" />'),
+)
+
 
 def convert(tex, *, display):
     """One formula in TeX as a MathML element."""
@@ -34,6 +40,8 @@ def convert(tex, *, display):
         raise ExtensionError(f"this is no formula: {tex!r} ({cause!r})") from cause
     if "\\" in element:  # what it does not know it prints
         raise ExtensionError(f"a command in this formula is unknown: {tex!r} gave {element}")
+    for written, meant in _CORRECTIONS:
+        element = element.replace(written, meant)
     return element
 
 
