@@ -31,7 +31,8 @@ class GraphMemory:
     """What an operator's prepared batches take."""
 
     per_batch: int
-    """Bytes that the first batch's graph holds, measured."""
+    """Bytes that the first batch's graph holds, measured; 0 where it cannot be watched, because
+    the model or the loss differentiates by torch.func inside."""
     num_batches: int | None
     """Batches in the data; None where the data do not tell before they are gone through."""
     kept: int
@@ -86,6 +87,7 @@ class KeptBatches:
         self._made_at: tuple[Any, ...] | None = None
         self._complete = self._confirmed = self._reordered = False
         self._first: tuple[int, int] | None = None  # bytes of its graph, and its extent
+        self._unwatched = False
 
     def visit(self, prepare: Prepare, visitor: Callable[[float, Any], None]) -> None:
         """Show every batch's weight, and what is prepared from it, to a visitor.
@@ -188,8 +190,15 @@ class KeptBatches:
 
     def _measure(self, prepare: Prepare, batch: Batch) -> None:
         saved = SavedTensors(self._known, self._known[0].device)
-        with self.objective.guarded(), saved.watched():
-            graph = prepare(batch)
+        try:
+            with self.objective.guarded(), saved.watched():
+                graph = prepare(batch)
+        except RuntimeError as refusal:
+            if "saved tensor hooks" not in str(refusal):
+                raise
+            self._first = 0, _extent(batch)  # torch.func inside the loss cannot be watched
+            self._unwatched = True
+            return
         self._first = saved.bytes(), _extent(batch)
         del graph  # with hooks on every saved tensor it would be slow
 
@@ -198,6 +207,8 @@ class KeptBatches:
             self._first = self._first or (prepared.nbytes, _extent(batch))
             return int(prepared.nbytes)
         assert self._first is not None
+        if self._unwatched:  # one graph is worth the risk, several of unknown size are not
+            return 0 if self.batches.single else self.budget + 1
         size, extent = self._first
         return math.ceil(size * _extent(batch) / max(1, extent))
 

@@ -629,3 +629,27 @@ def test_a_folded_program_repeats_nothing():
     assert repeats.isdisjoint(held.prepared.operations)
     assert H.memory.per_batch == held.prepared.nbytes
     assert "fold kept" in repr(H)
+
+
+@pytest.mark.parametrize("num_batches", [1, 3])
+def test_a_loss_that_differentiates_inside_cannot_be_watched_and_is_right_all_the_same(num_batches):
+    def slope_too(outputs, targets):  # a penalty on a derivative, by torch.func
+        slope = torch.func.vmap(torch.func.grad(lambda z: (z**3).sum()))(outputs)
+        return ((outputs - targets) ** 2).mean() + 0.1 * (slope**2).mean()
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1).double()
+    x, y = torch.randn(6, 2, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64)
+    size = 6 // num_batches
+    data = [(x[i : i + size], y[i : i + size]) for i in range(0, 6, size)]
+    H = hessian(model, slope_too, data[0] if num_batches == 1 else data)
+
+    def loss_at(theta):
+        z = x @ theta[:2, None] + theta[2]
+        return ((z - y) ** 2).mean() + 0.1 * ((3 * z**2) ** 2).mean()
+
+    theta = torch.cat([model.weight.detach().reshape(-1), model.bias.detach()])
+    expected = torch.autograd.functional.hessian(loss_at, theta)
+    for _ in range(2):
+        assert torch.allclose(H.to_dense(), expected, rtol=1e-10, atol=1e-12)
+    assert H.memory.kept == (1 if num_batches == 1 else 0)
