@@ -226,7 +226,7 @@ def same_accuracy(report, module):
     rows += [] if module is None else top_two_of_peer(module, net, data)
     report.table(
         f"Top two eigenvalues to a residual of {RESIDUAL:g}, 20 images, float32",
-        ["", "products", "values", "largest residual / ||H||", "largest residual / |lambda|"],
+        ["", "products", "values", "largest residual, of the norm of H", "of its own eigenvalue"],
         rows,
     )
     ours = mf.trace(H, method="deflated", rtol=TRACE_ERROR, max_matvecs=2000, seed=0)
