@@ -8,17 +8,29 @@ network's curvature is computed, and only then.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+Table: TypeAlias = Mapping[Any, Callable[..., Any]]
+"""From functions of torch's to what takes their place."""
+
 
 @final
-class Composites(TorchFunctionMode):
-    """A context in which calls of these functions go to their compositions."""
+class Replaced(TorchFunctionMode):
+    """A context in which calls of some functions go to others.
+
+    Parameters
+    ----------
+    table : the functions, and what takes their place
+    """
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self._table = table
 
     def __torch_function__(
         self,
@@ -27,7 +39,12 @@ class Composites(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return _COMPOSITES.get(func, func)(*args, **(kwargs or {}))
+        return self._table.get(func, func)(*args, **(kwargs or {}))
+
+
+def composites() -> Replaced:
+    """A context in which functions without a right second derivative are compositions."""
+    return Replaced(_COMPOSITES)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

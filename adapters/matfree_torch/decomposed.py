@@ -6,27 +6,19 @@ interpreter while it is traced; Huber's and the soft margin loss raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from matfree_torch.composites import Replaced
 
 
-@final
-class DecomposedLosses(TorchFunctionMode):
+def decomposed_losses() -> Replaced:
     """A context in which these losses are computed from their formulas."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return _DECOMPOSED.get(func, func)(*args, **(kwargs or {}))
+    return Replaced(_DECOMPOSED)
 
 
 def _mse_loss(

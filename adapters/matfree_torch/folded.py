@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from matfree import OperatorError
 from matfree_torch.batches import Batch
-from matfree_torch.decomposed import DecomposedLosses
+from matfree_torch.decomposed import decomposed_losses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
 from matfree_torch.memory import storages
@@ -52,7 +52,7 @@ class FoldedProducts(Products):
             return along(dict(zip(names, pieces, strict=True)), self.layout)
 
         example = [torch.zeros_like(x.detach()) for x in self.layout.tensors]
-        with self.objective.guarded(), DecomposedLosses(), lacking_explained("folded"):
+        with self.objective.guarded(), decomposed_losses(), lacking_explained("folded"):
             self._refuse_what_crashes(batch)
             # Functionalized, so that no constant is written into by a later product.
             program = make_fx(torch.func.functionalize(product))(*example)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from matfree_torch.composites import Composites
+from matfree_torch.composites import composites
 
 _BATCH_NORMS = nn.modules.batchnorm._NormBase
 _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
@@ -42,7 +42,7 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
             _without_fused_recurrences(model),
-            Composites(),
+            composites(),
         ):
             yield
     finally:

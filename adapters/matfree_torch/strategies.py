@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from matfree import OperatorError
 from matfree_torch.batches import Batch
-from matfree_torch.decomposed import DecomposedLosses
+from matfree_torch.decomposed import decomposed_losses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
 from matfree_torch.objective import Objective
@@ -107,7 +107,7 @@ class ForwardOverReverse(Products):
     """The gradient's derivative along v in forward mode, with nothing kept between products."""
 
     def multiply(self, prepared: Batch, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        with self.objective.guarded(), DecomposedLosses(), lacking_explained("forward"):
+        with self.objective.guarded(), decomposed_losses(), lacking_explained("forward"):
             return gradient_along(self.objective, prepared, self.layout)(v, rows)
 
 

@@ -60,9 +60,15 @@ class Complement:
         checkpoint : path, optional
             For the computation.
         """
-        if self.found:
-            pass
-        elif isinstance(eigenpairs, EigenResult):
+        if not self.found:
+            self._find(eigenpairs, checkpoint)
+        self.found = True
+        if len(self.values):
+            self.product.operator = self._projected(self.product.operator)
+
+    def _find(self, eigenpairs: EigenResult | int, checkpoint: Path | None) -> None:
+        """Take given pairs, or compute them."""
+        if isinstance(eigenpairs, EigenResult):
             self._take(eigenpairs)
             self._require_residual(eigenpairs.norm)
         elif isinstance(eigenpairs, bool) or not hasattr(eigenpairs, "__index__") or eigenpairs < 0:
@@ -75,9 +81,6 @@ class Complement:
             self.product.num_matvecs += pairs.num_matvecs
             if np.any(pairs.residuals <= GOOD):
                 self._take(pairs)
-        self.found = True
-        if len(self.values):
-            self.product.operator = self._projected(self.product.operator)
 
     @property
     def size(self) -> int:
