@@ -1,277 +1,242 @@
-"""Several processes that compute together: sums that end in the same bits, or in one error.
+"""Sums over the processes of a group that each hold a share of the data.
 
-Every process goes through the same collectives in the same order. What could part them is
-looked at on the way: an exception on one of them travels with the next sum, and so does a
-checksum of whatever they must have in common.
+All processes make the same calls in the same order. With every sum travel a few numbers of
+each process: whether it failed, and marks by which all see that they hold the same weights and
+multiply the same vectors. So no process is waited for that has already given up, and none adds
+what belongs to another matrix.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import math
+import re
+import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, final
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from matfree.errors import MatfreeError
-
-ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['world'] | None"
-"""A group of ``torch.distributed``, "world" for the default one, None for this process alone."""
+from matfree import MatfreeError, OperatorError
 
 T = TypeVar("T")
 
-_BITS = 32  # of a checksum that travels with every sum
-_SLAB = 1 << 20  # words of a tensor that are hashed at once
+_CHUNK = 1 << 20  # entries that are hashed at a time
+_FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
+_HASH_BITS = 20  # small enough to travel as a float32
 
 
-class ProcessError(MatfreeError, RuntimeError):
-    """Processes that compute together cannot go on: one failed, is gone, or has other data."""
+class LostProcessError(MatfreeError, RuntimeError):
+    """A process of the group has died, hangs, or does something else."""
+
+
+class Mark(NamedTuple):
+    """A few numbers that must be the same in all processes."""
+
+    what: str
+    """What they tell apart, as the error names it."""
+    remedy: str
+    """What to do where they differ."""
+    numbers: tuple[float, ...]
+    tolerance: float = 0.0
 
 
 @final
 class Processes:
-    """A process group of ``torch.distributed``, and what this process can do in it.
-
-    Its timeout is the one it was made with: ``init_process_group(timeout=...)``.
+    """The processes of a group, this one among them.
 
     Parameters
     ----------
-    group : ProcessGroup, optional
-        The default group where none is given.
-
-    Raises
-    ------
-    ProcessError
-        ``torch.distributed`` is not initialized, or this process is no member of the group.
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        if not dist.is_available() or not dist.is_initialized():
-            raise ProcessError(
-                "torch.distributed is not initialized; call "
-                "torch.distributed.init_process_group(...) first, in a script started by torchrun."
-            )
-        self.group = dist.group.WORLD if group is None else group
-        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        if self.rank < 0:
-            raise ProcessError(
-                "this process is not a member of the group; build the operator on its members only."
-            )
-
-    def sum(self, x: Tensor, *, what: str = "a sum") -> Tensor:
-        """The sum of a tensor over all processes, the same bits on each of them.
-
-        Every entry is added up in one place, or one tree, and handed to all, so that no
-        process sees another rounding.
-
-        Parameters
-        ----------
-        x : Tensor
-            Real or complex floating point or whole numbers, of one shape everywhere; left as
-            it is.
-        what : str
-            How errors call it.
-
-        Raises
-        ------
-        ProcessError
-            A process is gone or late.
-
-        Cost
-        ----
-        One all-reduce and one copy.
-        """
-        total = x.detach().clone(memory_format=torch.contiguous_format)
-        flat = torch.view_as_real(total) if total.is_complex() else total
-        self._collective(what, lambda: dist.all_reduce(flat, group=self.group))
-        return total
-
-    def gather(self, value: T, *, what: str = "an exchange") -> list[T]:
-        """What every process has, in the order of the ranks; anything that can be pickled."""
-        found: list[Any] = [None] * self.size
-        self._collective(what, lambda: dist.all_gather_object(found, value, group=self.group))
-        return found
-
-    def agree(self, name: str, value: Any) -> None:
-        """Refuse, on all processes, that they have different values of something.
-
-        Parameters
-        ----------
-        name : str
-            What it is, as errors call it.
-        value
-            A tensor, a mapping of them, or anything whose ``repr`` tells it from others.
-
-        Raises
-        ------
-        ProcessError
-            They differ; it says which ranks have another value than the others.
-        """
-        self._compare(self.gather({name: checksum(value)}, what=f"comparing {name}"))
-
-    def together(self, compute: Callable[[], T], *, what: str) -> T:
-        """Compute something that may fail: where one process fails all end, with its reason."""
-        value, failure = _attempt(compute)
-        self._end_if_any(self.gather(_told(failure), what=what), failure, what)
-        assert not isinstance(value, _Nothing)
-        return value
-
-    def add_up(
-        self,
-        compute: Callable[[], Tensor],
-        like: Tensor,
-        *,
-        marks: Callable[[], Mapping[str, int]],
-        what: str,
-    ) -> Tensor:
-        """The sum of what each process computes, with failures and disagreement in the same one.
-
-        Parameters
-        ----------
-        compute : function without arguments
-            Its exceptions end all processes.
-        like : Tensor
-            A tensor of the shape and data type of what is computed.
-        marks : function without arguments
-            Checksums, by name, of what must be the same on all processes.
-        what : str
-            How errors call it.
-
-        Raises
-        ------
-        ProcessError
-            Another process failed, a mark differs, or a process is gone. The one that failed
-            raises its own error.
-
-        Cost
-        ----
-        One all-reduce, of 33 numbers more.
-        """
-        value, failure = _attempt(lambda: (compute(), dict(marks())))
-        part, own = (torch.zeros_like(like), {}) if isinstance(value, _Nothing) else value
-        word = checksum(sorted(own.items()))
-        signs = [failure is not None, *(word >> place & 1 for place in range(_BITS))]
-        tail = torch.tensor(signs, dtype=like.dtype, device=like.device)
-        total = self.sum(torch.cat((part.reshape(-1), tail)), what=what)
-        failures, *bits = total[like.numel() :].tolist()
-        if failures:
-            self._end_if_any(self.gather(_told(failure), what=what), failure, what)
-        if any(count not in (0, self.size) for count in bits):
-            self._compare(self.gather(own, what=what))
-        return total[: like.numel()].reshape(like.shape)
-
-    def _collective(self, what: str, call: Callable[[], Any]) -> None:
-        begin = time.monotonic()
-        try:
-            call()
-        except RuntimeError as cause:  # torch's own errors of connections and timeouts are such
-            seconds = time.monotonic() - begin
-            raise ProcessError(
-                f"{what} over {self.size} processes broke off on rank {self.rank} after "
-                f"{seconds:.1f} s ({str(cause).splitlines()[0][:200]}): another process has ended, "
-                "or is later than the group's timeout. Its own output says why; start all of them "
-                "again, with the same checkpoint= to go on from where they were."
-            ) from cause
-
-    def _end_if_any(self, told: Sequence[str | None], own: Exception | None, what: str) -> None:
-        if own is not None:
-            raise own
-        failed = [rank for rank, text in enumerate(told) if text is not None]
-        if failed:
-            raise ProcessError(
-                f"{what} failed on {_ranks(failed)}, so that rank {self.rank} ends too: "
-                f"{told[failed[0]]}"
-            )
-
-    def _compare(self, everyone: Sequence[Mapping[str, int]]) -> None:
-        """Name the ranks, and what they have that the others have not."""
-        for name in everyone[0]:
-            holders: dict[int | None, list[int]] = {}
-            for rank, marks in enumerate(everyone):
-                holders.setdefault(marks.get(name), []).append(rank)
-            if len(holders) > 1:
-                _refuse(name, sorted(holders.values(), key=lambda ranks: (len(ranks), ranks)))
-
-
-def processes_of(process_group: ProcessGroup) -> Processes | None:
-    """What an operator's ``process_group`` argument stands for.
+    group : torch.distributed.ProcessGroup
+        Its own timeout bounds every wait.
+    device : torch.device
+        Where what is summed lies: a GPU for NCCL.
 
     Raises
     ------
     TypeError
-        It is no process group.
-    ProcessError
-        As for :class:`Processes`.
+        It is no process group; without ``init_process_group`` there is none.
+    ValueError
+        This process does not belong to the group.
     """
-    if process_group is None:
-        return None
-    if process_group == "world":
-        return Processes()
-    if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
-        raise TypeError(
-            "process_group must be a torch.distributed.ProcessGroup, 'world' for the default one, "
-            f"or None for this process alone: got {process_group!r}."
-        )
-    return Processes(process_group)
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        if not isinstance(group, dist.ProcessGroup):
+            raise TypeError(
+                "process_group must be a torch.distributed.ProcessGroup, such as "
+                "torch.distributed.group.WORLD after init_process_group(): got "
+                f"{type(group).__name__}."
+            )
+        self.group, self.device = group, device
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("this process does not belong to process_group; leave it out here.")
+        name = zlib.crc32(socket.gethostname().encode())
+        here = sum(int(other) == name for (other,) in self.gathered([name]))
+        self.neighbours = here if device.type == "cpu" else 1
+        """How many of the processes share one memory."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place, the same to the bit in all of them.
+
+        Raises
+        ------
+        LostProcessError
+            Not all of them took part within the group's timeout.
+        """
+        with self._together():
+            dist.all_reduce(torch.view_as_real(x) if x.is_complex() else x, group=self.group)
+        return x
+
+    def gathered(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Every process's numbers, by rank."""
+        table = torch.zeros(self.size, len(numbers), dtype=torch.float64, device=self.device)
+        table[self.rank] = torch.tensor(numbers, dtype=torch.float64)
+        gathered: list[list[float]] = self.sum(table).tolist()
+        return gathered
+
+    def require_same(self, *marks: Mark) -> None:
+        """Raise OperatorError in all processes where they disagree."""
+        self._compare(self.gathered(_numbers(marks)), marks)
+
+    def add_up(
+        self, local: Callable[[], tuple[Tensor, float]], like: Tensor, marks: Sequence[Mark]
+    ) -> tuple[Tensor, float]:
+        """The sums over all processes of a tensor like ``like`` and of a number.
+
+        Parameters
+        ----------
+        local : function
+            Computes this process's; where it raises, all processes do.
+        like : Tensor
+            Of the shape, data type and device of the result.
+        marks : what must be the same in all processes
+
+        Raises
+        ------
+        OperatorError
+            Another process failed, or they disagree about a mark.
+        LostProcessError
+            Not all processes took part.
+        """
+        part, weight, failure = torch.zeros_like(like), 0.0, None
+        try:
+            part, weight = local()
+        except Exception as error:  # whatever it is, the others must not wait for it
+            failure = error
+        own = [float(failure is not None), weight, *_numbers(marks)]
+        table = torch.zeros(self.size, len(own), dtype=like.dtype, device=like.device)
+        table[self.rank] = torch.tensor(own, dtype=like.dtype)
+        message = self.sum(torch.cat((part.reshape(-1), table.reshape(-1))))
+        if failure is not None:
+            raise failure
+        rows = message[like.numel() :].reshape(self.size, -1).tolist()
+        self._require_success([rank for rank, row in enumerate(rows) if row[0]])
+        self._compare([row[2:] for row in rows], marks)
+        return message[: like.numel()].reshape(like.shape), math.fsum(row[1] for row in rows)
+
+    def exchange(self, local: Callable[[], T]) -> list[T]:
+        """What this function returns in every process, by rank; small things.
+
+        Raises as ``add_up`` does.
+        """
+        own, failure = None, None
+        try:
+            own = local()
+        except Exception as error:  # the others wait for an answer
+            failure = error
+        answers: list[tuple[bool, Any]] = [(False, None)] * self.size
+        with self._together():
+            dist.all_gather_object(answers, (failure is not None, own), group=self.group)
+        if failure is not None:
+            raise failure
+        self._require_success([rank for rank, (failed, _) in enumerate(answers) if failed])
+        return [answer for _, answer in answers]
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Explain what torch says when not all take part."""
+        begin = time.monotonic()
+        try:
+            yield
+        except RuntimeError as cause:
+            reason = re.sub(r"^\[[^]]*\] ", "", str(cause).splitlines()[0])
+            raise LostProcessError(
+                f"an exchange among {self.size} processes failed in process {self.rank} after "
+                f"{time.monotonic() - begin:.1f} s ({reason[:120]}): one of them has died, hangs, "
+                "or makes other calls. Look at its own message; then end this run and start it "
+                "again, with checkpoint= to go on from where it was."
+            ) from cause
+
+    def _require_success(self, failed: list[int]) -> None:
+        if failed:
+            raise OperatorError(
+                f"{_named(failed)} failed here, so all processes stop; the reason is in the "
+                "message there."
+            )
+
+    def _compare(self, rows: list[list[float]], marks: Sequence[Mark]) -> None:
+        begin = 0
+        for mark in marks:
+            end = begin + len(mark.numbers)
+            first = rows[0][begin:end]
+            others = [
+                rank
+                for rank, row in enumerate(rows)
+                if any(
+                    not abs(a - b) <= mark.tolerance
+                    for a, b in zip(row[begin:end], first, strict=True)
+                )
+            ]
+            if others:
+                verb = "has" if len(others) == 1 else "have"
+                raise OperatorError(
+                    f"{_named(others)} {verb} other {mark.what} than process 0; {mark.remedy}."
+                )
+            begin = end
 
 
-def checksum(value: Any) -> int:
-    """A whole number below 2^32 that tells values apart: of the bits of tensors, else of a repr."""
-    if isinstance(value, Tensor):
-        value = (str(value.dtype), tuple(value.shape), _mixed(value))
-    elif isinstance(value, Mapping):
-        value = [(name, checksum(x)) for name, x in value.items()]
-    digest = hashlib.blake2b(repr(value).encode(), digest_size=_BITS // 8).digest()
-    return int.from_bytes(digest, "little")
+def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Mark:
+    """A mark of tensors that must agree to the last bit."""
+    total = 0
+    for number, x in enumerate(tensors):
+        total += (2 * number + 1) * _hash(x.detach())
+    return Mark(what, remedy, (float(total % (1 << _HASH_BITS)),))
 
 
-def _mixed(x: Tensor) -> int:
-    """A sum over a tensor's bits: whole numbers wrap around, so no order changes it."""
-    flat = x.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
-    missing = -len(flat) % 8
-    if missing:
-        flat = torch.cat((flat, flat.new_zeros(missing)))
-    words, total = flat.view(torch.int64), torch.zeros((), dtype=torch.int64, device=x.device)
-    for begin in range(0, len(words), _SLAB):
-        slab = words[begin : begin + _SLAB]
-        places = torch.arange(begin, begin + len(slab), device=x.device)
-        mixed = (slab ^ (slab >> 29)) * 0x1F83D9ABFB41BD6B  # an odd constant, from SHA-512
-        total += ((mixed ^ (mixed >> 31)) * (2 * places + 1)).sum()
-    return int(total)
+def same_block(what: str, remedy: str, X: Tensor) -> Mark:
+    """A mark of vectors that must agree to rounding: processes may round differently."""
+    wide = X.detach().to(torch.float64)
+    size = float(wide.norm())
+    if not (X.numel() and 0 < size < math.inf):
+        return Mark(what, remedy, (0.0, 0.0))
+    places = torch.arange(wide.numel(), dtype=torch.float64, device=X.device).reshape(wide.shape)
+    parts = (float((wide * wave(places)).sum()) / size for wave in (torch.cos, torch.sin))
+    return Mark(what, remedy, tuple(parts), tolerance=math.sqrt(torch.finfo(X.dtype).eps))
 
 
-class _Nothing:
-    """What an attempt that failed returns."""
+def _hash(x: Tensor) -> int:
+    """Some bits that depend on every bit of a tensor and on where it is."""
+    if x.layout != torch.strided or not x.numel():
+        return 0
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+    bits = x.contiguous().reshape(-1).view(integers[x.element_size()])
+    total = 0
+    for start in range(0, bits.numel(), _CHUNK):
+        part = bits[start : start + _CHUNK].to(torch.int64)
+        places = torch.arange(start, start + part.numel(), device=x.device)
+        total += int(((part + 1) * ((2 * places + 1) * _FACTOR)).sum())  # modulo 2^64
+    return (total % (1 << 64)) >> (64 - _HASH_BITS)
 
 
-def _attempt(compute: Callable[[], T]) -> tuple[T | _Nothing, Exception | None]:
-    try:
-        return compute(), None
-    except Exception as failure:
-        return _Nothing(), failure
+def _numbers(marks: Sequence[Mark]) -> list[float]:
+    return [number for mark in marks for number in mark.numbers]
 
 
-def _told(failure: Exception | None) -> str | None:
-    return None if failure is None else f"{type(failure).__name__}: {failure}"
-
-
-def _refuse(name: str, groups: Sequence[Sequence[int]]) -> NoReturn:
-    """The smallest group is the one that is probably wrong."""
-    *others, most = groups
-    parts = [_ranks(ranks) for ranks in others]
-    verb = "has" if len(others) == 1 and len(others[0]) == 1 else "have"
-    raise ProcessError(
-        f"{' and '.join(parts)} {verb} another value than {_ranks(most)} for {name}; all processes "
-        "need the same one."
-    )
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if len(ranks) > 8:
-        return f"ranks {', '.join(map(str, ranks[:8]))} and {len(ranks) - 8} more"
-    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+def _named(ranks: list[int]) -> str:
+    noun = "process" if len(ranks) == 1 else "processes"
+    return f"{noun} {', '.join(map(str, ranks))}"
