@@ -4,7 +4,8 @@
 tensor; the curvatures are imported from here.
 """
 
-from matfree_torch.activation import ActivationHessian, activation_hessian
+from matfree_torch.activation import ActivationHessian
+from matfree_torch.activations import SharedActivationHessian, activation_hessian
 from matfree_torch.curvature import BlockOperator
 from matfree_torch.directions import towards
 from matfree_torch.following import Follower, follow_training
@@ -29,6 +30,7 @@ __all__ = [
     "HessianOperator",
     "LossLandscape",
     "LostProcessError",
+    "SharedActivationHessian",
     "TrainingHistory",
     "activation_hessian",
     "activation_traces",

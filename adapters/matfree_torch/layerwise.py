@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from matfree.protocol import Seed
-from matfree_torch.activation import ActivationHessian, activation_hessian
+from matfree_torch.activation import ActivationHessian
+from matfree_torch.activations import activation_hessian
 from matfree_torch.handover import Criterion, handed_over
 from matfree_torch.ports import Selection, Where
 from matfree_torch.traces import activation_traces
@@ -83,7 +84,9 @@ class ActivationComputation:
         model, criterion, data = self._arguments
         with torch.random.fork_rng(devices=[]):  # a loader's iterator draws a seed
             first = data if isinstance(data, tuple | Mapping) else next(iter(data))
-        self._operator = activation_hessian(model, criterion, first, **self._where)
+        operator = activation_hessian(model, criterion, first, **self._where)
+        assert isinstance(operator, ActivationHessian)  # there is no process group
+        self._operator = operator
 
     @property
     def operator(self) -> ActivationHessian:

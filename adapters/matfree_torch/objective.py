@@ -132,6 +132,20 @@ class Objective:
             raise ValueError(_NOTHING)
         return total / counted
 
+    def together(self, local: Callable[[], T]) -> T:
+        """What a process computes for itself, where a failure in any of them ends all."""
+        if self.processes is None:
+            return local()
+        found: list[T] = []
+
+        def run() -> tuple[Tensor, float]:
+            found.append(local())
+            return nothing, 0.0
+
+        nothing = torch.zeros(0, device=self.processes.device)
+        self.processes.add_up(run, nothing, self._weights())
+        return found[0]
+
     def agreed(self, seed: Seed) -> int:
         """A seed that all processes have: process 0's entropy, where none is given."""
         own = resolve_seed(seed)

@@ -1,0 +1,290 @@
+"""Activation Hessians of one batch, held by this process or shared out among several.
+
+Samples that do not act on one another have no curvature in common: over samples that
+processes share out, the joint operator is block diagonal,
+
+    A = diag(c_1 A_1, c_2 A_2, ...),      c_r = weight_r / sum_s weight_s,
+
+with A_r that of the mean over the samples of process r. So a product needs no vector of another
+process; only what is summed over rows does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import array_api_compat
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from matfree import Estimate, Operator, OperatorError, RowSpace
+from matfree.protocol import Array, Seed
+from matfree_torch.activation import ActivationHessian
+from matfree_torch.layout import Layout, Patterns
+from matfree_torch.objective import Objective
+from matfree_torch.ports import Selection, Where
+from matfree_torch.porttraces import PortTrace, Settings, TraceMethod, port_traces, summed
+from matfree_torch.preparation import prepared
+from matfree_torch.processes import Processes
+
+
+def activation_hessian(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor] | None,
+    data: Any,
+    *,
+    modules: Selection,
+    at: Where = "input",
+    process_group: ProcessGroup | None = None,
+) -> ActivationHessian | SharedActivationHessian:
+    """The Hessian of a batch's loss with respect to activations, one joint operator.
+
+    d^2 L / d delta^2 for zeros delta added to the inputs or outputs of modules.
+
+    Parameters
+    ----------
+    model, loss
+        As for :func:`hessian`.
+    data : one batch
+        Perturbations belong to samples, so the operator is over one batch; for several,
+        :func:`activation_traces` adds the traces up.
+    modules : type, tuple of types, name or pattern, sequence of them, or function
+        Which modules: ``nn.Conv2d``; ``"layer1.*"``; ``lambda name, module: ...``.
+    at : {"input", "output", "tensor"}
+        Where a call's port is. "input": the module's input, as this module alone reads it.
+        "output": its output. "tensor": the tensor it reads, with everything else that reads
+        it, a skip connection for one. They differ wherever a tensor has several readers. Of
+        several arguments or results it is the first floating point tensor.
+    process_group : torch.distributed.ProcessGroup, optional
+        The processes that share the batch out, each calling this with its own samples, at
+        least one. The loss is that of all of them, and so is the operator; every process holds
+        the rows of a vector that belong to its own samples.
+
+    Returns
+    -------
+    ActivationHessian, or SharedActivationHessian with a process_group
+        Symmetric, one port per call of a module, in the order of the calls; ``partition``
+        and ``block`` go by the modules' names, with ``#0``, ``#1`` ... where one is called
+        more than once.
+
+    Raises
+    ------
+    ValueError
+        No module is chosen or called, or a layer draws random numbers in its present mode.
+    OperatorError
+        There are several batches; a port is no floating point tensor, is out of reach, or
+        adding zero at the ports changes the loss (a module that works in place on an input
+        that others read); the loss does not depend on the ports. With a process_group: another
+        process failed, or has other weights or ports.
+    LostProcessError
+        A process died, or did not take part within the group's timeout.
+
+    Cost
+    ----
+    Two forwards and a gradient, whose graph is kept; then two to three gradients' time a product. A
+    vector is as long as all the ports' activations together. With a process_group each process
+    pays for its own samples, and a product sends some numbers, whatever its size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import activation_hessian
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    >>> data = torch.ones(4, 2), torch.zeros(4, 1)
+    >>> A = activation_hessian(model, torch.nn.MSELoss(), data, modules=torch.nn.Linear)
+    >>> A.partition
+    {'0': slice(0, 8, None), '2': slice(8, 20, None)}
+    >>> A.block("0", "2").shape
+    (8, 12)
+    >>> weight = model[2].weight.detach()  # the last layer is linear: 2 / 4 of w^T w a sample
+    >>> bool(torch.isclose(torch.tensor(A.traces()["2"].value), 2 * (weight**2).sum()))
+    True
+    """
+    model, objective = prepared(model, loss, data, None, process_group=process_group)
+    if not objective.batches.single:
+        raise OperatorError(
+            "an activation Hessian is over one batch, because perturbations belong to samples: "
+            "pass one batch, next(iter(loader)), or add the traces of all batches up with "
+            "activation_traces(model, loss, loader, modules=...)."
+        )
+    if objective.processes is None:
+        return ActivationHessian(objective, modules, at)
+    return SharedActivationHessian(objective, objective.processes, modules, at)
+
+
+@final
+class SampleRows(RowSpace):
+    """Vectors of which every process holds what belongs to its own samples.
+
+    Parameters
+    ----------
+    processes : Processes
+    counts : the rows of each process, by rank
+    dtype : torch.dtype
+    """
+
+    def __init__(self, processes: Processes, counts: list[int], dtype: torch.dtype) -> None:
+        before = sum(counts[: processes.rank])
+        super().__init__(
+            array_api_compat.array_namespace(torch.empty(0)),
+            sum(counts),
+            dtype,
+            processes.device,
+            rows=range(before, before + counts[processes.rank]),
+        )
+        self.processes = processes
+
+    def add_up(self, partial: Array) -> Array:
+        """The sum over all processes, the same to the bit in each."""
+        return self.processes.sum(partial.clone(memory_format=torch.contiguous_format))
+
+
+@final
+class SharedActivationHessian(Operator):
+    """The Hessian of a loss in activations of samples that several processes hold.
+
+    Made by :func:`activation_hessian` with a process_group. All processes make the same calls.
+    A vector is cut into rows: first those of process 0, then those of process 1; within a
+    block of one port these are the samples in their order, as in one process that has them all.
+
+    Parameters
+    ----------
+    objective : the loss over this process's samples
+    processes : Processes
+    modules, at : where the ports are
+    """
+
+    def __init__(
+        self, objective: Objective, processes: Processes, modules: Selection, at: Where
+    ) -> None:
+        def found() -> tuple[ActivationHessian, float]:
+            alone = Objective(objective.model, objective.loss, objective.batches.data)
+            local = ActivationHessian(alone, modules, at)
+            return local, alone.batches.divisor
+
+        self.objective, self.processes = objective, processes
+        self.local, self._weight = objective.together(found)
+        own = self.local.names, self.local.layout.sizes, self._weight
+        everyone = processes.exchange(lambda: own)
+        others = [rank for rank, (names, *_) in enumerate(everyone) if names != everyone[0][0]]
+        if others:
+            raise OperatorError(
+                f"process {others[0]} calls other modules, {everyone[others[0]][0]}, than process "
+                f"0, {everyone[0][0]}; give all the same model and modules=."
+            )
+        self._sizes = {
+            name: [sizes[place] for _, sizes, _ in everyone]
+            for place, name in enumerate(self.local.names)
+        }
+        total = sum(weight for _, _, weight in everyone)
+        self._part = self._weight / total if objective.batches.averaged else 1.0
+        super().__init__(self._space(self.local.layout))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ports' names, in the order of the calls."""
+        return self.local.names
+
+    @property
+    def partition(self) -> dict[str, slice]:
+        """Where each port lies among the rows that this process holds."""
+        return self.local.partition
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Tensors of this process's samples, by port, as its rows of a vector."""
+        return self.local.flatten(tensors)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """The rows of a vector held here as tensors by port."""
+        return self.local.unflatten(vector)
+
+    def block(self, rows: Patterns, columns: Patterns | None = None) -> SharedActivationBlock:
+        """A[rows, columns], chosen by names; the principal submatrix without ``columns``."""
+        chosen = self.local.layout.subset(rows)
+        other = chosen if columns is None else self.local.layout.subset(columns)
+        return SharedActivationBlock(self, chosen, other)
+
+    def traces(
+        self,
+        method: TraceMethod = "auto",
+        *,
+        num_probes: int = 32,
+        seed: Seed = None,
+        per_sample: bool = False,
+    ) -> dict[str, Estimate]:
+        """The trace of every port's diagonal block, over the samples of all processes.
+
+        Parameters
+        ----------
+        method, num_probes, seed, per_sample
+            As for :func:`activation_traces`; each process's samples count as one batch.
+
+        Returns
+        -------
+        dict of name to Estimate
+            The same in all processes.
+
+        Raises
+        ------
+        OperatorError, ValueError
+            As for :func:`activation_traces`.
+
+        Cost
+        ----
+        As for :func:`activation_traces`, and one exchange.
+        """
+        Settings.make(method, num_probes, 0, per_sample)  # refuses before anything is exchanged
+        settings = Settings.make(method, num_probes, self.objective.agreed(seed), per_sample)
+
+        def traced() -> list[tuple[float, dict[str, PortTrace]]]:
+            return [(self._part, port_traces(self.local, settings, self.processes.rank))]
+
+        return summed(self.objective.collect(traced), settings)
+
+    def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        """A[rows, columns] @ X, whose rows here need the rows here alone."""
+
+        def product() -> Tensor:
+            self.local.inspect()
+            return self._part * self.local.between(X, rows, columns)
+
+        return self.objective.together(product)
+
+    def _apply(self, X: Array) -> Array:
+        return self.between(X, self.local.layout, self.local.layout)
+
+    _apply_adjoint = _apply
+
+    def _space(self, layout: Layout) -> SampleRows:
+        by_port = [self._sizes[name] for name in layout.names]
+        counts = [sum(sizes) for sizes in zip(*by_port, strict=True)]
+        return SampleRows(self.processes, counts, self.local.dtype)
+
+    def __repr__(self) -> str:
+        n = self.shape[0]
+        return f"<{n}x{n} over {self.processes.size} processes, here {self.local!r}>"
+
+
+@final
+class SharedActivationBlock(Operator):
+    """Some ports of a shared activation Hessian; made by its ``block``."""
+
+    def __init__(self, whole: SharedActivationHessian, rows: Layout, columns: Layout) -> None:
+        space = whole._space(rows)
+        super().__init__(space, space if rows is columns else whole._space(columns))
+        self.whole, self.rows, self.columns = whole, rows, columns
+
+    def _apply(self, X: Array) -> Array:
+        return self.whole.between(X, self.rows, self.columns)
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        return self.whole.between(X, self.columns, self.rows)
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        sides = " x ".join(
+            dict.fromkeys((", ".join(self.rows.names), ", ".join(self.columns.names)))
+        )
+        return f"<{m}x{n} block {sides} of {self.whole!r}>"
