@@ -154,7 +154,8 @@ class CurvatureOperator(Operator):
         if size > 0:
             self._noise = float(np.sqrt(np.mean(gaps**2)) / size)
         if gaps.max() > diagnosis.symmetry_limit(self._eps()) * size:
-            self._refuse_asymmetry(float(gaps.max() / size))
+            # Each process looks for the culprit in its own data: one that finds it ends all.
+            self.objective.together(lambda: self._refuse_asymmetry(float(gaps.max() / size)))
         self._inspected = True
 
     def _refuse_asymmetry(self, defect: float) -> None:

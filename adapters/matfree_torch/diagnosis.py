@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import re
 import warnings
@@ -68,7 +69,7 @@ def refuse_asymmetry(objective: Objective, defect: float) -> None:
         "this looks like rounding of a curvature that is nearly zero: use double precision, or "
         "look at a loss that is not yet so small.",
         UserWarning,
-        stacklevel=8,
+        stacklevel=10,
     )
 
 
@@ -88,7 +89,9 @@ def _faulty_module(objective: Objective) -> tuple[str, str] | None:
 def _faulty_loss(objective: Objective) -> tuple[str, str] | None:
     """The same for the loss, as a function of the outputs near what the model makes of a batch."""
     with objective.guarded():
-        batch = next(iter(objective.batches))
+        batch = next(iter(objective.batches), None)
+        if batch is None:
+            return None  # other processes hold the data
         outputs = objective.outputs(batch)
         if objective.loss is None or not isinstance(outputs, Tensor):
             return None  # the model itself computes it
@@ -114,7 +117,8 @@ def _recorded_calls(objective: Objective) -> dict[nn.Module, tuple[Any, Any]]:
     ]
     try:
         with objective.guarded(), contextlib.suppress(RuntimeError):
-            objective.outputs(next(iter(objective.batches)))
+            for batch in itertools.islice(objective.batches, 1):
+                objective.outputs(batch)
     finally:
         for handle in handles:
             handle.remove()

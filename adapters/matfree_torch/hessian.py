@@ -264,7 +264,7 @@ class HessianOperator(ParameterCurvature):
             "gradient is not smooth on the scale of a step, or the curvature is tiny; take "
             "strategy='auto'.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=8,
         )
 
 

@@ -15,7 +15,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, NoReturn, TypeVar, final
 
 import torch
 import torch.distributed as dist
@@ -132,10 +132,9 @@ class Processes:
         table = torch.zeros(self.size, len(own), dtype=like.dtype, device=like.device)
         table[self.rank] = torch.tensor(own, dtype=like.dtype)
         message = self.sum(torch.cat((part.reshape(-1), table.reshape(-1))))
-        if failure is not None:
-            raise failure
         rows = message[like.numel() :].reshape(self.size, -1).tolist()
-        self._require_success([rank for rank, row in enumerate(rows) if row[0]])
+        if any(row[0] for row in rows):
+            self._give_up(failure)
         self._compare([row[2:] for row in rows], marks)
         return message[: like.numel()].reshape(like.shape), math.fsum(row[1] for row in rows)
 
@@ -149,13 +148,17 @@ class Processes:
             own = local()
         except Exception as error:  # the others wait for an answer
             failure = error
-        answers: list[tuple[bool, Any]] = [(False, None)] * self.size
-        with self._together():
-            dist.all_gather_object(answers, (failure is not None, own), group=self.group)
-        if failure is not None:
-            raise failure
-        self._require_success([rank for rank, (failed, _) in enumerate(answers) if failed])
+        answers = self._objects((failure is not None, own))
+        if any(failed for failed, _ in answers):
+            self._give_up(failure)
         return [answer for _, answer in answers]
+
+    def _objects(self, own: Any) -> list[Any]:
+        """Small things of all processes, by rank."""
+        answers: list[Any] = [None] * self.size
+        with self._together():
+            dist.all_gather_object(answers, own, group=self.group)
+        return answers
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -172,12 +175,17 @@ class Processes:
                 "again, with checkpoint= to go on from where it was."
             ) from cause
 
-    def _require_success(self, failed: list[int]) -> None:
-        if failed:
-            raise OperatorError(
-                f"{_named(failed)} failed here, so all processes stop; the reason is in the "
-                "message there."
-            )
+    def _give_up(self, failure: Exception | None) -> NoReturn:
+        """Tell all processes what failed where; each process that failed raises its own error."""
+        own = None if failure is None else f"{type(failure).__name__}: {failure}"
+        told = self._objects(own)
+        if failure is not None:
+            raise failure
+        failed = [rank for rank, reason in enumerate(told) if reason is not None]
+        raise OperatorError(
+            f"{_named(failed)} failed here, so all processes stop; the reason in process "
+            f"{failed[0]} is {told[failed[0]]}"
+        )
 
     def _compare(self, rows: list[list[float]], marks: Sequence[Mark]) -> None:
         begin = 0

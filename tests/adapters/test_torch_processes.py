@@ -60,6 +60,10 @@ QUANTITIES = [
     "traces exact",
     "traces by probes",
     "traces per sample",
+    "activation eigsh",
+    "activation trace of a block",
+    "activation traces",
+    "activation sizes",
 ]
 
 
@@ -74,6 +78,14 @@ def test_all_processes_have_what_one_with_all_data_has(answers, name):
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_all_processes_have_the_same_numbers_to_the_last_bit(answers, name):
     assert len({answer[name][0].tobytes() for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("name", ["rows of a block's product", "rows of its adjoint's"])
+def test_a_process_holds_the_rows_of_its_own_samples(answers, name):
+    for answer in answers:
+        ours, alone = answer[name]
+        assert ours.shape == alone.shape
+        assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
 
 
 def test_a_mean_of_the_parts_would_be_another_matrix(answers):
@@ -104,6 +116,12 @@ def test_a_failure_in_one_process_ends_the_others(answers):
     kinds = [answer["failing loss"][0] for answer in answers]
     assert kinds == ["OperatorError", "OperatorError", "ZeroDivisionError", "OperatorError"]
     assert "process 2 failed here" in answers[0]["failing loss"][1]
+    assert "ZeroDivisionError: division by zero" in answers[0]["failing loss"][1]
+
+
+def test_a_failure_in_one_process_ends_the_others_before_there_is_an_operator(answers):
+    kinds = [answer["failing activations"][0] for answer in answers]
+    assert kinds == ["OperatorError", "ZeroDivisionError", "OperatorError", "OperatorError"]
 
 
 def test_work_goes_on_after_an_error_that_all_saw(answers):

@@ -14,7 +14,14 @@ import torch.distributed as dist
 from torch import nn
 
 import matfree as mf
-from matfree_torch import activation_traces, batch_jackknife, fisher, ggn, hessian
+from matfree_torch import (
+    activation_hessian,
+    activation_traces,
+    batch_jackknife,
+    fisher,
+    ggn,
+    hessian,
+)
 
 TIMEOUT = 20.0
 PROBES = 6
@@ -143,6 +150,56 @@ def errors(share):
     }
 
 
+def activations(share):
+    """The joint operator over ten samples of which the four processes hold 4, 1, 3 and 2."""
+    cuts = (4, 1, 3, 2)
+    begin, end = sum(cuts[: share.rank]), sum(cuts[: share.rank + 1])
+    options = {"modules": ("0", "2"), "at": "output"}
+    ours = activation_hessian(
+        share.net,
+        WEIGHTED,
+        (share.x[begin:end], share.y[begin:end]),
+        process_group=share.group,
+        **options,
+    )
+    alone = activation_hessian(share.net, WEIGHTED, (share.x, share.y), **options)
+    block, whole = ours.block("0", "2"), alone.block("0", "2")
+    rows = slice(block.space.rows.start, block.space.rows.stop)
+    W = whole.domain.probes(3, seed=2)
+
+    def failing(outputs, targets):
+        return CE(outputs, targets) * (1 / int(share.rank != 1))
+
+    def of_failing():
+        data = share.x[begin:end], share.y[begin:end]
+        activation_hessian(share.net, failing, data, process_group=share.group, **options)
+
+    def read(measure):
+        return np.asarray(measure(ours)), np.asarray(measure(alone))
+
+    return {
+        "rows of a block's product": (
+            (block @ block.domain.probes(3, seed=2)).numpy(),
+            (whole @ W)[rows].numpy(),
+        ),
+        "rows of its adjoint's": (
+            (block.H @ block.space.probes(3, seed=2)).numpy(),
+            (whole.H @ whole.space.probes(3, seed=2))[
+                block.domain.rows.start : block.domain.rows.stop
+            ].numpy(),
+        ),
+        "activation eigsh": read(lambda A: mf.eigsh(A, 3, seed=0, rtol=1e-10).values),
+        "activation trace of a block": read(
+            lambda A: mf.trace(A.block("0"), num_probes=5, seed=1).value
+        ),
+        "activation traces": read(
+            lambda A: [trace.value for trace in A.traces("gauss-newton").values()]
+        ),
+        "activation sizes": read(lambda A: A.shape),
+        "failing activations": caught(of_failing),
+    }
+
+
 def wrapped(share):
     """A model dressed for data parallel training."""
     net, _, _ = problem()
@@ -187,7 +244,7 @@ def main(rank, folder, cuts):
         timeout=datetime.timedelta(seconds=TIMEOUT),
     )
     share = Share(rank, cuts)
-    found = {**numbers(share), **errors(share), **wrapped(share)}
+    found = {**numbers(share), **errors(share), **wrapped(share), **activations(share)}
     target = folder / f"{rank}.pickle"
     target.write_bytes(pickle.dumps(found))
     dist.barrier()  # everything is written before one of them dies
