@@ -26,6 +26,7 @@ from matfree_torch import guard, ports
 from matfree_torch.curvature import CurvatureOperator
 from matfree_torch.gaussnewton import Linearized, output_hessian
 from matfree_torch.layout import Layout
+from matfree_torch.lean import lean
 from matfree_torch.objective import Objective, output_tensor
 from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import Settings, TraceMethod, port_traces, summed
@@ -181,7 +182,8 @@ class ActivationHessian(CurvatureOperator):
 
     def _prepare(self, fingerprint: Any) -> Prepared:
         deltas, batch = self.layout.tensors, self._batch
-        outputs = ports.perturbed(self.objective, batch, self.ports, deltas, self.at)
+        with lean():
+            outputs = ports.perturbed(self.objective, batch, self.ports, deltas, self.at)
         value = self.objective.value(outputs, batch.targets)
         before, after = float(self._plain_loss), float(value.detach())
         rounding = 100 * torch.finfo(value.dtype).eps * abs(before)
