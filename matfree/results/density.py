@@ -187,9 +187,13 @@ class SpectralDensity(Distribution):
             sums.append(float(weight @ values))
         return self._mean(self.size * np.asarray(sums), "tr f(A) by quadrature")
 
-    def plot(self, ax: Any = None, *, width: float | None = None) -> Any:
-        """Draw the density on matplotlib Axes and return them; see ``matfree.plotting``."""
-        return plotting.plot_density(self, ax=ax, width=width)
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the density and return the Axes; see :func:`matfree.plotting.plot_density`."""
+        return plotting.plot_density(self, ax=ax, **options)
+
+    def plot_cdf(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the distribution and return the Axes; see :func:`matfree.plotting.plot_cdf`."""
+        return plotting.plot_cdf(self, ax=ax, **options)
 
     def merge(self, *others: SpectralDensity) -> SpectralDensity:
         """One density from runs over different probes of one problem, exactly.

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 import scipy.stats
 
+from matfree import plotting
 from matfree.protocol import Array
 from matfree.results.record import Record
 
@@ -82,6 +83,14 @@ class Estimate(Record):
             return center - half, center + half
         lowest, highest = self.limits
         return max(center - half, lowest), min(center + half, highest)
+
+    def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
+        """Draw the samples or the diagonal's intervals, and return the Axes.
+
+        See :func:`matfree.plotting.plot_trace` and :func:`matfree.plotting.plot_diagonal`.
+        """
+        draw = plotting.plot_diagonal if np.ndim(self.value) else plotting.plot_trace
+        return draw(self, exact, ax=ax)
 
     def __float__(self) -> float:
         if np.ndim(self.value) > 0:
