@@ -15,7 +15,8 @@ from matfree.errors import OperatorError
 from matfree.operators.base import Operator
 from matfree.operators.dense import DenseOperator
 from matfree.operators.function import FunctionOperator
-from matfree.operators.slabs import SlabOperator, is_mapped
+from matfree.operators.mapped import MappedFile
+from matfree.operators.slabs import SlabOperator
 from matfree.protocol import Array, DType
 from matfree.spaces import RowSpace, space_like
 
@@ -76,7 +77,7 @@ def aslinearoperator(
     adapted = _from_adapter(obj)
     if adapted is not None:
         return adapted
-    if is_mapped(obj):
+    if MappedFile.under(obj) is not None:
         return SlabOperator(obj)
     if array_api_compat.is_array_api_obj(obj):
         return DenseOperator(_require_matrix(obj))

@@ -11,18 +11,17 @@ not their sum.
 
 from __future__ import annotations
 
-import mmap
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from matfree.arrays import conjugate, describe
 from matfree.errors import OperatorError
 from matfree.operators.base import Operator
+from matfree.operators.mapped import MappedFile
 from matfree.protocol import Array
 from matfree.spaces import space_like
 
@@ -100,7 +99,8 @@ class SlabOperator(Operator):
         converted = np.dtype(matrix.dtype) != self.dtype
         width = np.dtype(self.dtype).itemsize + converted * np.dtype(matrix.dtype).itemsize
         self.by_columns, self.height = _layout(matrix, shape, width, slab_bytes)
-        self._mapping = _Mapping.under(matrix)
+        self._mapped = MappedFile.under(matrix)
+        self._copies = self._mapped is not None or converted
 
     def _apply(self, X: Array) -> Array:
         return self._accumulated(X) if self.by_columns else self._stacked(X)
@@ -132,87 +132,56 @@ class SlabOperator(Operator):
 
     def _stream(self, use: Callable[[slice, Array], None]) -> None:
         """Hand every slab to ``use``, in order, the next one being read meanwhile."""
-        length = self.shape[1 if self.by_columns else 0]
+        length, across = self.shape[::-1] if self.by_columns else self.shape
         begins = range(0, length, self.height)
         parts = [slice(begin, min(begin + self.height, length)) for begin in begins]
+        # Two buffers in turn: memory that is new costs as much as the copy into it.
+        shape = (min(self.height, length), across) if self._copies else (0, 0)
+        buffers = [np.empty(shape, dtype=self.dtype) for _ in parts[:2]]
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slab") as reader:
-            ahead = reader.submit(self._read, parts[0]) if parts else None
-            for part, following in zip(parts, [*parts[1:], None], strict=True):
+            ahead = reader.submit(self._read, parts[0], buffers[0]) if parts else None
+            for number, part in enumerate(parts, start=1):
                 assert ahead is not None
                 slab = ahead.result()
-                ahead = None if following is None else reader.submit(self._read, following)
+                if number < len(parts):
+                    ahead = reader.submit(self._read, parts[number], buffers[number % 2])
                 use(part, slab)
                 del slab  # before the one after the next is begun: two at a time
 
-    def _read(self, part: slice) -> Array:
+    def _read(self, part: slice, buffer: Array) -> Array:
         """A slab in memory, not merely mapped: this is where the disk is waited for."""
         try:
-            stored = self.matrix[:, part] if self.by_columns else self.matrix[part]
-            if self._mapping is None:
-                slab = np.array(stored, dtype=self.dtype, copy=None)
+            stored = np.asarray(self.matrix[:, part] if self.by_columns else self.matrix[part])
+            self._require_shape(stored, part)
+            if not self._copies:
+                return stored
+            lines = buffer[: part.stop - part.start]
+            slab = lines.T if self.by_columns else lines
+            if self._mapped is None:
+                np.copyto(slab, stored)
             else:
-                slab = self._mapping.copy(stored, self.dtype)
+                self._mapped.copy(stored, slab)
+        except OperatorError:
+            raise
         except Exception as cause:  # whatever the file's library may say
             raise OperatorError(
                 f"{self._named(part)} could not be read ({type(cause).__name__}: {cause}); mend "
                 "the file, or the connection to it."
             ) from cause
-        expected = (part.stop - part.start, self.shape[1])
-        expected = (self.shape[0], expected[0]) if self.by_columns else expected
-        if slab.shape != expected:
+        return slab
+
+    def _require_shape(self, stored: Array, part: slice) -> None:
+        lines = part.stop - part.start
+        expected = (self.shape[0], lines) if self.by_columns else (lines, self.shape[1])
+        if stored.shape != expected:
             raise OperatorError(
-                f"{self._named(part)} came with shape {slab.shape} instead of {expected}; "
+                f"{self._named(part)} came with shape {stored.shape} instead of {expected}; "
                 "mend what matrix[a:b] gives."
             )
-        return slab
 
     def _named(self, part: slice) -> str:
         line = "columns" if self.by_columns else "rows"
         return f"the slab of {line} {part.start} to {part.stop - 1} of {describe(self.matrix)}"
-
-
-def is_mapped(matrix: Any) -> bool:
-    """Whether an array's numbers are in a file that is mapped into memory."""
-    return _Mapping.under(matrix) is not None
-
-
-@final
-class _Mapping:
-    """The map of a file that an array looks into.
-
-    A slice of it is a promise; only a copy has the reading thread wait for the disk.
-    """
-
-    def __init__(self, pages: mmap.mmap, *, disposable: bool) -> None:
-        self.pages, self.disposable = pages, disposable
-        self.address = byte_bounds(np.frombuffer(pages, dtype=np.uint8))[0]
-
-    @classmethod
-    def under(cls, matrix: Any) -> Self | None:
-        """The map under an array; a copy of a ``numpy.memmap`` is one by type, but has none."""
-        if not isinstance(matrix, np.memmap) or not matrix.size:
-            return None
-        owner: Any = matrix
-        while isinstance(owner, np.ndarray):
-            owner = owner.base
-        # Giving back pages of a private map (mode "c") would undo what was written to them.
-        return cls(owner, disposable=matrix.mode == "r") if isinstance(owner, mmap.mmap) else None
-
-    def copy(self, stored: Array, dtype: Any) -> Array:
-        """The numbers in memory; their pages are asked for in one go, and then given back."""
-        self._advise("MADV_WILLNEED", stored)
-        slab = np.array(stored, dtype=dtype, copy=True)
-        if self.disposable:
-            self._advise("MADV_DONTNEED", stored)
-        return slab
-
-    def _advise(self, advice: str, stored: Array) -> None:
-        """Tell the system what becomes of the pages, where it takes advice."""
-        if not hasattr(mmap, advice):
-            return
-        low, high = (bound - self.address for bound in byte_bounds(stored))
-        begin = low // mmap.PAGESIZE * mmap.PAGESIZE
-        self.pages.madvise(getattr(mmap, advice), begin, high - begin)
 
 
 def _layout(matrix: Any, shape: tuple[int, int], width: int, slab_bytes: int) -> tuple[bool, int]:

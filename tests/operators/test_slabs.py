@@ -1,5 +1,6 @@
 """Matrices in files, streamed in slabs: the products, how they are read, and what may fail."""
 
+import os
 import threading
 import weakref
 
@@ -221,3 +222,17 @@ def test_zarr_arrays_pass_the_front_door(tmp_path):
     data = zarr.create_array(store=tmp_path / "A.zarr", shape=A.shape, chunks=(4, 17), dtype="f4")
     data[:] = A
     require_products(A, mf.aslinearoperator(data))
+
+
+def test_a_file_that_was_replaced_after_it_was_mapped_is_not_read_for_it(tmp_path):
+    A = mapped(tmp_path, np.ones((40, 40)))
+    np.save(tmp_path / "new.npy", np.zeros((40, 40)))
+    (tmp_path / "new.npy").rename(tmp_path / "A.npy")
+    assert_close(mf.SlabOperator(A) @ np.ones(40), np.full(40, 40.0))
+
+
+def test_a_file_cut_short_while_it_is_used_is_an_error_that_names_the_slab(tmp_path):
+    operator = mf.SlabOperator(mapped(tmp_path, np.ones((400, 40))), slab_bytes=100 * 40 * 8)
+    os.truncate(tmp_path / "A.npy", 80_000)
+    with pytest.raises(mf.OperatorError, match=r"rows 200 to 299 .*the file ends before byte"):
+        operator @ np.ones(40)
