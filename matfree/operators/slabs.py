@@ -94,8 +94,7 @@ class SlabOperator(Operator):
         square = shape[0] == shape[1]
         super().__init__(space, space if square else space_like(space.zeros(0), shape[1]))
         self.matrix = matrix
-        fitting = _BLOCK_ENTRIES // max(1, *shape)
-        self.preferred_block_size = max(1, min(_VECTORS_A_PASS, fitting))
+        self.preferred_block_size = vectors_a_pass(shape)
         converted = np.dtype(matrix.dtype) != self.dtype
         width = np.dtype(self.dtype).itemsize + converted * np.dtype(matrix.dtype).itemsize
         self.by_columns, self.height = _layout(matrix, shape, width, slab_bytes)
@@ -182,6 +181,11 @@ class SlabOperator(Operator):
     def _named(self, part: slice) -> str:
         line = "columns" if self.by_columns else "rows"
         return f"the slab of {line} {part.start} to {part.stop - 1} of {describe(self.matrix)}"
+
+
+def vectors_a_pass(shape: tuple[int, int]) -> int:
+    """The vectors to send at once where the matrix costs more to come by than to multiply."""
+    return max(1, min(_VECTORS_A_PASS, _BLOCK_ENTRIES // max(1, *shape)))
 
 
 def _layout(matrix: Any, shape: tuple[int, int], width: int, slab_bytes: int) -> tuple[bool, int]:
