@@ -28,7 +28,13 @@ from matfree.errors import (
     NotHermitianError,
     OperatorError,
 )
-from matfree.operators import DenseOperator, FunctionOperator, Operator, aslinearoperator
+from matfree.operators import (
+    DenseOperator,
+    FunctionOperator,
+    Operator,
+    SlabOperator,
+    aslinearoperator,
+)
 from matfree.protocol import LinearOperator, VectorSpace
 from matfree.results import (
     EigenResult,
@@ -61,6 +67,7 @@ __all__ = [
     "OperatorReport",
     "RowSpace",
     "SingularResult",
+    "SlabOperator",
     "SpectralDensity",
     "Tridiagonal",
     "VectorSpace",

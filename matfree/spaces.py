@@ -25,6 +25,7 @@ from matfree.arrays import (
     to_host,
     widest,
 )
+from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, ProbeKind
 
 _SLAB_BYTES = 1 << 20  # what gram converts to double at a time: it stays in cache
@@ -223,6 +224,11 @@ def space_like(example: Array, size: int) -> ArraySpace:
     >>> mf.space_like(np.zeros(1), 5).probes(1, seed=0)[:, 0]
     array([-1.,  1., -1.,  1., -1.])
     """
+    if array_api_compat.is_dask_array(example):
+        raise OperatorError(
+            "vectors cannot be Dask arrays, whose graph grows with every step; give the matrix as "
+            "a Dask array, and its vectors are NumPy's."
+        )
     xp = array_api_compat.array_namespace(example)
     dtype = example.dtype
     if not is_floating(xp, dtype):

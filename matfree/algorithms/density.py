@@ -284,9 +284,11 @@ class _Run:
 
 
 def _default_block(run: _Run) -> int:
-    """As many probes as keep their Lanczos vectors within a gibibyte, eight at most."""
+    """As many probes as keep their Lanczos vectors within a gibibyte, eight at most (or what
+    the operator prefers)."""
     assert run.quadrature is not None
     space = run.space
     numbers = run.quadrature.vectors_kept * len(space.rows)
     bytes_a_probe = numbers * space.xp.finfo(space.dtype).bits // 8
-    return int(max(1, min(8, _BASIS_BYTES // max(1, bytes_a_probe))))
+    most = run.product.block_size(None) or 8
+    return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_a_probe))))

@@ -141,7 +141,7 @@ def prepared(
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=block_size,
+        block_size=product.block_size(block_size),
         seed=seed,
         kind=kind,
         first_probe=first_probe,

@@ -64,6 +64,10 @@ class Products:
                 self.measure_noise()
         return Y
 
+    def block_size(self, asked: int | None) -> int | None:
+        """The number of vectors to send at once: as asked, or as the operator prefers."""
+        return self.operator.preferred_block_size if asked is None else asked
+
     def watch(self) -> None:
         """Measure the noise on the second block from here, unless it is known.
 

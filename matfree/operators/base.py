@@ -29,6 +29,8 @@ class Operator(ABC):
     """
 
     ndim = 2
+    preferred_block_size: int | None = None
+    """Vectors to send at once where nobody says: as many as cost little more than one."""
     __array_ufunc__ = None  # ndarray @ operator comes to __rmatmul__
     __array_priority__ = 1000  # and so does a CuPy array's
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
 import scipy.stats
+from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree import plotting
 from matfree.protocol import Array
 from matfree.results.record import Record
+
+_TOO_FAR = 10.0
+"""Standard errors by which runs of one operator do not differ: Student's t, 1 in 10^7."""
+
+_ENOUGH_TO_TELL = 16
+"""Probes: fewer may agree by chance, and show no spread at all."""
+
+_NO_MATTER = 1e-4
+"""A relative difference that rounding may make in a low precision."""
 
 
 @final
@@ -116,8 +127,9 @@ class Estimate(Record):
         Raises
         ------
         ValueError
-            The runs differ in method or seed, share a probe, or are of a method whose
-            probes work together ("xtrace" and its relatives).
+            The runs differ in method or seed, share a probe, are of a method whose probes
+            work together ("xtrace" and its relatives), or are so far apart that they cannot
+            be of one operator: 10 standard errors, from 16 probes on.
 
         Examples
         --------
@@ -137,6 +149,7 @@ class Estimate(Record):
                 "independently; run it once with more probes."
             )
         ranges = joined_ranges([run.probe_ranges for run in runs])
+        require_agreement(runs)
         count = sum(run.num_probes for run in runs)
         samples = None
         if all(run.samples is not None for run in runs):
@@ -201,6 +214,21 @@ def require_same(name: str, values: list[Any]) -> None:
         raise ValueError(f"only runs of one {name} can be merged: got {values}.")
 
 
+def require_agreement(runs: Sequence[Estimate]) -> None:
+    """Refuse to merge what no chance explains: estimates of different operators."""
+    first = max(runs, key=lambda run: run.num_probes)
+    for run in runs:
+        if run.num_probes < _ENOUGH_TO_TELL:
+            continue
+        apart, chance = _length(run.value - first.value), _length(first.stderr, run.stderr)
+        if apart > _TOO_FAR * chance + _NO_MATTER * _length(first.value):
+            raise ValueError(
+                f"the runs over probes {_ranges(first)} and {_ranges(run)} are {apart:.3g} apart "
+                f"where {chance:.2g} is their standard error: they are of different operators "
+                "(other weights, other data?), and cannot be merged."
+            )
+
+
 def joined_ranges(parts: list[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
     """Ranges of probe numbers put together in order; ValueError where two overlap."""
     joined: list[tuple[int, int]] = []
@@ -227,6 +255,20 @@ def _squared_deviations(run: Estimate, center: Any) -> Any:
     m = run.num_probes
     within = run.stderr**2 * (m * (m - 1)) if m > 1 else 0.0
     return within + m * abs(run.value - center) ** 2
+
+
+def _length(*parts: Any) -> float:
+    """The 2-norm of numbers or arrays put together."""
+    total = 0.0
+    for part in parts:
+        squares = abs(part) ** 2
+        xp = array_namespace(squares) if is_array_api_obj(squares) else np
+        total += float(xp.sum(squares))
+    return math.sqrt(total)
+
+
+def _ranges(run: Estimate) -> str:
+    return " and ".join(f"{first} to {last - 1}" for first, last in run.probe_ranges)
 
 
 def _real(value: Any) -> Any:
