@@ -102,7 +102,7 @@ def lanczos(
     (4, array([ 1.,  2.,  5., 10.]))
     """
     product = Products(A)
-    V = _start_block(product.space, start)
+    V = start_block(product.space, start)
     if not 1 <= num_steps <= product.space.size:
         raise ValueError(
             f"num_steps must be in [1, n]: got {num_steps} for an operator of size "
@@ -139,7 +139,7 @@ def _joined(runs: list[Tridiagonal]) -> Tridiagonal:
     )
 
 
-def _start_block(space: RowSpace, start: Array) -> Array:
+def start_block(space: RowSpace, start: Array) -> Array:
     """The start vectors as a block of the operator's own space."""
     ndim, rows = getattr(start, "ndim", None), len(space.rows)
     if ndim not in (1, 2) or start.shape[0] != rows:
