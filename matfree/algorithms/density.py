@@ -151,6 +151,7 @@ def spectral_density(
         reorthogonalize=reorthogonalize,
         memory=memory,
         copied=checkpoint is not None,
+        repeated=measure_noise,
     )
     seed = resumed_seed(checkpoint, seed)
     run = DensityRun(product, seed, kind, first_probe, measure_noise, storage)

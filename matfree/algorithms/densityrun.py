@@ -190,6 +190,7 @@ def density_storage(
     reorthogonalize: Reorthogonalize,
     memory: int | None,
     copied: bool,
+    repeated: bool,
 ) -> Storage:
     """How many probes run together, and how their Lanczos vectors are kept."""
     kpm, steps = method == "kpm", min(num_steps, space.size)
@@ -198,7 +199,15 @@ def density_storage(
         block = _MOST_AT_ONCE
     wanted = Storage("none" if kpm else reorthogonalize, min(block, num_probes), keep_basis=False)
     num_known, kept, before = _of_eigenpairs(space, eigenpairs)
-    need = Need(space, steps, vectors=kept, num_known=num_known, before=before, copied=copied)
+    need = Need(
+        space,
+        steps,
+        vectors=kept,
+        num_known=num_known,
+        before=before,
+        copied=copied,
+        repeated=repeated,
+    )
     if kpm:
         interval = replace(need, num_steps=min(BOUND_STEPS, space.size))
         need = replace(need, before=interval.bytes(Storage("full", 1, keep_basis=False)))

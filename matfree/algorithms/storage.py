@@ -26,6 +26,7 @@ from matfree.results.memory import readable
 from matfree.spaces import RowSpace
 
 _SLABS = 5 << 19  # what reductions convert at a time
+_REPEATED = {False: 6, True: 16}  # vectors behind a repeated product; in double where narrow
 
 
 @final
@@ -73,6 +74,8 @@ class Need:
         Start vectors whose bases the result holds, if they are kept.
     copied : bool
         Whether a checkpoint copies the state, the basis among it, to write it.
+    repeated : bool
+        Whether a product is repeated to measure its noise.
     """
 
     space: RowSpace
@@ -82,15 +85,17 @@ class Need:
     before: int = 0
     num_kept: int = 0
     copied: bool = False
+    repeated: bool = False
 
     def bytes(self, storage: Storage) -> int:
         """The peak on this process: counted for NumPy, an upper bound elsewhere."""
         space, runs = self.space, storage.at_once
         vector = vector_bytes(space)
+        vectors = self.vectors + (_REPEATED[self._narrow] if self.repeated else 0)
         basis = self._basis(storage, vector)
-        state = basis + 2 * runs * vector if self.copied else 0
+        state = basis + basis // runs + 2 * runs * vector if self.copied else 0  # and one to write
         run = basis + self._working(storage) * vector + max(state, self._slabs(storage, vector))
-        return int(max(self.before, self.vectors * vector + run))
+        return int(max(self.before, vectors * vector + run))
 
     def _slabs(self, storage: Storage, vector: int) -> int:
         """What Gram matrices convert, beyond the block that inner products make at other times."""
@@ -99,7 +104,8 @@ class Need:
         if not converted[kind]:
             return 0
         block = storage.at_once * vector
-        return max(0, min(_SLABS, 4 * self.num_steps * block) - (6 if narrow else 1) * block)
+        slabs = _SLABS * 3 // 2 if self._complex else _SLABS  # real and imaginary parts, and both
+        return max(0, min(slabs, 4 * self.num_steps * block) - (6 if narrow else 1) * block)
 
     @property
     def _narrow(self) -> bool:
@@ -186,6 +192,7 @@ def _refusal(ways: list[Storage], memory: int) -> str:
             "little for those of another; raise it there, or spread the rows evenly."
         )
     return (
-        f"memory={memory} ({readable(memory)}) is too little: one vector at a time without a basis "
-        f"takes {least} bytes ({readable(least)}), the least that is enough; pass memory={least}."
+        f"memory={memory} ({readable(memory)}) is too little: {least} bytes ({readable(least)}) is "
+        "the least that is enough, for one vector at a time, no basis, and what comes before; "
+        f"pass memory={least}."
     )

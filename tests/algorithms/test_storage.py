@@ -10,6 +10,7 @@ from support.matrices import complex_hermitian, laplacian_2d_spectrum, nn_spectr
 from support.sharded import run_sharded
 
 import matfree as mf
+from matfree.algorithms.storage import Need, Storage, choose
 from matfree.arrays import to_host
 
 N = 30_000
@@ -43,6 +44,9 @@ RUNS = {
         A, "log", num_steps=M, num_probes=4, reorthogonalize="full", seed=0, **options
     ),
     "lanczos": lambda A, **options: mf.lanczos(A, start_vectors(A, 4), M, **options),
+    "measured noise": lambda A, **options: mf.spectral_density(
+        A, num_steps=M, num_probes=4, measure_noise=True, seed=0, **options
+    ),
     "kernel polynomials": lambda A, **options: mf.spectral_density(
         A, method="kpm", num_steps=M, num_probes=4, seed=0, **options
     ),
@@ -85,18 +89,17 @@ def measured(function, *args, **options):
 )
 def test_the_peak_is_within_the_budget_and_what_was_predicted(name, dtype):
     run, A = RUNS[name], large(dtype)
-    vector = N * np.dtype(dtype).itemsize
-    unbounded = run(A, memory=1 << 40).memory["predicted"]
-    chosen = set()
-    for budget in np.linspace(unbounded, 14 * vector, 3).astype(int):
+    vector, budget, chosen = N * np.dtype(dtype).itemsize, 1 << 40, set()
+    while budget >= 14 * vector:
         try:
-            result, peak = measured(run, A, memory=int(budget))
+            result, peak = measured(run, A, memory=budget)
         except MemoryError:
-            continue
+            break
         told = result.memory
         assert told["predicted"] <= told["budget"] == budget
         assert 0.6 * told["predicted"] <= peak <= 1.02 * told["predicted"]  # T and the like
         chosen.add((told["basis"], told["at_once"]))
+        budget = int(0.6 * told["predicted"])
     assert len(chosen) >= (1 if name == "kernel polynomials" else 2)
 
 
@@ -108,6 +111,19 @@ SPECTRA = {  # outliers, clusters, repeated eigenvalues, many scales, and none o
     "laplacian": laplacian_2d_spectrum(18),
     "small": np.r_[np.linspace(0, 1, 30), 5.0, 9.0],
 }
+
+
+def test_a_checkpoint_copies_what_it_writes_and_that_is_predicted(tmp_path):
+    A = large(np.float32)
+    for number, kind in enumerate(("full", "half")):
+        result, peak = measured(
+            RUNS["density"],
+            A,
+            memory=1 << 40,
+            reorthogonalize=kind,
+            checkpoint=tmp_path / str(number),
+        )
+        assert 0.6 * result.memory["predicted"] <= peak <= 1.02 * result.memory["predicted"]
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -194,17 +210,17 @@ def test_a_count_in_16_bits_holds_the_truth():
 
 
 def test_the_order_of_choices_is_fewer_at_once_then_16_bits_then_no_basis():
-    A = large(np.float64)
+    need = Need(mf.space_like(np.zeros(1), N), M)
+    wanted = Storage("full", 4, keep_basis=False)
     ways = []
-    for vectors in (1000, 110, 75, 45, 33, 28, 10):
-        told = mf.spectral_density(
-            A, num_steps=M, num_probes=4, seed=0, memory=vectors * 8 * N
-        ).memory
-        ways.append((told["basis"], told["at_once"]))
+    for vectors in range(200, 8, -3):
+        way = choose(need, wanted, vectors * 8 * N)
+        assert way.predicted <= vectors * 8 * N
+        ways.append((way.reorthogonalize, way.at_once))
     rank = {"full": 0, "half": 1, "none": 2}
     order = [(rank[basis], -at_once) for basis, at_once in ways]
     assert order == sorted(order)
-    assert {basis for basis, _ in ways} == {"full", "half", "none"}
+    assert {("full", 4), ("full", 1), ("half", 1), ("none", 1)} <= set(ways)
 
 
 def test_fewer_at_once_change_no_number():
@@ -247,12 +263,13 @@ def test_a_library_without_16_bits_goes_on_to_the_next_choice():
 
 def test_the_choice_is_printed_and_survives_saving(tmp_path):
     A = large(np.float32)
-    for name, run in RUNS.items():
+    for name in ("density", "trace of a function", "lanczos"):
+        run = RUNS[name]
         result = run(A, memory=60 * 4 * N)
         assert "MiB of 6.87 MiB" in str(result)
         loaded = mf.load(result.save(tmp_path / "result"))
         assert loaded.memory == result.memory, name
-        assert "memory" not in str(run(A))
+    assert "memory" not in str(run(A))
 
 
 @pytest.mark.parametrize("cuts", [(70, 50), (1, 118, 1)])

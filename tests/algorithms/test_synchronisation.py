@@ -162,6 +162,7 @@ def test_eigenpairs_wait_a_fixed_number_of_times_a_block_product(library, waits,
     waits.clear()
     products.clear()
     BY_PRODUCTS[name](counting)
+    assert waits.pop("__bool__", 0) <= 3  # of an operator that is made inside: its first products
     assert set(waits) == {"to the host"}
     assert waits["to the host"] <= (ORTHONORMALIZE + 2) * len(products)
 
