@@ -85,7 +85,8 @@ def lanczos(
     ----
     num_steps * k matvecs. Memory k (num_steps + 7) vectors with the basis, 7 k without, the
     start block among them; "full" adds 4 num_steps^2 n k multiplications. "half" takes a
-    quarter of the basis in double precision, half of it in single.
+    quarter of the basis in double precision, half of it in single, and about twice the time
+    of "full" on a processor (n = 30,000, 24 steps).
 
     References
     ----------
