@@ -74,7 +74,7 @@ RUNS = {
         B, num_probes=4, num_steps=20, block_size=2, reorthogonalize="half", checkpoint=path, seed=1
     ),
     "density within a budget": lambda B, path: mf.spectral_density(
-        B, num_probes=3, num_steps=20, memory=8 * N * 100, checkpoint=path, seed=1
+        B, num_probes=2, num_steps=20, block_size=1, memory=8 * N * 20, checkpoint=path, seed=1
     ),
     "deflated density": lambda B, path: mf.spectral_density(
         B, num_probes=2, num_steps=9, eigenpairs=3, measure_noise=True, checkpoint=path, seed=1
