@@ -17,6 +17,7 @@ from matfree.algorithms.functions import logdet, trace_function
 from matfree.algorithms.lanczos import lanczos
 from matfree.algorithms.norms import frobenius_norm, schatten_norm
 from matfree.algorithms.power import power_iteration
+from matfree.algorithms.ritz import ritz_vectors
 from matfree.algorithms.svds import svds
 from matfree.algorithms.trace import trace
 from matfree.checks import OperatorReport, check_operator
@@ -83,6 +84,7 @@ __all__ = [
     "load",
     "logdet",
     "power_iteration",
+    "ritz_vectors",
     "schatten_norm",
     "space_like",
     "spectral_density",

@@ -50,6 +50,11 @@ def widest(xp: Any, dtype: DType, device: Any) -> DType:
     return dtypes.get(double, dtype)
 
 
+def half_type(xp: Any) -> DType | None:
+    """The library's real 16-bit type; None where it has none, because the standard has none."""
+    return getattr(xp, "float16", None)
+
+
 def conjugate(xp: Any, x: Array) -> Array:
     """Elementwise conjugate; a real array comes back as it is, not as a copy."""
     return xp.conj(x) if is_complex(xp, x.dtype) else x

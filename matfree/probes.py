@@ -88,7 +88,18 @@ def _multiply(a: Array, constant: int) -> tuple[Array, Array]:
 
 
 def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int) -> Array:
-    """The random words of some counters, int64 (probes, 4 * blocks), in counter order."""
+    """The random words of some counters, int64 (probes, 4 * blocks), in counter order.
+
+    Raises
+    ------
+    ValueError
+        A probe's number does not fit into its word of the counter.
+    """
+    if not 0 <= probes.start <= probes.stop <= _MASK + 1:
+        raise ValueError(
+            f"probes are numbered from 0 to 2**32 - 1: got {probes.start} to {probes.stop - 1}; "
+            "take another seed for more."
+        )
     block = xp.arange(blocks.start, blocks.stop, dtype=xp.int64, device=device)[None, :]
     probe = xp.arange(probes.start, probes.stop, dtype=xp.int64, device=device)[:, None]
     lanes = philox(

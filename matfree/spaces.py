@@ -70,8 +70,8 @@ class RowSpace(ABC):
     def unit_vectors(self, columns: range) -> Array:
         """The unit vectors e_i for i in ``columns``, (rows, len(columns))."""
         xp = self.xp
-        row = xp.arange(self.rows.start, self.rows.stop, device=self.device)
-        column = xp.arange(columns.start, columns.stop, device=self.device)
+        row = xp.arange(self.rows.start, self.rows.stop, dtype=xp.int64, device=self.device)
+        column = xp.arange(columns.start, columns.stop, dtype=xp.int64, device=self.device)
         return xp.astype(row[:, None] == column[None, :], self.dtype)
 
     def probes(

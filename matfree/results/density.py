@@ -19,6 +19,7 @@ from matfree.results.estimate import (
     require_agreement,
     require_same,
 )
+from matfree.results.memory import memory_rows
 from matfree.results.reduction import reduce_variance
 from matfree.results.tridiagonal import Quadrature
 
@@ -63,11 +64,15 @@ class SpectralDensity(Distribution):
     method: str = "lanczos"
     """"lanczos" or "kpm"."""
     reorthogonalize: str = "full"
-    """"none" where nodes may repeat; "full" otherwise."""
+    """"full"; "half" where the basis was kept in 16 bits; "none" where nodes may repeat."""
     known: HostArray = field(default_factory=lambda: np.zeros(0))
     """(k,) eigenvalues that count exactly 1/n in every probe: deflated, or recognised."""
     noise: float = 0.0
     """What two products with one vector differed by, relative to ||A||; 0 if not measured."""
+    storage_error: float = 0.0
+    """What a basis in 16 bits may have moved nodes by, relative to ||A||; 0 for others."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The choice made within a budget of memory; see :class:`matfree.Estimate`."""
 
     @property
     def num_probes(self) -> int:
@@ -76,8 +81,10 @@ class SpectralDensity(Distribution):
 
     @property
     def noise_floor(self) -> float:
-        """eps ||A||, or the measured noise of a product: what is smaller has no sign."""
-        return max(self.epsilon, self.noise) * max(abs(end) for end in self.support)
+        """eps ||A||, or what the products' noise or the storage adds: below it is no sign."""
+        return max(self.epsilon, self.noise, self.storage_error) * max(
+            abs(end) for end in self.support
+        )
 
     def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
         """Bounds (low, high) that hold the distribution function at each x, at ``level``.
@@ -154,8 +161,8 @@ class SpectralDensity(Distribution):
         1.0
         """
         rules, known = self._rules(), self.known
-        if self.method == "lanczos" and self.reorthogonalize == "full":
-            rules, known = reduce_variance(rules, self.size, known, 32 * self.epsilon)
+        if self.method == "lanczos" and self.reorthogonalize != "none":
+            rules, known = reduce_variance(rules, self.size, known, self._rounding)
         nodes, weights = tuple(rule.nodes for rule in rules), tuple(rule.weights for rule in rules)
         return replace(self, nodes=nodes, weights=weights, known=known)
 
@@ -224,6 +231,7 @@ class SpectralDensity(Distribution):
             weights=tuple(weight for run in ordered for weight in run.weights),
             residuals=tuple(residual for run in ordered for residual in run.residuals),
             noise=max(run.noise for run in runs),
+            storage_error=max(run.storage_error for run in runs),
             num_matvecs=sum(run.num_matvecs for run in runs),
             probe_ranges=ranges,
             reason=f"{len(runs)} runs merged",
@@ -237,9 +245,14 @@ class SpectralDensity(Distribution):
             num_probes=self.num_probes,
             kind=self.kind,
             gauss=self.method == "lanczos",
-            orthogonal=self.reorthogonalize == "full",
-            rounding=32 * self.epsilon,
+            orthogonal=self.reorthogonalize != "none",
+            rounding=self._rounding,
         )
+
+    @property
+    def _rounding(self) -> float:
+        """What a node is off by, relative to the largest."""
+        return max(32 * self.epsilon, self.storage_error)
 
     def _rules(self) -> list[Quadrature]:
         """The probes' quadratures; files older than the residuals tell of no convergence."""
@@ -293,5 +306,6 @@ class SpectralDensity(Distribution):
             ("noise floor", f"{self.noise_floor:.2g}"),
             ("cost", f"{self.num_matvecs} products, {self.num_probes} probes"),
             ("steps", f"up to {self.num_steps} each, {self.method}; {self.reason}"),
+            *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]

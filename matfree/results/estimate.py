@@ -13,6 +13,7 @@ from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree import plotting
 from matfree.protocol import Array
+from matfree.results.memory import memory_rows
 from matfree.results.record import Record
 
 _TOO_FAR = 10.0
@@ -70,6 +71,10 @@ class Estimate(Record):
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     """(products, value, half-width of the 95 % interval) each time it was looked at; for
     a diagonal the 2-norms of both."""
+
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The choice made where a budget of memory was given: "basis" ("full", "half", "none"),
+    "at_once" (probes), "predicted" and "budget" (bytes at the peak, per process)."""
 
     def half_width(self, level: float = 0.95) -> Any:
         """Half of the interval's width: Student's t quantile times the standard error, and
@@ -191,6 +196,7 @@ class Estimate(Record):
             ("method", self.method),
             ("cost", f"{self.num_matvecs} products, {self.num_probes} probes"),
             ("converged", f"{'yes' if self.converged else 'NO'}: {self.reason}"),
+            *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]
 

@@ -70,6 +70,12 @@ RUNS = {
     "density without the basis": lambda B, path: mf.spectral_density(
         B, num_probes=2, num_steps=20, reorthogonalize="none", checkpoint=path, seed=1
     ),
+    "density in 16 bits": lambda B, path: mf.spectral_density(
+        B, num_probes=4, num_steps=20, block_size=2, reorthogonalize="half", checkpoint=path, seed=1
+    ),
+    "density within a budget": lambda B, path: mf.spectral_density(
+        B, num_probes=2, num_steps=20, block_size=1, memory=8 * N * 20, checkpoint=path, seed=1
+    ),
     "deflated density": lambda B, path: mf.spectral_density(
         B, num_probes=2, num_steps=9, eigenpairs=3, measure_noise=True, checkpoint=path, seed=1
     ),
@@ -96,6 +102,8 @@ AT_ONCE = {  # products between two states: Lanczos looks every 8 steps, moments
     "trace of a function": 8,
     "eigenvalue count": 8,
     "density": 8,
+    "density in 16 bits": 8,
+    "density within a budget": 8,
     "density without the basis": 8,
     "deflated density": 12,
     "kernel polynomials": 20,
