@@ -73,7 +73,8 @@ class Recurrence:
         if not np.all(self.norms > 0):
             column = int(np.argmin(self.norms))
             raise ValueError(f"start must not be zero: its column {column} is.")
-        self.V = start / self.space.asarray(self.norms)[None, :]
+        self.V = self.space.zeros(start.shape[1])  # in C order, whatever the start's
+        self.V[:, :] = start / self.space.asarray(self.norms)[None, :]
         self.previous = self.space.zeros(start.shape[1])
         self.bases = Bases(self.space, self.V, num_steps) if self.full or keep_basis else None
         self.record = _Record(product, start.shape[1])
@@ -95,14 +96,19 @@ class Recurrence:
             if looked:  # the first ones early: bad operators show soon
                 self.record.look()
             if not last:
-                following = _normalized(self.space, R, beta, alive)
-                self.V, self.previous = following, self.previous if self.full else self.V
+                _normalize(self.space, R, beta, alive)
+                self.V, self.previous = R, self.previous if self.full else self.V
                 if self.bases is not None:
                     self.bases.append(self.V, self.step)
 
     def _step(self) -> tuple[Array, Array, Array]:
-        """One product, its remainder R, R's lengths, and which of the runs go on."""
+        """One product, its remainder R (ours to write on), R's lengths, which runs go on."""
         V, beta = self.V, self.record.beta
+        if self.step > 1 and not self.full:  # the first two tell what the operator is
+            fused = self.product.lanczos_step(V, self.previous, beta)
+            if fused is not None:
+                R, alpha, beta = fused
+                return R, beta, self.record.add(alpha, beta, self.space.xp.zeros_like(beta))
         if self.bases is not None and self.full:
             R, alpha, defect = self.bases.orthogonalize(self.product(V), self.step, beta)
         else:
@@ -130,26 +136,31 @@ class Recurrence:
 def _three_terms(
     space: RowSpace, W: Array, V: Array, previous: Array, beta: Array | None, step: int
 ) -> tuple[Array, Array, Array]:
-    """The bare recurrence in Paige's stable order: beta first, then alpha."""
+    """The bare recurrence in Paige's stable order: beta first, then alpha.
+
+    The remainder is written over ``previous``, slab by slab: the product is not ours to
+    write on, and another block would cost more than the arithmetic.
+    """
     xp = space.xp
-    defect = xp.zeros_like(real_part(xp, space.norms(V)))
-    if beta is not None:
-        if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
-            defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
-        W = W - previous * xp.astype(beta, space.dtype)[None, :]
-    alpha = space.dots(V, W)
-    if beta is None:  # the product is not ours to write on
-        return W - V * xp.astype(alpha, space.dtype)[None, :], alpha, defect
-    W -= V * xp.astype(alpha, space.dtype)[None, :]
-    return W, alpha, defect
+    defect = None
+    if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
+        defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
+    by_beta = space.asarray([0.0]) if beta is None else xp.astype(beta, space.dtype)
+    for slab in space.slabs(V.shape[1]):
+        previous[slab, :] = W[slab, :] - previous[slab, :] * by_beta[None, :]
+    alpha = space.dots(V, previous)
+    by_alpha = xp.astype(alpha, space.dtype)
+    for slab in space.slabs(V.shape[1]):
+        previous[slab, :] -= V[slab, :] * by_alpha[None, :]
+    return previous, alpha, xp.zeros_like(real_part(xp, alpha)) if defect is None else defect
 
 
-def _normalized(space: RowSpace, R: Array, beta: Array, alive: Array) -> Array:
-    """R / beta, and zero where the run broke down: never a division by noise."""
+def _normalize(space: RowSpace, R: Array, beta: Array, alive: Array) -> None:
+    """R /= beta, in place, and 0 where the run broke down: never a division by noise."""
     xp = space.xp
     inverse = 1.0 / xp.where(alive, beta, xp.ones_like(beta))
     inverse = xp.where(alive, inverse, xp.zeros_like(beta))
-    return R * xp.astype(inverse, space.dtype)[None, :]
+    R *= xp.astype(inverse, space.dtype)[None, :]
 
 
 @final
