@@ -6,6 +6,7 @@ brought to the host, where NaN, asymmetry and breakdown are judged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, TypeAlias, final
 
 import numpy as np
@@ -138,20 +139,24 @@ def _three_terms(
 ) -> tuple[Array, Array, Array]:
     """The bare recurrence in Paige's stable order: beta first, then alpha.
 
-    The remainder is written over ``previous``, slab by slab: the product is not ours to
-    write on, and another block would cost more than the arithmetic.
+    The remainder is written over ``previous``: the product is not ours to write on, and
+    another block would cost more than the arithmetic.
     """
     xp = space.xp
     defect = None
     if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
         defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
-    by_beta = space.asarray([0.0]) if beta is None else xp.astype(beta, space.dtype)
-    for slab in space.slabs(V.shape[1]):
-        previous[slab, :] = W[slab, :] - previous[slab, :] * by_beta[None, :]
+    if beta is None:
+        previous[:, :] = W
+    else:
+        for rows, factor in _slabs(space, V, -beta):
+            R = previous[rows, :]  # a view
+            R *= factor
+            R += W[rows, :]
     alpha = space.dots(V, previous)
-    by_alpha = xp.astype(alpha, space.dtype)
-    for slab in space.slabs(V.shape[1]):
-        previous[slab, :] -= V[slab, :] * by_alpha[None, :]
+    for rows, factor in _slabs(space, V, alpha):
+        R = previous[rows, :]
+        R -= V[rows, :] * factor
     return previous, alpha, xp.zeros_like(real_part(xp, alpha)) if defect is None else defect
 
 
@@ -160,7 +165,24 @@ def _normalize(space: RowSpace, R: Array, beta: Array, alive: Array) -> None:
     xp = space.xp
     inverse = 1.0 / xp.where(alive, beta, xp.ones_like(beta))
     inverse = xp.where(alive, inverse, xp.zeros_like(beta))
-    R *= xp.astype(inverse, space.dtype)[None, :]
+    for rows, factor in _slabs(space, R, inverse):
+        part = R[rows, :]
+        part *= factor
+
+
+def _slabs(space: RowSpace, X: Array, factors: Array) -> Iterator[tuple[slice, Array]]:
+    """Slices of a block's rows that stay in the cache, and its columns' factors for each.
+
+    The factors stand in every row of a slab: arrays of one shape are multiplied in one
+    sweep, while a row of factors is taken up anew for every row of a few numbers.
+    """
+    spread = None
+    for rows in space.slabs(X.shape[1]):
+        height = rows.stop - rows.start
+        if spread is None:
+            row = space.xp.astype(factors, space.dtype)[None, :]
+            spread = space.xp.zeros_like(X[rows, :]) + row
+        yield rows, spread[:height, :]
 
 
 @final
