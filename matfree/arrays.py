@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from matfree.protocol import Array, DType
+
+_CACHED_BYTES = 1 << 18
+_DEVICE_BYTES = 1 << 26
+
+
+def slabs(rows: int, row_bytes: int, device: Any) -> Iterator[slice]:
+    """Consecutive slices of some rows, each worked on before the next is begun.
+
+    On a processor a slab stays in the cache, so that a temporary as large as a block is
+    neither made (the system has to clear its pages) nor read again from memory. A device
+    gets large slabs: there each operation has a price of its own.
+    """
+    room = _CACHED_BYTES if str(device) == "cpu" else _DEVICE_BYTES
+    height = max(1, room // max(1, row_bytes))
+    for begin in range(0, rows, height):
+        yield slice(begin, min(begin + height, rows))
 
 
 def to_host(x: Array) -> np.ndarray[Any, Any]:

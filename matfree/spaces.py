@@ -8,7 +8,7 @@ so there is nothing to add. A space over several processes overrides ``add_up`` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import array_api_compat
@@ -22,13 +22,13 @@ from matfree.arrays import (
     is_floating,
     real_part,
     rounding,
+    slabs,
     to_host,
     widest,
 )
 from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, ProbeKind
 
-_SLAB_BYTES = 1 << 20  # what gram converts to double at a time: it stays in cache
 _MAX_SWEEPS = 8  # of orthonormalize: each gains half of the digits, two or three are used
 
 
@@ -59,6 +59,10 @@ class RowSpace(ABC):
     def zeros(self, k: int) -> Array:
         """A block of k zero vectors, (rows, k)."""
         return self.xp.zeros((len(self.rows), k), dtype=self.dtype, device=self.device)
+
+    def slabs(self, k: int) -> Iterator[slice]:
+        """The rows held here in slices that fit a cache, k columns wide."""
+        return slabs(len(self.rows), k * self.xp.finfo(self.dtype).bits // 8, self.device)
 
     def asarray(self, x: Any) -> Array:
         """Small host numbers as an array of this space's library, dtype and device."""
@@ -114,10 +118,8 @@ class RowSpace(ABC):
         if X.dtype == wide:
             return self.add_up(_adjoint_times(xp, X, Y))
         width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 8
-        height = max(1, _SLAB_BYTES // max(1, width))
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
-        for begin in range(0, X.shape[0], height):
-            slab = slice(begin, min(begin + height, X.shape[0]))
+        for slab in slabs(X.shape[0], width, self.device):
             X_wide, Y_wide = xp.astype(X[slab, :], wide), xp.astype(Y[slab, :], wide)
             total = total + _adjoint_times(xp, X_wide, Y_wide)
         return self.add_up(total)
@@ -125,10 +127,17 @@ class RowSpace(ABC):
     def dots(self, X: Array, Y: Array) -> Array:
         """The inner products x_j^H y_j of two blocks column by column, (k,), in double."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
-        if X.dtype != wide:  # before the product: squares leave the range of float32
-            X, Y = xp.astype(X, wide), xp.astype(Y, wide)
-        ones = xp.ones((1, X.shape[0]), dtype=wide, device=self.device)
-        return self.add_up((ones @ (conjugate(xp, X) * Y))[0, :])
+        total = xp.zeros((1, X.shape[1]), dtype=wide, device=self.device)
+        for slab in slabs(X.shape[0], X.shape[1] * xp.finfo(wide).bits // 8, self.device):
+            x, y = X[slab, :], Y[slab, :]
+            if X.dtype != wide:  # before the product: squares leave the range of float32
+                x, y = xp.astype(x, wide), xp.astype(y, wide)
+            terms = conjugate(xp, x) * y
+            if X.shape[1] == 1:  # numbers in a row, which a library's own sum takes pairwise
+                total += xp.sum(terms)
+            else:  # its sum over rows is not, and slower than a product
+                total += xp.ones((1, x.shape[0]), dtype=wide, device=self.device) @ terms
+        return self.add_up(total[0, :])
 
     def norms(self, X: Array) -> Array:
         """The 2-norms of the columns of X, (k,) real, in double."""
@@ -167,7 +176,7 @@ class RowSpace(ABC):
         num_taken = len(bases)
         lengths = to_host(self.norms(X))
         floor = max(floor, rounding(self.xp, self.dtype) * lengths.max(initial=0))
-        X = self.xp.asarray(X, copy=True)  # the one that is worked on, in place
+        X = self.xp.asarray(X, copy=True)  # worked on in place
         if bases:
             lengths = self._remainder(bases, X)
         for _ in range(_MAX_SWEEPS):

@@ -6,6 +6,7 @@ brought to the host, where NaN, asymmetry and breakdown are judged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Protocol, TypeAlias, final
 
 import numpy as np
@@ -91,7 +92,8 @@ class Recurrence:
         if not np.all(self.norms > 0):
             column = int(np.argmin(self.norms))
             raise ValueError(f"start must not be zero: its column {column} is.")
-        self.V = start / self.space.asarray(self.norms)[None, :]
+        self.V = self.space.zeros(start.shape[1])  # in C order, whatever the start's
+        self.V[:, :] = start / self.space.asarray(self.norms)[None, :]
         self.previous = self.space.zeros(start.shape[1])
         self.bases: Bases | HalfBases | None = None
         if reorthogonalize == "half":
@@ -120,14 +122,21 @@ class Recurrence:
             if looked:  # the first ones early: bad operators show soon
                 self.record.look()
             if not last:
-                following = _normalized(self.space, R, beta, alive)
-                self.V, self.previous = following, self.previous if self.full else self.V
+                _normalize(self.space, R, beta, alive)
+                self.V, self.previous = R, self.previous if self.full else self.V
                 for listener in self.listeners:
                     listener.append(self.V, self.step)
 
     def _step(self) -> tuple[Array, Array, Array]:
-        """One product, its remainder R, R's lengths, and which of the runs go on."""
+        """One product, its remainder R (ours to write on), R's lengths, which runs go on."""
         V, beta = self.V, self.record.beta
+        half = isinstance(self.bases, HalfBases)
+        if self.step > 1 and not (self.full or half):  # the first two tell what the operator is
+            fused = self.product.lanczos_step(V, self.previous, beta)
+            if fused is not None:
+                R, alpha, beta = fused
+                return R, beta, self.record.add(alpha, beta, self.space.xp.zeros_like(beta))
+        before = self.space.xp.asarray(self.previous, copy=True) if half else self.previous
         if isinstance(self.bases, Bases) and self.full:
             R, alpha, defect = self.bases.orthogonalize(self.product(V), self.step, beta)
         else:
@@ -137,7 +146,7 @@ class Recurrence:
         if isinstance(self.bases, HalfBases):
             defect = self.space.xp.maximum(defect, self.bases.take_off(R))
             alpha = alpha + _take_off_once(self.space, R, V)  # T would miss it to first order
-            _take_off_once(self.space, R, self.previous)
+            _take_off_once(self.space, R, before)
         beta = self.space.norms(R)
         return R, beta, self.record.add(alpha, beta, defect)
 
@@ -161,18 +170,27 @@ class Recurrence:
 def _three_terms(
     space: RowSpace, W: Array, V: Array, previous: Array, beta: Array | None, step: int
 ) -> tuple[Array, Array, Array]:
-    """The bare recurrence in Paige's stable order: beta first, then alpha."""
+    """The bare recurrence in Paige's stable order: beta first, then alpha.
+
+    The remainder is written over ``previous``: the product is not ours to write on, and
+    another block would cost more than the arithmetic.
+    """
     xp = space.xp
-    defect = xp.zeros_like(real_part(xp, space.norms(V)))
-    if beta is not None:
-        if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
-            defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
-        W = W - previous * xp.astype(beta, space.dtype)[None, :]
-    alpha = space.dots(V, W)
-    if beta is None:  # the product is not ours to write on
-        return W - V * xp.astype(alpha, space.dtype)[None, :], alpha, defect
-    W -= V * xp.astype(alpha, space.dtype)[None, :]
-    return W, alpha, defect
+    defect = None
+    if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
+        defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
+    if beta is None:
+        previous[:, :] = W
+    else:
+        for rows, factor in _slabs(space, V, -beta):
+            R = previous[rows, :]  # a view
+            R *= factor
+            R += W[rows, :]
+    alpha = space.dots(V, previous)
+    for rows, factor in _slabs(space, V, alpha):
+        R = previous[rows, :]
+        R -= V[rows, :] * factor
+    return previous, alpha, xp.zeros_like(real_part(xp, alpha)) if defect is None else defect
 
 
 def _take_off_once(space: RowSpace, R: Array, V: Array) -> Array:
@@ -182,9 +200,26 @@ def _take_off_once(space: RowSpace, R: Array, V: Array) -> Array:
     return components
 
 
-def _normalized(space: RowSpace, R: Array, beta: Array, alive: Array) -> Array:
-    """R / beta, and zero where the run broke down: never a division by noise."""
+def _normalize(space: RowSpace, R: Array, beta: Array, alive: Array) -> None:
+    """R /= beta, in place, and 0 where the run broke down: never a division by noise."""
     xp = space.xp
     inverse = 1.0 / xp.where(alive, beta, xp.ones_like(beta))
     inverse = xp.where(alive, inverse, xp.zeros_like(beta))
-    return R * xp.astype(inverse, space.dtype)[None, :]
+    for rows, factor in _slabs(space, R, inverse):
+        part = R[rows, :]
+        part *= factor
+
+
+def _slabs(space: RowSpace, X: Array, factors: Array) -> Iterator[tuple[slice, Array]]:
+    """Slices of a block's rows that stay in the cache, and its columns' factors for each.
+
+    The factors stand in every row of a slab: arrays of one shape are multiplied in one
+    sweep, while a row of factors is taken up anew for every row of a few numbers.
+    """
+    spread = None
+    for rows in space.slabs(X.shape[1]):
+        height = rows.stop - rows.start
+        if spread is None:
+            row = space.xp.astype(factors, space.dtype)[None, :]
+            spread = space.xp.zeros_like(X[rows, :]) + row
+        yield rows, spread[:height, :]

@@ -152,6 +152,7 @@ def _from_duck(obj: Any, shape: tuple[int, ...], like: Array | None) -> Operator
         matmat=getattr(obj, "matmat", None),
         rmatvec=getattr(obj, "rmatvec", None),
         rmatmat=getattr(obj, "rmatmat", None),
+        lanczos_step=getattr(obj, "lanczos_step", None),
         name=name,
     )
 

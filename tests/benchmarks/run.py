@@ -15,7 +15,16 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests")]
 from harness import Report, machine
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-SECTIONS = ("overhead", "accuracy", "densities", "memory", "slabs", "networks", "products")
+SECTIONS = (
+    "overhead",
+    "accuracy",
+    "densities",
+    "memory",
+    "slabs",
+    "networks",
+    "products",
+    "sparse",
+)
 PREFACE = """# Benchmarks
 
 Times are measured side by side in one process, in turn, and the least of several rounds is taken;
