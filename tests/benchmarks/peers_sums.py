@@ -70,7 +70,8 @@ def decaying(size):
 
 
 def _narrow(matrix):
-    """32-bit indices, which every library takes and which are read faster."""
+    """No stored zeros, and 32-bit indices, which every library takes and which are read faster."""
+    matrix.eliminate_zeros()
     matrix.indices, matrix.indptr = (x.astype(np.int32) for x in (matrix.indices, matrix.indptr))
     return matrix
 
