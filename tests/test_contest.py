@@ -13,7 +13,7 @@ import peers
 import roofline
 from harness import Report
 
-TINY = peers.Sizes(side=8, dense=150, rounds=1, copied=1 << 12, multiplied=64)
+TINY = peers.Sizes(side=8, grid=12, dense=150, rounds=1, copied=1 << 12, multiplied=64)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 import contest
+import peers_pairs
 import peers_sums
 import roofline
 
@@ -34,13 +35,14 @@ class Sizes:
     """How large the problems are, and how often everything is run."""
 
     side: int = 100
+    grid: int = 150
     dense: int = 4000
     rounds: int = 3
     copied: int = roofline.LENGTH
     multiplied: int = roofline.ORDER
 
 
-QUICK = Sizes(side=12, dense=300, rounds=1, copied=1 << 18, multiplied=256)
+QUICK = Sizes(side=12, grid=20, dense=300, rounds=1, copied=1 << 18, multiplied=256)
 
 
 def chosen():
@@ -67,6 +69,7 @@ def sums(report, sizes, machines):
         runs += peers_sums.hutchinson(report, problem, machines[0], sizes.rounds)
         dense = peers_sums.decaying(sizes.dense)
         runs += peers_sums.xtrace(report, dense, machines[0], sizes.rounds)
+        runs += peers_pairs.laplacian(report, sizes.grid, machines[0], sizes.rounds)
     return runs
 
 
