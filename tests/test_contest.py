@@ -13,7 +13,16 @@ import peers
 import roofline
 from harness import Report
 
-TINY = peers.Sizes(side=8, grid=12, dense=150, rounds=1, copied=1 << 12, multiplied=64)
+TINY = peers.Sizes(
+    side=8,
+    grid=12,
+    dense=150,
+    rounds=1,
+    trained=False,
+    network_rounds=1,
+    copied=1 << 12,
+    multiplied=64,
+)
 
 
 @pytest.fixture
@@ -34,6 +43,16 @@ def test_every_row_of_ours_runs_with_a_small_error(report):
         assert not run.failure
         assert max(run.errors) < 0.1
         assert min(run.products) > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
+def test_every_row_of_ours_on_a_network_is_near_its_answer_in_double_precision(report):
+    pytest.importorskip("torch")
+    runs = [run for run in peers.hessians(report, TINY) if run.ours]
+    assert len(runs) >= 10
+    for run in runs:
+        assert not run.failure
+        assert max(run.errors) < 1e-4  # of single precision: as many products as unknowns
 
 
 def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(report):

@@ -4,7 +4,13 @@
 """
 
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import contest
 import peers_pairs
@@ -38,11 +44,22 @@ class Sizes:
     grid: int = 150
     dense: int = 4000
     rounds: int = 3
+    trained: bool = True
+    network_rounds: int = 2
     copied: int = roofline.LENGTH
     multiplied: int = roofline.ORDER
 
 
-QUICK = Sizes(side=12, grid=20, dense=300, rounds=1, copied=1 << 18, multiplied=256)
+QUICK = Sizes(
+    side=12,
+    grid=20,
+    dense=300,
+    rounds=1,
+    trained=False,
+    network_rounds=1,
+    copied=1 << 18,
+    multiplied=256,
+)
 
 
 def chosen():
@@ -55,7 +72,7 @@ def run(report, sizes=None):
     report.say(PREFACE)
     report.say(f"Versions: {contest.versions(PEERS)}.\n")
     machines = [_machine(report, number, sizes) for number in (1, 2)]
-    return sums(report, sizes, machines)
+    return sums(report, sizes, machines) + hessians(report, sizes)
 
 
 def sums(report, sizes, machines):
@@ -73,8 +90,33 @@ def sums(report, sizes, machines):
     return runs
 
 
-def _machine(report, number, sizes):
+def hessians(report, sizes):
+    """Of the trained network; of a tiny one where the problems are tiny."""
+    try:
+        import peers_networks
+        import peers_spectra
+        import torch
+        from support import resnet
+    except ImportError as missing:
+        report.say(f"\nWithout torch there are no networks: {missing}.")
+        return []
+    if sizes.trained and not resnet.present():
+        report.say("\nThe trained ResNet-20 is not present: its rows were left out.")
+        return []
+    torch.manual_seed(0)
+    with contest.threads(1):
+        machine, rounds = _machine(report, 1, sizes, np.float32), sizes.network_rounds
+        network = peers_networks.trained() if sizes.trained else peers_networks.tiny()
+        runs = peers_networks.one_product(report, network, machine, sizes.rounds)
+        runs += peers_networks.traces(report, network, machine, rounds)
+        runs += peers_spectra.pairs(report, network, machine, rounds)
+        runs += peers_spectra.densities(report, network, machine, rounds)
+        modules = torch.nn.Conv2d if sizes.trained else torch.nn.Linear
+        return runs + peers_spectra.activations(report, network, machine, rounds, modules)
+
+
+def _machine(report, number, sizes, dtype=np.float64):
     with contest.threads(number):
-        machine = roofline.measured(number, length=sizes.copied, order=sizes.multiplied)
-    report.say(f"Measured with {machine}.\n")
+        machine = roofline.measured(number, dtype, sizes.copied, sizes.multiplied)
+    report.say(f"\nMeasured in {np.dtype(dtype).name} with {machine}.")
     return machine
