@@ -19,7 +19,7 @@ from torch import nn
 import matfree as mf
 from matfree_torch import hessian
 
-BATCH, BATCHES, ROUNDS = 200, 4, 5
+BATCH, BATCHES, ROUNDS = 200, 3, 5
 CE = nn.CrossEntropyLoss()
 RESIDUAL, TRACE_ERROR = 1e-3, 0.02
 _MEASURED = "ResNet-20, float32, CPU time of one thread"
@@ -141,9 +141,8 @@ def one_batch(report, module, setting):
 
 
 def several_batches(report, module, setting):
-    net, (x, y) = problem(BATCH)
-    size = BATCH // BATCHES
-    loader = list(zip(x.split(size), y.split(size), strict=True))
+    net, (x, y) = problem(BATCHES * BATCH)
+    loader = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
 
     def product(net, given):
         theirs = of_peer(module, net, dataloader=given)
@@ -160,7 +159,7 @@ def several_batches(report, module, setting):
         (net, loader),
         ("folded", "recompute"),
         None if module is None else product,
-        f"One product, {BATCHES} batches of {size}; {_MEASURED}; freed memory {setting}",
+        f"One product, {BATCHES} batches of {BATCH}; {_MEASURED}; freed memory {setting}",
         {"auto": "0.67"},
     )
 
