@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import os
 import re
 import time
 import warnings
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import threadpoolctl
@@ -140,13 +142,14 @@ def _version(name):
 
 @contextlib.contextmanager
 def threads(number):
-    """At most so many threads in every pool that can be told, BLAS, OpenMP and torch's own."""
+    """So many threads at most: BLAS, OpenMP, torch's own, and those of our compiled products."""
     torch = _imported("torch")
     before = None if torch is None else torch.get_num_threads()
     try:
         if torch is not None:
             torch.set_num_threads(number)
-        with threadpoolctl.threadpool_limits(number):
+        told = mock.patch.dict(os.environ, NUMBA_NUM_THREADS=str(number))
+        with threadpoolctl.threadpool_limits(number), told:
             yield
     finally:
         if torch is not None:

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import scipy.fft
@@ -76,17 +77,31 @@ def _narrow(matrix):
     return matrix
 
 
+def ways(matrix):
+    """The matrix as an operator without numba and, where it is there and used, with it."""
+    with mock.patch("matfree_scipy.convert.fused_products", lambda matrix: None, create=True):
+        found = {"without numba": mf.aslinearoperator(matrix)}
+    compiled = mf.aslinearoperator(matrix)
+    if "numba" in repr(compiled):
+        found["with numba"] = compiled
+    return found
+
+
 def quadrature(report, problem, name, machine, rounds):
     """tr f(A) by stochastic Lanczos quadrature: the same probes and steps for everybody."""
     exact, matrix = problem.sum(FUNCTIONS[name]), problem.matrix
     block = min(PROBES, block_size_for(problem.size, None))
 
-    def ours():
+    def ours(operator):
         def run(seed):
-            found = mf.trace_function(matrix, name, num_probes=PROBES, num_steps=STEPS, seed=seed)
+            found = mf.trace_function(operator, name, num_probes=PROBES, num_steps=STEPS, seed=seed)
             return Answer(found.value, found.num_matvecs)
 
-        return run
+        def prepare():
+            mf.trace_function(operator, name, num_probes=PROBES, num_steps=2)  # compiles
+            return run
+
+        return prepare
 
     def imate():
         import imate
@@ -121,7 +136,10 @@ def quadrature(report, problem, name, machine, rounds):
         f"tr f(A) with f = {name}, 3-D Laplacian + {SHIFT}, n = {problem.size}, {PROBES} probes "
         f"x {STEPS} steps, {machine.threads} thread{'s' if machine.threads > 1 else ''}",
         [
-            Entry("matfree", f"trace_function, blocks of {block}", ours, of_block(block)),
+            *[
+                Entry("matfree", f"{way}, blocks of {block}", ours(operator), of_block(block))
+                for way, operator in ways(matrix).items()
+            ],
             Entry("imate", "slq, orthogonalize=0", imate, of_block(1)),
             Entry("scikit-primate", "MatrixFunction, orth=0; hutch", primate, of_block(1)),
         ],
