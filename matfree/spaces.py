@@ -17,19 +17,15 @@ import numpy as np
 from matfree import probes
 from matfree.arrays import (
     conjugate,
-    epsilon,
     is_complex,
     is_floating,
     real_part,
-    rounding,
-    to_host,
     widest,
 )
+from matfree.orthonormal import orthonormal_range
 from matfree.protocol import Array, DType, ProbeKind
 
 _SLAB_BYTES = 1 << 20  # what gram converts to double at a time: it stays in cache
-_FAR_FROM_DEPENDENT = 1e-2  # of the eigenvalues of a Gram matrix: a digit of rounding is lost
-_MAX_SWEEPS = 8  # of orthonormalize: each gains half of the digits, two or three are used
 
 
 class RowSpace(ABC):
@@ -165,67 +161,7 @@ class RowSpace(ABC):
         or where most of X lies in it. 5 blocks with X and the answer, and no copy of
         ``against``. Each sweep brings k x k numbers to the host.
         """
-        bases = [] if against is None or not against.shape[1] else [against]
-        num_taken = len(bases)
-        lengths = to_host(self.norms(X))
-        floor = max(floor, rounding(self.xp, self.dtype) * lengths.max(initial=0))
-        X = self.xp.asarray(X, copy=True)  # the one that is worked on, in place
-        if bases:
-            lengths = self._remainder(bases, X, lengths)
-        missing = X.shape[1]
-        for _ in range(_MAX_SWEEPS):
-            longest = lengths.max(initial=0)
-            if not longest > floor:
-                break
-            bases.append(self._well_conditioned(bases, X / float(longest), floor / longest))
-            missing -= bases[-1].shape[1]
-            if missing == 0:  # what is left of X is rounding
-                break
-            lengths = self._remainder(bases, X, lengths)
-        found = bases[num_taken:]
-        if len(found) == 1:
-            return found[0]
-        return self.xp.concat(found, axis=1) if found else X[:, :0]
-
-    def _remainder(
-        self, bases: list[Array], X: Array, lengths: np.ndarray[Any, Any]
-    ) -> np.ndarray[Any, Any]:
-        """Take the components along the bases off X, whose columns' lengths are given; the new.
-
-        Once is not enough where what is left is much shorter than what was there: rounding is
-        relative to the latter (J. Daniel, W. Gragg, L. Kaufman, G. Stewart, 1976,
-        doi:10.1090/S0025-5718-1976-0431641-8).
-        """
-        for _ in range(2):
-            self._take_off(bases, X)
-            before, lengths = lengths, to_host(self.norms(X))
-            if np.all(2 * lengths >= before):
-                break
-        return lengths
-
-    def _well_conditioned(self, bases: list[Array], X: Array, floor: float) -> Array:
-        """Orthonormal directions of X that one Gram matrix resolves.
-
-        X is orthogonal to the bases to rounding, which grows where its columns are nearly
-        dependent: what it grew to is taken off again.
-        """
-        X, ratio = self._whitened(X, floor)
-        if ratio < _FAR_FROM_DEPENDENT:
-            self._take_off(bases, X)
-        return self._whitened(X, floor)[0]
-
-    def _whitened(self, X: Array, floor: float) -> tuple[Array, float]:
-        """X with its Gram matrix made I, and the least eigenvalue kept over the largest."""
-        spread = epsilon(self.xp, self.dtype) ** (2 / 3)  # done again, it mends eps / spread
-        values, vectors = np.linalg.eigh(to_host(self.gram(X, X)))
-        keep = values > max(spread * values[-1], floor**2)
-        X = X @ self.asarray(vectors[:, keep] / np.sqrt(values[keep]))
-        return X, float(values[keep].min(initial=np.inf) / values[-1])
-
-    def _take_off(self, bases: list[Array], X: Array) -> None:
-        """X -= its components along orthonormal bases that are orthogonal to each other."""
-        for Q in bases:
-            X -= Q @ self.xp.astype(self.gram(Q, X), self.dtype)
+        return orthonormal_range(self, X, against=against, floor=floor)
 
 
 @final
