@@ -5,6 +5,8 @@
 #   make check    formatter, linter, types, import rules
 #   make docs     the documentation site, every page executed, into docs/_build/html
 #   make bench    ratios against hand-written code and other libraries, into docs/benchmarks.md
+#   make bench-peers   the same work by other libraries, in an environment of their own;
+#                 with MATFREE_BENCH=quick on tiny problems
 #
 # make test PYTHON=python3.13 uses an environment of its own, the newest NumPy and SciPy, and
 # no torch: what needs torch is skipped and says so.
@@ -18,8 +20,10 @@ PINS := $(if $(filter 3.11,$(VERSION)),--constraint .ci/constraints.txt)
 # Where torch is left out, modules that import it are skipped and say so.
 WITHOUT_TORCH := $(if $(filter 3.11,$(VERSION)),,--doctest-ignore-import-errors)
 SETUP := pyproject.toml .ci/constraints.txt
+PEERS := .venv-peers
+PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --retries 10
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs bench bench-peers clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -41,6 +45,9 @@ docs: $(VENV)/documented
 bench: $(VENV)/installed
 	$(RUN) tests/benchmarks/run.py $(ONLY)
 
+bench-peers: $(PEERS)/installed
+	$(PEERS)/bin/python tests/benchmarks/run.py peers
+
 clean:
 	rm -rf .venv .venv-* docs/_build
 
@@ -53,6 +60,16 @@ ifeq ($(VERSION),3.11)
 else
 	$(PIP) install --editable '.[test]'
 endif
+	touch $@
+
+# Other libraries ask for versions of their own: they stay out of the environment of the tests.
+# One that cannot be installed leaves a row that says so.
+$(PEERS)/installed: $(SETUP) tests/benchmarks/peers.txt tests/benchmarks/peers-alone.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS_PIP) install torch==2.13.0
+	$(PEERS_PIP) install $(PINS) --editable .
+	grep -v '^#' tests/benchmarks/peers.txt | xargs -n 1 $(PEERS_PIP) install $(PINS) || true
+	$(PEERS_PIP) install --no-deps --requirement tests/benchmarks/peers-alone.txt || true
 	touch $@
 
 $(VENV)/documented: $(VENV)/installed

@@ -17,19 +17,15 @@ import numpy as np
 from matfree import probes
 from matfree.arrays import (
     conjugate,
-    epsilon,
     is_complex,
     is_floating,
     real_part,
-    rounding,
     slabs,
-    to_host,
     widest,
 )
 from matfree.errors import OperatorError
+from matfree.orthonormal import orthonormal_range
 from matfree.protocol import Array, DType, ProbeKind
-
-_MAX_SWEEPS = 8  # of orthonormalize: each gains half of the digits, two or three are used
 
 
 class RowSpace(ABC):
@@ -169,47 +165,12 @@ class RowSpace(ABC):
 
         Cost
         ----
-        Two to four sweeps of three Gram matrices and four block updates; 5 blocks with X and
-        the answer, and no copy of ``against``. Each sweep brings k x k numbers to the host.
+        A sweep where the columns of X are far from dependent, up to four where they are not,
+        of two Gram matrices each; ``against`` is read twice, and twice more for every sweep
+        or where most of X lies in it. 5 blocks with X and the answer, and no copy of
+        ``against``. Each sweep brings k x k numbers to the host.
         """
-        bases = [] if against is None or not against.shape[1] else [against]
-        num_taken = len(bases)
-        lengths = to_host(self.norms(X))
-        floor = max(floor, rounding(self.xp, self.dtype) * lengths.max(initial=0))
-        X = self.xp.asarray(X, copy=True)  # worked on in place
-        if bases:
-            lengths = self._remainder(bases, X)
-        for _ in range(_MAX_SWEEPS):
-            longest = lengths.max(initial=0)
-            if not longest > floor:
-                break
-            bases.append(self._well_conditioned(bases, X / float(longest), floor / longest))
-            lengths = self._remainder(bases, X)
-        found = bases[num_taken:]
-        if len(found) == 1:
-            return found[0]
-        return self.xp.concat(found, axis=1) if found else X[:, :0]
-
-    def _remainder(self, bases: list[Array], X: Array) -> np.ndarray[Any, Any]:
-        """Take the components along the bases off X; what is left of its columns' lengths."""
-        for _ in range(2):  # once is not enough: what is left may be tiny
-            self._take_off(bases, X)
-        return to_host(self.norms(X))
-
-    def _well_conditioned(self, bases: list[Array], X: Array, floor: float) -> Array:
-        """Orthonormal directions of X, orthogonal to the bases, that one Gram matrix resolves."""
-        spread = epsilon(self.xp, self.dtype) ** (2 / 3)  # the second pass mends eps / spread
-        for _ in range(2):
-            self._take_off(bases, X)
-            values, vectors = np.linalg.eigh(to_host(self.gram(X, X)))
-            keep = values > max(spread * values[-1], floor**2)
-            X = X @ self.asarray(vectors[:, keep] / np.sqrt(values[keep]))
-        return X
-
-    def _take_off(self, bases: list[Array], X: Array) -> None:
-        """X -= its components along orthonormal bases that are orthogonal to each other."""
-        for Q in bases:
-            X -= Q @ self.xp.astype(self.gram(Q, X), self.dtype)
+        return orthonormal_range(self, X, against=against, floor=floor)
 
 
 @final

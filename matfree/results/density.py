@@ -12,14 +12,9 @@ import numpy as np
 from matfree import plotting
 from matfree.results.bands import Probing, Side, cdf_band, share_between
 from matfree.results.distribution import Distribution
-from matfree.results.estimate import (
-    Estimate,
-    by_first_probe,
-    joined_ranges,
-    require_agreement,
-    require_same,
-)
+from matfree.results.estimate import Estimate
 from matfree.results.memory import memory_rows
+from matfree.results.merging import merged
 from matfree.results.reduction import reduce_variance
 from matfree.results.tridiagonal import Quadrature
 
@@ -217,25 +212,7 @@ class SpectralDensity(Distribution):
             The runs differ in size, steps, seed or kind of probes, share a probe, or have
             moments so far apart that they cannot be of one operator (see ``Estimate.merge``).
         """
-        runs = (self, *others)
-        for name in ("method", "reorthogonalize", "size", "num_steps", "seed", "kind", "epsilon"):
-            require_same(name, [getattr(run, name) for run in runs])
-        require_same("set of known eigenvalues", [tuple(run.known.tolist()) for run in runs])
-        ranges = joined_ranges([run.probe_ranges for run in runs])
-        for power in (1, 2):
-            require_agreement([run.moment(power) for run in runs])
-        ordered = by_first_probe(runs)
-        return replace(
-            self,
-            nodes=tuple(node for run in ordered for node in run.nodes),
-            weights=tuple(weight for run in ordered for weight in run.weights),
-            residuals=tuple(residual for run in ordered for residual in run.residuals),
-            noise=max(run.noise for run in runs),
-            storage_error=max(run.storage_error for run in runs),
-            num_matvecs=sum(run.num_matvecs for run in runs),
-            probe_ranges=ranges,
-            reason=f"{len(runs)} runs merged",
-        )
+        return merged((self, *others))
 
     @property
     def _probing(self) -> Probing:
