@@ -40,7 +40,7 @@ def adapt(obj: Any) -> Operator | None:
     """
     if _comes_from(obj, "cupyx.scipy.sparse.linalg", "LinearOperator"):
         return _from_linear_operator(obj)
-    if _comes_from(obj, "cupyx.scipy.sparse", "spmatrix"):
+    if any(_comes_from(obj, "cupyx.scipy.sparse", name) for name in ("spmatrix", "sparray")):
         require_current(obj.data.device)
         return CupySparseOperator(obj)
     if _comes_from(obj, "cupy", "ndarray"):
@@ -55,8 +55,10 @@ def adapt(obj: Any) -> Operator | None:
 class CupySparseOperator(Operator):
     """A ``cupyx`` sparse matrix, on its own device.
 
-    CSR is used as it is; CSC, COO and DIA are converted to CSR on the device, which copies
-    the matrix. The transpose is made when the adjoint is first used.
+    CSR is used as it is (CuPy adds up its duplicate entries in place at the first product);
+    CSC, COO and DIA are converted to CSR on the device, which copies the matrix. The transpose
+    is made when the adjoint is first used. CuPy's product takes and gives blocks in Fortran
+    order, so that each block is turned twice, on the device.
 
     Parameters
     ----------
