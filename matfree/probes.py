@@ -118,7 +118,7 @@ def rademacher(
 ) -> Array:
     """Random signs, (rows, probes) in C order: coordinate ``rows``, probe ``probes``."""
     library = xp.__name__.removeprefix("array_api_compat.")
-    maker = _SIGN_MAKERS.get(library, _signs_by_words)
+    maker: Callable[..., Array] = _SIGN_MAKERS.get(library, _signs_by_words)
     return maker(xp, dtype, device, rows=rows, probes=probes, stream=stream, seed=seed)
 
 

@@ -37,6 +37,7 @@ def ggn(
     weight_decay: WeightDecay = 0.0,
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
 ) -> GaussNewtonOperator:
     r"""The generalized Gauss-Newton matrix of a loss over data.
 
@@ -54,6 +55,8 @@ def ggn(
     strategy : {"auto", "recompute"}
     memory : int, optional
         As for :func:`hessian`: graphs are kept while they fit, or never.
+    allow_tf32 : bool
+        As for :func:`hessian`.
 
     Returns
     -------
@@ -91,7 +94,7 @@ def ggn(
     >>> G.positive_semidefinite, bool(torch.linalg.eigvalsh(G.to_dense())[0] > -1e-6)
     (True, True)
     """
-    model, objective = prepared(model, loss, data, normalizer)
+    model, objective = prepared(model, loss, data, normalizer, allow_tf32=allow_tf32)
     return GaussNewton(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
@@ -108,6 +111,7 @@ def fisher(
     weight_decay: WeightDecay = 0.0,
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
 ) -> GaussNewtonOperator:
     r"""The Fisher information matrix of the distribution that a loss belongs to.
 
@@ -144,6 +148,7 @@ def fisher(
 
     strategy : {"auto", "recompute"}
     memory : int, optional
+    allow_tf32 : bool
         As for :func:`hessian`.
 
     Returns
@@ -180,7 +185,10 @@ def fisher(
     if kind not in ("exact", "monte-carlo", "empirical"):
         raise ValueError(f"kind must be 'exact', 'monte-carlo' or 'empirical': got {kind!r}.")
     require_whole("num_samples", num_samples)
-    model, objective = prepared(model, loss, data, normalizer, ordered=kind == "monte-carlo")
+    ordered = kind == "monte-carlo"
+    model, objective = prepared(
+        model, loss, data, normalizer, ordered=ordered, allow_tf32=allow_tf32
+    )
     parameters = Parameters(model, params)
     if kind == "empirical":
         return EmpiricalFisher(objective, parameters, weight_decay, strategy, memory)

@@ -45,6 +45,7 @@ def hessian(
     weight_decay: WeightDecay = 0.0,
     strategy: Strategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
 ) -> HessianOperator:
     """The Hessian of a loss over data with respect to the flat vector of parameters.
 
@@ -95,6 +96,9 @@ def hessian(
     memory : int, optional
         Bytes that may be kept between products, for "auto" and "folded"; half of what is free
         by default. It changes no number. ``H.memory`` says what is taken.
+    allow_tf32 : bool
+        Whether torch's own settings decide if a GPU rounds the factors of float32 products to
+        ten bits. By default it never does here. ``H.noise`` shows what that costs.
 
     Returns
     -------
@@ -148,7 +152,7 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    model, objective = prepared(model, loss, data, normalizer)
+    model, objective = prepared(model, loss, data, normalizer, allow_tf32=allow_tf32)
     return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
@@ -160,6 +164,7 @@ def hessian_of(
     weight_decay: WeightDecay = 0.0,
     strategy: Strategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
 ) -> HessianOperator:
     """The Hessian of any scalar function of named tensors.
 
@@ -180,6 +185,7 @@ def hessian_of(
     weight_decay : float or mapping of patterns to floats
     strategy : {"auto", "recompute", "forward", "folded", "finite-difference"}
     memory : int, optional
+    allow_tf32 : bool
         As for :func:`hessian`.
 
     Returns
@@ -215,18 +221,24 @@ def hessian_of(
     """
     model = Function(function, parameters)
     nothing = torch.empty(1)
-    objective = Objective(model, lambda value, _: value, (nothing, nothing))
+    objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
     return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
 def prepared(
-    model: nn.Module, loss: Any, data: Any, normalizer: Normalizer | None, *, ordered: bool = False
+    model: nn.Module,
+    loss: Any,
+    data: Any,
+    normalizer: Normalizer | None,
+    *,
+    ordered: bool = False,
+    allow_tf32: bool = False,
 ) -> tuple[nn.Module, Objective]:
     """A model and the loss over its data, after looking at what would spoil products."""
     model = getattr(model, "_orig_mod", model)  # a compiled one cannot be differentiated twice
     guard.refuse_random_layers(model)
     ordered = ordered or guard.layer_with_batch_statistics(model) is not None
-    objective = Objective(model, loss, data, normalizer, ordered=ordered)
+    objective = Objective(model, loss, data, normalizer, ordered=ordered, allow_tf32=allow_tf32)
     if not objective.batches.single:
         guard.warn_of_batch_statistics(model)
     return model, objective

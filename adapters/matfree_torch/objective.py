@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
@@ -14,6 +14,7 @@ from matfree import OperatorError
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer
 from matfree_torch.losses import as_module
+from matfree_torch.precision import full_precision
 
 
 @final
@@ -29,6 +30,8 @@ class Objective:
     normalizer : function, optional
     ordered : bool
         Whether every pass must show the same batches in the same order.
+    allow_tf32 : bool
+        Whether torch's own settings of TF32 hold.
 
     Raises
     ------
@@ -44,19 +47,24 @@ class Objective:
         normalizer: Normalizer | None = None,
         *,
         ordered: bool = False,
+        allow_tf32: bool = False,
     ) -> None:
         if loss is not None and not callable(loss):
             raise TypeError(
                 "loss must be a function loss(outputs, targets), or None for a model that returns "
                 f"outputs.loss: got {type(loss).__name__}."
             )
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
         self.batches = Batches(data, loss, normalizer, ordered=ordered)
         self._random_state = guard.get_random_state(model)
 
     def guarded(self) -> AbstractContextManager[None]:
         """A context in which the model may run, and is afterwards as it was."""
-        return guard.untouched(self.model, self._random_state)
+        return guard.untouched(self.model, self._random_state, allow_tf32=self.allow_tf32)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """A context in which float32 products are computed in float32, unless TF32 is allowed."""
+        return nullcontext() if self.allow_tf32 else full_precision()
 
     def outputs(self, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """What the model makes of a batch, at its own parameters or at others."""
