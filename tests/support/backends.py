@@ -67,10 +67,8 @@ MAKERS = {
     "torch-cuda": lambda: _torch(cuda()),
 }
 
-ON_A_GPU = ("cupy", "torch-cuda")
-PARAMS = [
-    pytest.param(name, marks=pytest.mark.gpu) if name in ON_A_GPU else name for name in MAKERS
-]
+ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy", "torch-cuda")]
+PARAMS = ["numpy", "torch", "strict", "strict-device1", *ON_A_GPU]
 
 
 def tolerance(dtype):
