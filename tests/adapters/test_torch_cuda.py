@@ -13,7 +13,7 @@ import matfree as mf  # noqa: E402
 from matfree.arrays import to_host  # noqa: E402
 from matfree_torch import activation_hessian, fisher, ggn, hessian  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse (CSR|CSC|BSR) tensor support")
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse (CSR|CSC|BSR|BSC) tensor support")
 
 CE = nn.CrossEntropyLoss()
 LAYOUTS = {
@@ -22,6 +22,7 @@ LAYOUTS = {
     "CSC": lambda A: A.to_sparse_csc(),
     "COO": lambda A: A.to_sparse_coo(),
     "BSR": lambda A: A.to_sparse_bsr((2, 2)),
+    "BSC": lambda A: A.to_sparse_bsc((2, 2)),
 }
 
 
