@@ -15,7 +15,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests")]
 from harness import Report, machine
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-SECTIONS = ("overhead", "accuracy", "densities", "memory", "networks", "products")
+DEFAULT = ("overhead", "accuracy", "densities", "memory", "networks", "products")
+SECTIONS = (*DEFAULT, "device")  # the last one when asked for, on a machine that has a GPU
 PREFACE = """# Benchmarks
 
 Times are measured side by side in one process, in turn, and the least of several rounds is taken;
@@ -28,7 +29,7 @@ def main(chosen):
     unknown = sorted(set(chosen) - set(SECTIONS))
     if unknown:
         sys.exit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    for name in chosen or SECTIONS:
+    for name in chosen or DEFAULT:
         report = Report()
         report.say(f"Measured on: {machine()}.")
         importlib.import_module(name).run(report)
