@@ -87,8 +87,8 @@ def load(path: str | os.PathLike[str]) -> Record:
     kind, values = archive.read(path)
     if kind not in _KINDS:
         raise ValueError(
-            f"{path} holds a {kind}, which is no result of anything imported so far; import the "
-            "package it comes from (matfree_torch for networks), and load it again."
+            f"{path} holds a result of kind {kind}, which nothing imported so far knows; import "
+            "the package it comes from (matfree_torch for networks), and load it again."
         )
     record = _KINDS[kind]
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]  # it is
