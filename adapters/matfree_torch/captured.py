@@ -57,7 +57,8 @@ class CudaGraphs:
     def record(self, work: Callable[[], Tensor], /) -> Recording:
         """The work in a CUDA graph, after a few runs on a stream aside."""
         with torch.cuda.device(self.device):
-            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            current = torch.cuda.current_stream()
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
             aside.wait_stream(current)
             try:
                 with torch.cuda.stream(aside):

@@ -56,9 +56,10 @@ class SparseTensor(Operator):
     def __init__(self, matrix: Tensor) -> None:
         with warnings.catch_warnings():  # torch calls its CSR format a beta once a process
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            blocked = matrix.layout in (torch.sparse_bsr, torch.sparse_bsc)
-            # Torch has no way from blocks to rows but by coordinates.
-            csr = (matrix.to_sparse_coo() if blocked else matrix).to_sparse_csr()
+            if matrix.layout in (torch.sparse_bsr, torch.sparse_bsc):
+                # Torch has no way from blocks to rows but by coordinates.
+                matrix = matrix.to_sparse(layout=torch.sparse_coo)
+            csr = matrix.to_sparse_csr()
         example = csr.values()
         super().__init__(space_like(example, matrix.shape[0]), space_like(example, matrix.shape[1]))
         self.matrix = csr.to(self.dtype)
