@@ -1,6 +1,8 @@
 """Products recorded and replayed: by a stand-in for CUDA graphs, and by CUDA where it is."""
 
+import contextlib
 import gc
+import inspect
 import weakref
 
 import pytest
@@ -15,7 +17,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 import matfree as mf  # noqa: E402
 from matfree_torch import folded, hessian  # noqa: E402
-from matfree_torch.captured import Captured, Recording, recorder_for  # noqa: E402
+from matfree_torch.captured import Captured, CudaGraphs, Recording, recorder_for  # noqa: E402
 
 CE = nn.CrossEntropyLoss()
 
@@ -170,6 +172,73 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch):
 
 def test_on_the_host_nothing_is_recorded():
     assert recorder_for(torch.device("cpu")) is None
+
+
+class Pretended:
+    """torch.cuda's own names, writing down what is asked of them."""
+
+    def __init__(self, monkeypatch, *, failing=False):
+        self.events, self.current, self.failing = [], "the caller's", failing
+        for name in ("device", "current_stream", "Stream", "stream", "set_stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+
+    @contextlib.contextmanager
+    def device(self, device):
+        yield
+
+    def current_stream(self):
+        return self
+
+    def Stream(self):
+        return self
+
+    def wait_stream(self, other):
+        self.events.append("wait")
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.current = "aside"
+        yield
+        self.current = "the caller's"
+
+    @contextlib.contextmanager
+    def graph(self, graph, *, stream, capture_error_mode):
+        self.current = "capturing"
+        yield  # as torch does, the stream is not put back where the capture fails
+        self.current = "the caller's"
+
+    def set_stream(self, stream):
+        self.current = "the caller's"
+
+    def replay(self):
+        self.events.append("replay")
+
+    def work(self):
+        self.events.append(self.current)
+        if self.failing and self.current == "capturing":
+            raise RuntimeError("not permitted")
+        return torch.ones(1)
+
+
+def test_cuda_is_asked_to_warm_up_aside_and_to_record_once(monkeypatch):
+    pretended = Pretended(monkeypatch)
+    recording = CudaGraphs(torch.device("cuda")).record(pretended.work)
+    assert pretended.events == ["wait", "aside", "aside", "aside", "capturing", "wait"]
+    recording.replay()
+    assert pretended.events[-1] == "replay"
+
+
+def test_the_callers_stream_is_put_back_where_a_capture_fails(monkeypatch):
+    pretended = Pretended(monkeypatch, failing=True)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaGraphs(torch.device("cuda")).record(pretended.work)
+    assert pretended.current == "the caller's"
+
+
+def test_torch_takes_the_arguments_that_it_is_given():
+    parameters = inspect.signature(torch.cuda.graph).parameters
+    assert {"stream", "capture_error_mode"} <= parameters.keys()
 
 
 @pytest.mark.gpu
