@@ -14,6 +14,7 @@ from matfree_torch.hessian import HessianOperator, hessian, hessian_of
 from matfree_torch.history import TrainingHistory
 from matfree_torch.kept import GraphMemory
 from matfree_torch.landscape import LossLandscape, loss_landscape
+from matfree_torch.processes import LostProcessError
 from matfree_torch.tensors import adapt
 from matfree_torch.traces import activation_traces
 from matfree_torch.variation import BatchJackknife, batch_jackknife
@@ -27,6 +28,7 @@ __all__ = [
     "GraphMemory",
     "HessianOperator",
     "LossLandscape",
+    "LostProcessError",
     "TrainingHistory",
     "activation_hessian",
     "activation_traces",

@@ -25,11 +25,11 @@ from matfree.results import Estimate
 from matfree_torch import guard, ports
 from matfree_torch.curvature import CurvatureOperator
 from matfree_torch.gaussnewton import Linearized, output_hessian
-from matfree_torch.hessian import prepared
 from matfree_torch.layout import Layout
 from matfree_torch.objective import Objective, output_tensor
 from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import Settings, TraceMethod, port_traces, summed
+from matfree_torch.preparation import prepared
 
 _READS = {"input": "inputs", "output": "outputs", "tensor": "tensors read by"}
 

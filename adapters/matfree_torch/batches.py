@@ -54,6 +54,8 @@ class Batches:
     ordered : bool
         Whether the batches must be the same ones in the same order, where samples are told
         apart by their numbers or where a batch has statistics of its own.
+    share : bool
+        Whether other processes hold batches too, so that there may be none here.
 
     Raises
     ------
@@ -68,6 +70,7 @@ class Batches:
         normalizer: Normalizer | None = None,
         *,
         ordered: bool = False,
+        share: bool = False,
     ) -> None:
         self.single = _is_batch(data)
         if not self.single:
@@ -81,9 +84,11 @@ class Batches:
                     f"data is a {type(data).__name__}, which is spent after one pass, and every "
                     "product needs one; pass the DataLoader itself, or list(data)."
                 )
-        self.data, self.normalizer, self.ordered = data, normalizer, ordered
+        self.data, self.normalizer, self.ordered, self.share = data, normalizer, ordered, share
         self.loss = as_module(loss) or loss
         self.total: float | None = None
+        self.before = 0
+        """Samples that other processes hold, and that count before the first one here."""
         self._seen: list[tuple[float, float]] = []
 
     @property
@@ -97,14 +102,14 @@ class Batches:
         The total is known after the first pass only, so weights come undivided; who adds
         batches up divides by ``divisor`` at the end.
         """
-        total, first, seen = 0.0, 0, []
+        total, first, seen = 0.0, self.before, []
         for raw in [self.data] if self.single else self.data:
             if not _is_batch(raw):
                 raise TypeError(
                     f"a batch must be (inputs, targets) or a mapping: got {type(raw).__name__}; "
                     "wrap the loader so that it yields pairs."
                 )
-            inputs, targets = (raw, raw) if isinstance(raw, Mapping) else raw
+            inputs, targets = _parts(raw)
             weight = self._weight(raw) if self.averaged else 1.0
             digest = None if self.single else _digest(raw)
             if weight:  # a mean over targets that are all ignored is 0 / 0
@@ -116,7 +121,7 @@ class Batches:
 
     def _close(self, total: float, seen: list[tuple[float, float]]) -> None:
         """A whole pass is done: was it like the one before?"""
-        if total == 0:
+        if total == 0 and not self.share:
             raise ValueError("data holds no batch, or none that counts; is the loader exhausted?")
         if self.total is not None:
             if abs(total - self.total) > 1e-6 * abs(self.total):
@@ -126,6 +131,14 @@ class Batches:
             if self.ordered and _differ(self._seen, seen):
                 self._refuse("the same samples come in other batches, and here their order counts")
         self.total, self._seen = total, seen
+
+    def count(self) -> tuple[int, int]:
+        """How many samples and batches there are: a pass over the data that does nothing else."""
+        samples = [
+            _samples(targets, inputs)
+            for inputs, targets in map(_parts, [self.data] if self.single else self.data)
+        ]
+        return sum(samples), len(samples)
 
     def forget(self) -> None:
         """Take the next pass for the first: the data are meant to be others."""
@@ -161,6 +174,11 @@ class Batches:
         if getattr(self.loss, "reduction", "mean") == "batchmean":
             return float(_samples(targets, inputs))
         return float(targets.numel() if isinstance(targets, Tensor) else _samples(targets, inputs))
+
+
+def _parts(raw: Any) -> tuple[Any, Any]:
+    """Inputs and targets; a mapping is both."""
+    return (raw, raw) if isinstance(raw, Mapping) else tuple(raw)
 
 
 def _recordable(x: Any) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from matfree.algorithms.plan import require_whole
-from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch.batches import Normalizer
 from matfree_torch.gaussnewton import (
@@ -18,10 +18,10 @@ from matfree_torch.gaussnewton import (
     GaussNewtonOperator,
     MonteCarloFisher,
 )
-from matfree_torch.hessian import prepared
 from matfree_torch.layout import Patterns
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import WeightDecay
+from matfree_torch.preparation import prepared
 from matfree_torch.strategies import GraphStrategy
 
 FisherKind: TypeAlias = Literal["exact", "monte-carlo", "empirical"]
@@ -38,6 +38,7 @@ def ggn(
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
     allow_tf32: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> GaussNewtonOperator:
     r"""The generalized Gauss-Newton matrix of a loss over data.
 
@@ -57,6 +58,8 @@ def ggn(
         As for :func:`hessian`: graphs are kept while they fit, or never.
     allow_tf32 : bool
         As for :func:`hessian`.
+    process_group : torch.distributed.ProcessGroup, optional
+        As for :func:`hessian`: each process calls this with its own part of the data.
 
     Returns
     -------
@@ -94,7 +97,9 @@ def ggn(
     >>> G.positive_semidefinite, bool(torch.linalg.eigvalsh(G.to_dense())[0] > -1e-6)
     (True, True)
     """
-    model, objective = prepared(model, loss, data, normalizer, allow_tf32=allow_tf32)
+    model, objective = prepared(
+        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+    )
     return GaussNewton(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
@@ -112,6 +117,7 @@ def fisher(
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
     allow_tf32: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> GaussNewtonOperator:
     r"""The Fisher information matrix of the distribution that a loss belongs to.
 
@@ -150,6 +156,9 @@ def fisher(
     memory : int, optional
     allow_tf32 : bool
         As for :func:`hessian`.
+    process_group : torch.distributed.ProcessGroup, optional
+        As for :func:`hessian`. Draws are numbered as if the parts of the data lay end to end
+        in the order of the processes, so that they are those of one process with all of it.
 
     Returns
     -------
@@ -187,13 +196,20 @@ def fisher(
     require_whole("num_samples", num_samples)
     ordered = kind == "monte-carlo"
     model, objective = prepared(
-        model, loss, data, normalizer, ordered=ordered, allow_tf32=allow_tf32
+        model,
+        loss,
+        data,
+        normalizer,
+        ordered=ordered,
+        allow_tf32=allow_tf32,
+        process_group=process_group,
     )
     parameters = Parameters(model, params)
     if kind == "empirical":
         return EmpiricalFisher(objective, parameters, weight_decay, strategy, memory)
     if kind == "monte-carlo":
-        seed = resolve_seed(seed)
+        seed = objective.agreed(seed)
+        objective.number_samples()
         return MonteCarloFisher(
             objective, parameters, weight_decay, strategy, memory, num_samples, seed
         )

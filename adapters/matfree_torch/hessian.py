@@ -16,14 +16,15 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from matfree_torch import guard
 from matfree_torch.batches import Batch, Normalizer
 from matfree_torch.folded import FoldedProducts
 from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Function, Objective
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
+from matfree_torch.preparation import prepared
 from matfree_torch.strategies import (
     DoubleBackward,
     FiniteDifference,
@@ -46,6 +47,7 @@ def hessian(
     strategy: Strategy = "auto",
     memory: int | None = None,
     allow_tf32: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> HessianOperator:
     """The Hessian of a loss over data with respect to the flat vector of parameters.
 
@@ -100,6 +102,12 @@ def hessian(
     allow_tf32 : bool
         Whether torch's own settings decide if a GPU rounds the factors of float32 products to
         ten bits. By default it never does here. ``H.noise`` shows what that costs.
+    process_group : torch.distributed.ProcessGroup, optional
+        The processes that share the data out, each calling this with its own part of it and
+        everything else the same; ``torch.distributed.group.WORLD`` for all. Every product is
+        then summed over them, weighted by what the loss counts in all processes together, and
+        every process holds the same result. A part may be empty. Probes need an explicit
+        ``seed=``.
 
     Returns
     -------
@@ -117,6 +125,10 @@ def hessian(
         The loss is not a scalar, or torch has no right second derivative of some module: the
         first product looks at |u^T H w - w^T H u|, and the error names the module. Or the
         strategy does not cover an operation.
+        With a process_group: the processes disagree about weights, vectors or arguments, or
+        another one failed.
+    LostProcessError
+        A process died, or did not take part within the group's timeout.
     MemoryError
         One batch's graph would take all memory that is free, or what is folded more than
         ``memory``.
@@ -126,7 +138,8 @@ def hessian(
     UserWarning
         Several batches go through a layer with statistics of the batch; or the operator is
         asymmetric beyond rounding though no module is wrong, where the curvature is tiny; or
-        finite differences are taken of something with kinks.
+        finite differences are taken of something with kinks; or the model is wrapped for data
+        parallel training and no process_group is given.
 
     Cost
     ----
@@ -153,7 +166,9 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    model, objective = prepared(model, loss, data, normalizer, allow_tf32=allow_tf32)
+    model, objective = prepared(
+        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+    )
     return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
@@ -224,25 +239,6 @@ def hessian_of(
     nothing = torch.empty(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
     return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
-
-
-def prepared(
-    model: nn.Module,
-    loss: Any,
-    data: Any,
-    normalizer: Normalizer | None,
-    *,
-    ordered: bool = False,
-    allow_tf32: bool = False,
-) -> tuple[nn.Module, Objective]:
-    """A model and the loss over its data, after looking at what would spoil products."""
-    model = getattr(model, "_orig_mod", model)  # a compiled one cannot be differentiated twice
-    guard.refuse_random_layers(model)
-    ordered = ordered or guard.layer_with_batch_statistics(model) is not None
-    objective = Objective(model, loss, data, normalizer, ordered=ordered, allow_tf32=allow_tf32)
-    if not objective.batches.single:
-        guard.warn_of_batch_statistics(model)
-    return model, objective
 
 
 @final

@@ -88,6 +88,7 @@ class KeptBatches:
         self._complete = self._confirmed = self._reordered = False
         self._first: tuple[int, int] | None = None  # bytes of its graph, and its extent
         self._unwatched = False
+        self._neighbours = 1 if objective.processes is None else objective.processes.neighbours
 
     def visit(self, prepare: Prepare, visitor: Callable[[float, Any], None]) -> None:
         """Show every batch's weight, and what is prepared from it, to a visitor.
@@ -119,7 +120,8 @@ class KeptBatches:
         """Bytes that kept batches may take together."""
         if self._budget is None:
             free = available(self._known[0].device)
-            self._budget = 2**31 if free is None else math.floor(_SHARE * free)
+            share = _SHARE / self._neighbours
+            self._budget = 2**31 if free is None else math.floor(share * free)
         return self._budget
 
     def memory(self, prepare: Prepare) -> GraphMemory:
@@ -128,9 +130,11 @@ class KeptBatches:
             self.visit(prepare, lambda weight, prepared: None)
         elif self._first is None:
             with self.objective.guarded():
-                first = next(iter(self.batches))
-            self._measure(prepare, first)
-        assert self._first is not None
+                first = next(iter(self.batches), None)
+            if first is not None:
+                self._measure(prepare, first)
+        if self._first is None:  # no batch is here; other processes have some
+            return GraphMemory(0, 0, 0, self.budget)
         data = self.batches.data
         known = len(data) if hasattr(data, "__len__") else None
         count = 1 if self.batches.single else known

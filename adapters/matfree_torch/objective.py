@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from matfree import OperatorError
+from matfree.probes import resolve_seed
+from matfree.protocol import Seed
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer
 from matfree_torch.losses import as_module
 from matfree_torch.precision import full_precision
+from matfree_torch.processes import Mark, Processes, same_block, same_tensors
+
+T = TypeVar("T")
+
+_SEED = "give all of them the same arguments, an explicit seed= among them"
+_NOTHING = "no process holds a batch that counts; are the loaders exhausted?"
+_BUFFERS = (
+    "running statistics are each process's own: copy one's to the others with "
+    "torch.distributed.broadcast"
+)
 
 
 @final
@@ -32,6 +44,8 @@ class Objective:
         Whether every pass must show the same batches in the same order.
     allow_tf32 : bool
         Whether torch's own settings of TF32 hold.
+    processes : Processes, optional
+        Those among which the data are shared out.
 
     Raises
     ------
@@ -48,6 +62,7 @@ class Objective:
         *,
         ordered: bool = False,
         allow_tf32: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         if loss is not None and not callable(loss):
             raise TypeError(
@@ -55,7 +70,9 @@ class Objective:
                 f"outputs.loss: got {type(loss).__name__}."
             )
         self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
-        self.batches = Batches(data, loss, normalizer, ordered=ordered)
+        self.processes = processes
+        self.batches = Batches(data, loss, normalizer, ordered=ordered, share=processes is not None)
+        self._marks: tuple[Any, list[Mark]] = (None, [])
         self._random_state = guard.get_random_state(model)
 
     def guarded(self) -> AbstractContextManager[None]:
@@ -94,6 +111,79 @@ class Objective:
                 f"the loss must be a scalar tensor: got {shape}; give it reduction='mean' or 'sum'."
             )
         return value.reshape(())
+
+    def average(
+        self, local: Callable[[], Tensor], like: Tensor, given: Tensor | None = None
+    ) -> Tensor:
+        """A weighted sum over a pass, divided by what the loss divides by.
+
+        Parameters
+        ----------
+        local : function
+            The sum of what the batches of this process contribute, undivided.
+        like : Tensor
+            Of its shape, data type and device.
+        given : (rows, k) Tensor, optional
+            The vectors that it is a function of, the same in all processes.
+        """
+        if self.processes is None:
+            return local() / self.batches.divisor
+        marks = self._weights()
+        if given is not None:
+            marks = [*marks, same_block("vectors", _SEED, given)]
+        total, counted = self.processes.add_up(
+            lambda: (local(), self.batches.total or 0.0), like, marks
+        )
+        if not self.batches.averaged:
+            return total
+        if counted == 0:
+            raise ValueError(_NOTHING)
+        return total / counted
+
+    def agreed(self, seed: Seed) -> int:
+        """A seed that all processes have: process 0's entropy, where none is given."""
+        own = resolve_seed(seed)
+        if self.processes is None:
+            return own
+        seeds = self.processes.exchange(lambda: None if seed is None else own)
+        if all(other is None for other in seeds):
+            return self.processes.exchange(lambda: own)[0]
+        if len(set(seeds)) > 1:
+            raise OperatorError(f"the processes have other seeds, {seeds}; give all the same one.")
+        return own
+
+    def number_samples(self) -> int:
+        """Number this process's samples after those of the processes before it.
+
+        Returns the number of batches before the first one here.
+        """
+        if self.processes is None:
+            return 0
+        counts = self.processes.exchange(self.batches.count)[: self.processes.rank]
+        self.batches.before = sum(samples for samples, _ in counts)
+        return sum(batches for _, batches in counts)
+
+    def collect(self, local: Callable[[], list[T]]) -> list[T]:
+        """A list of what this process's batches give, and after it the other processes'."""
+        if self.processes is None:
+            return local()
+        self.processes.require_same(*self._weights())
+        items = [item for part in self.processes.exchange(local) for item in part]
+        if not items:
+            raise ValueError(_NOTHING)
+        return items
+
+    def _weights(self) -> list[Mark]:
+        """Marks of the model, made again when it changes."""
+        now = guard.fingerprint(self.model)
+        if now != self._marks[0]:
+            parameters, buffers = list(self.model.parameters()), list(self.model.buffers())
+            marks = [
+                same_tensors("weights", "load the same ones everywhere", parameters),
+                same_tensors("buffers", _BUFFERS, buffers),
+            ]
+            self._marks = now, marks
+        return list(self._marks[1])
 
     def gradients(
         self, batch: Batch, tensors: Sequence[Tensor], *, create_graph: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from matfree import OperatorError
 from matfree_torch import diagnosis
 from matfree_torch.batches import Batch
 from matfree_torch.curvature import CurvatureOperator
@@ -18,9 +20,13 @@ from matfree_torch.kept import GraphMemory, KeptBatches, Retention
 from matfree_torch.layout import Layout, matching
 from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
+from matfree_torch.processes import Mark
 
 WeightDecay: TypeAlias = float | Mapping[str, float]
 """lambda for every parameter, or by patterns of names; later patterns win."""
+
+
+_SAME = "give all of them the same model, params= and weight_decay="
 
 
 class ParameterCurvature(CurvatureOperator):
@@ -54,6 +60,10 @@ class ParameterCurvature(CurvatureOperator):
         self.strategy = strategy
         self.weight_decay = _decay(parameters, weight_decay)
         self._kept = KeptBatches(objective, parameters.tensors, retention)
+        if objective.processes is not None:
+            chosen = zlib.crc32(repr((parameters.names, self.weight_decay)).encode())
+            numbers = float(parameters.size), float(chosen)
+            objective.processes.require_same(Mark("parameters or weight decay", _SAME, numbers))
 
     @abstractmethod
     def _prepare(self, batch: Batch) -> Any:
@@ -106,51 +116,74 @@ class ParameterCurvature(CurvatureOperator):
         if direction is not None:
             steps = self.layout.unflatten(direction)
             moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
-        total = 0.0
-        with self.objective.guarded():
-            for batch in self.batches:
-                with self.objective.guarded(), torch.no_grad():
-                    outputs = self.objective.outputs(batch, None if direction is None else moved)
-                    value = self.objective.value(outputs, batch.targets)
-                total += batch.weight * float(value)
-        total /= self.batches.divisor
+
+        def summed() -> Tensor:
+            total = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
+            with self.objective.guarded():
+                for batch in self.batches:
+                    with self.objective.guarded(), torch.no_grad():
+                        parameters = None if direction is None else moved
+                        outputs = self.objective.outputs(batch, parameters)
+                        value = self.objective.value(outputs, batch.targets)
+                    total += batch.weight * float(value)
+            return total
+
+        like = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
+        given = None if direction is None else direction[:, None]
+        total = float(self.objective.average(summed, like, given))
         for name, decay in self.weight_decay.items():
             total += decay / 2 * float(moved[name].detach().to(torch.float64).square().sum())
         return total
 
     def gradient(self) -> Tensor:
         """The loss's gradient, (n,), over the same data with the same weights."""
-        with self.parameters.differentiable(), self.objective.guarded():
-            total = torch.zeros(self.layout.size, dtype=self.dtype, device=self.layout.device)
-            for batch in self.batches:
-                with self.objective.guarded():  # the same random numbers as products draw
-                    pieces = self.objective.gradients(batch, self.layout.tensors)
-                total += batch.weight * self.layout.flat(pieces)
-            total /= self.batches.divisor
-            for name, p in zip(self.names, self.layout.tensors, strict=True):
-                decay = self.weight_decay.get(name, 0.0)
-                total[self.partition[name]] += decay * p.detach().reshape(-1)
+
+        def summed() -> Tensor:
+            total = self._zeros(self.layout)
+            with self.parameters.differentiable(), self.objective.guarded():
+                for batch in self.batches:
+                    with self.objective.guarded():  # the same random numbers as products draw
+                        pieces = self.objective.gradients(batch, self.layout.tensors)
+                    total += batch.weight * self.layout.flat(pieces)
+            return total
+
+        total = self.objective.average(summed, self._zeros(self.layout))
+        for name, p in zip(self.names, self.layout.tensors, strict=True):
+            decay = self.weight_decay.get(name, 0.0)
+            total[self.partition[name]] += decay * p.detach().reshape(-1)
         return total
 
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        Y = [torch.zeros(rows.size, dtype=self.dtype, device=rows.device) for _ in X.T]
+        nothing = X.new_zeros((rows.size, X.shape[1]))
 
-        def add(weight: float, prepared: Any) -> None:
-            for y, x in zip(Y, X.T, strict=True):
-                v = dict(zip(columns.names, columns.pieces(x), strict=True))
-                y += weight * rows.flat(self._multiply(prepared, v, rows), self.dtype)
+        def summed() -> Tensor:
+            Y = [self._zeros(rows) for _ in X.T]
 
-        with self.parameters.differentiable():
-            self._kept.visit(self._prepare, add)
-        block = torch.stack(Y, dim=1) if Y else X.new_zeros((rows.size, 0))
-        block /= self.batches.divisor
+            def add(weight: float, prepared: Any) -> None:
+                for y, x in zip(Y, X.T, strict=True):
+                    v = dict(zip(columns.names, columns.pieces(x), strict=True))
+                    y += weight * rows.flat(self._multiply(prepared, v, rows), self.dtype)
+
+            with self.parameters.differentiable():
+                self._kept.visit(self._prepare, add)
+            return torch.stack(Y, dim=1) if Y else nothing
+
+        block = self.objective.average(summed, nothing, X)
         for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
             source, target = columns.partition[name], rows.partition[name]
             block[target] += self.weight_decay[name] * X[source]
         return block
 
+    def _zeros(self, layout: Layout) -> Tensor:
+        return torch.zeros(layout.size, dtype=self.dtype, device=layout.device)
+
     def by_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
         """Show a visitor each batch, and the product of its own curvature, without decay."""
+        if self.objective.processes is not None:
+            raise OperatorError(
+                "batches are shared out among processes, and each sees its own only; make an "
+                "operator without process_group= for what is done batch by batch."
+            )
         with (
             torch.inference_mode(False),
             torch.enable_grad(),

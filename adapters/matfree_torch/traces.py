@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from matfree import Estimate
 from matfree.protocol import Seed
 from matfree_torch.activation import ActivationHessian
 from matfree_torch.batches import Normalizer
-from matfree_torch.hessian import prepared
 from matfree_torch.objective import Objective
 from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import PortTrace, Settings, TraceMethod, port_traces, summed
+from matfree_torch.preparation import prepared
+
+Parts: TypeAlias = list[tuple[float, dict[str, PortTrace]]]
+"""Batches' weights and their traces."""
 
 
 def activation_traces(
@@ -29,6 +33,7 @@ def activation_traces(
     seed: Seed = None,
     per_sample: bool = False,
     normalizer: Normalizer | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Estimate]:
     r"""The trace of the activation Hessian of every chosen module, over all of the data.
 
@@ -54,6 +59,10 @@ def activation_traces(
         One value a sample, in the order of the data: what the entries that belong to it
         contribute. They add up to the trace; for a mean over N samples, N times the
         contribution is the trace of the sample's own loss.
+    process_group : torch.distributed.ProcessGroup, optional
+        As for :func:`hessian`: each process calls this with its own part of the data, and gets
+        the traces over all of it. Probes and samples are numbered as if the parts lay end to
+        end in the order of the processes.
 
     Returns
     -------
@@ -91,14 +100,21 @@ def activation_traces(
     >>> [(name, trace.method) for name, trace in traces.items()]
     [('0', 'exact'), ('1', 'exact'), ('2', 'exact')]
     """
-    settings = Settings.make(method, num_probes, seed, per_sample)
-    model, objective = prepared(model, loss, data, normalizer)
-    parts: list[tuple[float, dict[str, PortTrace]]] = []
-    with objective.guarded():
-        for number, batch in enumerate(objective.batches):
-            whole = isinstance(batch.targets, Mapping)
-            raw = batch.targets if whole else (batch.inputs, batch.targets)
-            A = ActivationHessian(Objective(model, loss, raw, normalizer), modules, at)
-            parts.append((batch.weight, port_traces(A, settings, number)))
-    divisor = objective.batches.divisor
+    Settings.make(method, num_probes, 0, per_sample)  # refuses before anything is computed
+    model, objective = prepared(model, loss, data, normalizer, process_group=process_group)
+    settings = Settings.make(method, num_probes, objective.agreed(seed), per_sample)
+    before = objective.number_samples()
+
+    def traced() -> Parts:
+        parts: Parts = []
+        with objective.guarded():
+            for number, batch in enumerate(objective.batches, start=before):
+                whole = isinstance(batch.targets, Mapping)
+                raw = batch.targets if whole else (batch.inputs, batch.targets)
+                A = ActivationHessian(Objective(model, loss, raw, normalizer), modules, at)
+                parts.append((batch.weight, port_traces(A, settings, number)))
+        return parts
+
+    parts = objective.collect(traced)
+    divisor = sum(weight for weight, _ in parts) if objective.batches.averaged else 1.0
     return summed([(weight / divisor, part) for weight, part in parts], settings)

@@ -1,0 +1,242 @@
+"""Sums over the processes of a group that each hold a share of the data.
+
+All processes make the same calls in the same order. With every sum travel a few numbers of
+each process: whether it failed, and marks by which all see that they hold the same weights and
+multiply the same vectors. So no process is waited for that has already given up, and none adds
+what belongs to another matrix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from matfree import MatfreeError, OperatorError
+
+T = TypeVar("T")
+
+_CHUNK = 1 << 20  # entries that are hashed at a time
+_FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
+_HASH_BITS = 20  # small enough to travel as a float32
+
+
+class LostProcessError(MatfreeError, RuntimeError):
+    """A process of the group has died, hangs, or does something else."""
+
+
+class Mark(NamedTuple):
+    """A few numbers that must be the same in all processes."""
+
+    what: str
+    """What they tell apart, as the error names it."""
+    remedy: str
+    """What to do where they differ."""
+    numbers: tuple[float, ...]
+    tolerance: float = 0.0
+
+
+@final
+class Processes:
+    """The processes of a group, this one among them.
+
+    Parameters
+    ----------
+    group : torch.distributed.ProcessGroup
+        Its own timeout bounds every wait.
+    device : torch.device
+        Where what is summed lies: a GPU for NCCL.
+
+    Raises
+    ------
+    TypeError
+        It is no process group; without ``init_process_group`` there is none.
+    ValueError
+        This process does not belong to the group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        if not isinstance(group, dist.ProcessGroup):
+            raise TypeError(
+                "process_group must be a torch.distributed.ProcessGroup, such as "
+                "torch.distributed.group.WORLD after init_process_group(): got "
+                f"{type(group).__name__}."
+            )
+        self.group, self.device = group, device
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("this process does not belong to process_group; leave it out here.")
+        name = zlib.crc32(socket.gethostname().encode())
+        here = sum(int(other) == name for (other,) in self.gathered([name]))
+        self.neighbours = here if device.type == "cpu" else 1
+        """How many of the processes share one memory."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place, the same to the bit in all of them.
+
+        Raises
+        ------
+        LostProcessError
+            Not all of them took part within the group's timeout.
+        """
+        with self._together():
+            dist.all_reduce(torch.view_as_real(x) if x.is_complex() else x, group=self.group)
+        return x
+
+    def gathered(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Every process's numbers, by rank."""
+        table = torch.zeros(self.size, len(numbers), dtype=torch.float64, device=self.device)
+        table[self.rank] = torch.tensor(numbers, dtype=torch.float64)
+        gathered: list[list[float]] = self.sum(table).tolist()
+        return gathered
+
+    def require_same(self, *marks: Mark) -> None:
+        """Raise OperatorError in all processes where they disagree."""
+        self._compare(self.gathered(_numbers(marks)), marks)
+
+    def add_up(
+        self, local: Callable[[], tuple[Tensor, float]], like: Tensor, marks: Sequence[Mark]
+    ) -> tuple[Tensor, float]:
+        """The sums over all processes of a tensor like ``like`` and of a number.
+
+        Parameters
+        ----------
+        local : function
+            Computes this process's; where it raises, all processes do.
+        like : Tensor
+            Of the shape, data type and device of the result.
+        marks : what must be the same in all processes
+
+        Raises
+        ------
+        OperatorError
+            Another process failed, or they disagree about a mark.
+        LostProcessError
+            Not all processes took part.
+        """
+        part, weight, failure = torch.zeros_like(like), 0.0, None
+        try:
+            part, weight = local()
+        except Exception as error:  # whatever it is, the others must not wait for it
+            failure = error
+        own = [float(failure is not None), weight, *_numbers(marks)]
+        table = torch.zeros(self.size, len(own), dtype=like.dtype, device=like.device)
+        table[self.rank] = torch.tensor(own, dtype=like.dtype)
+        message = self.sum(torch.cat((part.reshape(-1), table.reshape(-1))))
+        if failure is not None:
+            raise failure
+        rows = message[like.numel() :].reshape(self.size, -1).tolist()
+        self._require_success([rank for rank, row in enumerate(rows) if row[0]])
+        self._compare([row[2:] for row in rows], marks)
+        return message[: like.numel()].reshape(like.shape), math.fsum(row[1] for row in rows)
+
+    def exchange(self, local: Callable[[], T]) -> list[T]:
+        """What this function returns in every process, by rank; small things.
+
+        Raises as ``add_up`` does.
+        """
+        own, failure = None, None
+        try:
+            own = local()
+        except Exception as error:  # the others wait for an answer
+            failure = error
+        answers: list[tuple[bool, Any]] = [(False, None)] * self.size
+        with self._together():
+            dist.all_gather_object(answers, (failure is not None, own), group=self.group)
+        if failure is not None:
+            raise failure
+        self._require_success([rank for rank, (failed, _) in enumerate(answers) if failed])
+        return [answer for _, answer in answers]
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Explain what torch says when not all take part."""
+        begin = time.monotonic()
+        try:
+            yield
+        except RuntimeError as cause:
+            reason = re.sub(r"^\[[^]]*\] ", "", str(cause).splitlines()[0])
+            raise LostProcessError(
+                f"an exchange among {self.size} processes failed in process {self.rank} after "
+                f"{time.monotonic() - begin:.1f} s ({reason[:120]}): one of them has died, hangs, "
+                "or makes other calls. Look at its own message; then end this run and start it "
+                "again, with checkpoint= to go on from where it was."
+            ) from cause
+
+    def _require_success(self, failed: list[int]) -> None:
+        if failed:
+            raise OperatorError(
+                f"{_named(failed)} failed here, so all processes stop; the reason is in the "
+                "message there."
+            )
+
+    def _compare(self, rows: list[list[float]], marks: Sequence[Mark]) -> None:
+        begin = 0
+        for mark in marks:
+            end = begin + len(mark.numbers)
+            first = rows[0][begin:end]
+            others = [
+                rank
+                for rank, row in enumerate(rows)
+                if any(
+                    not abs(a - b) <= mark.tolerance
+                    for a, b in zip(row[begin:end], first, strict=True)
+                )
+            ]
+            if others:
+                verb = "has" if len(others) == 1 else "have"
+                raise OperatorError(
+                    f"{_named(others)} {verb} other {mark.what} than process 0; {mark.remedy}."
+                )
+            begin = end
+
+
+def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Mark:
+    """A mark of tensors that must agree to the last bit."""
+    total = 0
+    for number, x in enumerate(tensors):
+        total += (2 * number + 1) * _hash(x.detach())
+    return Mark(what, remedy, (float(total % (1 << _HASH_BITS)),))
+
+
+def same_block(what: str, remedy: str, X: Tensor) -> Mark:
+    """A mark of vectors that must agree to rounding: processes may round differently."""
+    wide = X.detach().to(torch.float64)
+    size = float(wide.norm())
+    if not (X.numel() and 0 < size < math.inf):
+        return Mark(what, remedy, (0.0, 0.0))
+    places = torch.arange(wide.numel(), dtype=torch.float64, device=X.device).reshape(wide.shape)
+    parts = (float((wide * wave(places)).sum()) / size for wave in (torch.cos, torch.sin))
+    return Mark(what, remedy, tuple(parts), tolerance=math.sqrt(torch.finfo(X.dtype).eps))
+
+
+def _hash(x: Tensor) -> int:
+    """Some bits that depend on every bit of a tensor and on where it is."""
+    if x.layout != torch.strided or not x.numel():
+        return 0
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+    bits = x.contiguous().reshape(-1).view(integers[x.element_size()])
+    total = 0
+    for start in range(0, bits.numel(), _CHUNK):
+        part = bits[start : start + _CHUNK].to(torch.int64)
+        places = torch.arange(start, start + part.numel(), device=x.device)
+        total += int(((part + 1) * ((2 * places + 1) * _FACTOR)).sum())  # modulo 2^64
+    return (total % (1 << 64)) >> (64 - _HASH_BITS)
+
+
+def _numbers(marks: Sequence[Mark]) -> list[float]:
+    return [number for mark in marks for number in mark.numbers]
+
+
+def _named(ranks: list[int]) -> str:
+    noun = "process" if len(ranks) == 1 else "processes"
+    return f"{noun} {', '.join(map(str, ranks))}"

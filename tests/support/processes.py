@@ -1,0 +1,199 @@
+"""One process of several: what it computes with its part of the data, and with all of it."""
+
+import datetime
+import os
+import pickle
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import matfree as mf
+from matfree_torch import activation_traces, batch_jackknife, fisher, ggn, hessian
+
+TIMEOUT = 20.0
+PROBES = 6
+CE = nn.CrossEntropyLoss()
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
+
+
+def problem():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
+    return net.eval(), torch.randn(10, 5, dtype=torch.float64), torch.randint(3, (10,))
+
+
+class Share:
+    """The part of the data that one process holds, in batches of two."""
+
+    def __init__(self, rank, cuts):
+        self.rank, self.group = rank, dist.group.WORLD
+        self.net, self.x, self.y = problem()
+        begin, end = sum(cuts[:rank]), sum(cuts[: rank + 1])
+        self.batches = [
+            (self.x[i : min(i + 2, end)], self.y[i : min(i + 2, end)]) for i in range(begin, end, 2)
+        ]
+        # one process sees the same batches, in the order of the processes
+        self.all = []
+        for k in range(len(cuts)):
+            stop = sum(cuts[: k + 1])
+            self.all += [
+                (self.x[i : min(i + 2, stop)], self.y[i : min(i + 2, stop)])
+                for i in range(sum(cuts[:k]), stop, 2)
+            ]
+
+    def both(self, make, loss=CE, read=lambda A: A.to_dense(), **options):
+        """A number of the shared operator, and of one with all of the data."""
+        ours = make(self.net, loss, self.batches, process_group=self.group, **options)
+        alone = make(self.net, loss, self.all, **options)
+        return tuple(np.asarray(read(A)) for A in (ours, alone))
+
+
+def numbers(share):
+    """Everything that must be what one process computes."""
+    direction = 0.1 * torch.ones(sum(p.numel() for p in share.net.parameters())).double()
+    found = {
+        "hessian": share.both(hessian),
+        "sum loss": share.both(hessian, nn.CrossEntropyLoss(reduction="sum")),
+        "class weights and weight decay": share.both(hessian, WEIGHTED, weight_decay=0.1),
+        "ggn": share.both(ggn),
+        "fisher monte-carlo": share.both(fisher, kind="monte-carlo", seed=3, num_samples=5),
+        "fisher empirical": share.both(fisher, kind="empirical"),
+        "recomputed": share.both(hessian, strategy="recompute"),
+        "gradient": share.both(hessian, read=lambda A: A.gradient()),
+        "loss": share.both(hessian, read=lambda A: A.loss()),
+        "loss along a direction": share.both(hessian, read=lambda A: A.loss(direction)),
+        "trace": share.both(hessian, read=lambda A: mf.trace(A, num_probes=9, seed=0).value),
+        "diagonal": share.both(hessian, read=lambda A: mf.diagonal(A, num_probes=9, seed=0).value),
+        "eigsh": share.both(hessian, read=lambda A: mf.eigsh(A, 3, seed=0).values),
+        "density": share.both(
+            hessian,
+            read=lambda A: (
+                mf.spectral_density(A, num_steps=8, num_probes=2, seed=0).moment(3).value
+            ),
+        ),
+    }
+    for title, options in (
+        ("traces exact", {"method": "gauss-newton"}),
+        ("traces by probes", {"method": "probes", "num_probes": PROBES, "seed": 5}),
+        ("traces per sample", {"method": "gauss-newton", "per_sample": True}),
+    ):
+        found[title] = share.both(
+            activation_traces,
+            read=lambda traces: [trace.value for trace in traces.values()],
+            modules=nn.Linear,
+            **options,
+        )
+    whole = found["hessian"][1]
+    parts = [hessian(share.net, CE, [batch]).to_dense().numpy() for batch in share.all]
+    found["mean of the parts"] = np.abs(np.mean(parts, axis=0) - whole).max() / np.abs(whole).max()
+    return found
+
+
+def caught(function):
+    """The kind and the text of what it raises."""
+    try:
+        function()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def errors(share):
+    """What is said where the processes disagree; afterwards they go on."""
+    rank, group = share.rank, share.group
+
+    def operator(net=share.net, loss=CE, batches=share.batches, **options):
+        return hessian(net, loss, batches, process_group=group, **options)
+
+    def other_weights():
+        net, _, _ = problem()
+        if rank == 2:
+            with torch.no_grad():
+                net[0].weight[0, 0] += 1e-12
+        operator(net).gradient()
+
+    def other_buffers():
+        net, _, _ = problem()
+        net[1].running_mean[0] = float(rank > 0)
+        operator(net).gradient()
+
+    def failing(outputs, targets):
+        return CE(outputs, targets) * (1 / int(rank != 2))
+
+    def sampled():
+        fisher(share.net, CE, share.batches, kind="monte-carlo", seed=rank, process_group=group)
+
+    return {
+        "other seeds": caught(lambda: mf.trace(operator(), num_probes=3, seed=rank)),
+        "other fisher seeds": caught(sampled),
+        "other weights": caught(other_weights),
+        "other buffers": caught(other_buffers),
+        "other parameters": caught(lambda: operator(weight_decay=0.1 * (rank == 3))),
+        "no data at all": caught(lambda: operator(batches=[]).gradient()),
+        "failing loss": caught(lambda: operator(loss=failing).gradient()),
+        "batch by batch": caught(lambda: batch_jackknife(operator(), seed=0)),
+        "after the errors": share.both(hessian),
+        "neighbours": operator().objective.processes.neighbours,
+    }
+
+
+def wrapped(share):
+    """A model dressed for data parallel training."""
+    net, _, _ = problem()
+    dressed = nn.parallel.DistributedDataParallel(net)
+    ours = hessian(dressed, CE, share.batches, process_group=share.group).to_dense()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        hessian(dressed, CE, share.all)
+    alone = hessian(net, CE, share.all).to_dense()
+    return {"wrapped": (ours.numpy(), alone.numpy()), "warning": str(warned[-1].message)}
+
+
+def death(share, folder):
+    """The last process dies in the middle of an estimate that has a checkpoint."""
+    H = hessian(share.net, CE, share.batches, process_group=share.group)
+    path = folder / "trace.npz"
+    options = {"num_probes": 8, "block_size": 2, "seed": 0, "checkpoint": path}
+
+    def die(estimate):
+        if share.rank == 3 and estimate.num_probes == 4:
+            os._exit(3)
+
+    begin = time.monotonic()
+    kind, text = caught(lambda: mf.trace(H, callback=die, **options))
+    found = {"after a death": (kind, text, time.monotonic() - begin), "timeout": TIMEOUT}
+    if share.rank == 0:
+        alone = hessian(share.net, CE, share.all)
+        unbroken = mf.trace(alone, num_probes=8, block_size=2, seed=0)
+        seen = []
+        resumed = mf.trace(alone, callback=lambda e: seen.append(e.num_probes), **options)
+        found["resumed"] = (resumed.value, unbroken.value, seen)
+    return found
+
+
+def main(rank, folder, cuts):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=len(cuts),
+        timeout=datetime.timedelta(seconds=TIMEOUT),
+    )
+    share = Share(rank, cuts)
+    found = {**numbers(share), **errors(share), **wrapped(share)}
+    target = folder / f"{rank}.pickle"
+    target.write_bytes(pickle.dumps(found))
+    dist.barrier()  # everything is written before one of them dies
+    found |= death(share, folder)
+    target.write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), [int(n) for n in sys.argv[3].split(",")])
