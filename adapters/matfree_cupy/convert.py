@@ -36,17 +36,16 @@ def adapt(obj: Any) -> Operator | None:
     ------
     OperatorError
         The matrix lies on another device than the current one. CuPy puts results on the
-        current device, so an algorithm would spread its vectors over both.
+        current device, so an algorithm would spread its vectors over both. Or it does not have
+        2 dimensions.
     """
     if _comes_from(obj, "cupyx.scipy.sparse.linalg", "LinearOperator"):
         return _from_linear_operator(obj)
     if any(_comes_from(obj, "cupyx.scipy.sparse", name) for name in ("spmatrix", "sparray")):
-        require_current(obj.data.device)
+        _require_matrix(obj, obj.data.device)
         return CupySparseOperator(obj)
     if _comes_from(obj, "cupy", "ndarray"):
-        require_current(obj.device)
-        if obj.ndim != 2:
-            raise OperatorError(f"a matrix has 2 dimensions: got shape {tuple(obj.shape)}.")
+        _require_matrix(obj, obj.device)
         return DenseOperator(obj)
     return None
 
@@ -82,6 +81,12 @@ class CupySparseOperator(Operator):
         if self._transpose is None:
             self._transpose = self.matrix.T.tocsr()
         return conjugate(xp, xp.asarray(self._transpose @ conjugate(xp, X), order="C"))
+
+
+def _require_matrix(obj: Any, device: Any) -> None:
+    if len(obj.shape) != 2:
+        raise OperatorError(f"a matrix has 2 dimensions: got shape {tuple(obj.shape)}.")
+    require_current(device)
 
 
 def require_current(device: Any) -> None:

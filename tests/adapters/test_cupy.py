@@ -145,9 +145,7 @@ def test_sparse_matrices_stay_on_the_device_and_agree_with_the_host(name):
     import cupyx.scipy.sparse as csp
 
     A = _bands()
-    kind = csp.csr_array if name.endswith("array") else csp.csr_matrix
-    there = getattr(kind(csp.csr_matrix(sp.csr_matrix(A))), f"to{name[:3]}")()
-    assert type(there).__name__ == name
+    there = getattr(csp, name)(A)  # from SciPy's: not every format leads to every other there
     ours = mf.aslinearoperator(there)
     X = ours.space.probes(3, seed=1)
     for product, exact in ((ours.matmat(X), A @ to_host(X)), (ours.H.matmat(X), A.T @ to_host(X))):
