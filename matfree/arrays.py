@@ -29,8 +29,8 @@ def slabs(rows: int, row_bytes: int, device: Any) -> Iterator[slice]:
 
 def to_host(x: Array) -> np.ndarray[Any, Any]:
     """A NumPy copy of a small array: this is where the host waits for the device."""
-    if array_api_compat.is_cupy_array(x):
-        return np.asarray(x.get())  # CuPy's export keeps to its device
+    if array_api_compat.is_cupy_array(x) or array_api_compat.is_torch_array(x):
+        x = array_api_compat.to_device(x, "cpu")  # their export keeps to the current device
     return np.from_dlpack(x, device="cpu").copy()
 
 

@@ -42,6 +42,7 @@ def activation_hessian(
     *,
     modules: Selection,
     at: Where = "input",
+    allow_tf32: bool = False,
 ) -> ActivationHessian:
     """The Hessian of a batch's loss with respect to activations, one joint operator.
 
@@ -61,6 +62,8 @@ def activation_hessian(
         "output": its output. "tensor": the tensor it reads, with everything else that reads
         it, a skip connection for one. They differ wherever a tensor has several readers. Of
         several arguments or results it is the first floating point tensor.
+    allow_tf32 : bool
+        As for :func:`hessian`.
 
     Returns
     -------
@@ -98,7 +101,7 @@ def activation_hessian(
     >>> bool(torch.isclose(torch.tensor(A.traces()["2"].value), 2 * (weight**2).sum()))
     True
     """
-    model, objective = prepared(model, loss, data, None)
+    model, objective = prepared(model, loss, data, None, allow_tf32=allow_tf32)
     if not objective.batches.single:
         raise OperatorError(
             "an activation Hessian is over one batch, because perturbations belong to samples: "
@@ -162,7 +165,8 @@ class ActivationHessian(CurvatureOperator):
         As for :func:`activation_traces`; the graph is shared with the operator's products.
         """
         settings = Settings.make(method, num_probes, seed, per_sample)
-        return summed([(1.0, port_traces(self, settings, 0))], settings)
+        with self.objective.precision():
+            return summed([(1.0, port_traces(self, settings, 0))], settings)
 
     def graph(self) -> Prepared:
         """The batch's graph, made anew where the model has changed."""
@@ -223,7 +227,8 @@ class ActivationHessian(CurvatureOperator):
         n, names = self.layout.size, ", ".join(self.names[:4])
         more = f" ... {self.names[-1]}" * (len(self.names) > 4)
         model = type(self.objective.model).__name__
+        notes = "".join(f", {note}" for note in self._precision_note())
         return (
-            f"<{n}x{n} activation Hessian of {model} in the {_READS[self.at]} {names}{more}, "
-            f"{self.dtype}>"
+            f"<{n}x{n} activation Hessian of {model} in the {_READS[self.at]} {names}{more}"
+            f"{notes}, {self.dtype}>"
         )

@@ -74,6 +74,8 @@ def aslinearoperator(
     """
     if isinstance(obj, Operator):
         return obj
+    if like is not None:
+        _adapters_of(like)  # loaded: they may have kernels for this library's probes
     adapted = _from_adapter(obj)
     if adapted is not None:
         return adapted
@@ -99,12 +101,16 @@ def aslinearoperator(
 
 def _from_adapter(obj: Any) -> Operator | None:
     """Ask the adapters of the libraries that the object's type and its bases come from."""
-    for root in dict.fromkeys(base.__module__.partition(".")[0] for base in type(obj).__mro__):
-        for adapt in _adapters(root):
-            operator = adapt(obj)
-            if operator is not None:
-                return operator  # type: ignore[no-any-return]  # the entry point's contract
+    for adapt in _adapters_of(obj):
+        operator = adapt(obj)
+        if operator is not None:
+            return operator  # type: ignore[no-any-return]  # the entry point's contract
     return None
+
+
+def _adapters_of(obj: Any) -> tuple[Any, ...]:
+    roots = dict.fromkeys(base.__module__.partition(".")[0] for base in type(obj).__mro__)
+    return tuple(adapt for root in roots for adapt in _adapters(root))
 
 
 @cache

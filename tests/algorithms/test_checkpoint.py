@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.backends import MAKERS, assert_close
+from support.backends import MAKERS, ON_A_GPU, assert_close
 from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
 from support.sharded import run_sharded
 
@@ -160,7 +160,7 @@ def test_a_run_killed_at_any_block_goes_on_to_the_same_result(name, tmp_path):
         assert not list(tmp_path.glob("*eigenpairs*"))
 
 
-@pytest.mark.parametrize("name", ["torch", "strict-device1"])
+@pytest.mark.parametrize("name", ["torch", "strict-device1", *ON_A_GPU])
 @pytest.mark.parametrize("what", ["diagonal", "xtrace", "eigsh"])
 def test_a_checkpoint_returns_to_the_library_it_came_from(name, what, tmp_path):
     backend, run = MAKERS[name](), RUNS[what]

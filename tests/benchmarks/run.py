@@ -26,8 +26,9 @@ SECTIONS = (
     "products",
     "sparse",
     "peers",
+    "device",
 )
-ELSEWHERE = ("peers",)  # in an environment of its own
+ELSEWHERE = ("peers", "device")  # in an environment of its own; where there is a GPU
 PREFACE = """# Benchmarks
 
 Times are measured side by side in one process, in turn, and the least of several rounds is taken;
