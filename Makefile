@@ -4,10 +4,16 @@
 #   make test     checks, then the whole test suite
 #   make check    formatter, linter, types, import rules
 #   make docs     the documentation site, every page executed, into docs/_build/html
+#   make gpu      the tests that need a GPU, with the torch, CuPy, NumPy and SciPy of PYTHON
 #   make bench    ratios against hand-written code and other libraries, into docs/benchmarks.md
+#   make bench-peers   the same work by other libraries, in an environment of their own;
+#                 with MATFREE_BENCH=quick on tiny problems
 #
 # make test PYTHON=python3.13 uses an environment of its own, the newest NumPy and SciPy, and
 # no torch: what needs torch is skipped and says so.
+#
+# For a machine with a GPU and no internet: `make wheels` elsewhere, carry the folder there with the
+# checkout, and `make gpu WHEELS=wheels`.
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
@@ -17,9 +23,15 @@ PIP := $(RUN) -m pip --disable-pip-version-check --quiet --retries 10
 PINS := $(if $(filter 3.11,$(VERSION)),--constraint .ci/constraints.txt)
 # Where torch is left out, modules that import it are skipped and say so.
 WITHOUT_TORCH := $(if $(filter 3.11,$(VERSION)),,--doctest-ignore-import-errors)
+# What the tests need beside the libraries that a machine with a GPU has: small, and no library of
+# theirs among it.
+CARRIED := array-api-compat array-api-strict hypothesis sortedcontainers pytest iniconfig pluggy \
+	packaging pygments hatchling pathspec trove-classifiers editables
 SETUP := pyproject.toml .ci/constraints.txt
+PEERS := .venv-peers
+PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --retries 10
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs bench bench-peers gpu wheels clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/installed
@@ -41,6 +53,24 @@ docs: $(VENV)/documented
 bench: $(VENV)/installed
 	$(RUN) tests/benchmarks/run.py $(ONLY)
 
+bench-peers: $(PEERS)/installed
+	$(PEERS)/bin/python tests/benchmarks/run.py peers
+
+# The machine's own libraries are seen, also where PYTHON belongs to an environment of its own.
+gpu:
+	$(PYTHON) -m venv --clear .venv-gpu
+	$(PYTHON) -c "import sys; print(*[p for p in sys.path if 'site-packages' in p or 'dist-packages' in p], \
+		sep='\n')" > $$(echo .venv-gpu/lib/python*/site-packages)/machine.pth
+	.venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
+		$(if $(WHEELS),--no-index --find-links $(WHEELS)) $(CARRIED)
+	.venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
+		--no-index --no-build-isolation --editable .
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-gpu/bin/python -m pytest -m gpu
+
+wheels:
+	$(PYTHON) -m pip --disable-pip-version-check download --no-deps --only-binary :all: \
+		--dest wheels $(CARRIED)
+
 clean:
 	rm -rf .venv .venv-* docs/_build
 
@@ -53,6 +83,16 @@ ifeq ($(VERSION),3.11)
 else
 	$(PIP) install --editable '.[test]'
 endif
+	touch $@
+
+# Other libraries ask for versions of their own: they stay out of the environment of the tests.
+# One that cannot be installed leaves a row that says so.
+$(PEERS)/installed: $(SETUP) tests/benchmarks/peers.txt tests/benchmarks/peers-alone.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS_PIP) install torch==2.13.0
+	$(PEERS_PIP) install $(PINS) --editable .
+	grep -v '^#' tests/benchmarks/peers.txt | xargs -n 1 $(PEERS_PIP) install $(PINS) || true
+	$(PEERS_PIP) install --no-deps --requirement tests/benchmarks/peers-alone.txt || true
 	touch $@
 
 $(VENV)/documented: $(VENV)/installed

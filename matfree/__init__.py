@@ -17,6 +17,7 @@ from matfree.algorithms.functions import logdet, trace_function
 from matfree.algorithms.lanczos import lanczos
 from matfree.algorithms.norms import frobenius_norm, schatten_norm
 from matfree.algorithms.power import power_iteration
+from matfree.algorithms.ritz import ritz_vectors
 from matfree.algorithms.svds import svds
 from matfree.algorithms.trace import trace
 from matfree.checks import OperatorReport, check_operator
@@ -28,7 +29,13 @@ from matfree.errors import (
     NotHermitianError,
     OperatorError,
 )
-from matfree.operators import DenseOperator, FunctionOperator, Operator, aslinearoperator
+from matfree.operators import (
+    DenseOperator,
+    FunctionOperator,
+    Operator,
+    SlabOperator,
+    aslinearoperator,
+)
 from matfree.protocol import LinearOperator, VectorSpace
 from matfree.results import (
     EigenResult,
@@ -61,6 +68,7 @@ __all__ = [
     "OperatorReport",
     "RowSpace",
     "SingularResult",
+    "SlabOperator",
     "SpectralDensity",
     "Tridiagonal",
     "VectorSpace",
@@ -76,6 +84,7 @@ __all__ = [
     "load",
     "logdet",
     "power_iteration",
+    "ritz_vectors",
     "schatten_norm",
     "space_like",
     "spectral_density",

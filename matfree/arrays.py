@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import array_api_compat
@@ -9,11 +10,27 @@ import numpy as np
 
 from matfree.protocol import Array, DType
 
+_CACHED_BYTES = 1 << 18
+_DEVICE_BYTES = 1 << 26
+
+
+def slabs(rows: int, row_bytes: int, device: Any) -> Iterator[slice]:
+    """Consecutive slices of some rows, each worked on before the next is begun.
+
+    On a processor a slab stays in the cache, so that a temporary as large as a block is
+    neither made (the system has to clear its pages) nor read again from memory. A device
+    gets large slabs: there each operation has a price of its own.
+    """
+    room = _CACHED_BYTES if str(device) == "cpu" else _DEVICE_BYTES
+    height = max(1, room // max(1, row_bytes))
+    for begin in range(0, rows, height):
+        yield slice(begin, min(begin + height, rows))
+
 
 def to_host(x: Array) -> np.ndarray[Any, Any]:
     """A NumPy copy of a small array: this is where the host waits for the device."""
-    if array_api_compat.is_cupy_array(x):
-        return np.asarray(x.get())  # CuPy's export keeps to its device
+    if array_api_compat.is_cupy_array(x) or array_api_compat.is_torch_array(x):
+        x = array_api_compat.to_device(x, "cpu")  # their export keeps to the current device
     return np.from_dlpack(x, device="cpu").copy()
 
 
@@ -48,6 +65,11 @@ def widest(xp: Any, dtype: DType, device: Any) -> DType:
     dtypes = xp.__array_namespace_info__().dtypes(device=device, kind=kind)
     double = "complex128" if is_complex(xp, dtype) else "float64"
     return dtypes.get(double, dtype)
+
+
+def half_type(xp: Any) -> DType | None:
+    """The library's real 16-bit type; None where it has none, because the standard has none."""
+    return getattr(xp, "float16", None)
 
 
 def conjugate(xp: Any, x: Array) -> Array:

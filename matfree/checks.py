@@ -126,6 +126,22 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     )
 
 
+def asymmetry(operator: Operator, *, seed: int = 0) -> float:
+    """|x^H A y - conj(y^H A x)| for random x and y, relative to the products: one of a block.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree.checks import asymmetry
+    >>> A = mf.aslinearoperator(np.array([[2.0, 1.0], [1.0, 2.0]]))
+    >>> asymmetry(A) < 1e-14
+    True
+    """
+    X = operator.domain.probes(2, seed=seed, kind="gaussian", stream=probes.CHECK)
+    Y = operator.matmat(X)
+    return _mismatch(operator, X[:, :1], Y[:, 1:], X[:, 1:], Y[:, :1])
+
+
 def _adjoint_defect(operator: Operator, x: Array, Ax: Array, seed: int) -> tuple[float | None, int]:
     z = operator.space.probes(1, seed=seed, start=2, kind="gaussian", stream=probes.CHECK)
     try:

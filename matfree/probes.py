@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _ROWS_AT_ONCE = 1 << 14  # rows of a block expanded together: they stay in cache
+_SIGN_MAKERS: dict[str, Callable[..., Array]] = {}  # by library: see replace_signs
 
 
 def resolve_seed(seed: Seed) -> int:
@@ -88,7 +90,18 @@ def _multiply(a: Array, constant: int) -> tuple[Array, Array]:
 
 
 def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int) -> Array:
-    """The random words of some counters, int64 (probes, 4 * blocks), in counter order."""
+    """The random words of some counters, int64 (probes, 4 * blocks), in counter order.
+
+    Raises
+    ------
+    ValueError
+        A probe's number does not fit into its word of the counter.
+    """
+    if not 0 <= probes.start <= probes.stop <= _MASK + 1:
+        raise ValueError(
+            f"probes are numbered from 0 to 2**32 - 1: got {probes.start} to {probes.stop - 1}; "
+            "take another seed for more."
+        )
     block = xp.arange(blocks.start, blocks.stop, dtype=xp.int64, device=device)[None, :]
     probe = xp.arange(probes.start, probes.stop, dtype=xp.int64, device=device)[:, None]
     lanes = philox(
@@ -98,10 +111,32 @@ def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, se
     return xp.reshape(xp.stack(lanes, axis=-1), (len(probes), 4 * len(blocks)))
 
 
+def replace_signs(library: str, maker: Callable[..., Array]) -> None:
+    """Let an adapter make the signs of its library's arrays, by a kernel for one.
+
+    Parameters
+    ----------
+    library : str
+        The name of the array namespace, without ``array_api_compat.`` before it.
+    maker : function of the arguments of :func:`rademacher`
+        It must yield the same bits; where it is not there, the array version does.
+    """
+    _SIGN_MAKERS[library] = maker
+
+
 def rademacher(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
     """Random signs, (rows, probes) in C order: coordinate ``rows``, probe ``probes``."""
+    library = xp.__name__.removeprefix("array_api_compat.")
+    maker: Callable[..., Array] = _SIGN_MAKERS.get(library, _signs_by_words)
+    return maker(xp, dtype, device, rows=rows, probes=probes, stream=stream, seed=seed)
+
+
+def _signs_by_words(
+    xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
+) -> Array:
+    """The signs in operations that every array library has."""
     blocks = range(rows.start >> 7, -(-rows.stop // 128))
     word = words(xp, device, blocks=blocks, probes=probes, stream=stream, seed=seed)
     shifts = xp.arange(0, 32, 8, dtype=xp.int64, device=device)

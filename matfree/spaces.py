@@ -8,7 +8,7 @@ so there is nothing to add. A space over several processes overrides ``add_up`` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import array_api_compat
@@ -17,18 +17,15 @@ import numpy as np
 from matfree import probes
 from matfree.arrays import (
     conjugate,
-    epsilon,
     is_complex,
     is_floating,
     real_part,
-    rounding,
-    to_host,
+    slabs,
     widest,
 )
+from matfree.errors import OperatorError
+from matfree.orthonormal import orthonormal_range
 from matfree.protocol import Array, DType, ProbeKind
-
-_SLAB_BYTES = 1 << 20  # what gram converts to double at a time: it stays in cache
-_MAX_SWEEPS = 8  # of orthonormalize: each gains half of the digits, two or three are used
 
 
 class RowSpace(ABC):
@@ -59,6 +56,10 @@ class RowSpace(ABC):
         """A block of k zero vectors, (rows, k)."""
         return self.xp.zeros((len(self.rows), k), dtype=self.dtype, device=self.device)
 
+    def slabs(self, k: int) -> Iterator[slice]:
+        """The rows held here in slices that fit a cache, k columns wide."""
+        return slabs(len(self.rows), k * self.xp.finfo(self.dtype).bits // 8, self.device)
+
     def asarray(self, x: Any) -> Array:
         """Small host numbers as an array of this space's library, dtype and device."""
         host = np.asarray(x)
@@ -69,8 +70,8 @@ class RowSpace(ABC):
     def unit_vectors(self, columns: range) -> Array:
         """The unit vectors e_i for i in ``columns``, (rows, len(columns))."""
         xp = self.xp
-        row = xp.arange(self.rows.start, self.rows.stop, device=self.device)
-        column = xp.arange(columns.start, columns.stop, device=self.device)
+        row = xp.arange(self.rows.start, self.rows.stop, dtype=xp.int64, device=self.device)
+        column = xp.arange(columns.start, columns.stop, dtype=xp.int64, device=self.device)
         return xp.astype(row[:, None] == column[None, :], self.dtype)
 
     def probes(
@@ -113,10 +114,8 @@ class RowSpace(ABC):
         if X.dtype == wide:
             return self.add_up(_adjoint_times(xp, X, Y))
         width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 8
-        height = max(1, _SLAB_BYTES // max(1, width))
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
-        for begin in range(0, X.shape[0], height):
-            slab = slice(begin, min(begin + height, X.shape[0]))
+        for slab in slabs(X.shape[0], width, self.device):
             X_wide, Y_wide = xp.astype(X[slab, :], wide), xp.astype(Y[slab, :], wide)
             total = total + _adjoint_times(xp, X_wide, Y_wide)
         return self.add_up(total)
@@ -124,10 +123,17 @@ class RowSpace(ABC):
     def dots(self, X: Array, Y: Array) -> Array:
         """The inner products x_j^H y_j of two blocks column by column, (k,), in double."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
-        if X.dtype != wide:  # before the product: squares leave the range of float32
-            X, Y = xp.astype(X, wide), xp.astype(Y, wide)
-        ones = xp.ones((1, X.shape[0]), dtype=wide, device=self.device)
-        return self.add_up((ones @ (conjugate(xp, X) * Y))[0, :])
+        total = xp.zeros((1, X.shape[1]), dtype=wide, device=self.device)
+        for slab in slabs(X.shape[0], X.shape[1] * xp.finfo(wide).bits // 8, self.device):
+            x, y = X[slab, :], Y[slab, :]
+            if X.dtype != wide:  # before the product: squares leave the range of float32
+                x, y = xp.astype(x, wide), xp.astype(y, wide)
+            terms = conjugate(xp, x) * y
+            if X.shape[1] == 1:  # numbers in a row, which a library's own sum takes pairwise
+                total += xp.sum(terms)
+            else:  # its sum over rows is not, and slower than a product
+                total += xp.ones((1, x.shape[0]), dtype=wide, device=self.device) @ terms
+        return self.add_up(total[0, :])
 
     def norms(self, X: Array) -> Array:
         """The 2-norms of the columns of X, (k,) real, in double."""
@@ -159,47 +165,12 @@ class RowSpace(ABC):
 
         Cost
         ----
-        Two to four sweeps of three Gram matrices and four block updates; 5 blocks with X and
-        the answer, and no copy of ``against``. Each sweep brings k x k numbers to the host.
+        A sweep where the columns of X are far from dependent, up to four where they are not,
+        of two Gram matrices each; ``against`` is read twice, and twice more for every sweep
+        or where most of X lies in it. 5 blocks with X and the answer, and no copy of
+        ``against``. Each sweep brings k x k numbers to the host.
         """
-        bases = [] if against is None or not against.shape[1] else [against]
-        num_taken = len(bases)
-        lengths = to_host(self.norms(X))
-        floor = max(floor, rounding(self.xp, self.dtype) * lengths.max(initial=0))
-        X = self.xp.asarray(X, copy=True)  # the one that is worked on, in place
-        if bases:
-            lengths = self._remainder(bases, X)
-        for _ in range(_MAX_SWEEPS):
-            longest = lengths.max(initial=0)
-            if not longest > floor:
-                break
-            bases.append(self._well_conditioned(bases, X / float(longest), floor / longest))
-            lengths = self._remainder(bases, X)
-        found = bases[num_taken:]
-        if len(found) == 1:
-            return found[0]
-        return self.xp.concat(found, axis=1) if found else X[:, :0]
-
-    def _remainder(self, bases: list[Array], X: Array) -> np.ndarray[Any, Any]:
-        """Take the components along the bases off X; what is left of its columns' lengths."""
-        for _ in range(2):  # once is not enough: what is left may be tiny
-            self._take_off(bases, X)
-        return to_host(self.norms(X))
-
-    def _well_conditioned(self, bases: list[Array], X: Array, floor: float) -> Array:
-        """Orthonormal directions of X, orthogonal to the bases, that one Gram matrix resolves."""
-        spread = epsilon(self.xp, self.dtype) ** (2 / 3)  # the second pass mends eps / spread
-        for _ in range(2):
-            self._take_off(bases, X)
-            values, vectors = np.linalg.eigh(to_host(self.gram(X, X)))
-            keep = values > max(spread * values[-1], floor**2)
-            X = X @ self.asarray(vectors[:, keep] / np.sqrt(values[keep]))
-        return X
-
-    def _take_off(self, bases: list[Array], X: Array) -> None:
-        """X -= its components along orthonormal bases that are orthogonal to each other."""
-        for Q in bases:
-            X -= Q @ self.xp.astype(self.gram(Q, X), self.dtype)
+        return orthonormal_range(self, X, against=against, floor=floor)
 
 
 @final
@@ -223,6 +194,11 @@ def space_like(example: Array, size: int) -> ArraySpace:
     >>> mf.space_like(np.zeros(1), 5).probes(1, seed=0)[:, 0]
     array([-1.,  1., -1.,  1., -1.])
     """
+    if array_api_compat.is_dask_array(example):
+        raise OperatorError(
+            "vectors cannot be Dask arrays, whose graph grows with every step; give the matrix as "
+            "a Dask array, and its vectors are NumPy's."
+        )
     xp = array_api_compat.array_namespace(example)
     dtype = example.dtype
     if not is_floating(xp, dtype):

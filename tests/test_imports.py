@@ -9,7 +9,7 @@ import pytest
 from matfree import _distribution
 
 HEAVY = ("torch", "cupy", "matplotlib", "sklearn", "tqdm", "jax", "pandas")
-ADAPTERS = ("matfree_scipy", "matfree_cupy", "matfree_torch")
+ADAPTERS = ("matfree_scipy", "matfree_cupy", "matfree_dask", "matfree_torch")
 
 
 def _loaded_after(code: str) -> set[str]:

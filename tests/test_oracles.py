@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 from support import measures
-from support.backends import MAKERS, assert_close
+from support.backends import MAKERS, ON_A_GPU, assert_close
 from support.matrices import (
     complex_hermitian,
     implicit_with_spectrum,
@@ -409,7 +409,7 @@ def test_residuals_are_what_they_say_and_the_order_what_was_asked(which):
 
 
 # P29
-@pytest.mark.parametrize("name", ["torch", "strict", "strict-device1"])
+@pytest.mark.parametrize("name", ["torch", "strict", "strict-device1", *ON_A_GPU])
 def test_estimates_of_one_seed_agree_on_every_backend(name):
     other, A = MAKERS[name](), with_spectrum(np.linspace(1, 2, 60))
     for dtype in (np.float64, np.float32):

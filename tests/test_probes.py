@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
-from support.backends import MAKERS
+from support.backends import MAKERS, ON_A_GPU
 
 import matfree as mf
 from matfree import probes
@@ -177,7 +177,7 @@ def test_bytes_are_uniform_and_neighbours_independent():
         assert abs(signs[lag:] @ signs[:-lag]) < 5 * np.sqrt(signs.size)
 
 
-@pytest.mark.parametrize("name", ["torch", "strict", "strict-device1"])
+@pytest.mark.parametrize("name", ["torch", "strict", "strict-device1", *ON_A_GPU])
 def test_start_vectors_of_one_seed_are_bit_equal_to_numpys(name):
     other = MAKERS[name]()
     here = mf.space_like(np.zeros(1), 777).probes(4, seed=12, start=3)

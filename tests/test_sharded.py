@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.backends import MAKERS, assert_close
+from support.backends import MAKERS, ON_A_GPU, assert_close
 from support.matrices import nn_spectrum, with_spectrum
 from support.sharded import run_sharded
 
@@ -31,7 +31,7 @@ SCALARS = {
 }
 
 
-@pytest.fixture(params=["numpy", "torch"])
+@pytest.fixture(params=["numpy", "torch", *ON_A_GPU])
 def backend(request):
     return MAKERS[request.param]()
 

@@ -4,6 +4,10 @@ Importing this package loads neither CuPy nor CUDA: ``matfree.aslinearoperator``
 its entry point when it first meets a CuPy object, and CuPy is then there already.
 """
 
+from matfree import probes
 from matfree_cupy.convert import adapt, to_cupyx
+from matfree_cupy.signs import rademacher
+
+probes.replace_signs("cupy", rademacher)
 
 __all__ = ["adapt", "to_cupyx"]

@@ -31,14 +31,21 @@ def adapt(obj: Any) -> Operator | None:
     Returns
     -------
     Operator or None
+
+    Raises
+    ------
+    OperatorError
+        The matrix lies on another device than the current one. CuPy puts results on the
+        current device, so an algorithm would spread its vectors over both. Or it does not have
+        2 dimensions.
     """
     if _comes_from(obj, "cupyx.scipy.sparse.linalg", "LinearOperator"):
         return _from_linear_operator(obj)
-    if _comes_from(obj, "cupyx.scipy.sparse", "spmatrix"):
+    if any(_comes_from(obj, "cupyx.scipy.sparse", name) for name in ("spmatrix", "sparray")):
+        _require_matrix(obj, obj.data.device)
         return CupySparseOperator(obj)
     if _comes_from(obj, "cupy", "ndarray"):
-        if obj.ndim != 2:
-            raise OperatorError(f"a matrix has 2 dimensions: got shape {tuple(obj.shape)}.")
+        _require_matrix(obj, obj.device)
         return DenseOperator(obj)
     return None
 
@@ -47,8 +54,10 @@ def adapt(obj: Any) -> Operator | None:
 class CupySparseOperator(Operator):
     """A ``cupyx`` sparse matrix, on its own device.
 
-    CSR is used as it is; CSC, COO and DIA are converted to CSR on the device, which copies
-    the matrix. The transpose is made when the adjoint is first used.
+    CSR is used as it is (CuPy adds up its duplicate entries in place at the first product);
+    CSC, COO and DIA are converted to CSR on the device, which copies the matrix. The transpose
+    is made when the adjoint is first used. CuPy's product takes and gives blocks in Fortran
+    order, so that each block is turned twice, on the device.
 
     Parameters
     ----------
@@ -57,22 +66,38 @@ class CupySparseOperator(Operator):
 
     def __init__(self, matrix: Any) -> None:
         m, n = matrix.shape
-        with matrix.device if hasattr(matrix, "device") else matrix.data.device:
-            csr = matrix.tocsr()
-            super().__init__(space_like(csr.data, m), space_like(csr.data, n))
-            self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
+        csr = matrix.tocsr()
+        super().__init__(space_like(csr.data, m), space_like(csr.data, n))
+        self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
         self._transpose: Any = None
 
     def _apply(self, X: Array) -> Array:
-        with self.matrix.data.device:
-            return self.space.xp.asarray(self.matrix @ X, order="C")
+        require_current(self.space.device)
+        return self.space.xp.asarray(self.matrix @ X, order="C")
 
     def _apply_adjoint(self, X: Array) -> Array:
         xp = self.space.xp
-        with self.matrix.data.device:
-            if self._transpose is None:
-                self._transpose = self.matrix.T.tocsr()
-            return conjugate(xp, xp.asarray(self._transpose @ conjugate(xp, X), order="C"))
+        require_current(self.space.device)
+        if self._transpose is None:
+            self._transpose = self.matrix.T.tocsr()
+        return conjugate(xp, xp.asarray(self._transpose @ conjugate(xp, X), order="C"))
+
+
+def _require_matrix(obj: Any, device: Any) -> None:
+    if len(obj.shape) != 2:
+        raise OperatorError(f"a matrix has 2 dimensions: got shape {tuple(obj.shape)}.")
+    require_current(device)
+
+
+def require_current(device: Any) -> None:
+    """Refuse to work on a device that is not the current one."""
+    current = import_module("cupy").cuda.Device()
+    if device != current:
+        raise OperatorError(
+            f"the matrix lies on CUDA device {device.id}, and the current one is {current.id}, "
+            "where CuPy would put the vectors: run the whole computation inside "
+            f"`with cupy.cuda.Device({device.id}):`."
+        )
 
 
 def to_cupyx(operator: Any) -> Any:

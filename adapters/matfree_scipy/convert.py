@@ -12,6 +12,7 @@ import scipy.sparse.linalg
 from matfree import FunctionOperator, Operator, OperatorError, aslinearoperator, space_like
 from matfree.arrays import conjugate, to_host
 from matfree.protocol import Array
+from matfree_scipy.fused import fused_products
 
 
 def adapt(obj: Any) -> Operator | None:
@@ -66,15 +67,22 @@ class SparseOperator(Operator):
         csr = scipy.sparse.csr_array(matrix)
         self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
         self._transpose: Any = None
+        self._fused = fused_products(self.matrix)
+        self.lanczos_step = None if self._fused is None else self._fused.lanczos_step
 
     def _apply(self, X: Array) -> Array:
-        return self.matrix @ X
+        Y = None if self._fused is None else self._fused.matmat(X)
+        return self.matrix @ X if Y is None else Y
 
     def _apply_adjoint(self, X: Array) -> Array:
         if self._transpose is None:
             self._transpose = self.matrix.T.tocsr()
         xp = self.space.xp
         return conjugate(xp, self._transpose @ conjugate(xp, X))
+
+    def __repr__(self) -> str:
+        plain = super().__repr__()
+        return plain if self._fused is None else f"{plain[:-1]}, products compiled by numba>"
 
 
 def to_scipy(operator: Any) -> Any:

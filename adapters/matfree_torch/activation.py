@@ -25,6 +25,7 @@ from matfree_torch import guard, ports
 from matfree_torch.curvature import CurvatureOperator
 from matfree_torch.gaussnewton import Linearized, output_hessian
 from matfree_torch.layout import Layout
+from matfree_torch.lean import lean
 from matfree_torch.objective import Objective, output_tensor
 from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import Settings, TraceMethod, port_traces, summed
@@ -86,7 +87,8 @@ class ActivationHessian(CurvatureOperator):
         As for :func:`activation_traces`; the graph is shared with the operator's products.
         """
         settings = Settings.make(method, num_probes, seed, per_sample)
-        return summed([(1.0, port_traces(self, settings, 0))], settings)
+        with self.objective.precision():
+            return summed([(1.0, port_traces(self, settings, 0))], settings)
 
     def graph(self) -> Prepared:
         """The batch's graph, made anew where the model has changed."""
@@ -106,7 +108,8 @@ class ActivationHessian(CurvatureOperator):
 
     def _prepare(self, fingerprint: Any) -> Prepared:
         deltas, batch = self.layout.tensors, self._batch
-        outputs = ports.perturbed(self.objective, batch, self.ports, deltas, self.at)
+        with lean():
+            outputs = ports.perturbed(self.objective, batch, self.ports, deltas, self.at)
         value = self.objective.value(outputs, batch.targets)
         before, after = float(self._plain_loss), float(value.detach())
         rounding = 100 * torch.finfo(value.dtype).eps * abs(before)
@@ -146,7 +149,8 @@ class ActivationHessian(CurvatureOperator):
         n, names = self.layout.size, ", ".join(self.names[:4])
         more = f" ... {self.names[-1]}" * (len(self.names) > 4)
         model = type(self.objective.model).__name__
+        notes = "".join(f", {note}" for note in self._precision_note())
         return (
-            f"<{n}x{n} activation Hessian of {model} in the {_READS[self.at]} {names}{more}, "
-            f"{self.dtype}>"
+            f"<{n}x{n} activation Hessian of {model} in the {_READS[self.at]} {names}{more}"
+            f"{notes}, {self.dtype}>"
         )

@@ -37,6 +37,7 @@ def activation_hessian(
     *,
     modules: Selection,
     at: Where = "input",
+    allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> ActivationHessian | SharedActivationHessian:
     """The Hessian of a batch's loss with respect to activations, one joint operator.
@@ -57,6 +58,8 @@ def activation_hessian(
         "output": its output. "tensor": the tensor it reads, with everything else that reads
         it, a skip connection for one. They differ wherever a tensor has several readers. Of
         several arguments or results it is the first floating point tensor.
+    allow_tf32 : bool
+        As for :func:`hessian`.
     process_group : torch.distributed.ProcessGroup, optional
         The processes that share the batch out, each calling this with its own samples, at
         least one. The loss is that of all of them, and so is the operator; every process holds
@@ -102,7 +105,9 @@ def activation_hessian(
     >>> bool(torch.isclose(torch.tensor(A.traces()["2"].value), 2 * (weight**2).sum()))
     True
     """
-    model, objective = prepared(model, loss, data, None, process_group=process_group)
+    model, objective = prepared(
+        model, loss, data, None, allow_tf32=allow_tf32, process_group=process_group
+    )
     if not objective.batches.single:
         raise OperatorError(
             "an activation Hessian is over one batch, because perturbations belong to samples: "
@@ -160,7 +165,8 @@ class SharedActivationHessian(Operator):
         self, objective: Objective, processes: Processes, modules: Selection, at: Where
     ) -> None:
         def found() -> tuple[ActivationHessian, float]:
-            alone = Objective(objective.model, objective.loss, objective.batches.data)
+            model, loss, data = objective.model, objective.loss, objective.batches.data
+            alone = Objective(model, loss, data, allow_tf32=objective.allow_tf32)
             local = ActivationHessian(alone, modules, at)
             return local, alone.batches.divisor
 
@@ -239,7 +245,8 @@ class SharedActivationHessian(Operator):
         settings = Settings.make(method, num_probes, self.objective.agreed(seed), per_sample)
 
         def traced() -> list[tuple[float, dict[str, PortTrace]]]:
-            return [(self._part, port_traces(self.local, settings, self.processes.rank))]
+            with self.objective.precision():
+                return [(self._part, port_traces(self.local, settings, self.processes.rank))]
 
         return summed(self.objective.collect(traced), settings)
 

@@ -20,8 +20,7 @@ from matfree.cli.report import Chapter, Notebook
 from matfree.cli.session import conduct
 from matfree.cli.study import Study
 from matfree.errors import MatfreeError
-from matfree.operators import Operator
-from matfree_torch import hessian
+from matfree_torch import HessianOperator, hessian
 
 _EXPECTED = "it must return (model, loss, data), where loss(outputs, targets) is a scalar"
 
@@ -180,7 +179,7 @@ def _place(error: BaseException) -> str:
     return f" ({Path(frame.tb_frame.f_code.co_filename).name}, line {frame.tb_lineno})"
 
 
-def _hessian(model: nn.Module, loss: Callable[..., Any], data: Any, target: str) -> Operator:
+def _hessian(model: nn.Module, loss: Callable[..., Any], data: Any, target: str) -> HessianOperator:
     """The Hessian, after one product: what is wrong with model or data shows here."""
     try:
         H = hessian(model, loss, data)
@@ -206,7 +205,7 @@ def _described(x: Any) -> str:
     return f"{type(x).__name__}{size}"
 
 
-def _chapter(given: argparse.Namespace, model: nn.Module, H: Operator) -> Chapter:
+def _chapter(given: argparse.Namespace, model: nn.Module, H: HessianOperator) -> Chapter:
     path, _, name = given.target.rpartition(":")
     file = Path(path)
     return Chapter(
@@ -219,8 +218,23 @@ def _chapter(given: argparse.Namespace, model: nn.Module, H: Operator) -> Chapte
         facts=(
             ("model", type(model).__name__),
             ("parameters", f"{H.shape[0]:,}, {H.dtype}"),
+            ("loss", _loss(H)),
+            ("data", _samples(H)),
             ("device", str(H.space.device)),
             ("mode", _mode(model)),
             ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ),
     )
+
+
+def _loss(H: HessianOperator) -> str:
+    loss = H.batches.loss
+    if loss is None:
+        return "the model's own"
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return f"{name}, a {'mean' if H.batches.averaged else 'sum'}"
+
+
+def _samples(H: HessianOperator) -> str:
+    sizes = [batch.samples for batch in H.batches]
+    return f"{sum(sizes):,} samples" + f" in {len(sizes)} batches" * (len(sizes) > 1)

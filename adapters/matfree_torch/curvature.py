@@ -17,6 +17,7 @@ from matfree.protocol import Array
 from matfree_torch import diagnosis
 from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Objective
+from matfree_torch.precision import TF32_EPS
 
 _HALF = 1e-4  # eps of half precision is 1e-3 and 8e-3, of single precision 1e-7
 
@@ -46,9 +47,9 @@ class CurvatureOperator(Operator):
     def noise(self) -> float:
         """The relative rounding error of products: |u^T A w - w^T A u| / ||A w||, measured.
 
-        Signs u and w of the operator's own; in half precision the root mean square over three
-        pairs. What rounding adds to A w has about this size, and no eigenvalue, trace or
-        tolerance is known better.
+        Signs u and w of the operator's own; in half precision, and where TF32 is allowed on a
+        GPU, the root mean square over three pairs. What rounding adds to A w has about this
+        size, and no eigenvalue, trace or tolerance is known better.
         """
         self.inspect()
         return self._noise
@@ -119,6 +120,7 @@ class CurvatureOperator(Operator):
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
+            self.objective.precision(),
             diagnosis.explained(self.objective),
         ):
             return self._between(X.clone(), rows, columns)
@@ -163,8 +165,19 @@ class CurvatureOperator(Operator):
         diagnosis.refuse_asymmetry(self.objective, defect)
 
     def _eps(self) -> float:
-        """The coarsest eps among the tensors."""
-        return max(torch.finfo(x.dtype).eps for x in self.layout.tensors)
+        """The coarsest eps that products are computed with."""
+        eps = max(torch.finfo(x.dtype).eps for x in self.layout.tensors)
+        single = eps == torch.finfo(torch.float32).eps
+        tf32 = self.objective.allow_tf32 and self.layout.device.type == "cuda"
+        return TF32_EPS if single and tf32 else eps
+
+    def _precision_note(self) -> list[str]:
+        """For ``repr``: that TF32 is allowed, and the noise that products were seen to have."""
+        if not self.objective.allow_tf32:
+            return []
+        return [
+            "TF32 allowed, noise " + (f"{self._noise:.0e}" if self._inspected else "not yet seen")
+        ]
 
 
 @final

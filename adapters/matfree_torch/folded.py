@@ -7,6 +7,8 @@ stays as a constant; a product runs the rest, which is linear in v.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, final
 
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from matfree import OperatorError
 from matfree_torch.batches import Batch
+from matfree_torch.captured import Captured, Recorder, recorder_for
 from matfree_torch.decomposed import decomposed_losses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
@@ -31,7 +34,9 @@ _CRASHING = ("mse_loss",)
 
 @final
 class FoldedProducts(Products):
-    """Forward over reverse, traced and folded once a batch.
+    """Forward over reverse, traced and folded once a batch; on a GPU captured and replayed.
+
+    A fold, and what was captured of it, is forgotten with its batch.
 
     Parameters
     ----------
@@ -43,6 +48,7 @@ class FoldedProducts(Products):
     def __init__(self, objective: Objective, layout: Layout, memory: int | None) -> None:
         super().__init__(objective, layout)
         self.retention = Retention(memory, "folds")
+        self._recorder = recorder_for(layout.device)
 
     def prepare(self, batch: Batch) -> Fold:
         along = gradient_along(self.objective, batch, self.layout)
@@ -57,7 +63,7 @@ class FoldedProducts(Products):
             # Functionalized, so that no constant is written into by a later product.
             program = make_fx(torch.func.functionalize(product))(*example)
         with self.objective.guarded(), torch.no_grad():  # random numbers are drawn once more
-            return Fold(program)
+            return Fold(program, self._recorder)
 
     def multiply(self, prepared: Fold, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         tensors = zip(self.layout.names, self.layout.tensors, strict=True)
@@ -86,6 +92,7 @@ class Fold:
     Parameters
     ----------
     traced : the whole program, a function of v
+    recorder : what records the program's work, where that is worth it
 
     Raises
     ------
@@ -93,7 +100,7 @@ class Fold:
         The program writes into memory in a way that cannot be followed.
     """
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, recorder: Recorder | None = None) -> None:
         traced.graph.eliminate_dead_code()
         linear = _depending_on_inputs(traced.graph)
         writers = [n for n in linear if _writes(n)]
@@ -105,8 +112,12 @@ class Fold:
         program = _remaining(traced, linear, _evaluated(traced, linear))
         simplify(program)
         # Modules and their graphs refer to each other: what is large is taken out of that circle.
-        self._forward = type(program).forward
         self._constants = SimpleNamespace(**taken_out(program))
+        self._product: Callable[..., Sequence[Tensor]] = partial(
+            type(program).forward, self._constants
+        )
+        if recorder is not None:
+            self._product = Captured(self._product, recorder)
         tensors = [x for x in vars(self._constants).values() if isinstance(x, Tensor)]
         self.nbytes = sum(storages(tensors).values())
         self.operations = [str(node.target) for node in program.graph.nodes]
@@ -114,7 +125,7 @@ class Fold:
     def __call__(self, *pieces: Tensor) -> tuple[Tensor, ...]:
         """The product with v, given and returned parameter by parameter."""
         with torch.no_grad():
-            return tuple(self._forward(self._constants, *pieces))
+            return tuple(self._product(*pieces))
 
 
 @final

@@ -19,6 +19,7 @@ from torch import Tensor
 from matfree import OperatorError, probes
 from matfree_torch.batches import Batch
 from matfree_torch.layout import Layout
+from matfree_torch.lean import lean
 from matfree_torch.likelihoods import KNOWN, Averaged, Likelihood, likelihood
 from matfree_torch.losses import as_module
 from matfree_torch.objective import Objective, output_tensor
@@ -105,7 +106,8 @@ class GaussNewtonOperator(ParameterCurvature):
         """M for one batch."""
 
     def _prepare(self, batch: Batch) -> Linearized:
-        outputs = self.objective.outputs(batch)
+        with lean():
+            outputs = self.objective.outputs(batch)
         return Linearized.make(output_tensor(outputs), self.layout, self._matrix(batch, outputs))
 
     def _multiply(

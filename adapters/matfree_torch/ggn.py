@@ -37,6 +37,7 @@ def ggn(
     weight_decay: WeightDecay = 0.0,
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> GaussNewtonOperator:
     r"""The generalized Gauss-Newton matrix of a loss over data.
@@ -55,6 +56,8 @@ def ggn(
     strategy : {"auto", "recompute"}
     memory : int, optional
         As for :func:`hessian`: graphs are kept while they fit, or never.
+    allow_tf32 : bool
+        As for :func:`hessian`.
     process_group : torch.distributed.ProcessGroup, optional
         As for :func:`hessian`: each process calls this with its own part of the data.
 
@@ -94,7 +97,9 @@ def ggn(
     >>> G.positive_semidefinite, bool(torch.linalg.eigvalsh(G.to_dense())[0] > -1e-6)
     (True, True)
     """
-    model, objective = prepared(model, loss, data, normalizer, process_group=process_group)
+    model, objective = prepared(
+        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+    )
     return GaussNewton(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
@@ -111,6 +116,7 @@ def fisher(
     weight_decay: WeightDecay = 0.0,
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> GaussNewtonOperator:
     r"""The Fisher information matrix of the distribution that a loss belongs to.
@@ -148,6 +154,7 @@ def fisher(
 
     strategy : {"auto", "recompute"}
     memory : int, optional
+    allow_tf32 : bool
         As for :func:`hessian`.
     process_group : torch.distributed.ProcessGroup, optional
         As for :func:`hessian`. Draws are numbered as if the parts of the data lay end to end
@@ -189,7 +196,13 @@ def fisher(
     require_whole("num_samples", num_samples)
     ordered = kind == "monte-carlo"
     model, objective = prepared(
-        model, loss, data, normalizer, ordered=ordered, process_group=process_group
+        model,
+        loss,
+        data,
+        normalizer,
+        ordered=ordered,
+        allow_tf32=allow_tf32,
+        process_group=process_group,
     )
     parameters = Parameters(model, params)
     if kind == "empirical":

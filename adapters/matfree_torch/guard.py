@@ -12,20 +12,22 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from matfree_torch.composites import composites
+from matfree_torch.precision import full_precision, without_cudnn
 
 _BATCH_NORMS = nn.modules.batchnorm._NormBase
 _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
+def untouched(model: nn.Module, random_state: Any, *, allow_tf32: bool = False) -> Iterator[None]:
     """Run a forward pass that changes nothing, with the same random numbers every time.
 
     Buffers are replaced by copies for a while, so that running statistics go nowhere, and so
     are tensors that modules keep as plain attributes; the random state is set to
     ``random_state`` and put back; gradients are recorded whatever the caller's mode; attention
     runs under its mathematical kernel, because the fused ones have no second derivative, and
-    functions without a right one run as compositions.
+    functions without a right one run as compositions; float32 products are computed in float32,
+    unless ``allow_tf32`` leaves that to torch's settings.
     """
     owners = [module for module in model.modules() if module._buffers]
     originals = [dict(module._buffers) for module in owners]
@@ -41,6 +43,7 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
+            contextlib.nullcontext() if allow_tf32 else full_precision(),
             _without_fused_recurrences(model),
             composites(),
         ):
@@ -56,7 +59,7 @@ def untouched(model: nn.Module, random_state: Any) -> Iterator[None]:
 def _without_fused_recurrences(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """On a GPU the library that fuses recurrent layers has no second derivative of them."""
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return torch.backends.cudnn.flags(enabled=False)
+        return without_cudnn()
     return contextlib.nullcontext()
 
 

@@ -46,6 +46,7 @@ def hessian(
     weight_decay: WeightDecay = 0.0,
     strategy: Strategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> HessianOperator:
     """The Hessian of a loss over data with respect to the flat vector of parameters.
@@ -89,14 +90,18 @@ def hessian(
         "folded"
             The same, traced once a batch, with everything but the vector computed away. The
             trace takes some seconds, and half as much memory again as a graph; a product of a
-            convolutional network then takes seven tenths of the time. Fewest operations can
-            do it, and branches on values are those taken at these weights.
+            convolutional network then takes seven tenths of the time. On a GPU it is captured in
+            a CUDA graph. Fewest operations can do it, and branches on values are those taken at
+            these weights.
         "finite-difference"
             Central differences of gradients, for operations without any second derivative:
             right to about eps^(2/3), and wrong where the gradient jumps (ReLU).
     memory : int, optional
         Bytes that may be kept between products, for "auto" and "folded"; half of what is free
         by default. It changes no number. ``H.memory`` says what is taken.
+    allow_tf32 : bool
+        Whether torch's own settings decide if a GPU rounds the factors of float32 products to
+        ten bits. By default it never does here. ``H.noise`` shows what that costs.
     process_group : torch.distributed.ProcessGroup, optional
         The processes that share the data out, each calling this with its own part of it and
         everything else the same; ``torch.distributed.group.WORLD`` for all. Every product is
@@ -161,7 +166,9 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    model, objective = prepared(model, loss, data, normalizer, process_group=process_group)
+    model, objective = prepared(
+        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+    )
     return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 
@@ -173,6 +180,7 @@ def hessian_of(
     weight_decay: WeightDecay = 0.0,
     strategy: Strategy = "auto",
     memory: int | None = None,
+    allow_tf32: bool = False,
 ) -> HessianOperator:
     """The Hessian of any scalar function of named tensors.
 
@@ -193,6 +201,7 @@ def hessian_of(
     weight_decay : float or mapping of patterns to floats
     strategy : {"auto", "recompute", "forward", "folded", "finite-difference"}
     memory : int, optional
+    allow_tf32 : bool
         As for :func:`hessian`.
 
     Returns
@@ -228,7 +237,7 @@ def hessian_of(
     """
     model = Function(function, parameters)
     nothing = torch.empty(1)
-    objective = Objective(model, lambda value, _: value, (nothing, nothing))
+    objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
     return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, final
 
 import torch
@@ -16,6 +16,7 @@ from matfree.protocol import Seed
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer
 from matfree_torch.losses import as_module
+from matfree_torch.precision import full_precision
 from matfree_torch.processes import Mark, Processes, same_block, same_tensors
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class Objective:
     normalizer : function, optional
     ordered : bool
         Whether every pass must show the same batches in the same order.
+    allow_tf32 : bool
+        Whether torch's own settings of TF32 hold.
     processes : Processes, optional
         Those among which the data are shared out.
 
@@ -58,6 +61,7 @@ class Objective:
         normalizer: Normalizer | None = None,
         *,
         ordered: bool = False,
+        allow_tf32: bool = False,
         processes: Processes | None = None,
     ) -> None:
         if loss is not None and not callable(loss):
@@ -65,7 +69,7 @@ class Objective:
                 "loss must be a function loss(outputs, targets), or None for a model that returns "
                 f"outputs.loss: got {type(loss).__name__}."
             )
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
         self.processes = processes
         self.batches = Batches(data, loss, normalizer, ordered=ordered, share=processes is not None)
         self._marks: tuple[Any, list[Mark]] = (None, [])
@@ -73,7 +77,11 @@ class Objective:
 
     def guarded(self) -> AbstractContextManager[None]:
         """A context in which the model may run, and is afterwards as it was."""
-        return guard.untouched(self.model, self._random_state)
+        return guard.untouched(self.model, self._random_state, allow_tf32=self.allow_tf32)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """A context in which float32 products are computed in float32, unless TF32 is allowed."""
+        return nullcontext() if self.allow_tf32 else full_precision()
 
     def outputs(self, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """What the model makes of a batch, at its own parameters or at others."""

@@ -187,6 +187,7 @@ class ParameterCurvature(CurvatureOperator):
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
+            self.objective.precision(),
             diagnosis.explained(self.objective),
             self.parameters.differentiable(),
             self.objective.guarded(),
@@ -207,6 +208,7 @@ class ParameterCurvature(CurvatureOperator):
         notes = [f"strategy {self.strategy!r}: {self._kept.describe()}"]
         notes += ["positive semidefinite"] * self.positive_semidefinite
         notes += ["weight decay"] * bool(self.weight_decay)
+        notes += self._precision_note()
         named = type(getattr(self.model, "function", self.model))
         return f"<{n}x{n} {self.title} of {named.__name__}, {', '.join(notes)}, {self.dtype}>"
 

@@ -111,8 +111,9 @@ def plot_surface(landscape: LossLandscape, *, ax: Any = None) -> Any:
     x, y = np.meshgrid(*landscape.coordinates, indexing="ij")
     z = _finite(landscape.values).filled(np.nan)
     ax.plot_surface(x, y, z, cmap=_MAP, rcount=z.shape[0], ccount=z.shape[1], linewidth=0)
-    ax.set_xlabel(f"multiple of {landscape.names[0]}")
-    ax.set_ylabel(f"multiple of {landscape.names[1]}")
+    ax.locator_params(nbins=5)  # slanted axes are short, and their numbers lie side by side
+    ax.set_xlabel(f"multiple of {landscape.names[0]}", labelpad=8)
+    ax.set_ylabel(f"multiple of {landscape.names[1]}", labelpad=8)
     ax.set_zlabel("loss")
     return ax
 

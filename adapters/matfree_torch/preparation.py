@@ -23,6 +23,7 @@ def prepared(
     normalizer: Normalizer | None,
     *,
     ordered: bool = False,
+    allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> tuple[nn.Module, Objective]:
     """A model and the loss over its data, after looking at what would spoil products."""
@@ -37,7 +38,15 @@ def prepared(
     guard.refuse_random_layers(model)
     ordered = ordered or guard.layer_with_batch_statistics(model) is not None
     processes = None if process_group is None else Processes(process_group, _device(model))
-    objective = Objective(model, loss, data, normalizer, ordered=ordered, processes=processes)
+    objective = Objective(
+        model,
+        loss,
+        data,
+        normalizer,
+        ordered=ordered,
+        allow_tf32=allow_tf32,
+        processes=processes,
+    )
     if not objective.batches.single or processes is not None:
         guard.warn_of_batch_statistics(model)
     return model, objective

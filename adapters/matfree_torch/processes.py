@@ -1,9 +1,10 @@
 """Sums over the processes of a group that each hold a share of the data.
 
-All processes make the same calls in the same order. With every sum travel a few numbers of
-each process: whether it failed, and marks by which all see that they hold the same weights and
-multiply the same vectors. So no process is waited for that has already given up, and none adds
-what belongs to another matrix.
+All processes make the same calls in the same order. Before every sum travel a few numbers of
+each process: whether it failed, how much it will send, and marks by which all see that they hold
+the same weights and multiply the same vectors. So no process is waited for that has already given
+up, and none adds what belongs to another matrix, or is of another size, which gloo answers by
+ending the process without a word.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 _CHUNK = 1 << 20  # entries that are hashed at a time
 _FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
+_HEADER = 10  # numbers sent before a sum, always as many: processes may be in different ones
+_SIZES = "numbers of vectors", "give all of them the same arguments"
 _HASH_BITS = 20  # small enough to travel as a float32
 
 
@@ -128,15 +131,15 @@ class Processes:
             part, weight = local()
         except Exception as error:  # whatever it is, the others must not wait for it
             failure = error
+        marks = [Mark(*_SIZES, (float(like.numel()),)), *marks]
         own = [float(failure is not None), weight, *_numbers(marks)]
-        table = torch.zeros(self.size, len(own), dtype=like.dtype, device=like.device)
-        table[self.rank] = torch.tensor(own, dtype=like.dtype)
-        message = self.sum(torch.cat((part.reshape(-1), table.reshape(-1))))
-        rows = message[like.numel() :].reshape(self.size, -1).tolist()
+        assert len(own) <= _HEADER
+        rows = self.gathered(own + [0.0] * (_HEADER - len(own)))
         if any(row[0] for row in rows):
             self._give_up(failure)
         self._compare([row[2:] for row in rows], marks)
-        return message[: like.numel()].reshape(like.shape), math.fsum(row[1] for row in rows)
+        total = self.sum(part.contiguous()) if part.numel() else part
+        return total, math.fsum(row[1] for row in rows)
 
     def exchange(self, local: Callable[[], T]) -> list[T]:
         """What this function returns in every process, by rank; small things.

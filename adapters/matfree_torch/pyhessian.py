@@ -13,7 +13,8 @@ them is this package. Where a meaning had to change:
   first a ConvergenceWarning says how far it got (it calls the budget ``max_matvecs``). A trace
   known to 1e-3 takes far more than 100 probes; pass the tolerance that you need.
 - Eigenvalues are sorted by magnitude, and none of several equal ones is missed.
-- Batches are weighted by the loss's own normaliser: a ragged last batch counts for what it is.
+- Batches are weighted by what the loss divides by, class weights and ignored targets included,
+  where PyHessian counted samples.
 - Probes are counted from ``seed``, fresh in every call without one.
 - Tensors go to where the model is; ``cuda=True`` only makes sure that this is a GPU.
 

@@ -23,6 +23,7 @@ from matfree_torch.batches import Batch
 from matfree_torch.decomposed import decomposed_losses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
+from matfree_torch.lean import lean
 from matfree_torch.objective import Objective
 
 Strategy: TypeAlias = Literal["auto", "recompute", "forward", "folded", "finite-difference"]
@@ -85,7 +86,8 @@ class DoubleBackward(Products):
         self.retention = retention
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        gradients = self.objective.gradients(batch, self.layout.tensors, create_graph=True)
+        with lean():
+            gradients = self.objective.gradients(batch, self.layout.tensors, create_graph=True)
         return dict(zip(self.layout.names, gradients, strict=True))
 
     def multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from matfree import DenseOperator, Operator, OperatorError, space_like
-from matfree.arrays import conjugate
 from matfree.protocol import Array
 
 
@@ -57,6 +56,9 @@ class SparseTensor(Operator):
     def __init__(self, matrix: Tensor) -> None:
         with warnings.catch_warnings():  # torch calls its CSR format a beta once a process
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            if matrix.layout in (torch.sparse_bsr, torch.sparse_bsc):
+                # Torch has no way from blocks to rows but by coordinates.
+                matrix = matrix.to_sparse(layout=torch.sparse_coo)
             csr = matrix.to_sparse_csr()
         example = csr.values()
         super().__init__(space_like(example, matrix.shape[0]), space_like(example, matrix.shape[1]))
@@ -69,5 +71,5 @@ class SparseTensor(Operator):
     def _apply_adjoint(self, X: Array) -> Array:
         if self._transpose is None:
             self._transpose = self.matrix.transpose(0, 1).to_sparse_csr()
-        xp = self.space.xp
-        return conjugate(xp, self._transpose @ conjugate(xp, X))
+        # Torch conjugates by a mark on the tensor, which its sparse products need not know.
+        return (self._transpose @ X.conj().resolve_conj()).conj().resolve_conj()

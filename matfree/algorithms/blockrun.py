@@ -229,7 +229,8 @@ class BlockRun:
         )
         if self.joint:
             return W
-        row = xp.arange(self.space.rows.start, self.space.rows.stop, device=self.space.device)
+        rows, device = self.space.rows, self.space.device
+        row = xp.arange(rows.start, rows.stop, dtype=xp.int64, device=device)
         inside = (row >= block.start) & (row < block.stop)
         return xp.where(inside[:, None], W, xp.zeros_like(W))
 

@@ -118,7 +118,7 @@ def block_traces(
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=block_size,
+        block_size=product.block_size(block_size),
         seed=resumed_seed(checkpoint, seed),
         kind=kind,
         first_probe=first_probe,

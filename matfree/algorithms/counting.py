@@ -42,7 +42,7 @@ class EigenvalueCount(QuadratureRun):
 
     method = "eigenvalue count"
     mergeable = False  # the bar comes from the share, not from the samples
-    saved = ("nodes", "weights", "residuals", "columns", "recurrence")
+    saved = ("nodes", "weights", "residuals", "node_error", "columns", "recurrence")
 
     def __init__(
         self,
@@ -59,18 +59,21 @@ class EigenvalueCount(QuadratureRun):
         self.nodes: list[HostArray] = []
         self.weights: list[HostArray] = []
         self.residuals: list[HostArray] = []
+        self.node_error = 0.0  # the largest that a basis in 16 bits explains
 
     def identity(self, budget: int) -> dict[str, Any]:
         return {**super().identity(budget), "low": self.low, "high": self.high}
 
     def take(self, T: Tridiagonal, p: int) -> None:
         rule = gauss_rule(T, p, self.cost, self.rounding)
+        self.node_error = max(self.node_error, T.node_error(p))
         self.nodes.append(rule.nodes)
         self.weights.append(rule.weights)
         self.residuals.append(rule.residuals)
 
     def summary(self) -> Summary:
         n, count = self.space.size, len(self.nodes)
+        norm = max(float(np.abs(nodes).max()) for nodes in self.nodes)
         rules = list(map(Quadrature, self.nodes, self.weights, self.residuals))
         probing = Probing(
             size=n,
@@ -78,8 +81,8 @@ class EigenvalueCount(QuadratureRun):
             num_probes=count,
             kind=self.plan.kind,
             gauss=True,
-            orthogonal=self.reorthogonalize == "full",
-            rounding=self.rounding,
+            orthogonal=self.reorthogonalize != "none",
+            rounding=max(self.rounding, self.node_error / norm if norm > 0 else 0.0),
         )
         share = share_between(rules, probing, self.low, self.high, "right")
         samples, bar = n * share.samples, n * share.stderr
@@ -104,6 +107,7 @@ def eigenvalue_count(
     max_matvecs: int | None = None,
     block_size: int | None = None,
     reorthogonalize: Reorthogonalize = "full",
+    memory: int | None = None,
     seed: Seed = None,
     kind: ProbeKind = "rademacher",
     first_probe: int = 0,
@@ -134,8 +138,13 @@ def eigenvalue_count(
         eigenproblem give the exact answer.
     block_size : int, optional
         Probes run together.
-    reorthogonalize : {"full", "none"}
+    reorthogonalize : {"full", "half", "none"}
+        "half" keeps the basis in 16-bit numbers, as for :func:`matfree.spectral_density`;
         "none" keeps no basis, but gaps of the spectrum then lower no bias.
+    memory : int, optional
+        Bytes that may be taken, per process, beside what the operator needs itself. Where
+        ``reorthogonalize`` and ``block_size`` take more, fewer probes run together, then the
+        basis is kept in 16 bits, then not at all; ``memory`` of the result tells which.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 
@@ -151,6 +160,8 @@ def eigenvalue_count(
         low > high, or an argument out of range.
     NotHermitianError, NonFiniteError, OperatorError
         As for :func:`matfree.spectral_density`.
+    MemoryError
+        ``memory`` is too little for one probe without a basis.
 
     Warns
     -----
@@ -188,6 +199,7 @@ def eigenvalue_count(
         first_probe=first_probe,
     )
     estimator = EigenvalueCount(product, plan, low, high, num_steps, reorthogonalize)
+    estimator.fit_into(memory, copied=checkpoint is not None)
     count = estimate(
         product, estimator, progress=progress, callback=callback, checkpoint=checkpoint
     )

@@ -114,7 +114,7 @@ def diagonal(
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=block_size,
+        block_size=product.block_size(block_size),
         seed=resumed_seed(checkpoint, seed),
         kind=kind,
         eigenpairs=eigenpairs,

@@ -60,6 +60,8 @@ class Estimator(ABC):
     """Whether the probes enter independently of each other."""
     first_look = FIRST_LOOK
     look_growth = LOOK_GROWTH
+    memory: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole, never written into
+    """How vectors are kept within a budget of memory, where there is one."""
     saved: tuple[str, ...] = ()
     """Attributes that change from block to block, for a checkpoint."""
 

@@ -40,6 +40,7 @@ def trace_function(
     max_matvecs: int | None = None,
     block_size: int | None = None,
     reorthogonalize: Reorthogonalize = "none",
+    memory: int | None = None,
     seed: Seed = None,
     kind: ProbeKind = "rademacher",
     first_probe: int = 0,
@@ -70,9 +71,14 @@ def trace_function(
         eigenproblem give the exact answer.
     block_size : int, optional
         Probes run together.
-    reorthogonalize : {"none", "full"}
+    reorthogonalize : {"none", "full", "half"}
         The bare recurrence gives the same traces in six vectors a probe; lost
-        orthogonality acts like a few steps less.
+        orthogonality acts like a few steps less. "half" keeps the basis in 16-bit numbers;
+        what it may move f by is added to ``bias``.
+    memory : int, optional
+        Bytes that may be taken, per process, beside what the operator needs itself. Where
+        ``reorthogonalize`` and ``block_size`` take more, fewer probes run together, then the
+        basis is kept in 16 bits, then not at all; ``memory`` of the result tells which.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 
@@ -87,11 +93,14 @@ def trace_function(
         f is not finite on a Ritz value, or a named f has one outside its domain.
     NotHermitianError, NonFiniteError, OperatorError
         As for :func:`matfree.spectral_density`.
+    MemoryError
+        ``memory`` is too little for one probe without a basis.
 
     Cost
     ----
     num_steps * num_probes matvecs; 6 block_size vectors in memory, or block_size
-    (num_steps + 6) with reorthogonalize="full".
+    (num_steps + 6) with reorthogonalize="full", or (num_steps / 4 + 7) with "half" in double
+    precision.
 
     Examples
     --------
@@ -114,6 +123,7 @@ def trace_function(
         first_probe=first_probe,
     )
     estimator = QuadratureTrace(product, plan, f, num_steps, reorthogonalize)
+    estimator.fit_into(memory, copied=checkpoint is not None)
     return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
 
 
@@ -141,7 +151,7 @@ def prepared(
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=block_size,
+        block_size=product.block_size(block_size),
         seed=seed,
         kind=kind,
         first_probe=first_probe,

@@ -23,7 +23,7 @@ class LanczosQuadrature:
     ----------
     complement : what is left of the operator
     num_steps : int
-    reorthogonalize : {"full", "none"}
+    reorthogonalize : {"full", "half", "none"}
     """
 
     method = "lanczos"
@@ -34,7 +34,7 @@ class LanczosQuadrature:
     ) -> None:
         self.complement, self.reorthogonalize = complement, reorthogonalize
         self.num_steps = min(num_steps, complement.size)
-        self.vectors_kept = self.num_steps
+        self.node_error = 0.0  # the largest that a basis in 16 bits explains
         self.recurrence: Recurrence | None = None
         self.rounding = rounding(complement.space.xp, complement.space.dtype)
 
@@ -45,6 +45,7 @@ class LanczosQuadrature:
         if self.num_steps == 0:  # everything is known
             return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
         T = self._factorized(V, checkpoint, save)
+        self.node_error = max(self.node_error, *T.node_errors, 0.0)
         return [gauss_rule(T, p, self.num_steps, self.rounding) for p in range(V.shape[1])]
 
     def _factorized(
@@ -69,9 +70,13 @@ class LanczosQuadrature:
 
 
 def gauss_rule(T: Tridiagonal, p: int, num_steps: int, rounding: float) -> Quadrature:
-    """The quadrature of one start vector; all of its nodes are exact where it broke down."""
+    """The quadrature of one start vector; all of its nodes are exact where it broke down.
+
+    But for what a basis in 16 bits moves them by.
+    """
     rule = T.ritz(p)
     ended = (
         len(rule.nodes) < num_steps or T.residual_norms[p] <= rounding * np.abs(rule.nodes).max()
     )
-    return rule._replace(residuals=np.zeros_like(rule.residuals)) if ended else rule
+    exact = np.full_like(rule.residuals, T.node_error(p))
+    return rule._replace(residuals=exact) if ended else rule

@@ -59,7 +59,7 @@ class KernelPolynomial:
 
     method = "kpm"
     reorthogonalize = "full"
-    vectors_kept = 4
+    node_error = 0.0
     saved = ("centre", "half")
 
     def __init__(self, complement: Complement, num_steps: int, *, seed: int) -> None:

@@ -118,7 +118,7 @@ def frobenius_norm(
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=block_size,
+        block_size=product.block_size(block_size),
         seed=resumed_seed(checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
@@ -133,6 +133,7 @@ def schatten_norm(
     *,
     num_steps: int = 40,
     reorthogonalize: Reorthogonalize = "none",
+    memory: int | None = None,
     seed: Seed = None,
     progress: bool = False,
     callback: Callback | None = None,
@@ -150,7 +151,7 @@ def schatten_norm(
     A : operator, or anything ``aslinearoperator`` accepts
     p : float
         Positive.
-    num_steps, reorthogonalize, seed, progress, callback, checkpoint
+    num_steps, reorthogonalize, memory, seed, progress, callback, checkpoint
         As for :func:`trace_function`.
     **options
         Its others: num_probes, rtol, atol, max_matvecs, block_size, kind, first_probe.
@@ -203,4 +204,5 @@ def schatten_norm(
         exponent=1 / p,
         method=f"Schatten {p:g}-norm",
     )
+    estimator.fit_into(memory, copied=checkpoint is not None)
     return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)

@@ -62,7 +62,7 @@ class Plan:
                 "as needed), not both."
             )
         budget = max_matvecs or (DEFAULT_BUDGET if adaptive else DEFAULT_PROBES)
-        block = block_size_for(size, block_size)
+        block = block_size_for(size, block_size, num_probes)
         return cls(num_probes, budget, rtol, atol, block, seed, kind, eigenpairs, first_probe)
 
     @property
@@ -75,10 +75,20 @@ class Plan:
         return (self.atol or 0.0) + (self.rtol or 0.0) * size
 
 
-def block_size_for(size: int, block_size: int | None) -> int:
-    """The number of vectors to send at once: as asked, or what fits a moderate memory."""
+def block_size_for(size: int, block_size: int | None, total: int | None = None) -> int:
+    """The number of vectors to send at once: as asked, or what fits a moderate memory.
+
+    Where a ``total`` is known it is dealt out evenly, in multiples of 4: a narrow block at
+    the end costs nearly as much as a wide one.
+    """
     require_whole("block_size", block_size)
-    return block_size or max(1, min(32, _BLOCK_ENTRIES // size))
+    if block_size is not None:
+        return block_size
+    most = max(1, min(32, _BLOCK_ENTRIES // size))
+    if total is None or total <= most:
+        return most
+    share = math.ceil(total / math.ceil(total / most))
+    return min(most, 4 * math.ceil(share / 4))
 
 
 def slices(size: int, block_size: int, start: int = 0) -> Iterator[slice]:

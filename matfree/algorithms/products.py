@@ -64,6 +64,26 @@ class Products:
                 self.measure_noise()
         return Y
 
+    def block_size(self, asked: int | None) -> int | None:
+        """The number of vectors to send at once: as asked, or as the operator prefers."""
+        return self.operator.preferred_block_size if asked is None else asked
+
+    def lanczos_step(
+        self, V: Array, previous: Array, beta: Array
+    ) -> tuple[Array, Array, Array] | None:
+        """The operator's own step of the recurrence, counted; None where it has none.
+
+        Only a process that holds whole vectors may take it, for the sums over rows are the
+        operator's; and not while the noise of single products is watched.
+        """
+        step = self.operator.lanczos_step
+        whole = len(self.space.rows) == self.space.size
+        if step is None or not whole or self._blocks_to_watch:
+            return None
+        made = step(V, previous, beta)
+        self.num_matvecs += V.shape[1] if made is not None else 0
+        return made
+
     def watch(self) -> None:
         """Measure the noise on the second block from here, unless it is known.
 

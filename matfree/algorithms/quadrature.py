@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -15,13 +16,20 @@ from matfree.algorithms.gauss import gauss_rule
 from matfree.algorithms.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products
-from matfree.algorithms.recurrence import Recurrence, Reorthogonalize
+from matfree.algorithms.recurrence import (
+    Recurrence,
+    Reorthogonalize,
+    require_reorthogonalize,
+)
+from matfree.algorithms.storage import Need, Storage, choose, vector_bytes
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
 
 _POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
 """Where two functions are compared, to tell whether a checkpoint belongs to this one."""
+
+_DENSE = 6  # n x n matrices alive while the exact answer is computed
 
 
 class QuadratureRun(TraceEstimator):
@@ -36,9 +44,23 @@ class QuadratureRun(TraceEstimator):
     ) -> None:
         super().__init__(product, plan)
         self.cost = min(num_steps, self.space.size)
+        require_reorthogonalize(reorthogonalize)
         self.recurrence: Recurrence | None = None
         self.columns: HostArray = np.zeros((0, 0))
         self.reorthogonalize: Reorthogonalize = reorthogonalize
+
+    def fit_into(self, memory: int | None, *, copied: bool) -> None:
+        """Choose the probes that run together, and how their vectors are kept."""
+        plan, n = self.plan, self.space.size
+        most = plan.num_probes or max(1, plan.budget // self.cost)
+        wanted = Storage(self.reorthogonalize, min(plan.block_size, most), keep_basis=False)
+        exact = plan.num_probes is None and plan.budget >= n  # by all unit vectors at once
+        before = _DENSE * n * vector_bytes(self.space) if exact else 0
+        need = Need(self.space, self.cost, before=before, copied=copied)
+        storage = choose(need, wanted, memory)
+        self.memory, self.reorthogonalize = storage.memory, storage.reorthogonalize
+        if memory is not None:
+            self.plan = replace(plan, block_size=storage.at_once)
 
     def identity(self, budget: int) -> dict[str, Any]:
         return {"num_steps": self.cost, "reorthogonalize": self.reorthogonalize}
@@ -91,7 +113,7 @@ class QuadratureRun(TraceEstimator):
 class QuadratureTrace(QuadratureRun):
     """||w||^2 sum_j tau_j f(theta_j) per probe; their mean, raised to ``exponent``."""
 
-    saved = ("samples", "changes", "columns", "recurrence")
+    saved = ("samples", "changes", "moved", "columns", "recurrence")
 
     def __init__(
         self,
@@ -111,6 +133,7 @@ class QuadratureTrace(QuadratureRun):
         self.mergeable = exponent == 1  # a mean of roots is not the root of the mean
         self.samples = Samples()
         self.changes: list[float] = []
+        self.moved: list[float] = []  # what a basis in 16 bits may have changed
 
     def identity(self, budget: int) -> dict[str, Any]:
         seen = self.evaluate.values_at(_POINTS)
@@ -119,23 +142,30 @@ class QuadratureTrace(QuadratureRun):
     def take(self, T: Tridiagonal, p: int) -> None:
         whole = self._quadrature(T, p, len(T.alphas[p]))
         part = self._quadrature(T, p, math.ceil(len(T.alphas[p]) / 2))
-        exact = not gauss_rule(T, p, self.cost, self.rounding).residuals.any()
+        exact = not (gauss_rule(T, p, self.cost, self.rounding).residuals > T.node_error(p)).any()
         self.changes.append(0.0 if exact else whole - part)
+        if T.node_errors:
+            self.moved.append(
+                abs(self._quadrature(T, p, len(T.alphas[p]), T.node_error(p)) - whole)
+            )
         self.samples.add(np.asarray([whole]))
 
     def sum_over(self, eigenvalues: HostArray) -> float:
         return float(np.sum(self.evaluate(eigenvalues, complete=True)))
 
     def summary(self) -> Summary:
-        bias = abs(float(np.mean(self.changes)))
+        bias = abs(float(np.mean(self.changes))) + float(np.mean(self.moved or [0.0]))
         return power_of(self.samples.summary()._replace(bias=bias), self.exponent)
 
     def exact(self) -> Summary:
         return power_of(super().exact(), self.exponent)
 
-    def _quadrature(self, T: Tridiagonal, p: int, steps: int) -> float:
+    def _quadrature(self, T: Tridiagonal, p: int, steps: int, shift: float = 0.0) -> float:
+        """||w||^2 e^T f(T) e; with the nodes moved inwards, where f is defined, by ``shift``."""
         alpha, beta = T.alphas[p][:steps], T.betas[p][: steps - 1]
         nodes, vectors = scipy.linalg.eigh_tridiagonal(alpha, beta)
+        if shift:
+            nodes = nodes + shift * np.sign((nodes[0] + nodes[-1]) / 2 - nodes)
         return T.start_norms[p] ** 2 * float(vectors[0, :] ** 2 @ self.evaluate(nodes))
 
 

@@ -6,21 +6,38 @@ brought to the host, where NaN, asymmetry and breakdown are judged.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, final
+from collections.abc import Iterator
+from typing import Literal, Protocol, TypeAlias, final
 
 import numpy as np
 
-from matfree.algorithms.bases import Bases
-from matfree.algorithms.products import HostArray, Products
-from matfree.arrays import real_part, rounding, to_host
+from matfree.algorithms.bases import Bases, HalfBases
+from matfree.algorithms.coefficients import Coefficients
+from matfree.algorithms.products import Products
+from matfree.arrays import real_part, to_host
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
 from matfree.spaces import RowSpace
 
-Reorthogonalize: TypeAlias = Literal["full", "none"]
+Reorthogonalize: TypeAlias = Literal["full", "half", "none"]
 
 STEPS_PER_LOOK = 8
 """Steps between two looks from the host: the device is not waited for in between."""
+
+
+class Listener(Protocol):
+    """Whoever wants to see the Lanczos vectors as they come."""
+
+    def append(self, V: Array, step: int) -> None:
+        """Take in the vectors of a step."""
+
+
+def require_reorthogonalize(reorthogonalize: str) -> None:
+    """Refuse what is none of the three."""
+    if reorthogonalize not in ("full", "half", "none"):
+        raise ValueError(
+            f'reorthogonalize must be "full", "half" or "none": got {reorthogonalize!r}.'
+        )
 
 
 def tridiagonalize(
@@ -49,9 +66,10 @@ class Recurrence:
     product : the operator, counted
     start : (rows, k), the start vectors, not zero
     num_steps : int
-    reorthogonalize : {"full", "none"}
+    reorthogonalize : {"full", "half", "none"}
     keep_basis : bool
-        Whether the result holds the Lanczos vectors.
+        Whether the result holds the Lanczos vectors; those in 16 bits it never does.
+    listener : Listener, optional
     """
 
     saved = ("step", "V", "previous", "bases", "record")
@@ -64,6 +82,7 @@ class Recurrence:
         *,
         reorthogonalize: Reorthogonalize,
         keep_basis: bool,
+        listener: Listener | None = None,
     ) -> None:
         self.product, self.space, self.num_steps = product, product.space, num_steps
         self.reorthogonalize, self.keep_basis = reorthogonalize, keep_basis
@@ -73,10 +92,18 @@ class Recurrence:
         if not np.all(self.norms > 0):
             column = int(np.argmin(self.norms))
             raise ValueError(f"start must not be zero: its column {column} is.")
-        self.V = start / self.space.asarray(self.norms)[None, :]
+        self.V = self.space.zeros(start.shape[1])  # in C order, whatever the start's
+        self.V[:, :] = start / self.space.asarray(self.norms)[None, :]
         self.previous = self.space.zeros(start.shape[1])
-        self.bases = Bases(self.space, self.V, num_steps) if self.full or keep_basis else None
-        self.record = _Record(product, start.shape[1])
+        self.bases: Bases | HalfBases | None = None
+        if reorthogonalize == "half":
+            self.bases = HalfBases(self.space, self.V, num_steps)
+        elif self.full or keep_basis:
+            self.bases = Bases(self.space, self.V, num_steps)
+        self.listeners = [holder for holder in (self.bases, listener) if holder is not None]
+        if listener is not None:
+            listener.append(self.V, 0)
+        self.record = Coefficients(product, start.shape[1], half=reorthogonalize == "half")
         self.step = 0
 
     @property
@@ -95,160 +122,104 @@ class Recurrence:
             if looked:  # the first ones early: bad operators show soon
                 self.record.look()
             if not last:
-                following = _normalized(self.space, R, beta, alive)
-                self.V, self.previous = following, self.previous if self.full else self.V
-                if self.bases is not None:
-                    self.bases.append(self.V, self.step)
+                _normalize(self.space, R, beta, alive)
+                self.V, self.previous = R, self.previous if self.full else self.V
+                for listener in self.listeners:
+                    listener.append(self.V, self.step)
 
     def _step(self) -> tuple[Array, Array, Array]:
-        """One product, its remainder R, R's lengths, and which of the runs go on."""
+        """One product, its remainder R (ours to write on), R's lengths, which runs go on."""
         V, beta = self.V, self.record.beta
-        if self.bases is not None and self.full:
+        half = isinstance(self.bases, HalfBases)
+        if self.step > 1 and not (self.full or half):  # the first two tell what the operator is
+            fused = self.product.lanczos_step(V, self.previous, beta)
+            if fused is not None:
+                R, alpha, beta = fused
+                return R, beta, self.record.add(alpha, beta, self.space.xp.zeros_like(beta))
+        before = self.space.xp.asarray(self.previous, copy=True) if half else self.previous
+        if isinstance(self.bases, Bases) and self.full:
             R, alpha, defect = self.bases.orthogonalize(self.product(V), self.step, beta)
         else:
             R, alpha, defect = _three_terms(
                 self.space, self.product(V), V, self.previous, beta, self.step
             )
+        if isinstance(self.bases, HalfBases):
+            defect = self.space.xp.maximum(defect, self.bases.take_off(R))
+            alpha = alpha + _take_off_once(self.space, R, V)  # T would miss it to first order
+            _take_off_once(self.space, R, before)
         beta = self.space.norms(R)
         return R, beta, self.record.add(alpha, beta, defect)
 
     def result(self) -> Tridiagonal:
         """The factorizations, each cut where its Krylov space ended."""
         alphas, betas, residuals = self.record.cut()
-        keep = self.bases is not None and self.keep_basis
+        bases = self.bases if isinstance(self.bases, Bases) and self.keep_basis else None
+        half = self.reorthogonalize == "half"
         return Tridiagonal(
             alphas=alphas,
             betas=betas,
             residual_norms=residuals,
             start_norms=tuple(float(x) for x in self.norms),
-            bases=self.bases.cut(alphas) if self.bases is not None and keep else (),
+            bases=bases.cut(alphas) if bases is not None else (),
             num_matvecs=self.product.num_matvecs - self.made_before,
             reorthogonalize=self.reorthogonalize,
+            node_errors=self.record.node_errors() if half else (),
         )
 
 
 def _three_terms(
     space: RowSpace, W: Array, V: Array, previous: Array, beta: Array | None, step: int
 ) -> tuple[Array, Array, Array]:
-    """The bare recurrence in Paige's stable order: beta first, then alpha."""
+    """The bare recurrence in Paige's stable order: beta first, then alpha.
+
+    The remainder is written over ``previous``: the product is not ours to write on, and
+    another block would cost more than the arithmetic.
+    """
     xp = space.xp
-    defect = xp.zeros_like(real_part(xp, space.norms(V)))
-    if beta is not None:
-        if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
-            defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
-        W = W - previous * xp.astype(beta, space.dtype)[None, :]
-    alpha = space.dots(V, W)
-    if beta is None:  # the product is not ours to write on
-        return W - V * xp.astype(alpha, space.dtype)[None, :], alpha, defect
-    W -= V * xp.astype(alpha, space.dtype)[None, :]
-    return W, alpha, defect
+    defect = None
+    if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
+        defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
+    if beta is None:
+        previous[:, :] = W
+    else:
+        for rows, factor in _slabs(space, V, -beta):
+            R = previous[rows, :]  # a view
+            R *= factor
+            R += W[rows, :]
+    alpha = space.dots(V, previous)
+    for rows, factor in _slabs(space, V, alpha):
+        R = previous[rows, :]
+        R -= V[rows, :] * factor
+    return previous, alpha, xp.zeros_like(real_part(xp, alpha)) if defect is None else defect
 
 
-def _normalized(space: RowSpace, R: Array, beta: Array, alive: Array) -> Array:
-    """R / beta, and zero where the run broke down: never a division by noise."""
+def _take_off_once(space: RowSpace, R: Array, V: Array) -> Array:
+    """R -= its components along the vectors of V, column by column; those components."""
+    components = space.dots(V, R)
+    R -= V * space.xp.astype(components, space.dtype)[None, :]
+    return components
+
+
+def _normalize(space: RowSpace, R: Array, beta: Array, alive: Array) -> None:
+    """R /= beta, in place, and 0 where the run broke down: never a division by noise."""
     xp = space.xp
     inverse = 1.0 / xp.where(alive, beta, xp.ones_like(beta))
     inverse = xp.where(alive, inverse, xp.zeros_like(beta))
-    return R * xp.astype(inverse, space.dtype)[None, :]
+    for rows, factor in _slabs(space, R, inverse):
+        part = R[rows, :]
+        part *= factor
 
 
-@final
-class _Record:
-    """The entries of T, kept on the device and brought to the host once per look."""
+def _slabs(space: RowSpace, X: Array, factors: Array) -> Iterator[tuple[slice, Array]]:
+    """Slices of a block's rows that stay in the cache, and its columns' factors for each.
 
-    saved = ("entries",)
-
-    def __init__(self, product: Products, num_runs: int) -> None:
-        self.product, self.space = product, product.space
-        self.factor = rounding(self.space.xp, self.space.dtype)
-        self.on_device: list[tuple[Array, Array, Array]] = []
-        self.on_host: list[tuple[HostArray, ...]] = []
-        self.beta: Array | None = None
-        self.scale: Array | None = None
-        self.alive: Array | None = None
-        self.num_runs = num_runs
-
-    @property
-    def entries(self) -> HostArray:
-        """Everything looked at: alpha, beta and defect of every step and run, (steps, 3, runs)."""
-        return np.asarray(self.on_host).reshape(-1, 3, self.num_runs)
-
-    @entries.setter
-    def entries(self, stored: HostArray) -> None:
-        self.on_host = [tuple(step) for step in stored]
-        if self.on_host:
-            ended = (stored[:, 1] <= self.factor * self.scales).any(axis=0)
-            wide = self.space.norms(self.space.zeros(0)).dtype  # the type that norms come in
-            self.scale, self.beta, self.alive = (
-                self.space.xp.asarray(x, dtype=dtype, device=self.space.device)
-                for x, dtype in (
-                    (self.scales[-1], wide),
-                    (stored[-1, 1], wide),
-                    (~ended, self.space.xp.bool),
-                )
-            )
-
-    def add(self, alpha: Array, beta: Array, defect: Array) -> Array:
-        """Record one step; which of the runs go on."""
-        xp = self.space.xp
-        alpha = real_part(xp, alpha)
-        scale = xp.maximum(xp.abs(alpha), beta)
-        if self.scale is not None:
-            scale = xp.maximum(self.scale, scale)
-        alive = beta > self.factor * scale
-        if self.alive is not None:  # what a run that is over still shows is rounding
-            alive = alive & self.alive
-            defect = xp.where(self.alive, defect, xp.zeros_like(defect))
-        self.scale, self.alive, self.beta = scale, alive, beta
-        self.on_device.append((alpha, beta, defect))
-        return alive
-
-    def look(self) -> None:
-        """Bring the new entries to the host, and judge them: NaN, then asymmetry.
-
-        This is the one place where the device is waited for.
-        """
-        xp = self.space.xp
-        fresh = to_host(xp.stack([xp.stack(entry) for entry in self.on_device]))
-        self.on_device = []
-        self.on_host.extend(tuple(step) for step in fresh)
-        self.product.require_finite(fresh)
-        self.product.require_hermitian(self.defect)
-
-    @property
-    def scales(self) -> HostArray:
-        """Per run, the running maximum of |T| after each step, (steps, runs)."""
-        sizes = [np.maximum(np.abs(alpha), beta) for alpha, beta, _ in self.on_host]
-        return np.maximum.accumulate(np.asarray(sizes), axis=0)
-
-    @property
-    def defect(self) -> float:
-        """The largest asymmetry seen, relative to the largest entry of T."""
-        scale = float(self.scales[-1].max())
-        worst = max(float(defect.max()) for _, _, defect in self.on_host)
-        return worst / scale if scale > 0 else 0.0
-
-    def lengths(self) -> list[int]:
-        """Per run, how many steps there were until its Krylov space ended."""
-        betas = np.asarray([beta for _, beta, _ in self.on_host])
-        ended = betas <= self.factor * self.scales
-        return [
-            int(np.argmax(ended[:, p])) + 1 if ended[:, p].any() else len(betas)
-            for p in range(self.num_runs)
-        ]
-
-    def all_done(self) -> bool:
-        """Whether every run broke down before the last step looked at."""
-        betas = np.asarray([beta for _, beta, _ in self.on_host])
-        return bool(np.all((betas <= self.factor * self.scales).any(axis=0)))
-
-    def cut(self) -> tuple[tuple[HostArray, ...], tuple[HostArray, ...], tuple[float, ...]]:
-        """alphas, betas and residual norms of every run, cut where it ended."""
-        alphas = np.asarray([alpha for alpha, _, _ in self.on_host])
-        betas = np.asarray([beta for _, beta, _ in self.on_host])
-        ends = self.lengths()
-        return (
-            tuple(alphas[:m, p] for p, m in enumerate(ends)),
-            tuple(betas[: m - 1, p] for p, m in enumerate(ends)),
-            tuple(float(betas[m - 1, p]) for p, m in enumerate(ends)),
-        )
+    The factors stand in every row of a slab: arrays of one shape are multiplied in one
+    sweep, while a row of factors is taken up anew for every row of a few numbers.
+    """
+    spread = None
+    for rows in space.slabs(X.shape[1]):
+        height = rows.stop - rows.start
+        if spread is None:
+            row = space.xp.astype(factors, space.dtype)[None, :]
+            spread = space.xp.zeros_like(X[rows, :]) + row
+        yield rows, spread[:height, :]

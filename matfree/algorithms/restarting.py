@@ -130,9 +130,8 @@ class KrylovDecomposition:
             W = self._without(self.basis[:, : self.num_locked], W)[0]
         self.size += self._put(self.Q)
         V = self.V
-        W, first = self._without(V, W)
-        W, second = self._without(V, W)
-        C = to_host(first + second)
+        W, C = self._without(V, W)  # orthonormalize looks whether once was enough
+        C = to_host(C)
         self.product.require_finite(C)
         self._grow(C)
         floor = rounding(space.xp, space.dtype) * self.norm

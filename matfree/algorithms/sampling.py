@@ -182,6 +182,7 @@ class _Run:
             mergeable=self.estimator.mergeable and num_probes > 0,
             bias=summary.bias,
             history=tuple(self.history),
+            memory=self.estimator.memory,
         )
 
     def _text(self) -> str:

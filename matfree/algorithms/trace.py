@@ -155,7 +155,7 @@ def trace(
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=block_size,
+        block_size=product.block_size(block_size),
         seed=resumed_seed(checkpoint, seed),
         kind=kind or best_kind,
         eigenpairs=eigenpairs,

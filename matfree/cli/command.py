@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import matfree
-from matfree.cli import demo, matrix
+from matfree.cli import demo, matrix, merge
 from matfree.cli.failure import CommandError, one_line
 from matfree.cli.options import Parser
 from matfree.errors import MatfreeError
@@ -74,6 +74,7 @@ def _parser(given: list[str]) -> Parser:
     )
     demo.register(subparsers)
     matrix.register(subparsers)
+    merge.register(subparsers)
     for point in entry_points(group=COMMAND_GROUP):
         # Loading one may import a whole framework: seconds that other commands need not wait.
         if given[:1] == [point.name] or given[:1] in (["-h"], ["--help"]):

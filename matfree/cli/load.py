@@ -9,18 +9,26 @@ import numpy as np
 import scipy.io
 import scipy.sparse
 
+from matfree.cli import streams
 from matfree.cli.failure import CommandError, one_line
 
 ENDINGS = (".npy", ".npz", ".mtx")
 
 
-def matrix(path: str) -> Any:
-    """A square matrix of finite numbers: a NumPy array, or a SciPy CSR array.
+ACCEPTED = (*ENDINGS, "FILE.h5:/NAME", ".zarr")
+
+
+def matrix(path: str, *, stream: bool = False) -> Any:
+    """A square matrix: a NumPy array or a SciPy CSR array of finite numbers, or something
+    that is read as it is multiplied, of which only the shape and type were looked at.
 
     Parameters
     ----------
     path : str
-        ``.npy`` (numpy.save), ``.npz`` (scipy.sparse.save_npz) or ``.mtx`` (Matrix Market).
+        ``.npy`` (numpy.save), ``.npz`` (scipy.sparse.save_npz), ``.mtx`` (Matrix Market),
+        ``FILE.h5:/NAME`` (a dataset of an HDF5 file) or a ``.zarr`` directory.
+    stream : bool
+        Leave it in the file; what is large beside the machine's memory is left there anyway.
 
     Raises
     ------
@@ -28,16 +36,32 @@ def matrix(path: str) -> Any:
         The file is not there, is not such a file, or holds something else.
     """
     file = Path(path)
+    if streams.is_container(path) or (stream and file.suffix == ".npy"):
+        return _streamable(streams.opened(path), path, stream=stream)
     if file.suffix not in ENDINGS:
         raise CommandError(
-            f"{path} has none of the endings {', '.join(ENDINGS)}: save a dense matrix with "
+            f"{path} has none of the endings {', '.join(ACCEPTED)}: save a dense matrix with "
             "numpy.save, a sparse one with scipy.sparse.save_npz or scipy.io.mmwrite"
         )
+    if stream:
+        raise CommandError(f"--stream is for dense matrices; {path} is read whole, so leave it out")
     if not file.is_file():
         raise CommandError(f"{path} is not a file; check the path")
+    if file.suffix == ".npy" and streams.too_large(file.stat().st_size):
+        return _streamable(streams.opened(path), path, stream=True)
     loaded = _read(file)
     _require_square(loaded, path)
     return _require_finite(loaded, path)
+
+
+def _streamable(source: Any, path: str, *, stream: bool) -> Any:
+    """The matrix left in its file, or in memory where it is small there and nobody objects."""
+    _require_square(source, path)
+    _require_numbers(source, path)
+    num_bytes = source.dtype.itemsize * source.shape[0] * source.shape[1]
+    if stream or streams.too_large(num_bytes):
+        return source
+    return _require_finite(np.asarray(source[:]), path)
 
 
 def _read(file: Path) -> Any:
@@ -71,10 +95,14 @@ def _require_square(loaded: Any, path: str) -> None:
         raise CommandError(f"{path} is empty: its shape is (0, 0)")
 
 
-def _require_finite(loaded: Any, path: str) -> Any:
-    """The matrix in a type that products are made in."""
+def _require_numbers(loaded: Any, path: str) -> None:
     if loaded.dtype.kind not in "biufc":
         raise CommandError(f"{path} holds {loaded.dtype}, not numbers; convert it first")
+
+
+def _require_finite(loaded: Any, path: str) -> Any:
+    """The matrix in a type that products are made in."""
+    _require_numbers(loaded, path)
     sparse = scipy.sparse.issparse(loaded)
     matrix = scipy.sparse.csr_array(loaded) if sparse else loaded
     if matrix.dtype.itemsize > (16 if matrix.dtype.kind == "c" else 8):

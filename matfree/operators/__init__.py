@@ -1,8 +1,9 @@
-"""What can be applied: the front door, explicit matrices, functions, and their algebra."""
+"""What can be applied: the front door, matrices in memory and in files, functions, algebra."""
 
 from matfree.operators.base import Operator
 from matfree.operators.dense import DenseOperator
 from matfree.operators.frontdoor import aslinearoperator
 from matfree.operators.function import FunctionOperator
+from matfree.operators.slabs import SlabOperator
 
-__all__ = ["DenseOperator", "FunctionOperator", "Operator", "aslinearoperator"]
+__all__ = ["DenseOperator", "FunctionOperator", "Operator", "SlabOperator", "aslinearoperator"]

@@ -15,6 +15,8 @@ from matfree.errors import OperatorError
 from matfree.operators.base import Operator
 from matfree.operators.dense import DenseOperator
 from matfree.operators.function import FunctionOperator
+from matfree.operators.mapped import MappedFile
+from matfree.operators.slabs import SlabOperator
 from matfree.protocol import Array, DType
 from matfree.spaces import RowSpace, space_like
 
@@ -33,9 +35,12 @@ def aslinearoperator(
     obj : object
         In this order: an operator of ours; an object of a library that an installed
         adapter knows (SciPy's sparse matrices and LinearOperators, torch tensors, CuPy's);
-        a 2-D array of any array-API library; anything with ``shape`` (or, where it is
-        square, a ``size``), ``dtype`` and ``matvec``; anything with ``shape`` and ``@``; a
-        function, with ``shape`` and ``like``.
+        a ``numpy.memmap``, streamed by :class:`SlabOperator` whatever its size (make it
+        ``numpy.array(matrix)`` to have it in memory); a 2-D array of any array-API library;
+        anything with ``shape`` (or, where it is square, a ``size``), ``dtype`` and
+        ``matvec``; anything with ``shape`` and ``@``; anything with ``shape``, ``dtype`` and
+        ``obj[a:b]`` (an h5py dataset, a zarr array), streamed as well; a function, with
+        ``shape`` and ``like``.
     shape : (m, n), optional
         For a function: the operator's shape.
     like : array, optional
@@ -69,32 +74,43 @@ def aslinearoperator(
     """
     if isinstance(obj, Operator):
         return obj
+    if like is not None:
+        _adapters_of(like)  # loaded: they may have kernels for this library's probes
     adapted = _from_adapter(obj)
     if adapted is not None:
         return adapted
+    if MappedFile.under(obj) is not None:
+        return SlabOperator(obj)
     if array_api_compat.is_array_api_obj(obj):
         return DenseOperator(_require_matrix(obj))
     declared = _declared_shape(obj)
     if declared is not None and (hasattr(obj, "matvec") or hasattr(obj, "__matmul__")):
         return _from_duck(obj, declared, like)
+    if declared is not None and hasattr(obj, "dtype") and hasattr(obj, "__getitem__"):
+        return SlabOperator(obj)
     if callable(obj):
         return _from_function(obj, shape, like)
     raise TypeError(
         f"cannot use {describe(obj)} as a linear operator. Accepted are: a matfree operator; "
         "a SciPy or CuPy sparse matrix or LinearOperator; a torch tensor; a 2-D array; an "
-        "object with shape, dtype and matvec; an object with shape and @; a function f(x), "
-        "with shape=(n, n) and like=an example vector."
+        "object with shape, dtype and matvec; an object with shape and @; an object with shape, "
+        "dtype and obj[a:b], such as an h5py dataset; a function f(x), with shape=(n, n) and "
+        "like=an example vector."
     )
 
 
 def _from_adapter(obj: Any) -> Operator | None:
     """Ask the adapters of the libraries that the object's type and its bases come from."""
-    for root in dict.fromkeys(base.__module__.partition(".")[0] for base in type(obj).__mro__):
-        for adapt in _adapters(root):
-            operator = adapt(obj)
-            if operator is not None:
-                return operator  # type: ignore[no-any-return]  # the entry point's contract
+    for adapt in _adapters_of(obj):
+        operator = adapt(obj)
+        if operator is not None:
+            return operator  # type: ignore[no-any-return]  # the entry point's contract
     return None
+
+
+def _adapters_of(obj: Any) -> tuple[Any, ...]:
+    roots = dict.fromkeys(base.__module__.partition(".")[0] for base in type(obj).__mro__)
+    return tuple(adapt for root in roots for adapt in _adapters(root))
 
 
 @cache
@@ -142,6 +158,7 @@ def _from_duck(obj: Any, shape: tuple[int, ...], like: Array | None) -> Operator
         matmat=getattr(obj, "matmat", None),
         rmatvec=getattr(obj, "rmatvec", None),
         rmatmat=getattr(obj, "rmatmat", None),
+        lanczos_step=getattr(obj, "lanczos_step", None),
         name=name,
     )
 

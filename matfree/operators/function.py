@@ -15,7 +15,7 @@ import array_api_compat
 from matfree.arrays import describe, is_complex
 from matfree.errors import NonFiniteError, OperatorError
 from matfree.operators.base import Operator
-from matfree.protocol import Array
+from matfree.protocol import Array, LanczosStep
 from matfree.spaces import RowSpace
 
 Apply = Callable[[Array], Array]
@@ -36,6 +36,8 @@ class FunctionOperator(Operator):
         X of shape (n, k) to A @ X; without it, ``matvec`` is called column by column.
     rmatvec, rmatmat : functions, optional
         The same for the adjoint A^H.
+    lanczos_step : function, optional
+        A step of the Lanczos recurrence in one go; see ``LinearOperator``.
     name : str
         What error messages and ``repr`` call it.
     """
@@ -49,10 +51,11 @@ class FunctionOperator(Operator):
         matmat: Apply | None = None,
         rmatvec: Apply | None = None,
         rmatmat: Apply | None = None,
+        lanczos_step: LanczosStep | None = None,
         name: str = "function",
     ) -> None:
         super().__init__(space, domain)
-        self.name = name
+        self.name, self.lanczos_step = name, lanczos_step
         self._forward = _Product(f"{name}(x)", matvec, matmat, self.domain, self.space)
         self._adjoint: _Product | None = None
         if rmatvec is not None or rmatmat is not None:

@@ -6,7 +6,7 @@ Curves have colours that everybody can tell apart (Okabe and Ito's) and that sta
 white and on black; text takes the style's own colour.
 """
 
-from matfree.plotting.runs import plot_diagonal, plot_power, plot_trace
+from matfree.plotting.runs import plot_diagonal, plot_power, plot_search, plot_trace
 from matfree.plotting.spectra import Atom, isolated, plot_cdf, plot_density
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "plot_density",
     "plot_diagonal",
     "plot_power",
+    "plot_search",
     "plot_trace",
 ]

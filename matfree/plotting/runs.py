@@ -56,6 +56,44 @@ def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None
     return ax
 
 
+def plot_search(result: EigenResult, exact: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw how the largest residual of a Krylov eigensolver fell, product by product.
+
+    Where a search of the complement finds a better pair, it goes up again.
+
+    Parameters
+    ----------
+    result : EigenResult with a history
+    exact : (k,) array_like of float, optional
+        The eigenvalues in the order of ``result.values``; the first one's error is dashed.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> result = mf.eigsh(np.diag(np.linspace(0.0, 1.0, 50)), 2, seed=0)
+    >>> plotting.plot_search(result).get_xlabel()
+    'products'
+    """
+    ax = axes_or_new(ax)
+    steps = np.asarray(result.history, dtype=np.float64).reshape(-1, 3)
+    products = steps[:, 0]
+    ax.plot(products, _above_rounding(steps[:, 2]), "o-", color=BLUE, label="largest residual")
+    if exact is not None:
+        error = np.abs(steps[:, 1] - np.ravel(exact)[0]) / (result.norm or 1.0)
+        ax.plot(products, _above_rounding(error), "--", color=BLUE, label="error of the first")
+    ax.set_yscale("log")
+    ax.set_xlabel("products")
+    ax.set_ylabel("relative to the norm of the operator")
+    legend(ax)
+    return ax
+
+
 def plot_trace(estimate: Estimate, exact: float | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw the running mean over probes and its 95 % interval, which shrinks as 1/sqrt(m).
 

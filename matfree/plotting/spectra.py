@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # results import this package, so it can only read their attr
     from matplotlib.axes import Axes
 
     from matfree.results import SpectralDensity
+    from matfree.results.readings import Reading
 
 HostArray = np.ndarray[Any, Any]
 
@@ -34,6 +35,7 @@ def plot_density(
     width: float | None = None,
     exact: Any = None,
     symlog: bool = False,
+    reading: Reading = "atoms",
 ) -> Axes:
     r"""Draw an estimated spectral density on a logarithmic axis.
 
@@ -52,7 +54,10 @@ def plot_density(
     exact : (n,) array_like of float, optional
         All eigenvalues, drawn as a line with the same smoothing.
     symlog : bool
-        An eigenvalue axis linear within sigma of zero and logarithmic beyond.
+        An eigenvalue axis linear around zero, within sigma rounded up to a power of ten, and
+        logarithmic beyond.
+    reading : {"atoms", "spread"}
+        How nodes are read as a distribution; see ``SpectralDensity.pieces``.
 
     Returns
     -------
@@ -77,7 +82,7 @@ def plot_density(
     ax = axes_or_new(ax)
     grid = density.grid(width)
     sigma = (density.support[0] - grid[0]) / 5  # the grid begins five widths out
-    curve = density.density(grid, width)
+    curve = density.density(grid, width, reading=reading)
     _require_unit_mass(grid, curve)
     floor = 0.1 / (density.size * sigma * np.sqrt(2 * np.pi))
     ax.set_yscale("log")
@@ -88,8 +93,8 @@ def plot_density(
     if exact is not None:
         _draw_smoothed(ax, np.asarray(exact, dtype=np.float64), grid, sigma)
     ax.set_ylim(floor, 4 * curve.max())
-    if symlog:
-        ax.set_xscale("symlog", linthresh=sigma)
+    if symlog:  # from a power of ten on: the ticks at both ends of the linear part keep apart
+        ax.set_xscale("symlog", linthresh=10.0 ** np.ceil(np.log10(sigma)))
     ax.set_xlabel("eigenvalue")
     ax.set_ylabel("density")
     ax.set_title(
@@ -103,7 +108,12 @@ def plot_density(
 
 
 def plot_cdf(
-    density: SpectralDensity, *, ax: Axes | None = None, exact: Any = None, band: bool = False
+    density: SpectralDensity,
+    *,
+    ax: Axes | None = None,
+    exact: Any = None,
+    band: bool = False,
+    reading: Reading = "atoms",
 ) -> Axes:
     """Draw the estimated distribution function, unsmoothed; with the exact one, what lies
     between the two is shaded: its area is their Wasserstein-1 distance.
@@ -116,6 +126,8 @@ def plot_cdf(
         All eigenvalues.
     band : bool
         Also draw the bounds that hold the exact one at 95 %; see ``cdf_band``.
+    reading : {"atoms", "spread"}
+        How nodes are read as a distribution; see ``SpectralDensity.pieces``.
 
     Returns
     -------
@@ -134,23 +146,17 @@ def plot_cdf(
     eigenvalues = np.sort(np.asarray([] if exact is None else exact, dtype=np.float64))
     jumps = np.unique(np.concatenate([*density.nodes, eigenvalues]))
     reach = 0.05 * (jumps[-1] - jumps[0]) or 0.05 * abs(jumps[0]) or 1.0
-    x = np.concatenate(([jumps[0] - reach], jumps, [jumps[-1] + reach]))
-    estimate = density.cdf(x)
+    ends = np.concatenate(([jumps[0] - reach], jumps, [jumps[-1] + reach]))
+    x = np.unique(np.concatenate((np.nextafter(ends, -np.inf), ends)))  # both sides of a jump
+    estimate = density.cdf(x, reading=reading)
     if band:
-        _draw_band(ax, density, x)
-    ax.step(x, estimate, where="post", color=BLUE, label="estimate")
+        _draw_band(ax, density, ends)
+    ax.plot(x, estimate, color=BLUE, label="estimate")
     if exact is not None:
         truth = np.searchsorted(eigenvalues, x, side="right") / eigenvalues.size
-        ax.step(x, truth, where="post", color=ink(ax), linewidth=1, label="exact")
+        ax.plot(x, truth, color=ink(ax), linewidth=1, label="exact")
         ax.fill_between(
-            x,
-            estimate,
-            truth,
-            step="post",
-            color=VERMILLION,
-            alpha=0.5,
-            linewidth=0,
-            label="difference",
+            x, estimate, truth, color=VERMILLION, alpha=0.5, linewidth=0, label="difference"
         )
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("eigenvalue")
@@ -195,13 +201,13 @@ def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: flo
     ax.vlines(x, floor, top, color=VERMILLION, linewidth=1)
     label = "isolated" + (": how many" if len(shown) <= _LABELLED else "")
     ax.plot(x, top, "o", color=VERMILLION, markersize=4, label=label)
-    for atom, height in zip(shown, top, strict=True):
+    for place, (atom, height) in enumerate(zip(shown, top, strict=True)):
         count = atom.mass * size
         if len(shown) <= _LABELLED:
             ax.annotate(
                 f"{count:.0f}" if count >= 10 else f"{count:.2g}",
                 (atom.position, height),
-                xytext=(0, 4),
+                xytext=(0, 4 + 11 * (place % 2)),  # neighbours may be narrower than numbers
                 textcoords="offset points",
                 ha="center",
                 fontsize="small",

@@ -12,7 +12,9 @@ import numpy as np
 from matfree import plotting
 from matfree.results.bands import Probing, Side, cdf_band, share_between
 from matfree.results.distribution import Distribution
-from matfree.results.estimate import Estimate, by_first_probe, joined_ranges, require_same
+from matfree.results.estimate import Estimate
+from matfree.results.memory import memory_rows
+from matfree.results.merging import merged
 from matfree.results.reduction import reduce_variance
 from matfree.results.tridiagonal import Quadrature
 
@@ -57,11 +59,15 @@ class SpectralDensity(Distribution):
     method: str = "lanczos"
     """"lanczos" or "kpm"."""
     reorthogonalize: str = "full"
-    """"none" where nodes may repeat; "full" otherwise."""
+    """"full"; "half" where the basis was kept in 16 bits; "none" where nodes may repeat."""
     known: HostArray = field(default_factory=lambda: np.zeros(0))
     """(k,) eigenvalues that count exactly 1/n in every probe: deflated, or recognised."""
     noise: float = 0.0
     """What two products with one vector differed by, relative to ||A||; 0 if not measured."""
+    storage_error: float = 0.0
+    """What a basis in 16 bits may have moved nodes by, relative to ||A||; 0 for others."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The choice made within a budget of memory; see :class:`matfree.Estimate`."""
 
     @property
     def num_probes(self) -> int:
@@ -70,8 +76,10 @@ class SpectralDensity(Distribution):
 
     @property
     def noise_floor(self) -> float:
-        """eps ||A||, or the measured noise of a product: what is smaller has no sign."""
-        return max(self.epsilon, self.noise) * max(abs(end) for end in self.support)
+        """eps ||A||, or what the products' noise or the storage adds: below it is no sign."""
+        return max(self.epsilon, self.noise, self.storage_error) * max(
+            abs(end) for end in self.support
+        )
 
     def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
         """Bounds (low, high) that hold the distribution function at each x, at ``level``.
@@ -148,8 +156,8 @@ class SpectralDensity(Distribution):
         1.0
         """
         rules, known = self._rules(), self.known
-        if self.method == "lanczos" and self.reorthogonalize == "full":
-            rules, known = reduce_variance(rules, self.size, known, 32 * self.epsilon)
+        if self.method == "lanczos" and self.reorthogonalize != "none":
+            rules, known = reduce_variance(rules, self.size, known, self._rounding)
         nodes, weights = tuple(rule.nodes for rule in rules), tuple(rule.weights for rule in rules)
         return replace(self, nodes=nodes, weights=weights, known=known)
 
@@ -187,9 +195,13 @@ class SpectralDensity(Distribution):
             sums.append(float(weight @ values))
         return self._mean(self.size * np.asarray(sums), "tr f(A) by quadrature")
 
-    def plot(self, ax: Any = None, *, width: float | None = None) -> Any:
-        """Draw the density on matplotlib Axes and return them; see ``matfree.plotting``."""
-        return plotting.plot_density(self, ax=ax, width=width)
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the density and return the Axes; see :func:`matfree.plotting.plot_density`."""
+        return plotting.plot_density(self, ax=ax, **options)
+
+    def plot_cdf(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the distribution and return the Axes; see :func:`matfree.plotting.plot_cdf`."""
+        return plotting.plot_cdf(self, ax=ax, **options)
 
     def merge(self, *others: SpectralDensity) -> SpectralDensity:
         """One density from runs over different probes of one problem, exactly.
@@ -197,23 +209,10 @@ class SpectralDensity(Distribution):
         Raises
         ------
         ValueError
-            The runs differ in size, steps, seed or kind of probes, or share a probe.
+            The runs differ in size, steps, seed or kind of probes, share a probe, or have
+            moments so far apart that they cannot be of one operator (see ``Estimate.merge``).
         """
-        runs = (self, *others)
-        for name in ("method", "reorthogonalize", "size", "num_steps", "seed", "kind", "epsilon"):
-            require_same(name, [getattr(run, name) for run in runs])
-        require_same("set of known eigenvalues", [tuple(run.known.tolist()) for run in runs])
-        ordered = by_first_probe(runs)
-        return replace(
-            self,
-            nodes=tuple(node for run in ordered for node in run.nodes),
-            weights=tuple(weight for run in ordered for weight in run.weights),
-            residuals=tuple(residual for run in ordered for residual in run.residuals),
-            noise=max(run.noise for run in runs),
-            num_matvecs=sum(run.num_matvecs for run in runs),
-            probe_ranges=joined_ranges([run.probe_ranges for run in runs]),
-            reason=f"{len(runs)} runs merged",
-        )
+        return merged((self, *others))
 
     @property
     def _probing(self) -> Probing:
@@ -223,9 +222,14 @@ class SpectralDensity(Distribution):
             num_probes=self.num_probes,
             kind=self.kind,
             gauss=self.method == "lanczos",
-            orthogonal=self.reorthogonalize == "full",
-            rounding=32 * self.epsilon,
+            orthogonal=self.reorthogonalize != "none",
+            rounding=self._rounding,
         )
+
+    @property
+    def _rounding(self) -> float:
+        """What a node is off by, relative to the largest."""
+        return max(32 * self.epsilon, self.storage_error)
 
     def _rules(self) -> list[Quadrature]:
         """The probes' quadratures; files older than the residuals tell of no convergence."""
@@ -279,5 +283,6 @@ class SpectralDensity(Distribution):
             ("noise floor", f"{self.noise_floor:.2g}"),
             ("cost", f"{self.num_matvecs} products, {self.num_probes} probes"),
             ("steps", f"up to {self.num_steps} each, {self.method}; {self.reason}"),
+            *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]

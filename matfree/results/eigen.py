@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
+from matfree import plotting
 from matfree.protocol import Array
 from matfree.results.record import Record
 
@@ -45,7 +46,16 @@ class EigenResult(Record):
     verified: bool = False
     """Whether the complement was searched for missed eigenvalues, to the end."""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
-    """(pair, Rayleigh quotient, relative residual), one entry a step."""
+    """(pair, Rayleigh quotient, relative residual), one entry a step of power iteration;
+    (products, first value, largest relative residual), one a step of the others."""
+
+    def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
+        """Draw how the residuals fell, and return the Axes.
+
+        See :func:`matfree.plotting.plot_power` and :func:`matfree.plotting.plot_search`.
+        """
+        draw = plotting.plot_power if self.method == "power iteration" else plotting.plot_search
+        return draw(self, exact, ax=ax)
 
     def _rows(self) -> list[tuple[str, str]]:
         pairs = [

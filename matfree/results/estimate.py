@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
 import scipy.stats
+from array_api_compat import array_namespace, is_array_api_obj
 
+from matfree import plotting
 from matfree.protocol import Array
+from matfree.results.memory import memory_rows
 from matfree.results.record import Record
+
+_TOO_FAR = 10.0
+"""Standard errors by which runs of one operator do not differ: Student's t, 1 in 10^7."""
+
+_ENOUGH_TO_TELL = 16
+"""Probes: fewer may agree by chance, and show no spread at all."""
+
+_NO_MATTER = 1e-4
+"""A relative difference that rounding may make in a low precision."""
 
 
 @final
@@ -59,6 +72,10 @@ class Estimate(Record):
     """(products, value, half-width of the 95 % interval) each time it was looked at; for
     a diagonal the 2-norms of both."""
 
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The choice made where a budget of memory was given: "basis" ("full", "half", "none"),
+    "at_once" (probes), "predicted" and "budget" (bytes at the peak, per process)."""
+
     def half_width(self, level: float = 0.95) -> Any:
         """Half of the interval's width: Student's t quantile times the standard error, and
         the bias."""
@@ -82,6 +99,14 @@ class Estimate(Record):
             return center - half, center + half
         lowest, highest = self.limits
         return max(center - half, lowest), min(center + half, highest)
+
+    def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
+        """Draw the samples or the diagonal's intervals, and return the Axes.
+
+        See :func:`matfree.plotting.plot_trace` and :func:`matfree.plotting.plot_diagonal`.
+        """
+        draw = plotting.plot_diagonal if np.ndim(self.value) else plotting.plot_trace
+        return draw(self, exact, ax=ax)
 
     def __float__(self) -> float:
         if np.ndim(self.value) > 0:
@@ -107,8 +132,9 @@ class Estimate(Record):
         Raises
         ------
         ValueError
-            The runs differ in method or seed, share a probe, or are of a method whose
-            probes work together ("xtrace" and its relatives).
+            The runs differ in method or seed, share a probe, are of a method whose probes
+            work together ("xtrace" and its relatives), or are so far apart that they cannot
+            be of one operator: 10 standard errors, from 16 probes on.
 
         Examples
         --------
@@ -128,6 +154,7 @@ class Estimate(Record):
                 "independently; run it once with more probes."
             )
         ranges = joined_ranges([run.probe_ranges for run in runs])
+        require_agreement(runs)
         count = sum(run.num_probes for run in runs)
         samples = None
         if all(run.samples is not None for run in runs):
@@ -169,6 +196,7 @@ class Estimate(Record):
             ("method", self.method),
             ("cost", f"{self.num_matvecs} products, {self.num_probes} probes"),
             ("converged", f"{'yes' if self.converged else 'NO'}: {self.reason}"),
+            *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]
 
@@ -190,6 +218,21 @@ def require_same(name: str, values: list[Any]) -> None:
     """Refuse to merge runs that differ in what must be one."""
     if len(set(values)) > 1:
         raise ValueError(f"only runs of one {name} can be merged: got {values}.")
+
+
+def require_agreement(runs: Sequence[Estimate]) -> None:
+    """Refuse to merge what no chance explains: estimates of different operators."""
+    first = max(runs, key=lambda run: run.num_probes)
+    for run in runs:
+        if run.num_probes < _ENOUGH_TO_TELL:
+            continue
+        apart, chance = _length(run.value - first.value), _length(first.stderr, run.stderr)
+        if apart > _TOO_FAR * chance + _NO_MATTER * _length(first.value):
+            raise ValueError(
+                f"the runs over probes {_ranges(first)} and {_ranges(run)} are {apart:.3g} apart "
+                f"where {chance:.2g} is their standard error: they are of different operators "
+                "(other weights, other data?), and cannot be merged."
+            )
 
 
 def joined_ranges(parts: list[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
@@ -218,6 +261,20 @@ def _squared_deviations(run: Estimate, center: Any) -> Any:
     m = run.num_probes
     within = run.stderr**2 * (m * (m - 1)) if m > 1 else 0.0
     return within + m * abs(run.value - center) ** 2
+
+
+def _length(*parts: Any) -> float:
+    """The 2-norm of numbers or arrays put together."""
+    total = 0.0
+    for part in parts:
+        squares = abs(part) ** 2
+        xp = array_namespace(squares) if is_array_api_obj(squares) else np
+        total += float(xp.sum(squares))
+    return math.sqrt(total)
+
+
+def _ranges(run: Estimate) -> str:
+    return " and ".join(f"{first} to {last - 1}" for first, last in run.probe_ranges)
 
 
 def _real(value: Any) -> Any:

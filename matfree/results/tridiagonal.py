@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import scipy.linalg
 
 from matfree.protocol import Array
+from matfree.results.memory import memory_rows
 from matfree.results.record import Record
 
 
@@ -48,7 +49,14 @@ class Tridiagonal(Record):
     num_matvecs: int
     """Products of the operator with one vector."""
     reorthogonalize: str
-    """"full" or "none"."""
+    """"full", "half" or "none"."""
+    node_errors: tuple[float, ...] = ()
+    """Per start vector: what orthogonalising against a basis in 16 bits may have moved the
+    nodes by; empty where there was none. With A V^T = V^T T + r e^T + F it is of the order of
+    ||F||^2 / ||A||, where 4 times that is taken."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The choice made where a budget of memory was given: "basis" (as ``reorthogonalize``),
+    "at_once" (start vectors), "predicted" and "budget" (bytes at the peak, per process)."""
 
     def dense(self, index: int = 0) -> np.ndarray[Any, Any]:
         """T of one start vector as a dense (steps, steps) float64 matrix."""
@@ -78,11 +86,16 @@ class Tridiagonal(Record):
         r"""The quadrature with the residual of each node.
 
         With y the eigenvector of T for the node theta, ||A V^T y - theta V^T y|| is
-        ||r|| |e^T y|: the residual norm times the last component.
+        ||r|| |e^T y|: the residual norm times the last component, and what a
+        basis in 16 bits may have moved the node by.
         """
         nodes, vectors = scipy.linalg.eigh_tridiagonal(self.alphas[index], self.betas[index])
-        residuals = self.residual_norms[index] * np.abs(vectors[-1, :])
+        residuals = self.residual_norms[index] * np.abs(vectors[-1, :]) + self.node_error(index)
         return Quadrature(nodes, vectors[0, :] ** 2, residuals)
+
+    def node_error(self, index: int = 0) -> float:
+        """What a basis in 16 bits may have moved the nodes by; 0 where there was none."""
+        return self.node_errors[index] if self.node_errors else 0.0
 
     def _rows(self) -> list[tuple[str, str]]:
         steps = ", ".join(str(len(alpha)) for alpha in self.alphas)
@@ -91,4 +104,5 @@ class Tridiagonal(Record):
             ("steps", steps),
             ("residual norms", ", ".join(f"{r:.1e}" for r in self.residual_norms)),
             ("cost", f"{self.num_matvecs} products"),
+            *memory_rows(self.memory),
         ]

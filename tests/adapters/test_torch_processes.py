@@ -95,6 +95,7 @@ def test_a_mean_of_the_parts_would_be_another_matrix(answers):
 
 ERRORS = {
     "other seeds": "have other vectors than process 0; give all of them the same arguments",
+    "other numbers of probes": "processes 1, 2, 3 have other numbers of vectors than process 0",
     "other fisher seeds": r"other seeds, \[0, 1, 2, 3\]",
     "other weights": "process 2 has other weights than process 0",
     "other buffers": "processes 1, 2, 3 have other buffers than process 0",

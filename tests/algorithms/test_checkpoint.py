@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.backends import MAKERS, assert_close
+from support.backends import MAKERS, ON_A_GPU, assert_close
 from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
 from support.sharded import run_sharded
 
@@ -70,6 +70,12 @@ RUNS = {
     "density without the basis": lambda B, path: mf.spectral_density(
         B, num_probes=2, num_steps=20, reorthogonalize="none", checkpoint=path, seed=1
     ),
+    "density in 16 bits": lambda B, path: mf.spectral_density(
+        B, num_probes=4, num_steps=20, block_size=2, reorthogonalize="half", checkpoint=path, seed=1
+    ),
+    "density within a budget": lambda B, path: mf.spectral_density(
+        B, num_probes=2, num_steps=20, block_size=1, memory=8 * N * 20, checkpoint=path, seed=1
+    ),
     "deflated density": lambda B, path: mf.spectral_density(
         B, num_probes=2, num_steps=9, eigenpairs=3, measure_noise=True, checkpoint=path, seed=1
     ),
@@ -96,6 +102,8 @@ AT_ONCE = {  # products between two states: Lanczos looks every 8 steps, moments
     "trace of a function": 8,
     "eigenvalue count": 8,
     "density": 8,
+    "density in 16 bits": 8,
+    "density within a budget": 8,
     "density without the basis": 8,
     "deflated density": 12,
     "kernel polynomials": 20,
@@ -152,7 +160,7 @@ def test_a_run_killed_at_any_block_goes_on_to_the_same_result(name, tmp_path):
         assert not list(tmp_path.glob("*eigenpairs*"))
 
 
-@pytest.mark.parametrize("name", ["torch", "strict-device1"])
+@pytest.mark.parametrize("name", ["torch", "strict-device1", *ON_A_GPU])
 @pytest.mark.parametrize("what", ["diagonal", "xtrace", "eigsh"])
 def test_a_checkpoint_returns_to_the_library_it_came_from(name, what, tmp_path):
     backend, run = MAKERS[name](), RUNS[what]
@@ -246,7 +254,7 @@ def test_a_file_that_is_cut_short_or_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds a saved Estimate, no checkpoint"):
         mf.trace(A, num_probes=6, checkpoint=saved, seed=0)
     mf.trace(A, num_probes=6, checkpoint=tmp_path / "other", seed=0)
-    with pytest.raises(ValueError, match="holds a checkpoint, which is no result"):
+    with pytest.raises(ValueError, match="of kind checkpoint, which nothing imported so far knows"):
         mf.load(tmp_path / "other.npz")
     with pytest.raises(FileNotFoundError, match="make it before the run"):
         mf.trace(A, num_probes=6, checkpoint=tmp_path / "nowhere" / "run", seed=0)

@@ -84,3 +84,35 @@ def test_bad_arguments_are_refused(start, steps, message):
         mf.lanczos(hermitian(np.float64), start, steps)
     with pytest.raises(ValueError, match="reorthogonalize"):
         mf.lanczos(np.eye(60), np.ones(60), 2, reorthogonalize="partial")
+
+
+class Stepping:
+    """An operator of somebody else's that makes the steps of the recurrence itself."""
+
+    shape, dtype, calls = (60, 60), np.float64, 0
+
+    def __init__(self):
+        self.matrix = hermitian(np.float64)
+
+    def matvec(self, x):
+        return self.matrix @ x
+
+    def lanczos_step(self, V, previous, beta):
+        self.calls += 1
+        W = self.matrix @ V - previous * beta
+        alpha = np.sum(V * W, axis=0)
+        R = W - V * alpha
+        return R, alpha, np.linalg.norm(R, axis=0)
+
+
+def test_an_operator_may_make_the_steps_of_the_bare_recurrence_itself():
+    start = mf.space_like(np.empty(0), 60).probes(3, seed=0)
+    there, steps = Stepping(), 10
+    T = mf.lanczos(there, start, steps, reorthogonalize="none")
+    plain = mf.lanczos(there.matrix, start, steps, reorthogonalize="none")
+    assert there.calls == steps - 2  # the first two products tell what the operator is
+    assert T.num_matvecs == plain.num_matvecs
+    assert_close(T.alphas, plain.alphas, scale=1e3)
+    assert_close(T.betas, plain.betas, scale=1e3)
+    mf.lanczos(there, start, steps)
+    assert there.calls == steps - 2  # none where the whole basis is projected off

@@ -1,5 +1,7 @@
 """The promise: one algorithm, one seed, one answer, whatever the matrix comes as."""
 
+import importlib
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -20,6 +22,21 @@ def _torch(layout):
     return tensor.to_sparse_csr() if layout == "csr" else tensor
 
 
+def _cupy_csr():
+    there = MAKERS["cupy"]().asarray(A)
+    return importlib.import_module("cupyx.scipy.sparse").csr_matrix(there)
+
+
+def _function(name):
+    there = MAKERS[name]().asarray(A)
+    return mf.aslinearoperator(lambda x: there @ x, shape=A.shape, like=there[0])
+
+
+def _marked(name):
+    on_a_gpu = name.startswith(("cupy", "torch-cuda"))
+    return pytest.param(name, marks=pytest.mark.gpu) if on_a_gpu else name
+
+
 FORMS = {
     "CSR": lambda: sp.csr_array(A),
     "LinearOperator": lambda: sla.aslinearoperator(A),
@@ -28,12 +45,15 @@ FORMS = {
     "strict": lambda: array_api_strict.asarray(A),
     "function": lambda: mf.aslinearoperator(lambda x: A @ x, shape=A.shape, like=np.zeros(1)),
     "cupy": lambda: MAKERS["cupy"]().asarray(A),
+    "cupy CSR": lambda: _cupy_csr(),
+    "cupy function": lambda: _function("cupy"),
+    "torch-cuda": lambda: MAKERS["torch-cuda"]().asarray(A),
+    "torch-cuda CSR": lambda: MAKERS["torch-cuda"]().asarray(A).to_sparse_csr(),
+    "torch-cuda function": lambda: _function("torch-cuda"),
 }
 
 
-@pytest.fixture(
-    params=[pytest.param(f, marks=pytest.mark.gpu) if f == "cupy" else f for f in FORMS]
-)
+@pytest.fixture(params=map(_marked, FORMS))
 def form(request):
     return FORMS[request.param]()
 

@@ -14,7 +14,9 @@ ENTRIES = set(re.findall(r"^\.\. auto\w+:: (\w+)$", REFERENCE, flags=re.MULTILIN
 FOR_THE_FRONT_DOOR = {"adapt"}  # announced as an entry point, and called by nobody else
 
 
-@pytest.mark.parametrize("package", ["matfree", "matfree_scipy", "matfree_cupy", "matfree_torch"])
+@pytest.mark.parametrize(
+    "package", ["matfree", "matfree_scipy", "matfree_cupy", "matfree_dask", "matfree_torch"]
+)
 def test_every_public_name_has_an_entry(package: str) -> None:
     if package == "matfree_torch":
         pytest.importorskip("torch", reason="the networks' names need torch")

@@ -36,10 +36,19 @@ def _strict(device):
     return Backend(f"strict {device}", array_api_strict, array_api_strict.Device(device))
 
 
-def _torch():
+def _torch(device="cpu"):
     if torch is None:
         pytest.skip("torch is not installed")
-    return Backend("torch", array_api_compat.array_namespace(torch.empty(0)), torch.device("cpu"))
+    return Backend("torch", array_api_compat.array_namespace(torch.empty(0)), torch.device(device))
+
+
+def cuda():
+    """torch's current CUDA device, or the test is skipped."""
+    if torch is None:
+        pytest.skip("torch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _cupy():
@@ -55,9 +64,11 @@ MAKERS = {
     "strict": lambda: _strict("CPU_DEVICE"),
     "strict-device1": lambda: _strict("device1"),
     "cupy": _cupy,
+    "torch-cuda": lambda: _torch(cuda()),
 }
 
-PARAMS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in MAKERS]
+ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy", "torch-cuda")]
+PARAMS = ["numpy", "torch", "strict", "strict-device1", *ON_A_GPU]
 
 
 def tolerance(dtype):

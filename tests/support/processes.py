@@ -138,6 +138,9 @@ def errors(share):
 
     return {
         "other seeds": caught(lambda: mf.trace(operator(), num_probes=3, seed=rank)),
+        "other numbers of probes": caught(
+            lambda: mf.trace(operator(), num_probes=3 + rank, seed=0)
+        ),
         "other fisher seeds": caught(sampled),
         "other weights": caught(other_weights),
         "other buffers": caught(other_buffers),

@@ -1,0 +1,196 @@
+r"""Products and Lanczos steps of a CSR matrix, compiled by numba where it is installed.
+
+A step of the recurrence for a block of vectors is bound by memory: written with arrays it
+reads and writes the block some ten times. Compiled, it is two passes,
+
+    W = A V - V_previous diag(beta)    with    alpha_j = <v_j, w_j>    on the way,
+    R = W - V diag(alpha)              with    ||r_j||                 on the way,
+
+the first of which reads the matrix once for all columns, and both write over V_previous.
+
+Threads take chunks of rows. Each chunk's sums are kept apart and added up in their order,
+so the numbers do not depend on how many threads there were. The threads are Python's, which
+the compiled code leaves free to run: those of numba's own layers may neither be used from
+two threads nor survive a fork, depending on the layer that an installation happens to have.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any, final
+
+import numpy as np
+
+from matfree.protocol import Array
+
+WORTH_COMPILING = 1 << 19
+"""Stored entries from which a second or two of compiling, once, is soon earned back."""
+
+_CHUNK = 1024  # rows whose sums are added up together, in this order whatever the threads
+_PIECES_PER_THREAD = 4  # so that a thread that is held up does not hold up the others
+_NARROW_STEP, _NARROW_PRODUCT = 4, 8  # columns from which the compiled loops are the faster
+
+
+def fused_products(matrix: Any) -> FusedProducts | None:
+    """The compiled products of a CSR matrix, where numba is installed and it is worth it."""
+    if matrix.nnz < WORTH_COMPILING or importlib.util.find_spec("numba") is None:
+        return None
+    return FusedProducts(matrix)
+
+
+@final
+class FusedProducts:
+    """What numba does for a CSR matrix; None is returned where SciPy does it as well.
+
+    Nothing is compiled before the first product that is worth it. Sums over a row and over
+    rows are double precision, whatever the type of the matrix.
+
+    Parameters
+    ----------
+    matrix : csr_array, of a real or complex floating-point type
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        self.parts = (matrix.indptr, matrix.indices, matrix.data)
+        self.rows = matrix.shape[0]
+        self.wide = np.result_type(matrix.dtype, np.float64)
+
+    def matmat(self, X: Array) -> Array | None:
+        """A @ X, for a block (n, k) in C order."""
+        if X.shape[1] < _NARROW_PRODUCT or not X.flags.c_contiguous:
+            return None
+        Y = np.empty((self.rows, X.shape[1]), dtype=X.dtype)
+        sums = np.zeros(X.shape[1], dtype=self.wide)
+        self._over_chunks(_compiled(product), *self.parts, X, Y, sums)
+        return Y
+
+    def lanczos_step(
+        self, V: Array, previous: Array, beta: Array
+    ) -> tuple[Array, Array, Array] | None:
+        """One step of the recurrence, its remainder written over ``previous``."""
+        usable = V.flags.c_contiguous and previous.flags.c_contiguous
+        if V.shape[1] < _NARROW_STEP or not usable:
+            return None
+        partial = np.zeros((-(-self.rows // _CHUNK), V.shape[1]), dtype=self.wide)
+        self._over_chunks(_compiled(first_pass), *self.parts, V, previous, beta, partial)
+        alpha = partial.sum(axis=0)
+        self._over_chunks(_compiled(second_pass), V, previous, alpha, partial)
+        return previous, alpha, np.sqrt(partial.sum(axis=0).real)
+
+    def _over_chunks(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        """The kernel over all chunks of rows, by as many threads as there may be."""
+        chunks, threads = -(-self.rows // _CHUNK), num_threads()
+        if threads == 1 or chunks == 1:
+            kernel(*arguments, 0, chunks)
+            return
+        edges = np.linspace(0, chunks, min(chunks, threads * _PIECES_PER_THREAD) + 1).astype(int)
+        pool = _pool(os.getpid(), threads)
+        pieces = [
+            pool.submit(kernel, *arguments, int(first), int(last))
+            for first, last in pairwise(edges)
+        ]
+        for piece in pieces:
+            piece.result()
+
+
+def num_threads() -> int:
+    """NUMBA_NUM_THREADS or OMP_NUM_THREADS, else the processors that this process may use."""
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        first = os.environ.get(name, "").split(",")[0].strip()
+        if first.isdecimal() and int(first) > 0:
+            return int(first)
+    available = getattr(os, "sched_getaffinity", None)
+    return len(available(0)) if available is not None else os.cpu_count() or 1
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """The threads of this process: a fork takes none of its parent's along."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="matfree")
+
+
+@cache
+def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
+    """The kernel compiled, free of the interpreter's lock; kept on disk where that works."""
+    import numba
+
+    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(kernel)  # type: ignore[no-any-return]
+    except RuntimeError:  # there is no folder that numba may write to
+        return numba.njit(**options)(kernel)  # type: ignore[no-any-return]
+
+
+def product(
+    indptr: Any, indices: Any, data: Any, X: Any, Y: Any, wide: Any, first: int, last: int
+) -> None:
+    """Y = A X in some chunks of rows; ``wide`` tells the type of the sums."""
+    k = X.shape[1]
+    sums = np.empty_like(wide)
+    for i in range(first * _CHUNK, min(last * _CHUNK, Y.shape[0])):
+        for c in range(k):
+            sums[c] = 0.0
+        for p in range(indptr[i], indptr[i + 1]):
+            a, x = data[p], X[np.uintp(indices[p])]
+            for c in range(k):
+                sums[c] += a * x[c]
+        y = Y[i]
+        for c in range(k):
+            y[c] = sums[c]
+
+
+def first_pass(
+    indptr: Any,
+    indices: Any,
+    data: Any,
+    V: Any,
+    W: Any,
+    beta: Any,
+    partial: Any,
+    first: int,
+    last: int,
+) -> None:
+    """W = A V - W diag(beta) in some chunks of rows, and the sums of conj(V) W over each."""
+    k = V.shape[1]
+    sums = np.empty_like(partial[0])
+    for chunk in range(first, last):
+        dots = partial[chunk]
+        dots[:] = 0.0
+        for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, V.shape[0])):
+            w, v = W[i], V[i]
+            for c in range(k):
+                sums[c] = -beta[c] * w[c]
+            p, end = indptr[i], indptr[i + 1]
+            if (end - p) % 2 == 1:
+                a, x = data[p], V[np.uintp(indices[p])]
+                for c in range(k):
+                    sums[c] += a * x[c]
+                p += 1
+            while p < end:  # two entries at a time: the sums are fetched half as often
+                a, x = data[p], V[np.uintp(indices[p])]
+                b, y = data[p + 1], V[np.uintp(indices[p + 1])]
+                for c in range(k):
+                    sums[c] += a * x[c] + b * y[c]
+                p += 2
+            for c in range(k):
+                w[c] = sums[c]
+                dots[c] += np.conj(v[c]) * sums[c]
+
+
+def second_pass(V: Any, W: Any, alpha: Any, partial: Any, first: int, last: int) -> None:
+    """W -= V diag(alpha) in some chunks of rows, and the sums of |W|^2 over each."""
+    k = V.shape[1]
+    for chunk in range(first, last):
+        squares = partial[chunk]
+        squares[:] = 0.0
+        for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, V.shape[0])):
+            w, v = W[i], V[i]
+            for c in range(k):
+                remainder = w[c] - alpha[c] * v[c]
+                w[c] = remainder
+                squares[c] += np.conj(remainder) * remainder

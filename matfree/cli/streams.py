@@ -1,0 +1,99 @@
+"""Matrices in files that are opened, and read only as they are multiplied."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matfree.cli.failure import CommandError, one_line
+
+_HDF5 = re.compile(r"(?P<file>.*\.(?:h5|hdf5))(?::(?P<name>.*))?", re.DOTALL)
+
+_SHARE = 4
+"""A matrix that is more than this part of the machine's memory is streamed: in memory it is
+looked through for NaN and asymmetry, which takes copies."""
+
+
+def is_container(path: str) -> bool:
+    """Whether a path names something in an HDF5 file, or a zarr array."""
+    return _HDF5.fullmatch(path) is not None or path.rstrip("/").endswith(".zarr")
+
+
+def too_large(num_bytes: int) -> bool:
+    """Whether so much is better left where it is."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # the system does not say
+        return False
+    return num_bytes > memory // _SHARE
+
+
+def opened(path: str) -> Any:
+    """Something with ``shape``, ``dtype`` and slices, of which nothing was read so far.
+
+    Parameters
+    ----------
+    path : str
+        ``.npy``, ``file.h5:/name`` or a ``.zarr`` directory.
+
+    Raises
+    ------
+    CommandError
+        It is not there or not such a file, or the library that reads it is not installed.
+    """
+    inside = _HDF5.fullmatch(path)
+    if inside is not None:
+        return _dataset(Path(inside["file"]), inside["name"])
+    if not Path(path).exists():
+        raise CommandError(f"{path} is not there; check the path")
+    try:
+        if path.endswith(".npy"):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        return _library("zarr").open_array(path, mode="r")
+    except CommandError:
+        raise
+    except Exception as cause:  # whatever a parser may say of unknown bytes
+        hint = "it must be one numeric array, saved with numpy.save or written by zarr"
+        raise CommandError(f"cannot read {path}: {hint} ({one_line(cause)})") from cause
+
+
+def reader(path: str) -> tuple[str, str]:
+    """The import, and the line of Python that opens the same."""
+    inside = _HDF5.fullmatch(path)
+    if inside is not None:
+        return "import h5py", f"A = h5py.File({inside['file']!r})[{inside['name']!r}]"
+    if path.endswith(".npy"):
+        return "import numpy as np", f'A = np.load({path!r}, mmap_mode="r")'
+    return "import zarr", f'A = zarr.open_array({path!r}, mode="r")'
+
+
+def _dataset(file: Path, name: str | None) -> Any:
+    if not file.is_file():
+        raise CommandError(f"{file} is not a file; check the path")
+    h5py = _library("h5py")
+    try:
+        contents = h5py.File(file, "r")
+    except OSError as cause:
+        raise CommandError(f"cannot read {file}: it must be HDF5 ({one_line(cause)})") from cause
+    if not name or not isinstance(contents.get(name), h5py.Dataset):
+        found: list[str] = []
+        contents.visititems(lambda at, item: found.append(at) if hasattr(item, "shape") else None)
+        missing = f"holds no dataset {name}" if name else "needs the name of a dataset"
+        raise CommandError(
+            f"{file} {missing}; write {file}:/NAME, with NAME one of: {', '.join(found) or 'none'}"
+        )
+    return contents[name]
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as cause:
+        raise CommandError(
+            f"this needs {name}, which is not installed: pip install {name}"
+        ) from cause

@@ -1,0 +1,85 @@
+"""An orthonormal basis of a block's range by sweeps of Gram matrices: ``orthonormalize``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from matfree.arrays import epsilon, rounding, to_host
+from matfree.protocol import Array
+
+if TYPE_CHECKING:
+    from matfree.spaces import RowSpace
+
+_MAX_SWEEPS = 8  # each gains half of the digits, two or three are used
+_FAR_FROM_DEPENDENT = 1e-2  # eigenvalues of a Gram matrix: one digit of rounding is lost
+
+
+def orthonormal_range(space: RowSpace, X: Array, *, against: Array | None, floor: float) -> Array:
+    """:meth:`matfree.spaces.RowSpace.orthonormalize`, by the reductions of the space alone."""
+    bases = [] if against is None or not against.shape[1] else [against]
+    num_taken = len(bases)
+    lengths = to_host(space.norms(X))
+    floor = max(floor, rounding(space.xp, space.dtype) * lengths.max(initial=0))
+    X = space.xp.asarray(X, copy=True)  # worked on in place
+    if bases:
+        lengths = _remainder(space, bases, X, lengths)
+    missing = X.shape[1]
+    for _ in range(_MAX_SWEEPS):
+        longest = lengths.max(initial=0)
+        if not longest > floor:
+            break
+        bases.append(_well_conditioned(space, bases, X / float(longest), floor / longest))
+        missing -= bases[-1].shape[1]
+        if missing == 0:  # what is left of X is rounding
+            break
+        lengths = _remainder(space, bases, X, lengths)
+    found = bases[num_taken:]
+    if len(found) == 1:
+        return found[0]
+    return space.xp.concat(found, axis=1) if found else X[:, :0]
+
+
+def _remainder(
+    space: RowSpace, bases: list[Array], X: Array, lengths: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Take the components along the bases off X, whose columns' lengths are given; the new.
+
+    Once is not enough where what is left is much shorter than what was there: rounding is
+    relative to the latter (J. Daniel, W. Gragg, L. Kaufman, G. Stewart, 1976,
+    doi:10.1090/S0025-5718-1976-0431641-8).
+    """
+    for _ in range(2):
+        _take_off(space, bases, X)
+        before, lengths = lengths, to_host(space.norms(X))
+        if np.all(2 * lengths >= before):
+            break
+    return lengths
+
+
+def _well_conditioned(space: RowSpace, bases: list[Array], X: Array, floor: float) -> Array:
+    """Orthonormal directions of X that one Gram matrix resolves.
+
+    X is orthogonal to the bases to rounding, which grows where its columns are nearly
+    dependent: what it grew to is taken off again.
+    """
+    X, ratio = _whitened(space, X, floor)
+    if ratio < _FAR_FROM_DEPENDENT:
+        _take_off(space, bases, X)
+    return _whitened(space, X, floor)[0]
+
+
+def _whitened(space: RowSpace, X: Array, floor: float) -> tuple[Array, float]:
+    """X with its Gram matrix made I, and the least eigenvalue kept over the largest."""
+    spread = epsilon(space.xp, space.dtype) ** (2 / 3)  # done again, it mends eps / spread
+    values, vectors = np.linalg.eigh(to_host(space.gram(X, X)))
+    keep = values > max(spread * values[-1], floor**2)
+    X = X @ space.asarray(vectors[:, keep] / np.sqrt(values[keep]))
+    return X, float(values[keep].min(initial=np.inf) / values[-1])
+
+
+def _take_off(space: RowSpace, bases: list[Array], X: Array) -> None:
+    """X -= its components along orthonormal bases that are orthogonal to each other."""
+    for Q in bases:
+        X -= Q @ space.xp.astype(space.gram(Q, X), space.dtype)

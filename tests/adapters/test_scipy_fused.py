@@ -1,0 +1,260 @@
+"""The compiled Lanczos step of a CSR matrix: other hands, the same answers.
+
+The oracle is a dense matrix: its eigenvectors, or its product by NumPy.
+"""
+
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from support.backends import assert_close
+from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
+
+import matfree as mf
+from matfree.algorithms.checkpoint import Checkpoint
+from matfree_scipy import fused
+
+pytest.importorskip("numba", reason="numba is not installed")
+
+K = 5
+
+
+@pytest.fixture(autouse=True)
+def compiled_however_small(monkeypatch):
+    monkeypatch.setattr(fused, "WORTH_COMPILING", 0)
+
+
+def sparse_hermitian(n, dtype=np.float64, seed=0):
+    """Rows of very different lengths, some of them empty."""
+    rng = np.random.default_rng(seed)
+    G = np.where(rng.random((n, n)) < 0.1, rng.standard_normal((n, n)), 0.0)
+    if np.issubdtype(dtype, np.complexfloating):
+        G = G * (1 + 0.5j * rng.standard_normal((n, n)))
+    G[:, 0] = rng.standard_normal(n)
+    H = (G + G.conj().T).astype(dtype)
+    empty = rng.choice(np.arange(1, n), n // 8, replace=False)
+    H[empty, :] = 0
+    H[:, empty] = 0
+    return H
+
+
+def with_indices(A, index_type):
+    A = sp.csr_array(A)
+    A.indices, A.indptr = A.indices.astype(index_type), A.indptr.astype(index_type)
+    return A
+
+
+def in_disorder(A):
+    """The same matrix with unsorted indices, and entries cut in two that belong together."""
+    A = sp.csr_array(A)
+    rows = []
+    for i in range(A.shape[0]):
+        part = slice(A.indptr[i], A.indptr[i + 1])
+        columns, data = A.indices[part], A.data[part]
+        rows.append((np.r_[columns[::-1], columns], np.r_[0.25 * data[::-1], 0.75 * data]))
+    indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)])
+    indices, data = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    B = sp.csr_array((data, indices, indptr), shape=A.shape)
+    assert B.nnz == 0 or not B.has_canonical_format
+    return B
+
+
+def quadrature_sums(T, f):
+    """||v||^2 e_1^T f(T) e_1 for each run."""
+    sums = []
+    for p in range(len(T.alphas)):
+        nodes, weights = T.quadrature(p)
+        sums.append(T.start_norms[p] ** 2 * np.sum(weights * f(nodes)))
+    return np.array(sums)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "index_type"),
+    [
+        (np.float32, np.int32),
+        (np.float64, np.int32),
+        (np.float64, np.int64),
+        (np.complex128, np.int32),
+    ],
+    ids=lambda t: t.__name__,
+)
+def test_a_step_is_the_formula_of_the_contract(dtype, index_type):
+    n, rng = 150, np.random.default_rng(1)
+    A = sparse_hermitian(n, dtype)
+    V, previous = (
+        (rng.standard_normal((n, K)) + 1j * rng.standard_normal((n, K))).astype(dtype)
+        if np.issubdtype(dtype, np.complexfloating)
+        else rng.standard_normal((n, K)).astype(dtype)
+        for _ in range(2)
+    )
+    beta = rng.random(K)
+    wide = np.result_type(dtype, np.float64)
+    W = A.astype(wide) @ V - previous * beta
+    alpha = np.sum(V.conj() * W, axis=0)
+    R = W - V * alpha
+    operator = mf.aslinearoperator(with_indices(A, index_type))
+    got_R, got_alpha, got_norms = operator.lanczos_step(V, previous.copy(), beta)
+    assert got_R.dtype == dtype
+    assert got_alpha.dtype == wide
+    assert_close(got_R, R, dtype)
+    assert_close(got_alpha, alpha, dtype)
+    assert_close(got_norms, np.linalg.norm(R, axis=0), dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128], ids=lambda t: t.__name__)
+def test_block_products_are_those_of_the_dense_matrix(dtype):
+    A = sparse_hermitian(150, dtype)[:, :97]
+    X = np.random.default_rng(1).standard_normal((97, 11)).astype(dtype)
+    operator = mf.aslinearoperator(sp.csr_array(A))
+    for block in (X, np.asfortranarray(X), X[:, :3], X[:, ::2], np.repeat(X, 2, axis=1)):
+        assert_close(operator @ block, A @ block, dtype)
+    assert (operator @ X).flags.c_contiguous
+
+
+HARD = {
+    "identity": np.eye(40),
+    "zero": np.zeros((40, 40)),
+    "one by one": np.full((1, 1), 3.0),
+    "few eigenvalues": np.diag(np.r_[np.ones(20), 3.0 * np.ones(19), 0.0]),
+    "empty rows": sparse_hermitian(80),
+    "tiny": 1e-30 * sparse_hermitian(80),
+    "huge": 1e30 * sparse_hermitian(80),
+    "rank one": np.outer(np.r_[1.0, np.zeros(39)], np.r_[1.0, np.zeros(39)]),
+    "network": with_spectrum(nn_spectrum(80)),
+}
+
+
+@pytest.mark.parametrize("arrange", [sp.csr_array, in_disorder], ids=["sorted", "in disorder"])
+@pytest.mark.parametrize("name", HARD)
+def test_quadratures_of_hard_matrices_are_those_of_their_eigenvectors(name, arrange):
+    A = HARD[name]
+    n, scale = len(A), np.abs(A).max() or 1.0
+    W = mf.space_like(A, n).probes(K, seed=3)
+    T = mf.lanczos(arrange(A), W, min(n, 30), reorthogonalize="none")
+    values, vectors = np.linalg.eigh(A)
+
+    def f(x):
+        return np.cos(x / scale)
+
+    expected = (vectors.T @ W).T ** 2 @ f(values)
+    assert_close(quadrature_sums(T, f), expected, scale=1e3 * n)  # ghosts move the last digits
+    assert T.num_matvecs <= K * min(n, 30)
+    if name in ("identity", "zero"):
+        assert [len(alpha) for alpha in T.alphas] == [1] * K
+
+
+def test_products_are_counted_alike_on_both_paths(monkeypatch):
+    A = laplacian_2d(12) + 0.1 * sp.eye_array(144)
+    ours = mf.logdet(A, num_probes=6, num_steps=20, seed=0)
+    monkeypatch.setattr(fused, "WORTH_COMPILING", 1 << 62)
+    plain = mf.logdet(A, num_probes=6, num_steps=20, seed=0)
+    assert ours.num_matvecs == plain.num_matvecs == 120
+    assert_close(ours.samples, plain.samples)
+
+
+def test_nan_in_the_matrix_is_named():
+    A = laplacian_2d(12)
+    A.data[40] = np.nan
+    with pytest.raises(mf.NonFiniteError, match="holds NaN or infinity"):
+        mf.logdet(A, num_probes=6, num_steps=20, seed=0)
+
+
+def test_an_unsymmetric_matrix_is_refused_in_the_same_words(monkeypatch):
+    A = laplacian_2d(12) + sp.eye_array(144, k=1)
+    texts = []
+    for bound in (0, 1 << 62):
+        monkeypatch.setattr(fused, "WORTH_COMPILING", bound)
+        with pytest.raises(mf.NotHermitianError) as caught:
+            mf.logdet(A, num_probes=6, num_steps=20, seed=0)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
+def test_start_vectors_may_stand_in_fortran_order(monkeypatch):
+    A = laplacian_2d(12)
+    start = np.asfortranarray(mf.space_like(np.empty(0), 144).probes(K, seed=0))
+    there = mf.lanczos(A, start, 12, reorthogonalize="none")
+    here = mf.lanczos(A, np.ascontiguousarray(start), 12, reorthogonalize="none")
+    assert np.array_equal(there.alphas, here.alphas)
+    narrow = mf.lanczos(A, start[:, :2], 12, reorthogonalize="none")
+    assert_close(narrow.alphas, here.alphas[:2])
+
+
+def test_the_numbers_do_not_depend_on_the_threads(monkeypatch):
+    A = laplacian_2d(80)  # several chunks of rows
+    start = mf.space_like(np.empty(0), 6400).probes(8, seed=0)
+    seen = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
+        assert fused.num_threads() == int(threads)
+        T = mf.lanczos(A, start, 12, reorthogonalize="none")
+        seen.append((T.alphas, T.betas, mf.aslinearoperator(A) @ start))
+    for one in seen[1:]:
+        assert all(np.array_equal(x, y) for x, y in zip(one, seen[0], strict=True))
+
+
+def test_sums_over_rows_are_double_precision():
+    n = 300_000
+    A = sp.eye_array(n, dtype=np.float32).tocsr()
+    V = np.full((n, 4), n**-0.5, dtype=np.float32)
+    exact = n * float(V[0, 0]) ** 2
+    operator = mf.aslinearoperator(A)
+    _, alpha, _ = operator.lanczos_step(V, np.zeros_like(V), np.zeros(4))
+    assert np.abs(alpha / exact - 1).max() < 1e-12  # single precision is off by 1e-5
+
+
+@pytest.mark.parametrize("fused_first", [True, False])
+def test_a_checkpoint_of_one_path_is_taken_up_by_the_other(fused_first, tmp_path, monkeypatch):
+    A = laplacian_2d(12) + 0.1 * sp.eye_array(144)
+    options = {"num_probes": 10, "num_steps": 20, "block_size": 5, "seed": 0}
+    unbroken = mf.logdet(A, **options)
+    bounds = (0, 1 << 62) if fused_first else (1 << 62, 0)
+    saves, save = [], Checkpoint.save
+
+    def stop_within_the_second_block(self, *holders):
+        save(self, *holders)
+        saves.append(holders)
+        if len(saves) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fused, "WORTH_COMPILING", bounds[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stop_within_the_second_block)
+        with pytest.raises((KeyboardInterrupt, mf.Interrupted)):
+            mf.logdet(A, **options, checkpoint=tmp_path / "run")
+    monkeypatch.setattr(fused, "WORTH_COMPILING", bounds[1])
+    resumed = mf.logdet(A, **options, checkpoint=tmp_path / "run")
+    assert_close(resumed.samples, unbroken.samples)
+    assert resumed.num_matvecs < 300  # and not from the beginning
+
+
+def test_the_kernel_is_named_and_small_matrices_do_without(monkeypatch):
+    A = laplacian_2d(12)
+    assert "compiled by numba" in repr(mf.aslinearoperator(A))
+    monkeypatch.undo()
+    assert "numba" not in repr(mf.aslinearoperator(A))
+    assert mf.aslinearoperator(A).lanczos_step is None
+
+
+def test_small_problems_never_import_numba():
+    code = (
+        "import sys, scipy.sparse as sp, matfree as mf;"
+        "mf.logdet(sp.eye_array(500).tocsr(), num_probes=8, seed=0);"
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_nothing_can_be_written_the_kernel_is_compiled_without_a_cache(monkeypatch):
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda kernel: (kernel, options)
+
+    monkeypatch.setitem(sys.modules, "numba", types.SimpleNamespace(njit=njit))
+    kernel, options = fused._compiled.__wrapped__(fused.product)
+    assert kernel is fused.product
+    assert options["nogil"]

@@ -1,0 +1,122 @@
+"""The same work by everybody, side by side: ``make bench-peers``, in an environment of its own.
+
+``MATFREE_BENCH=quick make bench-peers`` runs tiny problems, to see that every row works.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import contest
+import peers_pairs
+import peers_sums
+import roofline
+
+PEERS = ("imate", "scikit-primate", "skerch", "traceax", "pyhessian", "hessian-eigenthings")
+PEERS += ("curvlinops-for-pytorch", "scipy", "torch", "jax", "numba")
+PREFACE = """
+## Beside other libraries
+
+The same work by every library, as installed from PyPI, in turn in one process; least wall time of
+the rounds, root mean square of the relative errors over the rounds (another seed each), largest
+growth of the resident memory over what was held before. Errors are against exact answers, from
+spectra that are known or from double precision: read the time of a row beside its error. "/ best
+of ours" is the time over that of our fastest row: below 1 the other library is faster.
+
+The roofline: bytes are the least that an implementation in one pass would move for this work with
+the library's own block of vectors (matrix once a block and step, vectors once), operations are
+counted from the formulas; the shares are of what this process measured on this machine, a copy
+of a large array (bytes read and written) and a product of large matrices. JAX matfree has the
+import name of this library and cannot share an environment with it, so that it is absent.
+"""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the problems are, and how often everything is run."""
+
+    side: int = 100
+    grid: int = 150
+    dense: int = 4000
+    rounds: int = 3
+    trained: bool = True
+    network_rounds: int = 2
+    copied: int = roofline.LENGTH
+    multiplied: int = roofline.ORDER
+
+
+QUICK = Sizes(
+    side=12,
+    grid=20,
+    dense=300,
+    rounds=1,
+    trained=False,
+    network_rounds=1,
+    copied=1 << 18,
+    multiplied=256,
+)
+
+
+def chosen():
+    return QUICK if os.environ.get("MATFREE_BENCH") == "quick" else Sizes()
+
+
+def run(report, sizes=None):
+    """Every table; returns the runs behind them."""
+    sizes = sizes or chosen()
+    report.say(PREFACE)
+    report.say(f"Versions: {contest.versions(PEERS)}.\n")
+    machines = [_machine(report, number, sizes) for number in (1, 2)]
+    return sums(report, sizes, machines) + hessians(report, sizes)
+
+
+def sums(report, sizes, machines):
+    problem = peers_sums.laplacian_3d(sizes.side)
+    runs = []
+    for machine in machines:
+        with contest.threads(machine.threads):
+            for name in peers_sums.FUNCTIONS:
+                runs += peers_sums.quadrature(report, problem, name, machine, sizes.rounds)
+    with contest.threads(1):
+        runs += peers_sums.hutchinson(report, problem, machines[0], sizes.rounds)
+        dense = peers_sums.decaying(sizes.dense)
+        runs += peers_sums.xtrace(report, dense, machines[0], sizes.rounds)
+        runs += peers_pairs.laplacian(report, sizes.grid, machines[0], sizes.rounds)
+    return runs
+
+
+def hessians(report, sizes):
+    """Of the trained network; of a tiny one where the problems are tiny."""
+    try:
+        import peers_networks
+        import peers_spectra
+        import torch
+        from support import resnet
+    except ImportError as missing:
+        report.say(f"\nWithout torch there are no networks: {missing}.")
+        return []
+    if sizes.trained and not resnet.present():
+        report.say("\nThe trained ResNet-20 is not present: its rows were left out.")
+        return []
+    torch.manual_seed(0)
+    with contest.threads(1):
+        machine, rounds = _machine(report, 1, sizes, np.float32), sizes.network_rounds
+        network = peers_networks.trained() if sizes.trained else peers_networks.tiny()
+        runs = peers_networks.one_product(report, network, machine, sizes.rounds)
+        runs += peers_networks.traces(report, network, machine, rounds)
+        runs += peers_spectra.pairs(report, network, machine, rounds)
+        runs += peers_spectra.densities(report, network, machine, rounds)
+        modules = torch.nn.Conv2d if sizes.trained else torch.nn.Linear
+        return runs + peers_spectra.activations(report, network, machine, rounds, modules)
+
+
+def _machine(report, number, sizes, dtype=np.float64):
+    with contest.threads(number):
+        machine = roofline.measured(number, dtype, sizes.copied, sizes.multiplied)
+    report.say(f"\nMeasured in {np.dtype(dtype).name} with {machine}.")
+    return machine

@@ -1,0 +1,334 @@
+"""Sums over the spectrum: log-determinant, trace of the inverse, Hutchinson's and XTrace."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import scipy.fft
+import scipy.sparse
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import contest
+import roofline
+from contest import Answer, Entry
+
+import matfree as mf
+from matfree.algorithms.plan import block_size_for
+
+PROBES, STEPS = 20, 40
+SHIFT = 0.1
+XTRACE_PRODUCTS = 120
+FUNCTIONS = {"log": np.log, "inverse": np.reciprocal}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A matrix with what is known of it."""
+
+    matrix: Any
+    spectrum: np.ndarray
+
+    @property
+    def size(self):
+        return len(self.spectrum)
+
+    def sum(self, f):
+        return float(np.sum(f(self.spectrum)))
+
+
+def laplacian_3d(side):
+    """Seven points on a cubic grid with Dirichlet boundary, shifted; its spectrum is known."""
+    off = -np.ones(side - 1)
+    line = scipy.sparse.diags_array([off, 2 * np.ones(side), off], offsets=[-1, 0, 1])
+    one = scipy.sparse.eye_array(side)
+    plane = scipy.sparse.kron(line, one) + scipy.sparse.kron(one, line)
+    matrix = scipy.sparse.kron(plane, one) + scipy.sparse.kron(
+        scipy.sparse.eye_array(side**2), line
+    )
+    matrix = scipy.sparse.csr_array(matrix + SHIFT * scipy.sparse.eye_array(side**3))
+    values = 2 - 2 * np.cos(np.arange(1, side + 1) * np.pi / (side + 1))
+    spectrum = values[:, None, None] + values[:, None] + values + SHIFT
+    return Problem(_narrow(matrix), spectrum.ravel())
+
+
+def with_potential(problem):
+    """The same matrix with a diagonal that varies: its trace is the sum of what is stored."""
+    ramp = scipy.sparse.diags_array(np.linspace(0, 4, problem.size))
+    matrix = scipy.sparse.csr_array(problem.matrix + ramp)
+    return _narrow(matrix), float(matrix.diagonal().sum())
+
+
+def decaying(size):
+    """A dense matrix with eigenvalues i^-2 and eigenvectors from cosines and random signs."""
+    spectrum = np.arange(1.0, size + 1) ** -2
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=size)
+    cosines = signs[:, None] * scipy.fft.idct(np.eye(size), axis=0, norm="ortho")
+    return Problem((cosines * spectrum) @ cosines.T, spectrum)
+
+
+def _narrow(matrix):
+    """No stored zeros, and 32-bit indices, which every library takes and which are read faster."""
+    matrix.eliminate_zeros()
+    matrix.indices, matrix.indptr = (x.astype(np.int32) for x in (matrix.indices, matrix.indptr))
+    return matrix
+
+
+def ways(matrix):
+    """The matrix as an operator without numba and, where it is there and used, with it."""
+    with mock.patch("matfree_scipy.convert.fused_products", create=True, return_value=None):
+        found = {"without numba": mf.aslinearoperator(matrix)}
+    compiled = mf.aslinearoperator(matrix)
+    if "numba" in repr(compiled):
+        found["with numba"] = compiled
+    return found
+
+
+def quadrature(report, problem, name, machine, rounds):
+    """tr f(A) by stochastic Lanczos quadrature: the same probes and steps for everybody."""
+    exact, matrix = problem.sum(FUNCTIONS[name]), problem.matrix
+    block = min(PROBES, block_size_for(problem.size, None))
+
+    def ours(operator):
+        def run(seed):
+            found = mf.trace_function(operator, name, num_probes=PROBES, num_steps=STEPS, seed=seed)
+            return Answer(found.value, found.num_matvecs)
+
+        def prepare():
+            mf.trace_function(operator, name, num_probes=PROBES, num_steps=2)  # compiles
+            return run
+
+        return prepare
+
+    def imate():
+        import imate
+
+        function = {"log": imate.logdet, "inverse": imate.traceinv}[name]
+        options = {"min_num_samples": PROBES, "max_num_samples": PROBES, "error_rtol": 1e-30}
+        options |= {"lanczos_degree": STEPS, "orthogonalize": 0, "num_threads": machine.threads}
+
+        def run(seed):
+            value = function(matrix, method="slq", seed=seed, **options)
+            return Answer(value, PROBES * STEPS)
+
+        return run
+
+    def primate():
+        from primate.operators import MatrixFunction
+        from primate.trace import hutch
+
+        operator = MatrixFunction(matrix, fun=FUNCTIONS[name], deg=STEPS, orth=0)
+
+        def run(seed):
+            value = hutch(operator, batch=PROBES, converge="count", count=PROBES, seed=seed)
+            return Answer(value, PROBES * STEPS)
+
+        return run
+
+    def of_block(size):
+        return roofline.lanczos_step(matrix, size).times
+
+    return contest.contest(
+        report,
+        f"tr f(A) with f = {name}, 3-D Laplacian + {SHIFT}, n = {problem.size}, {PROBES} probes "
+        f"x {STEPS} steps, {machine.threads} thread{'s' if machine.threads > 1 else ''}",
+        [
+            *[
+                Entry("matfree", f"{way}, blocks of {block}", ours(operator), of_block(block))
+                for way, operator in ways(matrix).items()
+            ],
+            Entry("imate", "slq, orthogonalize=0", imate, of_block(1)),
+            Entry("scikit-primate", "MatrixFunction, orth=0; hutch", primate, of_block(1)),
+        ],
+        lambda value: abs(value / exact - 1),
+        machine,
+        rounds,
+    )
+
+
+def hutchinson(report, problem, machine, rounds):
+    """Traces by sign probes; two of the libraries give the diagonal from the same products."""
+    matrix, exact = with_potential(problem)
+    block = min(PROBES, block_size_for(problem.size, None))
+
+    def ours(function):
+        def run(seed):
+            found = function(matrix, num_probes=PROBES, seed=seed)
+            return Answer(float(np.sum(found.value)), found.num_matvecs)
+
+        return lambda: run
+
+    def primate():
+        from primate.trace import hutch
+
+        def run(seed):
+            value = hutch(matrix, batch=block, converge="count", count=PROBES, seed=seed)
+            return Answer(value, -(-PROBES // block) * block)
+
+        return run
+
+    def skerch():
+        import torch
+        from skerch.algorithms import hutch
+
+        operator = torch.sparse_csr_tensor(
+            *(torch.from_numpy(x) for x in (matrix.indptr, matrix.indices, matrix.data)),
+            size=matrix.shape,
+        )
+
+        def run(seed):
+            found = hutch(operator, "cpu", torch.float64, PROBES, seed=seed, meas_blocksize=block)
+            return Answer(float(found["tr"]), PROBES)
+
+        return run
+
+    def imate():
+        import imate
+
+        options = {"min_num_samples": PROBES, "max_num_samples": PROBES, "error_rtol": 1e-30}
+
+        def run(seed):
+            value = imate.trace(
+                matrix,
+                method="slq",
+                seed=seed,
+                num_threads=machine.threads,
+                lanczos_degree=2,
+                **options,
+            )
+            return Answer(value, 2 * PROBES)
+
+        return run
+
+    work = roofline.csr_product(matrix, block).times
+    return contest.contest(
+        report,
+        f"Trace by {PROBES} sign probes, 3-D Laplacian + ramp, n = {problem.size}, one thread",
+        [
+            Entry("matfree", "trace", ours(mf.trace), work),
+            Entry("matfree", "diagonal, its sum", ours(mf.diagonal), work),
+            Entry("scikit-primate", "hutch", primate, work),
+            Entry("skerch", "hutch, with the diagonal", skerch, work),
+            Entry("imate", "trace, slq with 2 steps (it has no other)", imate),
+            Entry("traceax", "HutchinsonEstimator, threads of its own", _traceax(matrix), work),
+        ],
+        lambda value: abs(value / exact - 1),
+        machine,
+        rounds,
+    )
+
+
+def _traceax(matrix):
+    """Its estimator with gaussian probes: those of signs fail in double precision."""
+
+    def prepare():
+        import jax
+        import lineax
+        import traceax
+        from jax.experimental import sparse
+
+        jax.config.update("jax_enable_x64", True)
+        stored = sparse.BCOO.from_scipy_sparse(matrix)
+        shape = jax.ShapeDtypeStruct((matrix.shape[0],), stored.dtype)
+        operator = lineax.FunctionLinearOperator(lambda x: stored @ x, shape, lineax.symmetric_tag)
+        estimator = traceax.HutchinsonEstimator(traceax.NormalSampler())
+        compiled = jax.jit(lambda key: estimator.estimate(key, operator, PROBES)[0])
+
+        def run(seed):
+            return Answer(float(compiled(jax.random.key(seed))), PROBES)
+
+        run(0)  # compiled here, and not timed
+        return run
+
+    return prepare
+
+
+def xtrace(report, problem, machine, rounds):
+    """Estimators that take the largest eigenvalues out, for one number of products."""
+    matrix, exact = problem.matrix, problem.sum(lambda x: x)
+    half, third = XTRACE_PRODUCTS // 2, XTRACE_PRODUCTS // 3
+
+    def ours(method):
+        def run(seed):
+            found = mf.trace(matrix, method=method, max_matvecs=XTRACE_PRODUCTS, seed=seed)
+            return Answer(found.value, found.num_matvecs)
+
+        return lambda: run
+
+    def skerch():
+        import torch
+        from skerch.algorithms import xhutchpp
+
+        operator = torch.from_numpy(matrix)
+
+        def run(seed):
+            found = xhutchpp(
+                operator,
+                "cpu",
+                torch.float64,
+                x_dims=half,
+                seed=seed,
+                meas_blocksize=half,
+                return_diag=False,
+            )
+            return Answer(float(found["tr"]), XTRACE_PRODUCTS)
+
+        return run
+
+    def primate_xtrace():
+        from primate.trace import xtrace
+
+        def run(seed):
+            return Answer(_first_estimate(xtrace, matrix, half, seed), XTRACE_PRODUCTS)
+
+        return run
+
+    def primate_hutchpp():
+        from primate.trace import hutchpp
+
+        def run(seed):
+            return Answer(hutchpp(matrix, m=third, mode="full", seed=seed), 3 * (third + third % 3))
+
+        return run
+
+    n = problem.size
+    work = roofline.Work(8 * n * n / half + 16 * n, 2 * n * n + 4 * half * n).times
+    return contest.contest(
+        report,
+        f"Trace of a dense matrix with eigenvalues 1/i^2, n = {n}, {XTRACE_PRODUCTS} products, "
+        "one thread",
+        [
+            *[
+                Entry("matfree", method, ours(method), work)
+                for method in ("xtrace", "hutch++", "xnystrace")
+            ],
+            Entry("skerch", "xhutchpp, XTrace's form", skerch, work),
+            Entry("scikit-primate", "xtrace, left after one batch", primate_xtrace, work),
+            Entry("scikit-primate", "hutchpp", primate_hutchpp, work),
+        ],
+        lambda value: abs(value / exact - 1),
+        machine,
+        rounds,
+    )
+
+
+class _EnoughError(Exception):
+    """Raised from a callback to leave a loop whose own stop cannot be set."""
+
+
+def _first_estimate(function, matrix, batch, seed):
+    """The estimate after one batch: its ``converge`` argument is overwritten before use."""
+    seen = []
+
+    def look(result):
+        seen.append(result.estimate)
+        raise _EnoughError
+
+    try:
+        function(matrix, batch=batch, seed=seed, callback=look)
+    except _EnoughError:
+        return float(seen[0])
+    raise ValueError("no estimate was seen")

@@ -1,0 +1,130 @@
+"""Traces of functions of a sparse matrix: blocks beside single vectors, arrays beside numba."""
+
+import importlib.util
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import scipy.sparse as sp
+from harness import side_by_side
+
+import matfree as mf
+from matfree_scipy import fused
+
+SIDES, PROBES, STEPS, SHIFT = (46, 100), 20, 40, 0.1
+WIDTHS = (1, 4, 8, 16, 32)
+
+
+def laplacian_3d(side):
+    """Seven points on a cube with Dirichlet boundary, shifted; its indices are 32 bits."""
+    off = -np.ones(side - 1)
+    T = sp.diags_array([off, 2 * np.ones(side), off], offsets=[-1, 0, 1])
+    one = sp.eye_array(side)
+    plane = sp.kron(T, one) + sp.kron(one, T)
+    return sp.csr_array(sp.kron(plane, one) + sp.kron(sp.eye_array(side**2), T)) + SHIFT * (
+        sp.eye_array(side**3, format="csr")
+    )
+
+
+def spectrum_3d(side):
+    line = 2 - 2 * np.cos(np.arange(1, side + 1) * np.pi / (side + 1))
+    return SHIFT + line[:, None, None] + line[None, :, None] + line[None, None, :]
+
+
+@contextmanager
+def compiled(wanted):
+    """Operators made within take the compiled step, or do not, however large they are."""
+    usual = fused.WORTH_COMPILING
+    fused.WORTH_COMPILING = 0 if wanted else 1 << 62
+    try:
+        yield
+    finally:
+        fused.WORTH_COMPILING = usual
+
+
+def ways():
+    """Name, whether compiled, block size."""
+    with_numba = importlib.util.find_spec("numba") is not None
+    ours = [("arrays, one vector at a time", False, 1), ("arrays, blocks", False, None)]
+    return ours + [("compiled, blocks", True, None)] * with_numba
+
+
+def measured(A, name, wanted, block):
+    """The estimate, and its least processor and wall time."""
+    results, used = [], []
+
+    def estimate():
+        with compiled(wanted):
+            begin = time.process_time()
+            results.append(
+                mf.trace_function(
+                    A, name, num_probes=PROBES, num_steps=STEPS, block_size=block, seed=1
+                )
+            )
+            used.append(time.process_time() - begin)
+
+    (wall,) = side_by_side(estimate, rounds=2)
+    return results[-1], min(used), wall
+
+
+def traces(report):
+    """The log-determinant and the trace of the inverse, each beside its exact value."""
+    rows = []
+    for side in SIDES:
+        A, exact = laplacian_3d(side), spectrum_3d(side)
+        for name, truth in (("log", np.log(exact).sum()), ("inverse", (1 / exact).sum())):
+            single = None
+            for way, wanted, block in ways():
+                result, used, wall = measured(A, name, wanted, block)
+                single = single or used
+                rows.append(
+                    [
+                        f"{name}, n = {side**3:,}",
+                        way,
+                        f"{abs(result.value / truth - 1):.1e}",
+                        f"{result.stderr / truth:.1e}",
+                        result.num_matvecs,
+                        f"{used:.2f}",
+                        f"{wall:.2f}",
+                        f"{single / used:.2f}",
+                    ]
+                )
+    header = ["trace of", "way", "error", "standard error", "products"]
+    report.table(
+        f"Traces of functions of the 3-D Laplacian + {SHIFT}: {PROBES} probes, {STEPS} steps",
+        [*header, "processor (s)", "wall (s)", "gain on single vectors"],
+        rows,
+    )
+
+
+def products(report):
+    """Time of a product for each vector, and how far it is from copying the vectors."""
+    A = laplacian_3d(SIDES[-1])
+    n, rows = A.shape[0], []
+    with compiled(False):
+        plain = mf.aslinearoperator(A)
+    with compiled(len(ways()) > 2):
+        ours = mf.aslinearoperator(A)
+    rng = np.random.default_rng(0)
+    matrix_bytes = A.data.nbytes + A.indices.nbytes + A.indptr.nbytes
+    for k in WIDTHS:
+        X = rng.standard_normal((n, k))
+        Y = np.empty_like(X)
+        scipys, numbas, copy = side_by_side(
+            lambda X=X: plain @ X,
+            lambda X=X: ours @ X,
+            lambda X=X, Y=Y: np.copyto(Y, X),
+            rounds=5,
+        )
+        bound = copy * (matrix_bytes + 2 * X.nbytes) / (2 * X.nbytes)
+        rows.append([k, *(f"{1e3 * seconds / k:.2f}" for seconds in (scipys, numbas, bound))])
+    report.table(
+        f"Products for each vector of a block, n = {n:,}, {A.nnz / n:.2f} entries a row",
+        ["vectors", "SciPy (ms)", "as chosen (ms)", "the same bytes at copying speed (ms)"],
+        rows,
+    )
+
+
+def run(report):
+    traces(report)
+    products(report)
