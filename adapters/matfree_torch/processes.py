@@ -26,7 +26,7 @@ from matfree import MatfreeError, OperatorError
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 20  # entries that are hashed at a time
+_CHUNK = 1 << 20  # entries that are looked at together
 _FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
 _HEADER = 10  # numbers sent before a sum, always as many: processes may be in different ones
 _SIZES = "numbers of vectors", "give all of them the same arguments"
@@ -221,13 +221,18 @@ def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Mark:
 
 def same_block(what: str, remedy: str, X: Tensor) -> Mark:
     """A mark of vectors that must agree to rounding: processes may round differently."""
-    wide = X.detach().to(torch.float64)
-    size = float(wide.norm())
-    if not (X.numel() and 0 < size < math.inf):
+    flat = X.detach().reshape(-1)
+    sums = torch.zeros(3, dtype=torch.float64, device=X.device)
+    for start in range(0, flat.numel(), _CHUNK):
+        part = flat[start : start + _CHUNK].to(torch.float64)
+        places = torch.arange(start, start + part.numel(), dtype=torch.float64, device=X.device)
+        waves = torch.cos(places), torch.sin(places)
+        sums += torch.stack([part @ part, *(part @ wave for wave in waves)])
+    square, *parts = sums.tolist()  # the host waits once
+    if not 0 < square < math.inf:
         return Mark(what, remedy, (0.0, 0.0))
-    places = torch.arange(wide.numel(), dtype=torch.float64, device=X.device).reshape(wide.shape)
-    parts = (float((wide * wave(places)).sum()) / size for wave in (torch.cos, torch.sin))
-    return Mark(what, remedy, tuple(parts), tolerance=math.sqrt(torch.finfo(X.dtype).eps))
+    size, tolerance = math.sqrt(square), math.sqrt(torch.finfo(X.dtype).eps)
+    return Mark(what, remedy, tuple(part / size for part in parts), tolerance)
 
 
 def _hash(x: Tensor) -> int:

@@ -142,7 +142,7 @@ def spectral_density(
     _require_sensible(method, reorthogonalize, num_steps=num_steps, num_probes=num_probes)
     product = Products(A)
     storage = density_storage(
-        product.space,
+        product,
         method,
         num_steps,
         num_probes,

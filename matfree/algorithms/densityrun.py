@@ -180,7 +180,7 @@ class DensityRun:
 
 
 def density_storage(
-    space: RowSpace,
+    product: Products,
     method: DensityMethod,
     num_steps: int,
     num_probes: int,
@@ -193,10 +193,13 @@ def density_storage(
     repeated: bool,
 ) -> Storage:
     """How many probes run together, and how their Lanczos vectors are kept."""
+    space = product.space
     kpm, steps = method == "kpm", min(num_steps, space.size)
-    block = block_size_for(space.size, block_size or _default_block(space, 4 if kpm else steps))
+    most = product.block_size(None) or _MOST_AT_ONCE
+    block = block_size or _default_block(space, 4 if kpm else steps, most)
+    block = block_size_for(space.size, block)
     if memory is not None and block_size is None:  # the default was a budget of its own
-        block = _MOST_AT_ONCE
+        block = most
     wanted = Storage("none" if kpm else reorthogonalize, min(block, num_probes), keep_basis=False)
     num_known, kept, before = _of_eigenpairs(space, eigenpairs)
     need = Need(
@@ -226,7 +229,7 @@ def _of_eigenpairs(space: RowSpace, eigenpairs: EigenResult | int) -> tuple[int,
     return k, k, vectors * vector_bytes(space)
 
 
-def _default_block(space: RowSpace, vectors_kept: int) -> int:
-    """As many probes as keep their Lanczos vectors within a gibibyte, eight at most."""
+def _default_block(space: RowSpace, vectors_kept: int, most: int) -> int:
+    """As many probes as keep their Lanczos vectors within a gibibyte, ``most`` of them at most."""
     bytes_a_probe = vectors_kept * len(space.rows) * space.xp.finfo(space.dtype).bits // 8
-    return int(max(1, min(_MOST_AT_ONCE, _BASIS_BYTES // max(1, bytes_a_probe))))
+    return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_a_probe))))

@@ -69,7 +69,8 @@ def ritz_vectors(
     Returns
     -------
     EigenResult
-        Never ``verified``: one start vector sees one copy of a repeated eigenvalue.
+        Never ``verified``: one start vector sees one copy of a repeated eigenvalue. Nothing is
+        drawn here, so ``seed`` is 0.
 
     Raises
     ------

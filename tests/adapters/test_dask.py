@@ -20,9 +20,15 @@ A = with_spectrum(np.r_[9.0, -5.0, np.linspace(0, 1, 58)])
 def cluster():
     """A client of two worker processes."""
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "memory_limit": 0}
+    patient = {  # a busy machine makes workers slow, not lost
+        "distributed.worker.daemon": True,
+        "distributed.scheduler.worker-ttl": None,
+        "distributed.comm.timeouts.connect": "120s",
+        "distributed.comm.timeouts.tcp": "120s",
+    }
     with (
-        dask.config.set({"distributed.worker.daemon": True}),
+        dask.config.set(patient),
         distributed.LocalCluster(**options, dashboard_address=None) as local,
         distributed.Client(local, set_as_default=False) as client,
     ):

@@ -236,3 +236,9 @@ def test_a_file_cut_short_while_it_is_used_is_an_error_that_names_the_slab(tmp_p
     os.truncate(tmp_path / "A.npy", 80_000)
     with pytest.raises(mf.OperatorError, match=r"rows 200 to 299 .*the file ends before byte"):
         operator @ np.ones(40)
+
+
+def test_a_density_takes_one_pass_for_all_probes_of_a_step():
+    A = Sliceable(matrix("f8", (40, 40)) * 0 + np.diag(np.arange(1.0, 41.0)))
+    mf.spectral_density(mf.SlabOperator(A), num_steps=5, num_probes=16, seed=0)
+    assert A.read == [(40, 40)] * 5
