@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("threadpoolctl")
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
+sys.path.append(str(Path(__file__).parent / "benchmarks"))  # behind whatever is installed
 
 import contest
 import peers
@@ -47,7 +47,7 @@ def test_every_row_of_ours_runs_with_a_small_error(report):
 
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
 def test_every_row_of_ours_on_a_network_is_near_its_answer_in_double_precision(report):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is not installed")
     runs = [run for run in peers.hessians(report, TINY) if run.ours]
     assert len(runs) >= 10
     for run in runs:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
-from matfree.algorithms.plan import slices
 from matfree.algorithms.products import HostArray
-from matfree.arrays import half_type, is_complex
+from matfree.arrays import half_type, is_complex, slabs
 from matfree.protocol import Array
 from matfree.spaces import RowSpace
 
@@ -19,8 +18,6 @@ One power of two for all vectors: scaling is exact, and the same on every proces
 """
 
 _RECENT = 2  # vectors that the recurrence still has in full precision
-
-_SLAB_BYTES = 1 << 20  # converted back at a time: it stays in cache
 
 
 @final
@@ -163,7 +160,7 @@ class HalfBases:
         components = components / _SCALE
         coefficients = xp.astype(components / _SCALE, space.dtype)
         bytes_a_row = stored.shape[0] * stored.shape[1] * xp.finfo(space.dtype).bits // 8
-        for rows in slices(R.shape[0], max(1, _SLAB_BYTES // bytes_a_row)):
+        for rows in slabs(R.shape[0], bytes_a_row, space.device):  # converted back in the cache
             V = xp.astype(stored[0, :, rows], space.dtype)
             if self.complex:
                 V = V + 1j * xp.astype(stored[1, :, rows], space.dtype)

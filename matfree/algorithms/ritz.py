@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from matfree.algorithms.lanczos import start_block
-from matfree.algorithms.plan import require_whole, slices
+from matfree.algorithms.plan import require_whole
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.restarting import Which, order
@@ -29,7 +29,6 @@ from matfree.protocol import Array
 from matfree.results import EigenResult, Tridiagonal
 from matfree.spaces import RowSpace
 
-_ROWS_AT_ONCE = 1 << 15
 _CERTAIN_STEPS = 3  # that two runs share to rounding, whatever comes later
 
 
@@ -175,7 +174,7 @@ class _Combination:
             return
         y = self.space.asarray(self.Y[step : step + 1, :])
         v = V[:, self.column : self.column + 1]
-        for rows in slices(v.shape[0], _ROWS_AT_ONCE):
+        for rows in self.space.slabs(self.Y.shape[1]):
             self.X[rows, :] += v[rows, :] @ y
 
 

@@ -25,7 +25,7 @@ SECTIONS = (
     "networks",
     "products",
     "processes",
-    "sparse",
+    "csr",
     "peers",
     "device",
 )

@@ -9,7 +9,7 @@ import pytest
 import matfree as mf
 from matfree import plotting
 
-pyplot = pytest.importorskip("matplotlib.pyplot")
+pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
 
 EIGENVALUES = np.r_[np.linspace(-0.2, 1.0, 60), 4.0]
 A = np.diag(EIGENVALUES) + 0.0
