@@ -14,6 +14,11 @@ _CACHED_BYTES = 1 << 18
 _DEVICE_BYTES = 1 << 26
 
 
+def slab_bytes(device: Any) -> int:
+    """The size of the slabs that blocks are worked on in."""
+    return _CACHED_BYTES if str(device) == "cpu" else _DEVICE_BYTES
+
+
 def slabs(rows: int, row_bytes: int, device: Any) -> Iterator[slice]:
     """Consecutive slices of some rows, each worked on before the next is begun.
 
@@ -21,8 +26,7 @@ def slabs(rows: int, row_bytes: int, device: Any) -> Iterator[slice]:
     neither made (the system has to clear its pages) nor read again from memory. A device
     gets large slabs: there each operation has a price of its own.
     """
-    room = _CACHED_BYTES if str(device) == "cpu" else _DEVICE_BYTES
-    height = max(1, room // max(1, row_bytes))
+    height = max(1, slab_bytes(device) // max(1, row_bytes))
     for begin in range(0, rows, height):
         yield slice(begin, min(begin + height, rows))
 

@@ -21,12 +21,11 @@ from typing import Any, final
 import numpy as np
 
 from matfree.algorithms.recurrence import Reorthogonalize
-from matfree.arrays import half_type, is_complex, to_host, widest
+from matfree.arrays import half_type, is_complex, slab_bytes, to_host, widest
 from matfree.results.memory import readable
 from matfree.spaces import RowSpace
 
-_SLABS = 5 << 19  # what reductions convert at a time
-_REPEATED = {False: 6, True: 16}  # vectors behind a repeated product; in double where narrow
+_REPEATED = 8  # vectors behind a repeated product
 
 
 @final
@@ -91,21 +90,19 @@ class Need:
         """The peak on this process: counted for NumPy, an upper bound elsewhere."""
         space, runs = self.space, storage.at_once
         vector = vector_bytes(space)
-        vectors = self.vectors + (_REPEATED[self._narrow] if self.repeated else 0)
+        vectors = self.vectors + (_REPEATED if self.repeated else 0)
         basis = self._basis(storage, vector)
         state = basis + basis // runs + 2 * runs * vector if self.copied else 0  # and one to write
         run = basis + self._working(storage) * vector + max(state, self._slabs(storage, vector))
         return int(max(self.before, vectors * vector + run))
 
     def _slabs(self, storage: Storage, vector: int) -> int:
-        """What Gram matrices convert, beyond the block that inner products make at other times."""
-        narrow, kind = self._narrow, storage.reorthogonalize
-        converted = {"full": narrow, "half": True, "none": narrow and self.num_known > 0}
-        if not converted[kind]:
+        """What is converted at a time: vectors to double, a basis in 16 bits to their type."""
+        if not self._narrow and storage.reorthogonalize != "half":
             return 0
-        block = storage.at_once * vector
-        slabs = _SLABS * 3 // 2 if self._complex else _SLABS  # real and imaginary parts, and both
-        return max(0, min(slabs, 4 * self.num_steps * block) - (6 if narrow else 1) * block)
+        two = 2 * slab_bytes(self.space.device)  # one of each factor
+        slabs = two * 3 // 2 if self._complex else two  # real and imaginary parts, and both
+        return min(slabs, 4 * self.num_steps * storage.at_once * vector)
 
     @property
     def _narrow(self) -> bool:
@@ -130,8 +127,6 @@ class Need:
         """Vectors beside the basis, counted where the most of them are alive."""
         runs, k = storage.at_once, self.num_known
         projecting = runs + k if k else 0
-        if self._narrow:
-            return 12 * runs + 2 + projecting
         return (6 * runs + 2 if storage.reorthogonalize == "full" else 8 * runs) + projecting
 
 
