@@ -90,9 +90,9 @@ def hessian(
         "folded"
             The same, traced once a batch, with everything but the vector computed away. The
             trace takes some seconds, and half as much memory again as a graph; a product of a
-            convolutional network then takes seven tenths of the time. On a GPU it is captured in
-            a CUDA graph. Fewest operations can do it, and branches on values are those taken at
-            these weights.
+            convolutional network then takes a tenth to a sixth less time. On a GPU it is
+            captured in a CUDA graph. Fewest operations can do it, and branches on values are
+            those taken at these weights.
         "finite-difference"
             Central differences of gradients, for operations without any second derivative:
             right to about eps^(2/3), and wrong where the gradient jumps (ReLU).

@@ -4,7 +4,7 @@ The numbers are torch's to rounding. But torch differentiates the backward pass 
 by rearranging it into convolutions of unusual shapes, and that of a batch normalisation by a
 score of passes over the activations. Here a convolution's gradient and the derivative of that
 both use the kernels that training uses, and a normalisation by known statistics is what it
-is, a scaled and shifted input. A product of a residual network then takes a quarter less time.
+is, a scaled and shifted input. A product of a ResNet-20 then takes a sixth to a fifth less time.
 """
 
 from __future__ import annotations
