@@ -65,6 +65,16 @@ class LinearOperator(Protocol):
     ``space``
         The :class:`VectorSpace` of its vectors; otherwise it is told from the data type
         and the device.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> class Doubling:
+    ...     shape, dtype = (4, 4), np.float64
+    ...     def matvec(self, x):
+    ...         return 2 * x
+    >>> isinstance(Doubling(), mf.LinearOperator), mf.trace(Doubling(), num_probes=2, seed=0).value
+    (True, 8.0)
     """
 
     @property
@@ -80,7 +90,16 @@ class LinearOperator(Protocol):
 
 
 class VectorSpace(Protocol):
-    """Where vectors live, and the only sums over their rows that algorithms may use."""
+    """Where vectors live, and the only sums over their rows that algorithms may use.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> space: mf.VectorSpace = mf.space_like(np.zeros(1, dtype=np.float32), 1000)
+    >>> W = space.probes(2, seed=0)
+    >>> space.gram(W, W).diagonal(), space.norms(W) ** 2  # in double precision
+    (array([1000., 1000.]), array([1000., 1000.]))
+    """
 
     @property
     def size(self) -> int:

@@ -40,6 +40,20 @@ class RowSpace(ABC):
     device : device of ``xp``
     rows : range, optional
         The coordinates held here, step 1; all of them by default.
+
+    Examples
+    --------
+    >>> import array_api_compat, matfree as mf, numpy as np
+    >>> class Counting(mf.RowSpace):  # all rows are here; elsewhere a sum would be a message
+    ...     sums = 0
+    ...     def add_up(self, partial):
+    ...         self.sums += 1
+    ...         return partial
+    >>> xp = array_api_compat.array_namespace(np.zeros(1))
+    >>> space = Counting(xp, 100, np.dtype(float), "cpu")
+    >>> A = mf.FunctionOperator(lambda x: 3 * x, space=space)
+    >>> mf.trace(A, num_probes=8, seed=0).value, space.sums
+    (300.0, 1)
     """
 
     def __init__(
@@ -175,7 +189,15 @@ class RowSpace(ABC):
 
 @final
 class ArraySpace(RowSpace):
-    """Vectors held whole, each in one array on one device."""
+    """Vectors held whole, each in one array on one device.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> space = mf.space_like(np.zeros(1), 3)
+    >>> type(space).__name__, space.size, space.orthonormalize(np.ones((3, 2))).shape
+    ('ArraySpace', 3, (3, 1))
+    """
 
     def add_up(self, partial: Array) -> Array:
         """The partial sum itself: all rows are here."""

@@ -43,7 +43,18 @@ class Prepared(NamedTuple):
 
 @final
 class ActivationHessian(CurvatureOperator):
-    """The Hessian of a loss in activations; made by :func:`activation_hessian`."""
+    """The Hessian of a loss in activations; made by :func:`activation_hessian`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import activation_hessian
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> data = torch.randn(5, 2), torch.randn(5, 1)
+    >>> A = activation_hessian(model, torch.nn.MSELoss(), data, modules=torch.nn.Linear)
+    >>> A.names, A.block("0", "2").shape, A.traces(seed=0)["2"].method
+    (('0', '2'), (10, 15), 'exact')
+    """
 
     def __init__(self, objective: Objective, modules: Selection, at: Where) -> None:
         if at not in _READS:

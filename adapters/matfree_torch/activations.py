@@ -46,7 +46,7 @@ def activation_hessian(
 
     Parameters
     ----------
-    model, loss
+    model, loss, allow_tf32
         As for :func:`hessian`.
     data : one batch
         Perturbations belong to samples, so the operator is over one batch; for several,
@@ -58,8 +58,6 @@ def activation_hessian(
         "output": its output. "tensor": the tensor it reads, with everything else that reads
         it, a skip connection for one. They differ wherever a tensor has several readers. Of
         several arguments or results it is the first floating point tensor.
-    allow_tf32 : bool
-        As for :func:`hessian`.
     process_group : torch.distributed.ProcessGroup, optional
         The processes that share the batch out, each calling this with its own samples, at
         least one. The loss is that of all of them, and so is the operator; every process holds
@@ -154,11 +152,16 @@ class SharedActivationHessian(Operator):
     A vector is cut into rows: first those of process 0, then those of process 1; within a
     block of one port these are the samples in their order, as in one process that has them all.
 
-    Parameters
-    ----------
-    objective : the loss over this process's samples
-    processes : Processes
-    modules, at : where the ports are
+    Examples
+    --------
+    >>> import torch, torch.distributed as dist, matfree_torch
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> model, data = torch.nn.Linear(2, 1), (torch.ones(4, 2), torch.zeros(4, 1))
+    >>> options = {"modules": torch.nn.Linear, "process_group": dist.group.WORLD}
+    >>> A = matfree_torch.activation_hessian(model, torch.nn.MSELoss(), data, **options)
+    >>> A.shape, A.partition
+    ((8, 8), {'Linear': slice(0, 8, None)})
+    >>> dist.destroy_process_group()
     """
 
     def __init__(

@@ -182,7 +182,17 @@ class CurvatureOperator(Operator):
 
 @final
 class BlockOperator(Operator):
-    """Some rows and columns of a curvature; made by its ``block``."""
+    """Some rows and columns of a curvature; made by its ``block``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import hessian
+    >>> model = torch.nn.Linear(2, 1)
+    >>> H = hessian(model, torch.nn.MSELoss(), (torch.eye(2), torch.ones(2, 1)))
+    >>> H.block("weight").shape, H.block("weight", "bias").H.shape
+    ((2, 2), (1, 2))
+    """
 
     def __init__(self, whole: CurvatureOperator, rows: Layout, columns: Layout) -> None:
         space = _space(rows, whole.dtype)

@@ -85,6 +85,15 @@ class GaussNewtonOperator(ParameterCurvature):
     """J^T M J for the outputs' Jacobian J; made by :func:`ggn` and :func:`fisher`.
 
     A subclass says what M is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import ggn
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> G = ggn(model, torch.nn.MSELoss(), (torch.randn(5, 2), torch.randn(5, 1)))
+    >>> G.positive_semidefinite, bool(torch.linalg.eigvalsh(G.to_dense())[0] > -1e-5)
+    (True, True)
     """
 
     positive_semidefinite = True

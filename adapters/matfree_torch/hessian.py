@@ -243,7 +243,16 @@ def hessian_of(
 
 @final
 class HessianOperator(ParameterCurvature):
-    """The Hessian of a loss; made by :func:`hessian` and :func:`hessian_of`."""
+    """The Hessian of a loss; made by :func:`hessian` and :func:`hessian_of`.
+
+    Examples
+    --------
+    >>> import torch, matfree_torch
+    >>> model, data = torch.nn.Linear(2, 1), (torch.eye(2), torch.ones(2, 1))
+    >>> H = matfree_torch.hessian(model, torch.nn.MSELoss(), data)
+    >>> {name: tuple(piece.shape) for name, piece in H.unflatten(H.gradient()).items()}
+    {'weight': (1, 2), 'bias': (1,)}
+    """
 
     title = "Hessian"
 

@@ -28,7 +28,19 @@ _SHARE = 0.5  # of what is free: products, bases and the next graph need some to
 @final
 @dataclass(frozen=True)
 class GraphMemory:
-    """What an operator's prepared batches take."""
+    """What an operator's prepared batches take.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import hessian
+    >>> model = torch.nn.Linear(2, 1)
+    >>> batch = torch.randn(5, 2), torch.randn(5, 1)
+    >>> H = hessian(model, torch.nn.MSELoss(), [batch, batch], memory=10**6)
+    >>> _ = H @ torch.ones(3)
+    >>> H.memory.kept, H.memory.num_batches, H.memory.per_batch > 0
+    (2, 2, True)
+    """
 
     per_batch: int
     """Bytes that the first batch's graph holds, measured; 0 where it cannot be watched, because

@@ -34,7 +34,15 @@ _HASH_BITS = 20  # small enough to travel as a float32
 
 
 class LostProcessError(MatfreeError, RuntimeError):
-    """A process of the group has died, hangs, or does something else."""
+    """A process of the group has died, hangs, or does something else.
+
+    Examples
+    --------
+    >>> import matfree as mf
+    >>> from matfree_torch import LostProcessError
+    >>> issubclass(LostProcessError, mf.MatfreeError)  # what an except clause for all of ours takes
+    True
+    """
 
 
 class Mark(NamedTuple):

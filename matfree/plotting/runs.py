@@ -32,6 +32,14 @@ def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None
     Returns
     -------
     The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> result = mf.power_iteration(np.diag([1.0, 2.0, 4.0]), seed=0)
+    >>> plotting.plot_power(result, [4.0]).get_yscale()
+    'log'
     """
     ax = axes_or_new(ax)
     scale = result.norm or 1.0
@@ -106,6 +114,15 @@ def plot_trace(estimate: Estimate, exact: float | None = None, *, ax: Axes | Non
     Returns
     -------
     The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> estimate = mf.trace(np.ones((9, 9)), num_probes=20, seed=0)
+    >>> ax = plotting.plot_trace(estimate, exact=9.0)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('probes', 'trace')
     """
     ax = axes_or_new(ax)
     if estimate.samples is None:
@@ -133,6 +150,15 @@ def plot_diagonal(estimate: Estimate, exact: Any = None, *, ax: Axes | None = No
     Returns
     -------
     The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> A = np.diag(np.arange(1.0, 10.0)) + 0.1
+    >>> ax = plotting.plot_diagonal(mf.diagonal(A, num_probes=20, seed=0), exact=np.diag(A))
+    >>> ax.get_xlabel()
+    'entry, sorted by the exact value'
     """
     ax = axes_or_new(ax)
     value, half = np.real(_host(estimate.value)), np.real(_host(estimate.half_width()))

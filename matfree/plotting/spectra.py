@@ -21,7 +21,14 @@ _LABELLED = 6  # isolated eigenvalues that still leave room for a number each
 
 
 class Atom(NamedTuple):
-    """Ritz values that the smoothing cannot tell apart, with nothing else near."""
+    """Ritz values that the smoothing cannot tell apart, with nothing else near.
+
+    Examples
+    --------
+    >>> from matfree.plotting import Atom
+    >>> Atom(position=5.0, mass=0.01)
+    Atom(position=5.0, mass=0.01)
+    """
 
     position: float
     mass: float
@@ -166,7 +173,17 @@ def plot_cdf(
 
 
 def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
-    """Clusters of Ritz values no wider than sigma and 5 sigma away from all others."""
+    """Clusters of Ritz values no wider than sigma and 5 sigma away from all others.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> A = np.diag(np.r_[np.linspace(0.0, 1.0, 99), 5.0])
+    >>> density = mf.spectral_density(A, num_steps=30, seed=0)
+    >>> [round(atom.position, 6) for atom in plotting.isolated(density, sigma=0.05)]
+    [5.0]
+    """
     nodes = np.concatenate(density.nodes)
     order = np.argsort(nodes)
     nodes, weights = nodes[order], np.concatenate(density.weights)[order] / density.num_probes

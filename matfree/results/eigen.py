@@ -18,6 +18,14 @@ class EigenResult(Record):
     """Eigenpairs of a Hermitian operator: A u_i = theta_i u_i up to ``residuals[i]``.
 
     An eigenvalue of A lies within ``residuals[i] * norm`` of ``values[i]``, always.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> pairs = mf.eigsh(np.diag([1.0, 2.0, 3.0, 9.0]), 2, seed=0)
+    >>> pairs.values.round(6), pairs.verified
+    (array([9., 3.]), True)
+    >>> ax = pairs.plot(exact=[9.0, 3.0])
     """
 
     values: np.ndarray[Any, Any]

@@ -33,6 +33,16 @@ class Estimate(Record):
 
     ``float(estimate)`` is the value. Where the value is an array (a diagonal), so is the
     standard error, and the interval holds entry by entry.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> estimate = mf.trace(np.diag([1.0, 2.0, 3.0]) + 1, num_probes=40, seed=0)
+    >>> low, high = estimate.interval()
+    >>> low < 9 < high, round((high - low) / estimate.half_width(), 6)
+    (True, 2.0)
+    >>> estimate.plot(exact=9.0).get_ylabel()
+    'trace'
     """
 
     value: Any

@@ -18,6 +18,14 @@ class Record:
 
     Subclasses are frozen dataclasses. A field holds a number, a string, None, a tuple of
     plain values, an array, or a tuple of arrays.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np, tempfile, pathlib
+    >>> estimate = mf.trace(np.eye(50), num_probes=3, seed=0)
+    >>> path = estimate.save(pathlib.Path(tempfile.mkdtemp()) / "trace")
+    >>> path.name, mf.Estimate.load(path).value
+    ('trace.npz', 50.0)
     """
 
     def __init_subclass__(cls) -> None:

@@ -17,6 +17,13 @@ class SingularResult(Record):
     """Singular triplets: A v_i = sigma_i u_i and A^H u_i = sigma_i v_i up to ``residuals[i]``.
 
     A singular value of A lies within ``residuals[i] * norm`` of ``values[i]``, always.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> found = mf.svds(np.diag([3.0, 2.0, 1.0]), 2, seed=0)
+    >>> found.values.round(6), found.left.shape, bool(found.residuals.max() < 1e-6)
+    (array([3., 2.]), (3, 2), True)
     """
 
     left: Array

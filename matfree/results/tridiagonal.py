@@ -33,6 +33,20 @@ class Tridiagonal(Record):
     tridiagonal matrix and e the last unit vector:
 
         A V^T = V^T T + r e^T,     V conj(V)^T = I,     ||r|| = residual norm.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> T = mf.lanczos(np.diag([1.0, 2.0, 3.0]), np.ones(3), 3)
+    >>> T.dense().round(3)
+    array([[2.   , 0.816, 0.   ],
+           [0.816, 2.   , 0.577],
+           [0.   , 0.577, 2.   ]])
+    >>> nodes, weights = T.quadrature()
+    >>> nodes.round(6), weights.round(6)
+    (array([1., 2., 3.]), array([0.333333, 0.333333, 0.333333]))
+    >>> bool(T.ritz().residuals.max() < 1e-12), T.node_error()
+    (True, 0.0)
     """
 
     alphas: tuple[np.ndarray[Any, Any], ...]
