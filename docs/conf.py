@@ -31,6 +31,7 @@ extensions = [
     "myst_nb",
     "mathml",
     "offline",
+    "outputs",
     "links",
 ]
 exclude_patterns = ["_build"]
@@ -90,6 +91,22 @@ def plain_mathematics(app, what, name, obj, options, lines):
             )
 
 
+_COLON = "\ue000"  # of no alphabet
+
+
+def colons_hidden(app, what, name, obj, options, lines):
+    """Napoleon takes what stands before a colon in an attribute's docstring for its type."""
+    if what in ("attribute", "property") and lines:
+        lines[0] = lines[0].replace(":", _COLON)
+
+
+def colons_shown(app, what, name, obj, options, lines):
+    """Put back what was hidden."""
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
+
+
 def setup(app):
-    """Let Sphinx ask for it before the docstring is parsed."""
+    """Docstrings are reworked before and after napoleon reads them."""
     app.connect("autodoc-process-docstring", plain_mathematics, priority=1)
+    app.connect("autodoc-process-docstring", colons_hidden, priority=2)
+    app.connect("autodoc-process-docstring", colons_shown, priority=900)

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from matfree import plotting
-from matfree.results.bands import Probing, Side, cdf_band, share_between
+from matfree.results.bands import Probing, Side, share_between
 from matfree.results.distribution import Distribution
 from matfree.results.estimate import Estimate
 from matfree.results.memory import memory_rows
@@ -95,25 +95,6 @@ class SpectralDensity(Distribution):
         return max(self.epsilon, self.noise, self.storage_error) * max(
             abs(end) for end in self.support
         )
-
-    def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
-        """Bounds (low, high) that hold the distribution function at each x, at ``level``.
-
-        The Markov-Stieltjes bracket of what so many nodes can resolve, averaged over the
-        probes, and beyond it the sampling error z sqrt(2 Phi (1 - Phi) / ((n + 2) probes)),
-        the theoretical one, so that one probe has a band as well; see
-        ``matfree.results.bands``. Where Lanczos ended early there is no bracket.
-
-        Examples
-        --------
-        >>> import matfree as mf, numpy as np
-        >>> A = np.diag(np.linspace(0.0, 1.0, 2000))
-        >>> low, high = mf.spectral_density(A, num_probes=4, seed=0).cdf_band(0.3)
-        >>> bool(low <= 0.3 <= high), bool(high - low < 0.1)
-        (True, True)
-        """
-        points = np.asarray(x, dtype=np.float64)
-        return cdf_band(self._rules(), self._probing, points, level)
 
     def mass_below(self, x: float) -> Estimate:
         """The fraction of eigenvalues below x; its interval counts what the nodes cannot

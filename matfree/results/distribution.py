@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from matfree.results import readings
+from matfree.results import bands, readings
 from matfree.results.readings import Pieces, Reading
 from matfree.results.record import Record
 from matfree.results.tridiagonal import Quadrature
@@ -25,6 +25,11 @@ class Distribution(Record, ABC):
     @abstractmethod
     def _rules(self) -> list[Quadrature]:
         """The probes' quadratures."""
+
+    @property
+    @abstractmethod
+    def _probing(self) -> bands.Probing:
+        """Who looked at the spectrum."""
 
     @property
     def support(self) -> tuple[float, float]:
@@ -103,6 +108,45 @@ class Distribution(Record, ABC):
         points = self.grid(width) if grid is None else np.asarray(grid, dtype=np.float64)
         return readings.smoothed(self.pieces(reading), points, self._sigma(width))
 
+    def density_band(
+        self,
+        grid: Any = None,
+        width: float | None = None,
+        level: float = 0.95,
+        *,
+        reading: Reading = "atoms",
+    ) -> tuple[HostArray, HostArray]:
+        """Bounds (low, high) that hold the smoothed density at each point, at ``level``.
+
+        Of all eigenvalues smoothed in the same way, so only chance is in it, the theoretical
+        one, as in ``cdf_band``: one probe has a band as well. What the smoothing hides, and
+        what too few steps leave open, is not.
+
+        Parameters
+        ----------
+        grid, width, reading
+            As for ``density``.
+        level : float
+            Of the interval at each point.
+
+        Returns
+        -------
+        (low, high), each (m,) float64.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> eigenvalues = np.r_[np.linspace(0.0, 1.0, 499), 4.0]
+        >>> density = mf.spectral_density(np.diag(eigenvalues), num_probes=4, seed=0)
+        >>> low, high = density.density_band([0.5, 4.0], width=0.01)
+        >>> peak = 1 / (0.04 * np.sqrt(2 * np.pi))  # of a mass of 1
+        >>> low < [499 / 500, peak / 500], high > [499 / 500, peak / 500]
+        (array([ True,  True]), array([ True,  True]))
+        """
+        points = self.grid(width) if grid is None else np.asarray(grid, dtype=np.float64)
+        measures, sigma = self.pieces(reading), self._sigma(width)
+        return bands.density_band(measures, self._probing, points, sigma, level)
+
     def cdf(self, x: Any, *, reading: Reading = "atoms") -> HostArray:
         """The fraction of eigenvalues at or below x, estimated; x scalar or (m,).
 
@@ -114,6 +158,25 @@ class Distribution(Record, ABC):
         array([0.  , 0.25, 1.  ])
         """
         return readings.cdf(self.pieces(reading), np.asarray(x, dtype=np.float64))
+
+    def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
+        """Bounds (low, high) that hold the distribution function at each x, at ``level``.
+
+        The Markov-Stieltjes bracket of what so many nodes can resolve, averaged over the
+        probes, and beyond it the sampling error z sqrt(2 Phi (1 - Phi) / ((n + 2) probes)),
+        the theoretical one, so that one probe has a band as well; see
+        ``matfree.results.bands``. Where Lanczos ended early there is no bracket.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = np.diag(np.linspace(0.0, 1.0, 2000))
+        >>> low, high = mf.spectral_density(A, num_probes=4, seed=0).cdf_band(0.3)
+        >>> bool(low <= 0.3 <= high), bool(high - low < 0.1)
+        (True, True)
+        """
+        points = np.asarray(x, dtype=np.float64)
+        return bands.cdf_band(self._rules(), self._probing, points, level)
 
     def quantile(self, q: float, *, reading: Reading = "atoms") -> float:
         """The least point with at least the fraction q of the mass at or below it.
