@@ -36,7 +36,7 @@ DType: TypeAlias = Any
 ProbeKind: TypeAlias = Literal["rademacher", "gaussian", "sphere", "z4"]
 """The distribution of random probes; every kind has E[w w^H] = I. See ``probes``."""
 
-LanczosStep: TypeAlias = Callable[[Array, Array, Array], tuple[Array, Array, Array] | None]
+LanczosStep: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array] | None]
 """A step of the Lanczos recurrence in one go. See ``LinearOperator``."""
 
 Seed: TypeAlias = Any
@@ -57,11 +57,12 @@ class LinearOperator(Protocol):
         one.
     ``rmatvec(x)``, ``rmatmat(X)``
         The adjoint A^H applied to a vector, a block.
-    ``lanczos_step(V, previous, beta)``
-        R = A V - previous diag(beta) - V diag(alpha), returned as (R, alpha, norms) with
-        alpha_j = <v_j, A v_j - beta_j previous_j> and the 2-norms of R's columns, both in
-        double precision. One pass over memory can do the work of several; R may be written
-        over ``previous``. It returns None for a block that ``matmat`` serves as well.
+    ``lanczos_step(V, previous, beta, scale)``
+        R = A U - previous diag(beta) - U diag(alpha) for the unit vectors U = V diag(scale),
+        returned as (R, alpha, norms) with alpha_j = <u_j, A u_j - beta_j previous_j> and the
+        2-norms of R's columns, both in double precision. One pass over memory can do the
+        work of several; R may be written over ``previous``. It returns None for a block that
+        ``matmat`` serves as well.
     ``space``
         The :class:`VectorSpace` of its vectors; otherwise it is told from the data type
         and the device.

@@ -3,10 +3,11 @@ r"""Products and Lanczos steps of a CSR matrix, compiled by numba where it is in
 A step of the recurrence for a block of vectors is bound by memory: written with arrays it
 reads and writes the block some ten times. Compiled, it is two passes,
 
-    W = A V - V_previous diag(beta)    with    alpha_j = <v_j, w_j>    on the way,
-    R = W - V diag(alpha)              with    ||r_j||                 on the way,
+    W = A U - V_previous diag(beta)    with    alpha_j = <u_j, w_j>    on the way,
+    R = W - U diag(alpha)              with    ||r_j||                 on the way,
 
-the first of which reads the matrix once for all columns, and both write over V_previous.
+for unit vectors U = V diag(scale) that are held up to their lengths. The first pass reads the
+matrix once for all columns, and both write over V_previous.
 
 Threads take chunks of rows. Each chunk's sums are kept apart and added up in their order,
 so the numbers do not depend on how many threads there were. The threads are Python's, which
@@ -70,16 +71,16 @@ class FusedProducts:
         return Y
 
     def lanczos_step(
-        self, V: Array, previous: Array, beta: Array
+        self, V: Array, previous: Array, beta: Array, scale: Array
     ) -> tuple[Array, Array, Array] | None:
         """One step of the recurrence, its remainder written over ``previous``."""
         usable = V.flags.c_contiguous and previous.flags.c_contiguous
         if V.shape[1] < _NARROW_STEP or not usable:
             return None
         partial = np.zeros((-(-self.rows // _CHUNK), V.shape[1]), dtype=self.wide)
-        self._over_chunks(_compiled(first_pass), *self.parts, V, previous, beta, partial)
-        alpha = partial.sum(axis=0)
-        self._over_chunks(_compiled(second_pass), V, previous, alpha, partial)
+        self._over_chunks(_compiled(first_pass), *self.parts, V, previous, beta, scale, partial)
+        alpha = partial.sum(axis=0) * scale
+        self._over_chunks(_compiled(second_pass), V, previous, alpha * scale, partial)
         return previous, alpha, np.sqrt(partial.sum(axis=0).real)
 
     def _over_chunks(self, kernel: Callable[..., None], *arguments: Any) -> None:
@@ -151,11 +152,12 @@ def first_pass(
     V: Any,
     W: Any,
     beta: Any,
+    scale: Any,
     partial: Any,
     first: int,
     last: int,
 ) -> None:
-    """W = A V - W diag(beta) in some chunks of rows, and the sums of conj(V) W over each."""
+    """W = A V diag(scale) - W diag(beta) in some chunks of rows, and the sums of conj(V) W."""
     k = V.shape[1]
     sums = np.empty_like(partial[0])
     for chunk in range(first, last):
@@ -164,7 +166,7 @@ def first_pass(
         for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, V.shape[0])):
             w, v = W[i], V[i]
             for c in range(k):
-                sums[c] = -beta[c] * w[c]
+                sums[c] = 0.0
             p, end = indptr[i], indptr[i + 1]
             if (end - p) % 2 == 1:
                 a, x = data[p], V[np.uintp(indices[p])]
@@ -178,12 +180,13 @@ def first_pass(
                     sums[c] += a * x[c] + b * y[c]
                 p += 2
             for c in range(k):
-                w[c] = sums[c]
-                dots[c] += np.conj(v[c]) * sums[c]
+                remainder = scale[c] * sums[c] - beta[c] * w[c]
+                w[c] = remainder
+                dots[c] += np.conj(v[c]) * remainder
 
 
-def second_pass(V: Any, W: Any, alpha: Any, partial: Any, first: int, last: int) -> None:
-    """W -= V diag(alpha) in some chunks of rows, and the sums of |W|^2 over each."""
+def second_pass(V: Any, W: Any, factors: Any, partial: Any, first: int, last: int) -> None:
+    """W -= V diag(factors) in some chunks of rows, and the sums of |W|^2 over each."""
     k = V.shape[1]
     for chunk in range(first, last):
         squares = partial[chunk]
@@ -191,6 +194,6 @@ def second_pass(V: Any, W: Any, alpha: Any, partial: Any, first: int, last: int)
         for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, V.shape[0])):
             w, v = W[i], V[i]
             for c in range(k):
-                remainder = w[c] - alpha[c] * v[c]
+                remainder = w[c] - factors[c] * v[c]
                 w[c] = remainder
                 squares[c] += np.conj(remainder) * remainder

@@ -69,7 +69,7 @@ class Products:
         return self.operator.preferred_block_size if asked is None else asked
 
     def lanczos_step(
-        self, V: Array, previous: Array, beta: Array
+        self, V: Array, previous: Array, beta: Array, scale: Array
     ) -> tuple[Array, Array, Array] | None:
         """The operator's own step of the recurrence, counted; None where it has none.
 
@@ -80,7 +80,7 @@ class Products:
         whole = len(self.space.rows) == self.space.size
         if step is None or not whole or self._blocks_to_watch:
             return None
-        made = step(V, previous, beta)
+        made = step(V, previous, beta, scale)
         self.num_matvecs += V.shape[1] if made is not None else 0
         return made
 

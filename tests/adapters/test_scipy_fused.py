@@ -90,13 +90,14 @@ def test_a_step_is_the_formula_of_the_contract(dtype, index_type):
         else rng.standard_normal((n, K)).astype(dtype)
         for _ in range(2)
     )
-    beta = rng.random(K)
+    beta, scale = rng.random(K), 0.5 + rng.random(K)
     wide = np.result_type(dtype, np.float64)
-    W = A.astype(wide) @ V - previous * beta
-    alpha = np.sum(V.conj() * W, axis=0)
-    R = W - V * alpha
+    U = V.astype(wide) * scale
+    W = A.astype(wide) @ U - previous * beta
+    alpha = np.sum(U.conj() * W, axis=0)
+    R = W - U * alpha
     operator = mf.aslinearoperator(with_indices(A, index_type))
-    got_R, got_alpha, got_norms = operator.lanczos_step(V, previous.copy(), beta)
+    got_R, got_alpha, got_norms = operator.lanczos_step(V, previous.copy(), beta, scale)
     assert got_R.dtype == dtype
     assert got_alpha.dtype == wide
     assert_close(got_R, R, dtype)
@@ -202,7 +203,7 @@ def test_sums_over_rows_are_double_precision():
     V = np.full((n, 4), n**-0.5, dtype=np.float32)
     exact = n * float(V[0, 0]) ** 2
     operator = mf.aslinearoperator(A)
-    _, alpha, _ = operator.lanczos_step(V, np.zeros_like(V), np.zeros(4))
+    _, alpha, _ = operator.lanczos_step(V, np.zeros_like(V), np.zeros(4), np.ones(4))
     assert np.abs(alpha / exact - 1).max() < 1e-12  # single precision is off by 1e-5
 
 
