@@ -39,6 +39,9 @@ ProbeKind: TypeAlias = Literal["rademacher", "gaussian", "sphere", "z4"]
 LanczosStep: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array] | None]
 """A step of the Lanczos recurrence in one go. See ``LinearOperator``."""
 
+QuadraticForms: TypeAlias = Callable[[Array], Array | None]
+"""The numbers x_j^H A x_j of a block. See ``LinearOperator``."""
+
 Seed: TypeAlias = Any
 """An ``int`` in [0, 2**64), None for fresh entropy, or a ``numpy.random.Generator``."""
 
@@ -63,6 +66,9 @@ class LinearOperator(Protocol):
         2-norms of R's columns, both in double precision. One pass over memory can do the
         work of several; R may be written over ``previous``. It returns None for a block that
         ``matmat`` serves as well.
+    ``quadratic_forms(X)``
+        The numbers x_j^H A x_j, (k,) in double precision, where they cost less than A X
+        itself; None for a block where they do not.
     ``space``
         The :class:`VectorSpace` of its vectors; otherwise it is told from the data type
         and the device.

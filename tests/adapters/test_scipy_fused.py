@@ -15,7 +15,7 @@ from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
 
 import matfree as mf
 from matfree.algorithms.checkpoint import Checkpoint
-from matfree_scipy import fused
+from matfree_scipy import compiled, fused
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -115,6 +115,33 @@ def test_block_products_are_those_of_the_dense_matrix(dtype):
     assert (operator @ X).flags.c_contiguous
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128], ids=lambda t: t.__name__)
+def test_quadratic_forms_are_those_of_the_dense_matrix(dtype):
+    A = sparse_hermitian(1500, dtype)  # more than one chunk of rows
+    A[3, 5] += 1  # no symmetry is used
+    X = np.random.default_rng(1).standard_normal((1500, 6)).astype(dtype)
+    operator = mf.aslinearoperator(sp.csr_array(A))
+    wide = np.result_type(dtype, np.float64)
+    got = operator.quadratic_forms(X)
+    expected = np.sum(X.conj() * (A.astype(wide) @ X), axis=0)
+    assert got.dtype == wide
+    assert_close(got, expected, dtype, scale=np.abs(A).sum())
+    assert operator.quadratic_forms(np.asfortranarray(X)) is None
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "z4"])
+def test_a_trace_is_the_same_without_the_products(kind, monkeypatch):
+    A = sparse_hermitian(300, np.complex128 if kind == "z4" else np.float64)
+    options = {"num_probes": 7, "block_size": 3, "kind": kind, "seed": 4}
+    ours = mf.trace(sp.csr_array(A), **options)
+    plain = mf.trace(A, **options)
+    assert ours.num_matvecs == plain.num_matvecs == 7
+    assert_close(ours.samples, plain.samples, scale=np.abs(A).sum())
+    A[7, 9] = np.nan
+    with pytest.raises(mf.NonFiniteError, match="products 1 to 3"):
+        mf.trace(sp.csr_array(A), **options)
+
+
 HARD = {
     "identity": np.eye(40),
     "zero": np.zeros((40, 40)),
@@ -190,7 +217,7 @@ def test_the_numbers_do_not_depend_on_the_threads(monkeypatch):
     seen = []
     for threads in ("1", "2", "3"):
         monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
-        assert fused.num_threads() == int(threads)
+        assert compiled.num_threads() == int(threads)
         T = mf.lanczos(A, start, 12, reorthogonalize="none")
         seen.append((T.alphas, T.betas, mf.aslinearoperator(A) @ start))
     for one in seen[1:]:
@@ -256,6 +283,6 @@ def test_where_nothing_can_be_written_the_kernel_is_compiled_without_a_cache(mon
         return lambda kernel: (kernel, options)
 
     monkeypatch.setitem(sys.modules, "numba", types.SimpleNamespace(njit=njit))
-    kernel, options = fused._compiled.__wrapped__(fused.product)
+    kernel, options = compiled.compiled.__wrapped__(fused.product)
     assert kernel is fused.product
     assert options["nogil"]
