@@ -111,13 +111,13 @@ class RowSpace(ABC):
     def gram(self, X: Array, Y: Array) -> Array:
         """X^H Y, (j, k), accumulated in double precision whatever the vectors' type."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
-        if X.dtype == wide:
-            return self.add_up(_adjoint_times(xp, X, Y))
         width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 8
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
-        for slab in slabs(X.shape[0], width, self.device):
-            X_wide, Y_wide = xp.astype(X[slab, :], wide), xp.astype(Y[slab, :], wide)
-            total = total + _adjoint_times(xp, X_wide, Y_wide)
+        for slab in slabs(X.shape[0], width, self.device):  # products of tall blocks like it, too
+            x, y = X[slab, :], Y[slab, :]
+            if X.dtype != wide:
+                x, y = xp.astype(x, wide), xp.astype(y, wide)
+            total += _adjoint_times(xp, x, y)
         return self.add_up(total)
 
     def dots(self, X: Array, Y: Array) -> Array:
