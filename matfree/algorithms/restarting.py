@@ -202,7 +202,8 @@ class KrylovDecomposition:
         known = self.S.shape[0]
         corner = C[known:, :]
         self.norm = max(self.norm, _norm(C))
-        defect = max(_norm(C[:known, :] - self.S), _norm(corner - corner.conj().T))
+        defect = float(np.linalg.norm(C[:known, :] - self.S))  # what C repeats
+        defect = max(defect, float(np.linalg.norm(corner - corner.conj().T)))
         self.product.require_hermitian(defect / self.norm if self.norm > 0 else 0.0)
         grown: HostArray = np.zeros((self.size, self.size), dtype=np.result_type(self.H, C))
         grown[:known, :known] = self.H
