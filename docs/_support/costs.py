@@ -224,7 +224,7 @@ def multiplying(run: Run, p: int) -> int:
 
 def marking(entries: float) -> float:
     """Bytes to mark a block by, which all processes must have the same: part by part."""
-    return 5 * WIDE * min(entries, _MARKED)
+    return 4 * WIDE * min(entries, _MARKED)
 
 
 def memory(network: Network, run: Run, p: int) -> Memory:
