@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 from harness import Report
 from support import scaling
-
-costs = scaling.costs
+from support.scaling import duration, footprint
 
 QUICK = os.environ.get("MATFREE_BENCH") == "quick"
 PROCESSES = (1, 2, 4)
@@ -53,7 +52,7 @@ def cases():
 
 
 def _alone():
-    return costs.Network(**SMALL), costs.Run(tokens=SMALL["sequence"], batch=1), 0, 1
+    return footprint.Network(**SMALL), footprint.Run(tokens=SMALL["sequence"], batch=1), 0, 1
 
 
 def least(function, rounds=ROUNDS):
@@ -69,7 +68,7 @@ def least(function, rounds=ROUNDS):
 
 def timed(rank, size):
     """Seconds in one of the processes: sums of several sizes, a gradient, a product, a run."""
-    sizes, run = costs.Network(**SIZES), costs.Run(**TIMED)
+    sizes, run = footprint.Network(**SIZES), footprint.Run(**TIMED)
     found = {"sums": {}}
     for entries in SUMS if size > 1 else ():
         x = torch.zeros(entries)
@@ -109,12 +108,12 @@ def counted(report):
     """Tables of bytes handed over, sent and kept."""
     chosen = cases()
     given = json.dumps([(SIZES, run) for run in chosen.values()])
-    sizes, bytes_rows, memory_rows = costs.Network(**SIZES), [], []
+    sizes, bytes_rows, memory_rows = footprint.Network(**SIZES), [], []
     for p in PROCESSES:
         with tempfile.TemporaryDirectory() as folder:
             seen = scaling.processes(scaling.__file__, p, Path(folder), given)
         for number, (name, options) in enumerate(chosen.items()):
-            run, here = costs.Run(**options), [process[number] for process in seen]
+            run, here = footprint.Run(**options), [process[number] for process in seen]
             if p > 1:
                 bytes_rows.append([f"{name}, {p} processes", *_bytes(sizes, run, p, here)])
             if p > 1 or not run.sharded:
@@ -135,10 +134,10 @@ def counted(report):
 
 def predicted_traffic(sizes, run, p):
     """All blocks of a run; with sharded vectors, the sums over rows as well."""
-    product = costs.product_traffic(sizes.parameters, run.at_once, p, sharded=run.sharded)
+    product = duration.product_traffic(sizes.parameters, run, p)
     total = product.times(run.blocks)
     if run.sharded:
-        total = total.then(costs.sums_traffic(run, p).times(run.blocks / run.steps))
+        total = total.then(duration.sums_traffic(run, p).times(run.blocks / run.steps))
     return total
 
 
@@ -155,7 +154,7 @@ def _bytes(sizes, run, p, here):
 
 
 def _kept(sizes, run, p, here):
-    expected = costs.memory(sizes, run, p).total
+    expected = footprint.memory(sizes, run, p).total
     allocated = max(process["peak"] for process in here)
     return (
         f"{expected / 1e6:.1f}",
@@ -171,16 +170,16 @@ def _ratio(ratio, allowed):
 
 def machine(alone, sums):
     """This machine by the formulas' measures: a copy, a gradient, the least and largest sum."""
-    sizes, run = costs.Network(**SIZES), costs.Run(**TIMED)
+    sizes, run = footprint.Network(**SIZES), footprint.Run(**TIMED)
     flops = sizes.gradient_flops * run.tokens / alone["gradient"]
     copied = roofline.measured(1, length=1 << 22, order=256).copied
-    link = costs.Link(float("inf"), 0.0)
+    link = duration.Link(float("inf"), 0.0)
     if sums:
         p, taken = 2, {int(size): seconds for size, seconds in sums.items()}
         first, last = min(taken), max(taken)
-        latency = taken[first] / costs.all_reduce(first, p).hops
-        link = costs.Link(costs.all_reduce(last, p).sent / taken[last], latency)
-    return costs.Cluster("this machine", 0.0, copied, flops, max(PROCESSES), link, link)
+        latency = taken[first] / duration.all_reduce(first, p).hops
+        link = duration.Link(duration.all_reduce(last, p).sent / taken[last], latency)
+    return duration.Cluster("this machine", 0.0, copied, flops, max(PROCESSES), link, link)
 
 
 def times(report):
@@ -199,13 +198,13 @@ def times(report):
     )
     rows = []
     for size, taken in list(sums.items())[1:-1]:
-        traffic = costs.all_reduce(int(size), 2)
+        traffic = duration.all_reduce(int(size), 2)
         expected = traffic.sent / here.inside.bandwidth + traffic.hops * here.inside.latency
         rows.append([f"a sum of {int(size) / 1e6:.2g} MB, 2", *_seconds(expected, taken)])
-    sizes, run = costs.Network(**SIZES), costs.Run(**TIMED)
+    sizes, run = footprint.Network(**SIZES), footprint.Run(**TIMED)
     for p, found in seen.items():
         steps = run.blocks
-        predicted = costs.seconds(sizes, run, here, p)
+        predicted = duration.seconds(sizes, run, here, p)
         product = (predicted.products + predicted.communication) / steps
         slowest = [max(process[what] for process in found) for what in ("product", "run")]
         rows.append([f"a product, {p}", *_seconds(product, slowest[0])])

@@ -6,14 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from support import scaling
-from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
+from support import scaling  # noqa: E402  # only where torch is
+from support.scaling import duration, footprint  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from matfree_torch import hessian
-from matfree_torch.memory import SavedTensors
+from matfree_torch import hessian  # noqa: E402
+from matfree_torch.memory import SavedTensors  # noqa: E402
 
-costs = scaling.costs
 SIZES = [(2, 64, 4, 32), (4, 64, 4, 32), (2, 96, 4, 64), (3, 128, 8, 16)]
 """Depth, width, heads and sequence."""
 
@@ -25,7 +25,7 @@ RUNS = [
 
 
 def network(depth, width, heads, sequence):
-    return costs.Network(depth, width, heads, sequence, vocabulary=16)
+    return footprint.Network(depth, width, heads, sequence, vocabulary=16)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,16 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale")
     cases = json.dumps([(SMALL, run) for run in RUNS])
     taken = scaling.processes(scaling.__file__, 2, folder, cases)
-    return [(costs.Run(**run), seen) for run, seen in zip(RUNS, zip(*taken, strict=True))]
+    return [
+        (footprint.Run(**run), seen)
+        for run, seen in zip(RUNS, zip(*taken, strict=True), strict=True)
+    ]
 
 
 def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):
     for run, seen in runs:
-        n = costs.Network(**SMALL).parameters
-        expected = costs.product_traffic(n, run.at_once, 2).times(run.blocks)
+        n = footprint.Network(**SMALL).parameters
+        expected = duration.product_traffic(n, run, 2).times(run.blocks)
         for process in seen:
             assert process["parameters"] == n
             assert sum(size for _, size in process["calls"]) == expected.payload
@@ -48,15 +51,15 @@ def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):
 
 def test_a_process_sends_what_a_ring_sends_and_the_headers_of_its_messages(runs):
     for run, seen in runs:
-        n = costs.Network(**SMALL).parameters
-        expected = costs.product_traffic(n, run.at_once, 2).times(run.blocks)
+        n = footprint.Network(**SMALL).parameters
+        expected = duration.product_traffic(n, run, 2).times(run.blocks)
         for process in seen:
             assert expected.sent <= process["sent"] <= 1.03 * expected.sent
 
 
 def test_memory_is_within_a_quarter(runs):
     for run, seen in runs:
-        expected = costs.memory(costs.Network(**SMALL), run, 2)
+        expected = footprint.memory(footprint.Network(**SMALL), run, 2)
         for process in seen:
             allocated = expected.total
             assert 0.75 * allocated <= process["peak"] <= 1.25 * allocated
@@ -102,8 +105,8 @@ def test_a_product_takes_two_gradients_operations(sizes):
     V = H.space.probes(2, seed=0)
     with FlopCounterMode(display=False) as counter:
         H.matmat(V)
-    run = costs.Run(tokens=data[0].numel(), batch=data[0].numel(), at_once=2)
-    assert counter.get_total_flops() == costs.product_flops(network(*sizes), run)
+    run = footprint.Run(tokens=data[0].numel(), batch=data[0].numel(), at_once=2)
+    assert counter.get_total_flops() == duration.product_flops(network(*sizes), run)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])
@@ -116,6 +119,6 @@ def test_the_vectors_of_a_product_are_counted(columns, products):
     H = hessian(net, torch.nn.MSELoss(), data, strategy=strategies[products])
     H.inspect()
     V = H.space.probes(columns, seed=0)
-    run = costs.Run(tokens=1, batch=1, at_once=columns, products=products)
+    run = footprint.Run(tokens=1, batch=1, at_once=columns, products=products)
     vectors = scaling.peak(lambda: H.matmat(V)) / (4 * H.shape[0])
-    assert 0.85 * costs.multiplying(run, 1) <= vectors <= 1.02 * costs.multiplying(run, 1)
+    assert 0.85 * footprint.multiplying(run, 1) <= vectors <= 1.02 * footprint.multiplying(run, 1)

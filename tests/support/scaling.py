@@ -1,10 +1,9 @@
-"""What runs really take, beside ``docs/_support/costs.py``: bytes handed over, sent and kept.
+"""What runs really take, for the formulas of ``docs/_support``: bytes handed over, sent and kept.
 
 Also one process of several: ``python scaling.py RANK SIZE FOLDER CASES``.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import socket
@@ -23,10 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 import matfree as mf
 from matfree_torch import hessian
 
-_SOURCE = Path(__file__).parents[2] / "docs" / "_support" / "costs.py"
-_SPEC = importlib.util.spec_from_file_location("costs", _SOURCE)
-costs = sys.modules["costs"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(costs)
+sys.path.append(str(Path(__file__).parents[2] / "docs" / "_support"))
+import duration  # noqa: F401  # for whoever holds runs against both
+import footprint
 
 _SENT = 200  # where tcp_info of Linux holds tcpi_bytes_sent
 _COLLECTIVES = {  # the argument whose bytes count: what one process hands over, whole
@@ -58,7 +56,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the next of some tokens from those before it; sizes are a ``costs.Network``'s."""
+    """Predicts the next of some tokens from those before it; sizes are those of a ``footprint.Network``."""
 
     def __init__(self, sizes):
         super().__init__()
@@ -186,7 +184,7 @@ def work(rank, size, folder, cases):
     if size > 1:
         meeting = f"file://{folder / f'meeting-{size}'}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
-    found = [taken(costs.Network(**s), costs.Run(**r), rank, size) for s, r in cases]
+    found = [taken(footprint.Network(**s), footprint.Run(**r), rank, size) for s, r in cases]
     (folder / f"{size}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     if size > 1:
         dist.barrier()
