@@ -34,10 +34,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale")
     cases = json.dumps([(SMALL, run) for run in RUNS])
     taken = scaling.processes(scaling.__file__, 2, folder, cases)
-    return [
-        (footprint.Run(**run), seen)
-        for run, seen in zip(RUNS, zip(*taken, strict=True), strict=True)
-    ]
+    by_run = zip(*taken, strict=True)
+    return [(footprint.Run(**run), seen) for run, seen in zip(RUNS, by_run, strict=True)]
 
 
 def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):

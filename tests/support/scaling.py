@@ -56,7 +56,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the next of some tokens from those before it; sizes are those of a ``footprint.Network``."""
+    """Predicts the next of some tokens from those before it: a ``footprint.Network``."""
 
     def __init__(self, sizes):
         super().__init__()
