@@ -114,20 +114,29 @@ def product_traffic(n: float, run: Run, p: int) -> Traffic:
 
 
 def sums_traffic(run: Run, p: int) -> Traffic:
-    """What the sums over rows of all steps of one block send, where vectors are sharded."""
-    b, m = run.at_once, run.steps
-    total = all_reduce(WIDE * b, p)  # the lengths of the start vectors
-    for step in range(m):
+    """Bytes of the sums over rows of all steps of one block, where vectors are sharded."""
+    b = run.at_once
+    columns = all_reduce(WIDE * b, p)  # a number for each probe
+    total = columns  # the lengths of the start vectors
+    for step in range(run.steps):
         if run.basis == "full":  # two Gram matrices for each probe
             total = total.then(all_reduce(WIDE * (step + 1), p).times(2 * b))
-        elif run.basis == "half":
-            kept = max(0, step - 1)
-            total = total.then(all_reduce(WIDE * kept, p).times(2 * b if kept else 0))
-            total = total.then(all_reduce(WIDE * b, p).times(3))
-        else:
-            total = total.then(all_reduce(WIDE * b, p))
-        total = total.then(all_reduce(WIDE * b, p))  # the new lengths
+        else:  # the bare recurrence; its second step looks whether the operator is symmetric
+            total = total.then(columns.times(2 if step == 1 else 1))
+        if run.basis == "half":  # all but the last two vectors, and these in full precision
+            kept = all_reduce(WIDE * (step - 1), p).times(2 * b) if step > 1 else columns
+            total = total.then(kept).then(columns.times(2))
+        total = total.then(columns)  # the new lengths
     return total
+
+
+def run_traffic(n: float, run: Run, p: int) -> Traffic:
+    """All that a run sends for its vectors."""
+    total = product_traffic(n, run, p).times(run.blocks)
+    if not run.sharded:
+        return total
+    agreed = all_reduce(2 * WIDE * p, p)  # who holds which rows
+    return agreed.then(total).then(sums_traffic(run, p).times(run.blocks / run.steps))
 
 
 def weights_traffic(network: Network, run: Run, p: int) -> Traffic:
@@ -183,10 +192,7 @@ def seconds(network: Network, run: Run, cluster: Cluster, p: int) -> Seconds:
     rows = n / p if run.sharded or run.gathered else n / run.split
     rounds = run.blocks / run.steps
     moved = rounds * rows * recurrence_bytes(run)
-    sends = product_traffic(n / run.split, run, groups)
-    sent = sends.times(run.blocks)
-    if run.sharded:
-        sent = sent.then(sums_traffic(run, p).times(rounds))
+    sent = run_traffic(n / run.split, run, groups)
     link, within = cluster.link(p), cluster.link(p if run.gathered else run.split)
     weights = weights_traffic(network, run, p).times(run.blocks)
     waiting = sent.sent / link.bandwidth + sent.hops * link.latency

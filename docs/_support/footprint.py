@@ -88,7 +88,7 @@ class Run:
     tokens : of the data, over all devices
     batch : tokens that go through the network together, on one device
     steps, probes : products with each probe, and how many of these
-    at_once : probes that run together
+    at_once : probes that run together, a divisor of ``probes``
     basis : how Lanczos vectors are kept; "two-pass" runs again for eigenvectors
     products : how they are made
     sharded : whether every process holds some rows of each vector

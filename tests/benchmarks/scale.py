@@ -132,17 +132,8 @@ def counted(report):
     )
 
 
-def predicted_traffic(sizes, run, p):
-    """All blocks of a run; with sharded vectors, the sums over rows as well."""
-    product = duration.product_traffic(sizes.parameters, run, p)
-    total = product.times(run.blocks)
-    if run.sharded:
-        total = total.then(duration.sums_traffic(run, p).times(run.blocks / run.steps))
-    return total
-
-
 def _bytes(sizes, run, p, here):
-    expected = predicted_traffic(sizes, run, p)
+    expected = duration.run_traffic(sizes.parameters, run, p)
     given = max(sum(size for _, size in process["calls"]) for process in here)
     sent = sum(process["sent"] for process in here) / p
     return (

@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
 def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):
     for run, seen in runs:
         n = footprint.Network(**SMALL).parameters
-        expected = duration.product_traffic(n, run, 2).times(run.blocks)
+        expected = duration.run_traffic(n, run, 2)
         for process in seen:
             assert process["parameters"] == n
             assert sum(size for _, size in process["calls"]) == expected.payload
@@ -50,7 +50,7 @@ def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):
 def test_a_process_sends_what_a_ring_sends_and_the_headers_of_its_messages(runs):
     for run, seen in runs:
         n = footprint.Network(**SMALL).parameters
-        expected = duration.product_traffic(n, run, 2).times(run.blocks)
+        expected = duration.run_traffic(n, run, 2)
         for process in seen:
             assert expected.sent <= process["sent"] <= 1.03 * expected.sent
 
