@@ -182,8 +182,10 @@ def memory(network: Network, run: Run, p: int) -> Memory:
     product = VECTOR * piece * multiplying(run, p) + passing
     looking = VECTOR * piece * _LOOKING + passing
     if p > run.split:
-        block = piece * run.at_once
-        product = max(product, 2 * VECTOR * block + marking(block))
-        looking = max(looking + 2 * VECTOR * piece, 8 * VECTOR * piece + marking(2 * piece))
+        marked = 6 * VECTOR * piece + marking(2 * piece)
+        looking = max(looking + 2 * VECTOR * piece, marked)
+        if not run.sharded:
+            block = piece * run.at_once
+            product = max(product, 2 * VECTOR * block + marking(block))
     step = max(VECTOR * rows * working(run) + product, looking - basis)
     return Memory(weights, graph, basis, step)

@@ -25,7 +25,7 @@ PROCESSES = (1, 2, 4)
 SMALL = {"depth": 2, "width": 64, "heads": 4, "sequence": 32, "vocabulary": 16}
 MEDIUM = {"depth": 3, "width": 192, "heads": 4, "sequence": 64, "vocabulary": 64}
 SIZES = SMALL if QUICK else MEDIUM
-SHARED = {"tokens": 16 * SIZES["sequence"], "batch": 2 * SIZES["sequence"], "steps": 8}
+COMMON = {"tokens": 16 * SIZES["sequence"], "batch": 2 * SIZES["sequence"], "steps": 8}
 RUNS = {
     "full basis, 1 probe": {},
     "full basis, 4 probes together": {"probes": 4, "at_once": 4},
@@ -39,7 +39,7 @@ SHARDED = {
     "rows, no basis": {"sharded": True, "basis": "none"},
 }
 ROUNDS = 2 if QUICK else 5
-TIMED = SHARED | {"steps": 10, "probes": 1}
+TIMED = COMMON | {"steps": 10, "probes": 1}
 SUMS = (1, 1 << 14, 1 << 18, 1 << 21, 1 << 24)  # entries
 MEMORY, TIME = (0.75, 1.25), (0.5, 2.0)  # what measured over predicted may be
 
@@ -48,7 +48,7 @@ def cases():
     """All runs that this library has, by name."""
     have_rows = hasattr(scaling.operator(*_alone()), "sharded")
     chosen = RUNS | (SHARDED if have_rows else {})
-    return {name: SHARED | {"probes": 1} | options for name, options in chosen.items()}
+    return {name: COMMON | {"probes": 1} | options for name, options in chosen.items()}
 
 
 def _alone():
@@ -119,7 +119,7 @@ def counted(report):
             if p > 1 or not run.sharded:
                 memory_rows.append([f"{name}, {p}", *_kept(sizes, run, p, here)])
     report.table(
-        f"Bytes of a spectral density, n = {sizes.parameters}, {SHARED['steps']} steps a probe: "
+        f"Bytes of a spectral density, n = {sizes.parameters}, {COMMON['steps']} steps a probe: "
         "predicted, and what torch.distributed was given and the system sent",
         ["", "predicted (MB)", "given / predicted", "sent a process (MB)", "sent / predicted"],
         bytes_rows,
