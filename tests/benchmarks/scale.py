@@ -20,6 +20,8 @@ from harness import Report
 from support import scaling
 from support.scaling import duration, footprint
 
+from matfree_torch import HessianOperator
+
 QUICK = os.environ.get("MATFREE_BENCH") == "quick"
 PROCESSES = (1, 2, 4)
 SMALL = {"depth": 2, "width": 64, "heads": 4, "sequence": 32, "vocabulary": 16}
@@ -33,7 +35,7 @@ RUNS = {
     "no basis": {"basis": "none"},
     "graphs made again": {"products": "recomputed"},
 }
-SHARDED = {
+ROWS = {
     "rows, full basis": {"sharded": True},
     "rows, full basis, 4 probes together": {"sharded": True, "probes": 4, "at_once": 4},
     "rows, no basis": {"sharded": True, "basis": "none"},
@@ -44,15 +46,10 @@ SUMS = (1, 1 << 14, 1 << 18, 1 << 21, 1 << 24)  # entries
 MEMORY, TIME = (0.75, 1.25), (0.5, 2.0)  # what measured over predicted may be
 
 
-def cases():
-    """All runs that this library has, by name."""
-    have_rows = hasattr(scaling.operator(*_alone()), "sharded")
-    chosen = RUNS | (SHARDED if have_rows else {})
+def cases(p):
+    """The runs of so many processes, by name."""
+    chosen = RUNS | (ROWS if p > 1 and hasattr(HessianOperator, "sharded") else {})
     return {name: COMMON | {"probes": 1} | options for name, options in chosen.items()}
-
-
-def _alone():
-    return footprint.Network(**SMALL), footprint.Run(tokens=SMALL["sequence"], batch=1), 0, 1
 
 
 def least(function, rounds=ROUNDS):
@@ -106,22 +103,27 @@ def work(rank, size, folder):
 
 def counted(report):
     """Tables of bytes handed over, sent and kept."""
-    chosen = cases()
-    given = json.dumps([(SIZES, run) for run in chosen.values()])
     sizes, bytes_rows, memory_rows = footprint.Network(**SIZES), [], []
     for p in PROCESSES:
+        chosen = cases(p)
+        given = json.dumps([(SIZES, run) for run in chosen.values()])
         with tempfile.TemporaryDirectory() as folder:
             seen = scaling.processes(scaling.__file__, p, Path(folder), given)
         for number, (name, options) in enumerate(chosen.items()):
             run, here = footprint.Run(**options), [process[number] for process in seen]
+            memory_rows.append([f"{name}, {p}", *_kept(sizes, run, p, here)])
             if p > 1:
-                bytes_rows.append([f"{name}, {p} processes", *_bytes(sizes, run, p, here)])
-            if p > 1 or not run.sharded:
-                memory_rows.append([f"{name}, {p}", *_kept(sizes, run, p, here)])
+                bytes_rows.append([f"{name}, {p}", *_bytes(sizes, run, p, here)])
     report.table(
         f"Bytes of a spectral density, n = {sizes.parameters}, {COMMON['steps']} steps a probe: "
         "predicted, and what torch.distributed was given and the system sent",
-        ["", "predicted (MB)", "given / predicted", "sent a process (MB)", "sent / predicted"],
+        [
+            "run, processes",
+            "predicted (MB)",
+            "given / predicted",
+            "sent a process (MB)",
+            "sent / predicted",
+        ],
         bytes_rows,
     )
     report.table(

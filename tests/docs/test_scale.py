@@ -11,7 +11,7 @@ from support.scaling import duration, footprint  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from matfree_torch import hessian  # noqa: E402
+from matfree_torch import HessianOperator, hessian  # noqa: E402
 from matfree_torch.memory import SavedTensors  # noqa: E402
 
 SIZES = [(2, 64, 4, 32), (4, 64, 4, 32), (2, 96, 4, 64), (3, 128, 8, 16)]
@@ -22,6 +22,10 @@ RUNS = [
     {"tokens": 256, "batch": 64, "steps": 4, "probes": 2, "at_once": 2},
     {"tokens": 128, "batch": 64, "steps": 4, "probes": 1, "basis": "half"},
 ]
+if hasattr(HessianOperator, "sharded"):
+    RUNS += [{"tokens": 128, "batch": 64, "steps": 4, "probes": 2, "at_once": 2, "sharded": True}]
+SENT = {False: 1.03, True: 1.3}
+"""Over what is best: the headers of messages, and gloo's reductions to the rows of a process."""
 
 
 def network(depth, width, heads, sequence):
@@ -47,20 +51,19 @@ def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):
             assert sum(size for _, size in process["calls"]) == expected.payload
 
 
-def test_a_process_sends_what_a_ring_sends_and_the_headers_of_its_messages(runs):
+def test_a_process_sends_what_the_formulas_say_and_little_more(runs):
     for run, seen in runs:
         n = footprint.Network(**SMALL).parameters
         expected = duration.run_traffic(n, run, 2)
         for process in seen:
-            assert expected.sent <= process["sent"] <= 1.03 * expected.sent
+            assert expected.sent <= process["sent"] <= SENT[run.sharded] * expected.sent
 
 
 def test_memory_is_within_a_quarter(runs):
     for run, seen in runs:
         expected = footprint.memory(footprint.Network(**SMALL), run, 2)
         for process in seen:
-            allocated = expected.total
-            assert 0.75 * allocated <= process["peak"] <= 1.25 * allocated
+            assert 0.75 * expected.total <= process["peak"] <= 1.25 * expected.total
 
 
 @pytest.mark.parametrize("sizes", SIZES)
