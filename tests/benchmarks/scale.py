@@ -25,8 +25,9 @@ from matfree_torch import HessianOperator
 QUICK = os.environ.get("MATFREE_BENCH") == "quick"
 PROCESSES = (1, 2, 4)
 SMALL = {"depth": 2, "width": 64, "heads": 4, "sequence": 32, "vocabulary": 16}
-MEDIUM = {"depth": 3, "width": 192, "heads": 4, "sequence": 64, "vocabulary": 64}
-SIZES = SMALL if QUICK else MEDIUM
+MEDIUM = {"depth": 2, "width": 128, "heads": 4, "sequence": 64, "vocabulary": 64}
+LARGE = {"depth": 3, "width": 192, "heads": 4, "sequence": 64, "vocabulary": 64}
+SIZES, TIMED_SIZES = (SMALL, SMALL) if QUICK else (MEDIUM, LARGE)
 COMMON = {"tokens": 16 * SIZES["sequence"], "batch": 2 * SIZES["sequence"], "steps": 8}
 RUNS = {
     "full basis, 1 probe": {},
@@ -65,7 +66,7 @@ def least(function, rounds=ROUNDS):
 
 def timed(rank, size):
     """Seconds in one of the processes: sums of several sizes, a gradient, a product, a run."""
-    sizes, run = footprint.Network(**SIZES), footprint.Run(**TIMED)
+    sizes, run = footprint.Network(**TIMED_SIZES), footprint.Run(**TIMED)
     found = {"sums": {}}
     for entries in SUMS if size > 1 else ():
         x = torch.zeros(entries)
@@ -163,7 +164,7 @@ def _ratio(ratio, allowed):
 
 def machine(alone, sums):
     """This machine by the formulas' measures: a copy, a gradient, the least and largest sum."""
-    sizes, run = footprint.Network(**SIZES), footprint.Run(**TIMED)
+    sizes, run = footprint.Network(**TIMED_SIZES), footprint.Run(**TIMED)
     flops = sizes.gradient_flops * run.tokens / alone["gradient"]
     copied = roofline.measured(1, length=1 << 22, order=256).copied
     link = duration.Link(float("inf"), 0.0)
@@ -194,7 +195,7 @@ def times(report):
         traffic = duration.all_reduce(int(size), 2)
         expected = traffic.sent / here.inside.bandwidth + traffic.hops * here.inside.latency
         rows.append([f"a sum of {int(size) / 1e6:.2g} MB, 2", *_seconds(expected, taken)])
-    sizes, run = footprint.Network(**SIZES), footprint.Run(**TIMED)
+    sizes, run = footprint.Network(**TIMED_SIZES), footprint.Run(**TIMED)
     for p, found in seen.items():
         steps = run.blocks
         predicted = duration.seconds(sizes, run, here, p)
