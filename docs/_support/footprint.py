@@ -157,14 +157,17 @@ def marking(entries: float) -> float:
 
 
 def graphs(network: Network, run: Run, p: int) -> tuple[float, float]:
-    """Bytes of the graphs that are kept on a device, and of one batch's."""
+    """Bytes of the graphs that are kept on a device, each with its gradient, and of one batch's."""
     share = run.tokens * run.split / p
     batch = min(run.batch, share)
     if run.gathered:  # what comes into each layer, and one layer's graph
         inputs = network.number * network.depth * network.width
         return inputs * batch, network.graph(run.products) * batch / network.depth
     token = network.graph(run.products) / run.split
-    return token * (share if run.products == "kept" else batch), token * batch
+    if run.products != "kept":
+        return token * batch, token * batch
+    gradients = share / batch * network.number * network.parameters / run.split
+    return token * share + gradients, token * batch
 
 
 def memory(network: Network, run: Run, p: int) -> Memory:
