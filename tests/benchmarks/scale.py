@@ -44,7 +44,7 @@ ROWS = {
 ROUNDS = 2 if QUICK else 5
 TIMED = COMMON | {"steps": 10, "probes": 1}
 SUMS = (1, 1 << 14, 1 << 18, 1 << 21, 1 << 24)  # entries
-MEMORY, TIME = (0.75, 1.33), (0.5, 2.0)  # what measured over predicted may be
+MEMORY, TIME = (0.75, 1.33), (0.4, 2.5)  # what measured over predicted may be
 
 
 def cases(p):
