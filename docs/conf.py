@@ -19,6 +19,11 @@ sys.path.insert(0, str(HERE / "_support"))
 # Pages work on small matrices, where threads that wait for each other cost ten times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The kernels that execute pages find the modules that a page shares with the tests.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(HERE / "_support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 project = "matfree"
 author = "The matfree authors"
 copyright = "2026, The matfree authors"
@@ -59,6 +64,7 @@ def _code_version():
         *pins,
         *sorted(ROOT.glob("matfree/**/*.py")),
         *sorted(ROOT.glob("adapters/**/*.py")),
+        *sorted(HERE.glob("_support/*.py")),
     ]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

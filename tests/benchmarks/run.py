@@ -25,6 +25,7 @@ SECTIONS = (
     "networks",
     "products",
     "processes",
+    "scale",
     "csr",
     "peers",
     "device",
