@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 
 import array_api_compat
 import numpy as np
@@ -25,20 +25,9 @@ from matfree.arrays import (
 )
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
-from matfree.protocol import Array, DType, ProbeKind
+from matfree.protocol import Array, DType, Peers, ProbeKind
 
 T = TypeVar("T")
-
-
-class Peers(Protocol):
-    """Processes that make the same calls in the same order, this one among them."""
-
-    @property
-    def rank(self) -> int:
-        """The number of this process."""
-
-    def exchange(self, local: Callable[[], T], /) -> list[T]:
-        """What a function returns in every process, by rank; small things."""
 
 
 class RowSpace(ABC):

@@ -16,8 +16,9 @@ from matfree.protocol import Seed
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer
 from matfree_torch.losses import as_module
+from matfree_torch.marks import Mark, same_block, same_tensors
 from matfree_torch.precision import full_precision
-from matfree_torch.processes import Mark, Processes, same_block, same_tensors
+from matfree_torch.processes import Processes
 
 T = TypeVar("T")
 

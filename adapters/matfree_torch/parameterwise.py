@@ -18,9 +18,9 @@ from matfree_torch.batches import Batch
 from matfree_torch.curvature import CurvatureOperator
 from matfree_torch.kept import GraphMemory, KeptBatches, Retention
 from matfree_torch.layout import Layout, matching
+from matfree_torch.marks import Mark
 from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
-from matfree_torch.processes import Mark
 from matfree_torch.sharded import ShardedCurvature
 
 WeightDecay: TypeAlias = float | Mapping[str, float]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from matfree import Operator, RowSpace
 from matfree.protocol import Array
+from matfree_torch.marks import Mark
 from matfree_torch.memory import available
-from matfree_torch.processes import Mark, Processes
+from matfree_torch.processes import Processes
 
 if TYPE_CHECKING:
     from matfree_torch.parameterwise import ParameterCurvature
