@@ -59,17 +59,14 @@ class RowSpace(ABC):
     ) -> None:
         self.xp, self.size, self.dtype, self.device = xp, size, dtype, device
         self.rows = range(size) if rows is None else rows
+        self.cut = rows is not None
+        """Whether vectors are cut among processes, all of which say the same here."""
         self.peers = peers
 
     @property
     def rank(self) -> int:
         """The number of this process among those that make the same calls; 0 where it is alone."""
         return 0 if self.peers is None else self.peers.rank
-
-    @property
-    def cut(self) -> bool:
-        """Whether this process holds a part of every vector."""
-        return len(self.rows) != self.size
 
     def exchange(self, local: Callable[[], T]) -> list[T]:
         """What a function returns in every process, by rank; an error in one ends them all.

@@ -13,6 +13,7 @@ from matfree.algorithms.checkpoint import Checkpoint, PathLike, restore
 from matfree.algorithms.complement import Complement
 from matfree.algorithms.gauss import LanczosQuadrature
 from matfree.algorithms.kpm import BOUND_STEPS, KernelPolynomial
+from matfree.algorithms.pieces import discard
 from matfree.algorithms.plan import block_size_for
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.recurrence import Reorthogonalize
@@ -101,7 +102,7 @@ class DensityRun:
         self.complement.find(eigenpairs, path)
         self.save()
         if path is not None:
-            path.unlink(missing_ok=True)
+            discard(path, self.space)
         if method == "kpm" and self.complement.size:
             self.quadrature = KernelPolynomial(self.complement, num_steps, seed=self.seed)
         else:
