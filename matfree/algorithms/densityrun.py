@@ -232,5 +232,6 @@ def _of_eigenpairs(space: RowSpace, eigenpairs: EigenResult | int) -> tuple[int,
 
 def _default_block(space: RowSpace, vectors_kept: int, most: int) -> int:
     """As many probes as keep their Lanczos vectors within a gibibyte, ``most`` of them at most."""
-    bytes_a_probe = vectors_kept * len(space.rows) * space.xp.finfo(space.dtype).bits // 8
+    rows = max(space.exchange(lambda: len(space.rows)))  # all processes send as many
+    bytes_a_probe = vectors_kept * rows * space.xp.finfo(space.dtype).bits // 8
     return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_a_probe))))
