@@ -4,7 +4,9 @@ One process imports everything, and forks the others: that takes milliseconds wh
 seconds. It must not compute anything itself, for threads do not survive a fork.
 """
 
+import contextlib
 import datetime
+import importlib
 import os
 import pickle
 import signal
@@ -39,7 +41,9 @@ RUNS = {
     "xtrace": lambda H, path: mf.trace(
         H, method="xtrace", num_probes=10, block_size=2, seed=1, checkpoint=path
     ),
-    "diagonal": lambda H, path: mf.diagonal(H, num_probes=12, block_size=2, seed=1, checkpoint=path),
+    "diagonal": lambda H, path: mf.diagonal(
+        H, num_probes=12, block_size=2, seed=1, checkpoint=path
+    ),
     "eigsh": lambda H, path: mf.eigsh(H, 3, num_vectors=12, seed=1, checkpoint=path),
     "density": density,
     "deflated density": lambda H, path: density(H, path, eigenpairs=2),
@@ -108,7 +112,7 @@ def child(rank, world, meeting, job, target):
             init_method=f"file://{meeting}",
             rank=rank,
             world_size=world,
-            timeout=datetime.timedelta(seconds=TIMEOUT),
+            timeout=datetime.timedelta(seconds=job.get("timeout", TIMEOUT)),
         )
     found = {"rank": rank}
     last = job.get("moment") if rank == job.get("victim") else None
@@ -152,19 +156,33 @@ def together(folder, world, job, limit=60.0):
     return answers
 
 
+def import_what_is_imported_late(folder):
+    """The modules that a first run imports, so that not every process does it for itself."""
+    listing = folder / "modules"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            RUNS["trace"](operator(0, 1, False), None)
+            listing.write_text("\n".join(sys.modules))
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    for name in listing.read_text().split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
 def scenario(folder, number, job, rng):
     """A run that loses a process, and the same run gone on with by another number of them."""
     before, after, path = job["before"], job["after"], folder / f"run-{number}.npz"
-    alone = {"run": job["run"], "sharded": False, "path": None}
     begun = {"run": job["run"], "sharded": job["sharded"]}
     rehearsed = together(folder, before, {**begun, "path": folder / f"rehearsal-{number}.npz"})
     victim = int(rng.integers(before))
     moment = int(rng.integers(5, rehearsed[victim]["moments"]))
-    doomed = {**begun, "path": path, "victim": victim, "moment": moment, "end": job["end"]}
+    doomed = {**job, "path": path, "victim": victim, "moment": moment}
     resumed = {**begun, "path": path, "sharded": job["sharded after"]}
     return {
-        "job": {**job, "victim": victim, "moment": moment, "of": rehearsed[victim]["moments"]},
-        "alone": together(folder, 1, alone),
+        "job": {**doomed, "of": rehearsed[victim]["moments"]},
         "rehearsed": rehearsed,
         "killed": together(folder, before, doomed),
         "resumed": together(folder, after, resumed),
@@ -200,11 +218,15 @@ JOBS = [
 
 
 def main(folder, seed):
+    import_what_is_imported_late(folder)
     rng = np.random.default_rng(seed)
-    found = [scenario(folder, number, job, rng) for number, job in enumerate(JOBS)]
-    stopped = {**JOBS[0], "end": signal.SIGSTOP}
-    found.append(scenario(folder, len(JOBS), stopped, rng))
-    (folder / "found.pickle").write_bytes(pickle.dumps(found))
+    stopped = job("density", "sharded 3", "sharded 2", signal.SIGSTOP) | {"timeout": 3.0}
+    alone = {
+        name: together(folder, 1, {"run": name, "sharded": False, "path": None})[0]
+        for name in {job["run"] for job in JOBS}
+    }
+    found = [scenario(folder, number, job, rng) for number, job in enumerate([*JOBS, stopped])]
+    (folder / "found.pickle").write_bytes(pickle.dumps((alone, found)))
 
 
 if __name__ == "__main__":
