@@ -68,6 +68,11 @@ class RowSpace(ABC):
         """The number of this process among those that make the same calls; 0 where it is alone."""
         return 0 if self.peers is None else self.peers.rank
 
+    @property
+    def piece(self) -> tuple[int, int, int] | None:
+        """(start, stop, n) of the rows held here, for results; None where vectors are whole."""
+        return (self.rows.start, self.rows.stop, self.size) if self.cut else None
+
     def exchange(self, local: Callable[[], T]) -> list[T]:
         """What a function returns in every process, by rank; an error in one ends them all.
 

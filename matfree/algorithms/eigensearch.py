@@ -231,6 +231,7 @@ class EigenSearch:
             seed=self.seed,
             verified=self.verified,
             history=tuple(self.history),
+            rows=self.space.piece,
         )
 
     def _rayleigh_ritz(self, U: Array) -> tuple[HostArray, HostArray, Array]:

@@ -165,6 +165,7 @@ class Recurrence:
             num_matvecs=self.product.num_matvecs - self.made_before,
             reorthogonalize=self.reorthogonalize,
             node_errors=self.record.node_errors() if half else (),
+            rows=self.space.piece if bases is not None else None,
         )
 
 
