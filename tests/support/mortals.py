@@ -1,12 +1,6 @@
-"""Processes of which one is killed, and others that go on from its checkpoint.
+"""Processes of which one is killed, and others that go on from its checkpoint."""
 
-One process imports everything, and forks the others: that takes milliseconds where a start takes
-seconds. It must not compute anything itself, for threads do not survive a fork.
-"""
-
-import contextlib
-import datetime
-import importlib
+import functools
 import os
 import pickle
 import signal
@@ -24,8 +18,8 @@ import matfree as mf
 from matfree.results import archive
 from matfree_torch import hessian
 from matfree_torch.processes import Processes
+from support.forks import TIMEOUT, import_what_is_imported_late, together
 
-TIMEOUT = 8.0
 SAMPLES = {1: (10,), 2: (7, 3), 3: (5, 0, 5)}  # of each process, by how many there are
 ROWS = {1: (57,), 2: (40, 17), 3: (20, 0, 37)}
 
@@ -102,21 +96,12 @@ class Moments:
         return counted
 
 
-def child(rank, world, meeting, job, target):
-    """What one process does; its answer goes into a file."""
-    torch.set_num_threads(1)
+def work(rank, job, world):
+    """What one process does, and what came of it."""
     begin = time.monotonic()
-    if world > 1 or job["sharded"]:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{meeting}",
-            rank=rank,
-            world_size=world,
-            timeout=datetime.timedelta(seconds=job.get("timeout", TIMEOUT)),
-        )
-    found = {"rank": rank}
     last = job.get("moment") if rank == job.get("victim") else None
     moments = Moments(last, job.get("end", signal.SIGKILL))
+    found = {"rank": rank}
     try:
         H = operator(rank, world, job["sharded"])
         result = RUNS[job["run"]](H, job["path"])
@@ -124,59 +109,25 @@ def child(rank, world, meeting, job, target):
     except Exception as error:
         found["error"] = type(error).__name__, str(error)
         found["traceback"] = traceback.format_exc()
-    found |= {"seconds": time.monotonic() - begin, "moments": moments.count}
-    target.write_bytes(pickle.dumps(found))
+    return found | {"seconds": time.monotonic() - begin, "moments": moments.count}
 
 
-def together(folder, world, job, limit=60.0):
+def answers(folder, world, job):
     """The answers of all processes of a job, by rank; None of one that was killed."""
-    meeting = folder / f"meeting-{time.monotonic_ns()}"
-    children = {}
-    for rank in range(world):
-        target = meeting.with_suffix(f".{rank}")
-        pid = os.fork()
-        if pid == 0:
-            try:
-                child(rank, world, meeting, job, target)
-            finally:
-                os._exit(0)
-        children[pid] = target
-    answers, deadline = [], time.monotonic() + limit
-    for pid, target in children.items():
-        stopped = job.get("end") == signal.SIGSTOP and len(answers) == job["victim"]
-        while not stopped and os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        answers.append(pickle.loads(target.read_bytes()) if target.exists() else None)
-    for pid in children:  # only one that was stopped, or hangs, is left
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-    return answers
-
-
-def import_what_is_imported_late(folder):
-    """The modules that a first run imports, so that not every process does it for itself."""
-    listing = folder / "modules"
-    pid = os.fork()
-    if pid == 0:
-        try:
-            RUNS["trace"](operator(0, 1, False), None)
-            listing.write_text("\n".join(sys.modules))
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    for name in listing.read_text().split():
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    return together(
+        folder,
+        world,
+        functools.partial(work, job=job, world=world),
+        timeout=job.get("timeout", TIMEOUT),
+        unresponsive=job["victim"] if job.get("end") == signal.SIGSTOP else None,
+    )
 
 
 def scenario(folder, number, job, rng):
     """A run that loses a process, and the same run gone on with by another number of them."""
     before, after, path = job["before"], job["after"], folder / f"run-{number}.npz"
     begun = {"run": job["run"], "sharded": job["sharded"]}
-    rehearsed = together(folder, before, {**begun, "path": folder / f"rehearsal-{number}.npz"})
+    rehearsed = answers(folder, before, {**begun, "path": folder / f"rehearsal-{number}.npz"})
     victim = int(rng.integers(before))
     moment = int(rng.integers(5, rehearsed[victim]["moments"]))
     doomed = {**job, "path": path, "victim": victim, "moment": moment}
@@ -184,8 +135,8 @@ def scenario(folder, number, job, rng):
     return {
         "job": {**doomed, "of": rehearsed[victim]["moments"]},
         "rehearsed": rehearsed,
-        "killed": together(folder, before, doomed),
-        "resumed": together(folder, after, resumed),
+        "killed": answers(folder, before, doomed),
+        "resumed": answers(folder, after, resumed),
         "left": sorted(p.name for p in folder.glob(f"*run-{number}.*")),
     }
 
@@ -218,11 +169,11 @@ JOBS = [
 
 
 def main(folder, seed):
-    import_what_is_imported_late(folder)
+    import_what_is_imported_late(folder, lambda: RUNS["trace"](operator(0, 1, False), None))
     rng = np.random.default_rng(seed)
     stopped = job("density", "sharded 3", "sharded 2", signal.SIGSTOP) | {"timeout": 3.0}
     alone = {
-        name: together(folder, 1, {"run": name, "sharded": False, "path": None})[0]
+        name: answers(folder, 1, {"run": name, "sharded": False, "path": None})[0]
         for name in {job["run"] for job in JOBS}
     }
     found = [scenario(folder, number, job, rng) for number, job in enumerate([*JOBS, stopped])]
