@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import array_api_compat
 import numpy as np
@@ -25,7 +25,9 @@ from matfree.arrays import (
 )
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
-from matfree.protocol import Array, DType, ProbeKind
+from matfree.protocol import Array, DType, Peers, ProbeKind
+
+T = TypeVar("T")
 
 
 class RowSpace(ABC):
@@ -40,6 +42,9 @@ class RowSpace(ABC):
     device : device of ``xp``
     rows : range, optional
         The coordinates held here, step 1; all of them by default.
+    peers : Peers, optional
+        The processes that make the same calls, whether each holds its rows or all of them; none
+        by default.
 
     Examples
     --------
@@ -57,10 +62,34 @@ class RowSpace(ABC):
     """
 
     def __init__(
-        self, xp: Any, size: int, dtype: DType, device: Any, *, rows: range | None = None
+        self,
+        xp: Any,
+        size: int,
+        dtype: DType,
+        device: Any,
+        *,
+        rows: range | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.xp, self.size, self.dtype, self.device = xp, size, dtype, device
         self.rows = range(size) if rows is None else rows
+        self.cut = rows is not None
+        """Whether vectors are cut among processes, all of which say the same here."""
+        self.peers = peers
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that make the same calls; 0 where it is alone."""
+        return 0 if self.peers is None else self.peers.rank
+
+    @property
+    def piece(self) -> tuple[int, int, int] | None:
+        """(start, stop, n) of the rows held here, for results; None where vectors are whole."""
+        return (self.rows.start, self.rows.stop, self.size) if self.cut else None
+
+    def exchange(self, local: Callable[[], T]) -> list[T]:
+        """What a function returns in every process, by rank: small things, no sums over rows."""
+        return [local()] if self.peers is None else self.peers.exchange(local)
 
     @abstractmethod
     def add_up(self, partial: Array) -> Array:
@@ -208,7 +237,7 @@ class ArraySpace(RowSpace):
         return partial
 
 
-def space_like(example: Array, size: int) -> ArraySpace:
+def space_like(example: Array, size: int, *, peers: Peers | None = None) -> ArraySpace:
     """The space of vectors of length ``size`` that look like an example array.
 
     Integers and booleans stand for the library's double precision, and 16-bit floating
@@ -231,7 +260,7 @@ def space_like(example: Array, size: int) -> ArraySpace:
         dtype = xp.float64
     elif xp.finfo(dtype).bits < 32:
         dtype = xp.float32
-    return ArraySpace(xp, size, dtype, array_api_compat.device(example))
+    return ArraySpace(xp, size, dtype, array_api_compat.device(example), peers=peers)
 
 
 def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:

@@ -17,6 +17,7 @@ from matfree_torch.jackknife import BatchJackknife
 from matfree_torch.kept import GraphMemory
 from matfree_torch.landscape import LossLandscape, loss_landscape
 from matfree_torch.processes import LostProcessError
+from matfree_torch.sharded import ShardedCurvature, ShardedSpace
 from matfree_torch.tensors import adapt
 from matfree_torch.traces import activation_traces
 from matfree_torch.variation import batch_jackknife
@@ -31,6 +32,8 @@ __all__ = [
     "HessianOperator",
     "LossLandscape",
     "LostProcessError",
+    "ShardedCurvature",
+    "ShardedSpace",
     "SharedActivationHessian",
     "TrainingHistory",
     "activation_hessian",

@@ -16,8 +16,9 @@ from matfree.protocol import Seed
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer
 from matfree_torch.losses import as_module
+from matfree_torch.marks import Mark, same_block, same_tensors
 from matfree_torch.precision import full_precision
-from matfree_torch.processes import Mark, Processes, same_block, same_tensors
+from matfree_torch.processes import Processes
 
 T = TypeVar("T")
 
@@ -113,7 +114,11 @@ class Objective:
         return value.reshape(())
 
     def average(
-        self, local: Callable[[], Tensor], like: Tensor, given: Tensor | None = None
+        self,
+        local: Callable[[], Tensor],
+        like: Tensor,
+        given: Tensor | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """A weighted sum over a pass, divided by what the loss divides by.
 
@@ -125,6 +130,8 @@ class Objective:
             Of its shape, data type and device.
         given : (rows, k) Tensor, optional
             The vectors that it is a function of, the same in all processes.
+        reduce : function, optional
+            As for :meth:`Processes.add_up`.
         """
         if self.processes is None:
             return local() / self.batches.divisor
@@ -132,7 +139,7 @@ class Objective:
         if given is not None:
             marks = [*marks, same_block("vectors", _SEED, given)]
         total, counted = self.processes.add_up(
-            lambda: (local(), self.batches.total or 0.0), like, marks
+            lambda: (local(), self.batches.total or 0.0), like, marks, reduce
         )
         if not self.batches.averaged:
             return total
@@ -156,15 +163,7 @@ class Objective:
 
     def agreed(self, seed: Seed) -> int:
         """A seed that all processes have: process 0's entropy, where none is given."""
-        own = resolve_seed(seed)
-        if self.processes is None:
-            return own
-        seeds = self.processes.exchange(lambda: None if seed is None else own)
-        if all(other is None for other in seeds):
-            return self.processes.exchange(lambda: own)[0]
-        if len(set(seeds)) > 1:
-            raise OperatorError(f"the processes have other seeds, {seeds}; give all the same one.")
-        return own
+        return resolve_seed(seed) if self.processes is None else self.processes.agreed_seed(seed)
 
     def number_samples(self) -> int:
         """Number this process's samples after those of the processes before it.

@@ -26,6 +26,7 @@ SECTIONS = (
     "products",
     "processes",
     "scale",
+    "sharded",
     "csr",
     "peers",
     "device",
