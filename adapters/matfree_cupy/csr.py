@@ -73,7 +73,7 @@ class CsrProducts:
     """
 
     def __init__(self, matrix: Any, space: RowSpace) -> None:
-        self.matrix, self.space, self.rows = matrix, space, matrix.shape[0]
+        self.matrix, self.space, self.rows = matrix, space, int(matrix.shape[0])
         self.chunks = -(-self.rows // ROWS)
         self.wide = np.result_type(matrix.dtype, np.float64)
         self._options = options(matrix.dtype, matrix.indices.dtype)
@@ -119,7 +119,7 @@ class CsrProducts:
         if self.rows == 0 or indptr.dtype != indices.dtype:
             return False
         longest = int((indptr[1:] - indptr[:-1]).max())
-        return longest <= _LONG + _TIMES_THE_MEAN * (indices.shape[0] // self.rows)
+        return longest <= _LONG + _TIMES_THE_MEAN * int(indices.shape[0]) // self.rows
 
     def _takes(self, X: Array) -> bool:
         return self.compiled and X.shape[1] >= NARROWEST and bool(X.flags.c_contiguous)
