@@ -2,7 +2,8 @@
  * Products and Lanczos steps of a CSR matrix and a C-ordered block of vectors: what csr.py calls.
  *
  * The file is compiled for one kind of matrix: its numbers have so many PARTS (2 where they are
- * complex) of type REAL, its indices are of type INDEX. The sums are double precision always.
+ * complex) of type REAL, its indices are of type INDEX, u32 or u64: they are not negative, and so
+ * positions in a block are one multiplication. The sums are double precision always.
  *
  * A block of THREADS threads has a chunk of ROWS rows and a tile of columns. Its threads stand in
  * lanes, one thread for each column of the tile; a lane takes every lanes-th row. Neighbouring
@@ -17,22 +18,20 @@
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
-typedef int int32;
-typedef long long int64;
-typedef float float32;
-typedef double float64;
 
 #ifdef __CUDACC__
 #define FUNCTION static __device__ __forceinline__
 #define RESTRICT __restrict__
 #define ALIGNED __align__(PARTS * sizeof(REAL)) /* both parts of a number are fetched at once */
 #define SEVERAL_AT_ONCE _Pragma("unroll 4")
+#define ANNOUNCE(POINTER) asm volatile("prefetch.L1 [%0];" ::"l"(POINTER))
 #else
 #include <math.h>
 #define FUNCTION static
 #define RESTRICT restrict
 #define ALIGNED
 #define SEVERAL_AT_ONCE
+#define ANNOUNCE(POINTER)
 #endif
 
 typedef struct ALIGNED {
@@ -70,14 +69,6 @@ FUNCTION share share_of(u64 block, u32 thread, SHAPE)
 FUNCTION u64 position(u64 row, u64 k, u32 column)
 {
     return row * (u32)k + column;
-}
-
-FUNCTION wide zero(void)
-{
-    wide nothing;
-    for (int i = 0; i < PARTS; ++i)
-        nothing.part[i] = 0;
-    return nothing;
 }
 
 FUNCTION wide sum(wide a, wide b)
@@ -129,15 +120,34 @@ FUNCTION wide conjugate(wide a)
     return a;
 }
 
-/* An entry of A X. */
-FUNCTION wide entry(MATRIX, const number *RESTRICT X, u64 k, u64 row, u32 column)
+#define BATCH 4 /* stored entries whose numbers are fetched before the first is waited for */
+
+/*
+ * An entry of A X. A thread waits for the limits of its row, then for the entries, then for what
+ * these point to. So it announces those of its next row before: the first two waits are shorter.
+ */
+FUNCTION wide entry(MATRIX, const number *RESTRICT X, u64 k, share own, u64 row)
 {
-    wide total = zero();
+    wide total = {{0}};
     INDEX end = indptr[row + 1];
-    SEVERAL_AT_ONCE
-    for (INDEX p = indptr[row]; p < end; ++p) {
-        number x = X[position((u64)indices[p], k, column)];
-        total = sum(total, product_of(widened(data[p]), widened(x)));
+    if (row + own.lanes < own.last) {
+        INDEX next = indptr[row + own.lanes];
+        ANNOUNCE(indices + next);
+        ANNOUNCE(data + next);
+    }
+    for (INDEX first = indptr[row]; first < end; first += BATCH) {
+        u64 from[BATCH];
+        number a[BATCH], x[BATCH];
+        for (u32 i = 0; i < BATCH; ++i) {
+            INDEX p = end - first > i ? first + i : first; /* an entry that is there */
+            from[i] = indices[p];
+            a[i] = data[p];
+        }
+        for (u32 i = 0; i < BATCH; ++i)
+            x[i] = X[position(from[i], k, own.column)];
+        for (u32 i = 0; i < BATCH; ++i)
+            if (i == 0 || end - first > i)
+                total = sum(total, product_of(widened(a[i]), widened(x[i])));
     }
     return total;
 }
@@ -146,17 +156,16 @@ FUNCTION wide entry(MATRIX, const number *RESTRICT X, u64 k, u64 row, u32 column
 FUNCTION void product_share(share own, MATRIX, const number *RESTRICT X, number *RESTRICT Y, u64 k)
 {
     for (u64 row = own.first; row < own.last; row += own.lanes)
-        Y[position(row, k, own.column)] =
-            rounded(entry(indptr, indices, data, X, k, row, own.column));
+        Y[position(row, k, own.column)] = rounded(entry(indptr, indices, data, X, k, own, row));
 }
 
 /* The sums of conj(X) (A X). */
 FUNCTION wide forms_share(share own, MATRIX, const number *RESTRICT X, u64 k)
 {
-    wide total = zero();
+    wide total = {{0}};
     for (u64 row = own.first; row < own.last; row += own.lanes) {
         wide x = widened(X[position(row, k, own.column)]);
-        wide y = entry(indptr, indices, data, X, k, row, own.column);
+        wide y = entry(indptr, indices, data, X, k, own, row);
         total = sum(total, product_of(conjugate(x), y));
     }
     return total;
@@ -167,14 +176,14 @@ FUNCTION wide first_share(
     share own, MATRIX, const number *RESTRICT V, number *RESTRICT W, const double *RESTRICT beta,
     const double *RESTRICT scale, u64 k)
 {
-    wide total = zero();
+    wide total = {{0}};
     if (own.first >= own.last)
         return total;
     double back = beta[own.column], length = scale[own.column];
     for (u64 row = own.first; row < own.last; row += own.lanes) {
         u64 here = position(row, k, own.column);
         wide v = widened(V[here]), w = widened(W[here]);
-        wide y = entry(indptr, indices, data, V, k, row, own.column);
+        wide y = entry(indptr, indices, data, V, k, own, row);
         number remainder = rounded(sum(times(y, length), times(w, -back)));
         W[here] = remainder;
         total = sum(total, product_of(conjugate(v), widened(remainder)));
@@ -187,7 +196,7 @@ FUNCTION wide second_share(
     share own, const number *RESTRICT V, number *RESTRICT W, const wide *RESTRICT alpha,
     const double *RESTRICT scale, u64 k)
 {
-    wide total = zero();
+    wide total = {{0}};
     if (own.first >= own.last)
         return total;
     wide factor = times(alpha[own.column], -scale[own.column]);
@@ -218,7 +227,7 @@ FUNCTION void add_lanes(u64 block, u32 thread, const wide *sums, wide *partial, 
 /* Every THREADS-th of a column's chunks. */
 FUNCTION wide chunks_share(u64 column, u32 thread, const wide *RESTRICT partial, u64 chunks)
 {
-    wide total = zero();
+    wide total = {{0}};
     for (u64 chunk = thread; chunk < chunks; chunk += THREADS)
         total = sum(total, partial[column * chunks + chunk]);
     return total;
@@ -230,18 +239,6 @@ FUNCTION wide all(const wide *sums)
     for (u32 thread = 1; thread < THREADS; ++thread)
         total = sum(total, sums[thread]);
     return total;
-}
-
-FUNCTION void write_sum(u64 column, u32 thread, const wide *sums, wide *totals)
-{
-    if (thread == 0)
-        totals[column] = all(sums);
-}
-
-FUNCTION void write_root(u64 column, u32 thread, const wide *sums, double *roots)
-{
-    if (thread == 0)
-        roots[column] = sqrt(all(sums).part[0]);
 }
 
 /* A kernel; one whose threads each make a SUM, and when all of a block have, do what comes THEN. */
@@ -302,9 +299,9 @@ SUMMING_KERNEL(second_pass, second_share(OWN, V, W, alpha, scale, k), ADD_LANES,
     const double *RESTRICT scale, wide *RESTRICT partial, SHAPE)
 
 SUMMING_KERNEL(add_up, chunks_share(block, thread, partial, chunks),
-    write_sum(block, thread, sums, totals),
+    if (thread == 0) totals[block] = all(sums),
     const wide *RESTRICT partial, wide *RESTRICT totals, u64 chunks)
 
 SUMMING_KERNEL(add_up_lengths, chunks_share(block, thread, partial, chunks),
-    write_root(block, thread, sums, lengths),
+    if (thread == 0) lengths[block] = sqrt(all(sums).part[0]),
     const wide *RESTRICT partial, double *RESTRICT lengths, u64 chunks)

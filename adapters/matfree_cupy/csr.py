@@ -44,17 +44,18 @@ NARROWEST = 4
 _WIDEST_TILE = 64  # columns of a block of threads: of 256 threads at least 4 of 5 have work then
 _LONG, _TIMES_THE_MEAN = 1024, 16  # a row is one thread's work for each column
 _NUMBERS = {
-    "float32": ("float32", 1),
-    "float64": ("float64", 1),
-    "complex64": ("float32", 2),
-    "complex128": ("float64", 2),
+    "float32": ("float", 1),
+    "float64": ("double", 1),
+    "complex64": ("float", 2),
+    "complex128": ("double", 2),
 }
+_INDICES = {"int32": "u32", "int64": "u64"}
 
 
 def options(dtype: DType, index_type: DType) -> tuple[str, ...]:
     """What the kernels for a kind of matrix are compiled with."""
     real, parts = _NUMBERS[np.dtype(dtype).name]
-    chosen = {"REAL": real, "PARTS": parts, "INDEX": np.dtype(index_type).name}
+    chosen = {"REAL": real, "PARTS": parts, "INDEX": _INDICES[np.dtype(index_type).name]}
     return tuple(f"-D{k}={v}" for k, v in {**chosen, "THREADS": THREADS, "ROWS": ROWS}.items())
 
 
