@@ -15,6 +15,8 @@ from matfree import (
 )
 from matfree.arrays import conjugate
 from matfree.protocol import Array
+from matfree_cupy.csr import CsrProducts
+from matfree_cupy.kernels import require_current
 
 
 def adapt(obj: Any) -> Operator | None:
@@ -61,10 +63,13 @@ def adapt(obj: Any) -> Operator | None:
 class CupySparseOperator(Operator):
     """A ``cupyx`` sparse matrix, on its own device.
 
-    CSR is used as it is (CuPy adds up its duplicate entries in place at the first product);
-    CSC, COO and DIA are converted to CSR on the device, which copies the matrix. The transpose
-    is made when the adjoint is first used. CuPy's product takes and gives blocks in Fortran
-    order, so that each block is turned twice, on the device.
+    CSR is used as it is; CSC, COO and DIA are converted to CSR on the device, which copies the
+    matrix. The transpose is made when the adjoint is first used.
+
+    Blocks of a few vectors and more go through kernels of our own, Lanczos steps and quadratic
+    forms with them (``matfree_cupy.csr``). Others, and matrices with a few rows far longer than
+    the rest, go through CuPy's product: it takes and gives blocks in Fortran order, so that each
+    is turned twice, and adds up duplicate entries in place the first time.
 
     Parameters
     ----------
@@ -76,35 +81,31 @@ class CupySparseOperator(Operator):
         csr = matrix.tocsr()
         super().__init__(space_like(csr.data, m), space_like(csr.data, n))
         self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
-        self._transpose: Any = None
+        self._products = CsrProducts(self.matrix, self.space)
+        self._adjoint: CsrProducts | None = None
+        if self._products.compiled:
+            self.lanczos_step = self._products.lanczos_step
+            self.quadratic_forms = self._products.quadratic_forms
 
     def _apply(self, X: Array) -> Array:
-        require_current(self.space.device)
-        return self.space.xp.asarray(self.matrix @ X, order="C")
+        return self._products.product(X)
 
     def _apply_adjoint(self, X: Array) -> Array:
+        if self._adjoint is None:
+            require_current(self.space.device)
+            self._adjoint = CsrProducts(self.matrix.T.tocsr(), self.domain)
         xp = self.space.xp
-        require_current(self.space.device)
-        if self._transpose is None:
-            self._transpose = self.matrix.T.tocsr()
-        return conjugate(xp, xp.asarray(self._transpose @ conjugate(xp, X), order="C"))
+        return conjugate(xp, self._adjoint.product(conjugate(xp, X)))
+
+    def __repr__(self) -> str:
+        plain = super().__repr__()
+        return f"{plain[:-1]}, with kernels of its own>" if self._products.compiled else plain
 
 
 def _require_matrix(obj: Any, device: Any) -> None:
     if len(obj.shape) != 2:
         raise OperatorError(f"a matrix has 2 dimensions: got shape {tuple(obj.shape)}.")
     require_current(device)
-
-
-def require_current(device: Any) -> None:
-    """Refuse to work on a device that is not the current one."""
-    current = import_module("cupy").cuda.Device()
-    if device != current:
-        raise OperatorError(
-            f"the matrix lies on CUDA device {device.id}, and the current one is {current.id}, "
-            "where CuPy would put the vectors: run the whole computation inside "
-            f"`with cupy.cuda.Device({device.id}):`."
-        )
 
 
 def to_cupyx(operator: Any) -> Any:

@@ -5,20 +5,16 @@ The array version writes and reads its words and bytes several times before a si
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from matfree.protocol import Array, DType
+from matfree_cupy.kernels import THREADS, kernel, numbers
 
 SOURCE = Path(__file__).with_name("signs.cu")
 """The kernels: CUDA, and plain C for those who test them without a device."""
-
-THREADS = 256
-"""Threads of a block of the grid."""
 
 _KERNELS = {
     "int8": ("signs_int8", 1),
@@ -41,7 +37,7 @@ def rademacher(
     with device:
         out = xp.empty((len(rows), len(probes)), dtype=dtype)
         if out.size:
-            _kernel(name)((num_blocks(rows, probes),), (THREADS,), (out, *arguments))
+            kernel(SOURCE, name)((num_blocks(rows, probes),), (THREADS,), (out, *arguments))
     return out
 
 
@@ -50,17 +46,10 @@ def launch(
 ) -> tuple[str, tuple[np.uint64, ...]]:
     """The kernel for a data type, and its arguments after the block that it fills."""
     name, parts = _KERNELS[np.dtype(dtype).name]
-    numbers = (rows.start, rows.stop, len(probes), probes.start, stream, seed, parts)
-    return name, tuple(map(np.uint64, numbers))
+    return name, numbers(rows.start, rows.stop, len(probes), probes.start, stream, seed, parts)
 
 
 def num_blocks(rows: range, probes: range) -> int:
     """Blocks of threads, one thread for every word that has a sign of these rows."""
     num_words = -(-rows.stop // 32) - rows.start // 32
     return -(-num_words * len(probes) // THREADS)
-
-
-@cache
-def _kernel(name: str) -> Any:
-    """A kernel; CuPy compiles it at first use, once for each kind of device."""
-    return import_module("cupy").RawKernel(SOURCE.read_text(encoding="utf-8"), name)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import matfree as mf
 from matfree import probes
 from matfree.arrays import to_host
-from matfree_cupy import adapt, signs, to_cupyx
+from matfree_cupy import adapt, kernels, signs, to_cupyx
 
 ROOT = Path(__file__).parents[2]
 FORMATS = [
@@ -104,7 +104,7 @@ def test_cupys_sparse_types_are_known_by_their_names(name):
 def test_every_data_type_has_a_kernel_for_cupy_to_compile_later(dtype):
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     where = {"rows": range(3, 200), "probes": range(2), "stream": 0, "seed": 1}
-    kernel = signs._kernel(signs.launch(np.dtype(dtype), **where)[0])
+    kernel = kernels.kernel(signs.SOURCE, signs.launch(np.dtype(dtype), **where)[0])
     assert isinstance(kernel, cupy.RawKernel)
     assert f"DEFINE_KERNEL({kernel.name}," in kernel.code
     assert {"__enter__", "__exit__", "id"} <= set(dir(cupy.cuda.Device))
@@ -125,13 +125,11 @@ class _Device:
 def test_a_matrix_on_another_device_is_refused_with_the_way_out(monkeypatch):
     import types
 
-    from matfree_cupy import convert
-
     library = types.SimpleNamespace(cuda=types.SimpleNamespace(Device=_Device))
-    monkeypatch.setattr(convert, "import_module", lambda name: library)
-    convert.require_current(_Device(0))
+    monkeypatch.setattr(kernels, "import_module", lambda name: library)
+    kernels.require_current(_Device(0))
     with pytest.raises(mf.OperatorError, match=r"with cupy.cuda.Device\(1\)"):
-        convert.require_current(_Device(1))
+        kernels.require_current(_Device(1))
 
 
 def _bands():

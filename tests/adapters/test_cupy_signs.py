@@ -1,31 +1,24 @@
 """CuPy's kernel for signs, compiled for the host: the same source, and the same bits."""
 
 import ctypes
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from support.kernels import for_the_host, read_by_cudas_compiler
 from test_probes import KNOWN_ANSWERS
 
 import matfree as mf
 from matfree import probes
+from matfree_cupy import kernels as compiled
 from matfree_cupy import signs
 
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 XP = mf.space_like(np.zeros(1), 1).xp
 DTYPES = [np.int8, np.float32, np.float64, np.complex64, np.complex128]
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    if COMPILER is None:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("kernels") / "signs.so"
-    source = str(signs.SOURCE)
-    command = [COMPILER, "-x", "c", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused"]
-    subprocess.run([*command, "-O1", "-shared", "-fPIC", source, "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    return for_the_host(signs.SOURCE, tmp_path_factory.mktemp("kernels") / "signs.so")
 
 
 def run(kernels, dtype, **where):
@@ -33,7 +26,7 @@ def run(kernels, dtype, **where):
     name, arguments = signs.launch(dtype, **where)
     rows, columns = where["rows"], where["probes"]
     out = np.full((len(rows) + 2, len(columns)), 7, dtype=dtype)  # a row to guard either end
-    threads = signs.num_blocks(rows, columns) * signs.THREADS
+    threads = signs.num_blocks(rows, columns) * compiled.THREADS
     first = ctypes.c_void_p(out[1:].ctypes.data)
     getattr(kernels, name)(
         ctypes.c_uint64(threads), first, *map(ctypes.c_uint64, map(int, arguments))
@@ -94,14 +87,6 @@ def test_the_adapter_replaces_the_signs_of_cupy_and_of_nothing_else():
 
 def test_cupys_compiler_accepts_the_kernels():
     """For the device's own architecture; no device is needed for that."""
-    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
-    try:
-        nvrtc.getVersion()
-    except (RuntimeError, ImportError, OSError) as missing:
-        pytest.skip(f"CUDA's compiler is not installed: {missing}")
-    source = signs.SOURCE.read_text(encoding="utf-8")
-    program = nvrtc.createProgram(source, "signs.cu", (), ())
-    nvrtc.compileProgram(program, ("--gpu-architecture=compute_80",))
-    assembly = nvrtc.getPTX(program)
+    assembly = read_by_cudas_compiler(signs.SOURCE)
     for name in {name for name, _ in signs._KERNELS.values()}:
-        assert f".entry {name}(" in (assembly if isinstance(assembly, str) else assembly.decode())
+        assert f".entry {name}(" in assembly

@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 from support.backends import assert_close
 from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
+from support.sparse import in_disorder, sparse_hermitian, with_indices
 
 import matfree as mf
 from matfree.algorithms.checkpoint import Checkpoint
@@ -25,41 +26,6 @@ K = 5
 @pytest.fixture(autouse=True)
 def compiled_however_small(monkeypatch):
     monkeypatch.setattr(fused, "WORTH_COMPILING", 0)
-
-
-def sparse_hermitian(n, dtype=np.float64, seed=0):
-    """Rows of very different lengths, some of them empty."""
-    rng = np.random.default_rng(seed)
-    G = np.where(rng.random((n, n)) < 0.1, rng.standard_normal((n, n)), 0.0)
-    if np.issubdtype(dtype, np.complexfloating):
-        G = G * (1 + 0.5j * rng.standard_normal((n, n)))
-    G[:, 0] = rng.standard_normal(n)
-    H = (G + G.conj().T).astype(dtype)
-    empty = rng.choice(np.arange(1, n), n // 8, replace=False)
-    H[empty, :] = 0
-    H[:, empty] = 0
-    return H
-
-
-def with_indices(A, index_type):
-    A = sp.csr_array(A)
-    A.indices, A.indptr = A.indices.astype(index_type), A.indptr.astype(index_type)
-    return A
-
-
-def in_disorder(A):
-    """The same matrix with unsorted indices, and entries cut in two that belong together."""
-    A = sp.csr_array(A)
-    rows = []
-    for i in range(A.shape[0]):
-        part = slice(A.indptr[i], A.indptr[i + 1])
-        columns, data = A.indices[part], A.data[part]
-        rows.append((np.r_[columns[::-1], columns], np.r_[0.25 * data[::-1], 0.75 * data]))
-    indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)])
-    indices, data = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    B = sp.csr_array((data, indices, indptr), shape=A.shape)
-    assert B.nnz == 0 or not B.has_canonical_format
-    return B
 
 
 def quadrature_sums(T, f):

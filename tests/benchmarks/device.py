@@ -7,6 +7,7 @@ import copy
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from support.matrices import laplacian_2d, laplacian_2d_spectrum
 from torch import nn
 
 import matfree as mf
+from matfree_cupy import csr
 from matfree_torch import folded, hessian
 from matfree_torch.captured import recorder_for
 from matfree_torch.precision import full_precision
@@ -118,41 +120,97 @@ def _cells(times, name):
 
 
 def quadrature(report, xp, sparse, wait, side=SIDE, copied=COPIED):
-    """A log-determinant beside the memory that its steps have to pass over, at the copy's speed."""
-    line = scipy.sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(side, side))
-    three = scipy.sparse.kronsum(scipy.sparse.kronsum(line, line), line)
-    A = sparse.csr_matrix((three + SHIFT * scipy.sparse.eye_array(side**3)).tocsr())
-    one = 4 * np.sin(np.arange(1, side + 1) * np.pi / (2 * side + 2)) ** 2
-    sums = one[:, None, None] + one[None, :, None] + one[None, None, :]
-    exact = float(np.log(sums + SHIFT).sum())
-    options = {"num_probes": PROBES, "num_steps": QUADRATURE_STEPS, "block_size": PROBES, "seed": 0}
-    result = mf.logdet(A, reorthogonalize="none", **options)
+    """A log-determinant, and what it is made of, beside the copy's bandwidth on the device.
+
+    Counted are the bytes of steps and forms by kernels (``matfree_cupy.csr``); array operations
+    move more for the same.
+    """
     source, target = xp.ones(copied), xp.empty(copied)
 
-    def copied_once():
+    def copy_once():
         target[...] = source
 
-    def run():
-        mf.logdet(A, reorthogonalize="none", **options)
-
-    times = in_turn(wait, {"copy": copied_once, "run": run}, rounds=3)
-    bandwidth = 16 * copied / times["copy"]
-    # A step reads the matrix once, and of every probe writes A v and reads v, A v and v before.
-    moved = QUADRATURE_STEPS * (12 * A.nnz + 8 * 5 * PROBES * side**3)
-    report.table(
-        f"log det of a 3-D Laplacian + {SHIFT}, n = {side**3:.0e}, {PROBES} probes x "
-        f"{QUADRATURE_STEPS} steps",
-        ["time (s)", "error", "GB/s at least", "GB/s of a copy", "share"],
-        [
+    bandwidth = 16 * copied / in_turn(wait, {"copy": copy_once})["copy"]
+    for dtype in (np.float64, np.float32):
+        three = laplacian_3d(side).astype(dtype)
+        A = sparse.csr_matrix(three)
+        matrix = A.nnz * (A.dtype.itemsize + A.indices.itemsize) + A.indptr.nbytes
+        vectors = PROBES * side**3 * A.dtype.itemsize
+        functions, moved, error = sums_of_functions(A, matrix, vectors, exact_logdet(side))
+        times = in_turn(wait, functions, rounds=3)
+        report.table(
+            f"log det of a 3-D Laplacian + {SHIFT}, n = {side**3:.0e}, {PROBES} probes x "
+            f"{QUADRATURE_STEPS} steps, {A.dtype}; a copy: {bandwidth / 1e9:.0f} GB/s",
+            ["", "time (s)", "error", "GB", "GB/s", "share of a copy's"],
             [
-                f"{times['run']:.3f}",
-                f"{abs(result.value - exact) / abs(exact):.0e}",
-                f"{moved / times['run'] / 1e9:.0f}",
-                f"{bandwidth / 1e9:.0f}",
-                f"{moved / times['run'] / bandwidth:.0%}",
-            ]
-        ],
-    )
+                [
+                    name,
+                    f"{taken:.4f}",
+                    f"{error:.0e}" if name.startswith("log") else "",
+                    f"{moved[name] / 1e9:.1f}",
+                    f"{moved[name] / taken / 1e9:.0f}",
+                    f"{moved[name] / taken / bandwidth:.0%}",
+                ]
+                for name, taken in times.items()
+            ],
+        )
+
+
+def sums_of_functions(A, matrix, vectors, exact):
+    """What is timed by name, the bytes that each has to move, and the log-determinant's error.
+
+    ``matrix`` and ``vectors`` are the bytes of the matrix and of a block.
+    """
+    operator = mf.aslinearoperator(A)
+    options = {"num_probes": PROBES, "num_steps": QUADRATURE_STEPS, "block_size": PROBES, "seed": 0}
+    step = matrix + 6 * vectors
+
+    def logdet():
+        return mf.logdet(A, reorthogonalize="none", **options)
+
+    def by_arrays():
+        with narrowest_block(1 << 62):
+            logdet()
+
+    functions = {"log det by kernels": logdet, "log det by cuSPARSE and arrays": by_arrays}
+    moved = dict.fromkeys(functions, QUADRATURE_STEPS * step)
+    V, previous = (operator.space.probes(PROBES, seed=seed) for seed in (0, 1))
+    scale = operator.space.norms(V) ** -1.0
+    beta = 0 * scale  # each step on the same vectors, so that no size runs away
+
+    def steps():
+        R = previous
+        for _ in range(QUADRATURE_STEPS):
+            R, _, _ = operator.lanczos_step(V, R, beta, scale)
+
+    if operator.lanczos_step is not None:
+        functions["the steps alone"], moved["the steps alone"] = steps, QUADRATURE_STEPS * step
+    if operator.quadratic_forms is not None:
+        functions["quadratic forms"] = lambda: operator.quadratic_forms(V)
+        moved["quadratic forms"] = matrix + vectors
+    return functions, moved, abs(logdet().value - exact) / abs(exact)
+
+
+@contextmanager
+def narrowest_block(columns):
+    """Blocks from this width on go through the kernels."""
+    before, csr.NARROWEST = csr.NARROWEST, columns
+    try:
+        yield
+    finally:
+        csr.NARROWEST = before
+
+
+def laplacian_3d(side):
+    line = scipy.sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(side, side))
+    three = scipy.sparse.kronsum(scipy.sparse.kronsum(line, line), line)
+    return (three + SHIFT * scipy.sparse.eye_array(side**3)).tocsr()
+
+
+def exact_logdet(side):
+    one = 4 * np.sin(np.arange(1, side + 1) * np.pi / (2 * side + 2)) ** 2
+    sums = one[:, None, None] + one[None, :, None] + one[None, None, :]
+    return float(np.log(sums + SHIFT).sum())
 
 
 def eigenpairs(report, sparse, linalg, wait, grid=GRID):
