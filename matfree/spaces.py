@@ -23,6 +23,7 @@ from matfree.arrays import (
     slabs,
     widest,
 )
+from matfree.drawing import draw
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
 from matfree.protocol import Array, DType, Peers, ProbeKind
@@ -144,12 +145,7 @@ class RowSpace(ABC):
         -------
         (rows, num_probes) in C order, of this space's dtype and device.
         """
-        maker = _PROBE_MAKERS.get(kind)
-        if maker is None:
-            raise ValueError(
-                f"kind must be one of {', '.join(map(repr, _PROBE_MAKERS))}: got {kind!r}."
-            )
-        return maker(self, range(start, start + num_probes), seed, stream)
+        return draw(self, kind, range(start, start + num_probes), seed=seed, stream=stream)
 
     def gram(self, X: Array, Y: Array) -> Array:
         """X^H Y, (j, k), accumulated in double precision whatever the vectors' type."""
@@ -270,53 +266,3 @@ def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:
     if X.shape[1] <= Y.shape[1]:
         return xp.conj(X).T @ Y
     return xp.conj(X.T @ xp.conj(Y))
-
-
-def _signs(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    return _draw(probes.rademacher, space, numbers, seed, stream)
-
-
-def _z4(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    if not is_complex(space.xp, space.dtype):
-        raise ValueError("kind='z4' has complex entries; a real operator takes 'rademacher'.")
-    return _draw(probes.fourth_roots, space, numbers, seed, stream)
-
-
-def _gaussian(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    if not is_complex(space.xp, space.dtype):
-        return _draw(probes.gaussian, space, numbers, seed, stream)
-    double = space.xp.float64  # real and imaginary part are neighbouring coordinates
-    rows = range(2 * space.rows.start, 2 * space.rows.stop)
-    parts = probes.gaussian(
-        space.xp, double, space.device, rows=rows, probes=numbers, stream=stream, seed=seed
-    )
-    parts = space.xp.reshape(parts * 0.5**0.5, (len(space.rows), 2, len(numbers)))
-    return space.xp.astype(parts[:, 0, :] + 1j * parts[:, 1, :], space.dtype)
-
-
-def _sphere(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    W = _gaussian(space, numbers, seed, stream)
-    W *= space.xp.astype(space.size**0.5 / space.norms(W), W.dtype)[None, :]  # in place
-    return W
-
-
-def _draw(
-    maker: Callable[..., Array], space: RowSpace, numbers: range, seed: int, stream: int
-) -> Array:
-    return maker(
-        space.xp,
-        space.dtype,
-        space.device,
-        rows=space.rows,
-        probes=numbers,
-        stream=stream,
-        seed=seed,
-    )
-
-
-_PROBE_MAKERS: dict[str, Callable[[RowSpace, range, int, int], Array]] = {
-    "rademacher": _signs,
-    "gaussian": _gaussian,
-    "sphere": _sphere,
-    "z4": _z4,
-}
