@@ -15,6 +15,7 @@ from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer
+from matfree_torch.cut import part, partners, whole
 from matfree_torch.losses import as_module
 from matfree_torch.precision import full_precision
 from matfree_torch.processes import Mark, Processes, same_block, same_tensors
@@ -71,6 +72,8 @@ class Objective:
             )
         self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
         self.processes = processes
+        self.partners = partners(model.parameters())
+        """The processes that compute a batch together, where parameters are cut up over them."""
         self.batches = Batches(data, loss, normalizer, ordered=ordered, share=processes is not None)
         self._marks: tuple[Any, list[Mark]] = (None, [])
         self._random_state = guard.get_random_state(model)
@@ -110,7 +113,7 @@ class Objective:
             raise OperatorError(
                 f"the loss must be a scalar tensor: got {shape}; give it reduction='mean' or 'sum'."
             )
-        return value.reshape(())
+        return whole(value).reshape(())
 
     def average(
         self, local: Callable[[], Tensor], like: Tensor, given: Tensor | None = None
@@ -191,7 +194,8 @@ class Objective:
         """Marks of the model, made again when it changes."""
         now = guard.fingerprint(self.model)
         if now != self._marks[0]:
-            parameters, buffers = list(self.model.parameters()), list(self.model.buffers())
+            parameters = list(map(part, self.model.parameters()))
+            buffers = list(map(part, self.model.buffers()))
             marks = [
                 same_tensors("weights", "load the same ones everywhere", parameters),
                 same_tensors("buffers", _BUFFERS, buffers),
@@ -250,7 +254,7 @@ def output_tensor(outputs: Any) -> Tensor:
             "the model's outputs must be one tensor, or hold one as .logits: got "
             f"{type(outputs).__name__}; wrap the model so that it returns what the loss takes."
         )
-    return found
+    return whole(found)
 
 
 def _entry(outputs: Any, name: str) -> Any:
