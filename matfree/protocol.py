@@ -20,12 +20,17 @@ The rule
 Algorithms combine columns with small matrices and with elementwise arithmetic, and they
 add up over rows *only* through the space. A space whose reductions sum over processes
 therefore runs every algorithm unchanged on vectors that no single machine could hold.
+
+Processes that share vectors, or a matrix, make the same calls in the same order. What is no sum
+over rows, such as the seed they draw from, they agree about through ``exchange``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+T = TypeVar("T")
 
 Array: TypeAlias = Any
 """An array of any library that the Python array API standard covers."""
@@ -91,6 +96,10 @@ class VectorSpace(Protocol):
         """The coordinates that this process holds; range(n) where nothing is cut."""
 
     @property
+    def rank(self) -> int:
+        """The number of this process among those that make the same calls; 0 where it is alone."""
+
+    @property
     def xp(self) -> Any:
         """The array namespace, as the array API standard defines it."""
 
@@ -124,6 +133,9 @@ class VectorSpace(Protocol):
 
     def norms(self, X: Array, /) -> Array:
         """The 2-norms of the columns of X, (k,) real, likewise."""
+
+    def exchange(self, local: Callable[[], T], /) -> list[T]:
+        """What a function returns in every process, by rank; an error in one ends them all."""
 
     def orthonormalize(
         self, X: Array, /, *, against: Array | None = None, floor: float = 0.0

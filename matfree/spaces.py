@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import Any, Protocol, TypeVar, final
 
 import array_api_compat
 import numpy as np
@@ -27,6 +27,19 @@ from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
 from matfree.protocol import Array, DType, ProbeKind
 
+T = TypeVar("T")
+
+
+class Peers(Protocol):
+    """Processes that make the same calls in the same order, this one among them."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+
+    def exchange(self, local: Callable[[], T], /) -> list[T]:
+        """What a function returns in every process, by rank; small things."""
+
 
 class RowSpace(ABC):
     """Vectors of length ``size`` of which this process holds ``rows``.
@@ -40,13 +53,41 @@ class RowSpace(ABC):
     device : device of ``xp``
     rows : range, optional
         The coordinates held here, step 1; all of them by default.
+    peers : Peers, optional
+        The processes that make the same calls, whether each holds its rows or all of them; none
+        by default.
     """
 
     def __init__(
-        self, xp: Any, size: int, dtype: DType, device: Any, *, rows: range | None = None
+        self,
+        xp: Any,
+        size: int,
+        dtype: DType,
+        device: Any,
+        *,
+        rows: range | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.xp, self.size, self.dtype, self.device = xp, size, dtype, device
         self.rows = range(size) if rows is None else rows
+        self.peers = peers
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that make the same calls; 0 where it is alone."""
+        return 0 if self.peers is None else self.peers.rank
+
+    @property
+    def cut(self) -> bool:
+        """Whether this process holds a part of every vector."""
+        return len(self.rows) != self.size
+
+    def exchange(self, local: Callable[[], T]) -> list[T]:
+        """What a function returns in every process, by rank; an error in one ends them all.
+
+        For small things that are no sums over rows: a seed, whether a file was written.
+        """
+        return [local()] if self.peers is None else self.peers.exchange(local)
 
     @abstractmethod
     def add_up(self, partial: Array) -> Array:
@@ -182,7 +223,7 @@ class ArraySpace(RowSpace):
         return partial
 
 
-def space_like(example: Array, size: int) -> ArraySpace:
+def space_like(example: Array, size: int, *, peers: Peers | None = None) -> ArraySpace:
     """The space of vectors of length ``size`` that look like an example array.
 
     Integers and booleans stand for the library's double precision, and 16-bit floating
@@ -205,7 +246,7 @@ def space_like(example: Array, size: int) -> ArraySpace:
         dtype = xp.float64
     elif xp.finfo(dtype).bits < 32:
         dtype = xp.float32
-    return ArraySpace(xp, size, dtype, array_api_compat.device(example))
+    return ArraySpace(xp, size, dtype, array_api_compat.device(example), peers=peers)
 
 
 def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:

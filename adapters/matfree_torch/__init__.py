@@ -16,6 +16,7 @@ from matfree_torch.history import TrainingHistory
 from matfree_torch.kept import GraphMemory
 from matfree_torch.landscape import LossLandscape, loss_landscape
 from matfree_torch.processes import LostProcessError
+from matfree_torch.sharded import ShardedCurvature, ShardedSpace
 from matfree_torch.tensors import adapt
 from matfree_torch.traces import activation_traces
 from matfree_torch.variation import BatchJackknife, batch_jackknife
@@ -30,6 +31,8 @@ __all__ = [
     "HessianOperator",
     "LossLandscape",
     "LostProcessError",
+    "ShardedCurvature",
+    "ShardedSpace",
     "SharedActivationHessian",
     "TrainingHistory",
     "activation_hessian",

@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-import array_api_compat
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from matfree import Estimate, Operator, OperatorError, RowSpace
+from matfree import Estimate, Operator, OperatorError
 from matfree.protocol import Array, Seed
 from matfree_torch.activation import ActivationHessian
 from matfree_torch.layout import Layout, Patterns
@@ -28,6 +26,7 @@ from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import PortTrace, Settings, TraceMethod, port_traces, summed
 from matfree_torch.preparation import prepared
 from matfree_torch.processes import Processes
+from matfree_torch.sharded import ShardedSpace
 
 
 def activation_hessian(
@@ -117,33 +116,6 @@ def activation_hessian(
     if objective.processes is None:
         return ActivationHessian(objective, modules, at)
     return SharedActivationHessian(objective, objective.processes, modules, at)
-
-
-@final
-class SampleRows(RowSpace):
-    """Vectors of which every process holds what belongs to its own samples.
-
-    Parameters
-    ----------
-    processes : Processes
-    counts : the rows of each process, by rank
-    dtype : torch.dtype
-    """
-
-    def __init__(self, processes: Processes, counts: list[int], dtype: torch.dtype) -> None:
-        before = sum(counts[: processes.rank])
-        super().__init__(
-            array_api_compat.array_namespace(torch.empty(0)),
-            sum(counts),
-            dtype,
-            processes.device,
-            rows=range(before, before + counts[processes.rank]),
-        )
-        self.processes = processes
-
-    def add_up(self, partial: Array) -> Array:
-        """The sum over all processes, the same to the bit in each."""
-        return self.processes.sum(partial.clone(memory_format=torch.contiguous_format))
 
 
 @final
@@ -264,10 +236,10 @@ class SharedActivationHessian(Operator):
 
     _apply_adjoint = _apply
 
-    def _space(self, layout: Layout) -> SampleRows:
+    def _space(self, layout: Layout) -> ShardedSpace:
         by_port = [self._sizes[name] for name in layout.names]
         counts = [sum(sizes) for sizes in zip(*by_port, strict=True)]
-        return SampleRows(self.processes, counts, self.local.dtype)
+        return ShardedSpace(self.processes, counts, self.local.dtype)
 
     def __repr__(self) -> str:
         n = self.shape[0]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from matfree import NonFiniteError, Operator, space_like
+from matfree import ArraySpace, NonFiniteError, Operator, space_like
 from matfree.arrays import to_host
 from matfree.probes import CHECK
 from matfree.protocol import Array
@@ -18,6 +19,7 @@ from matfree_torch import diagnosis
 from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Objective
 from matfree_torch.precision import TF32_EPS
+from matfree_torch.processes import Processes
 
 _HALF = 1e-4  # eps of half precision is 1e-3 and 8e-3, of single precision 1e-7
 
@@ -39,7 +41,7 @@ class CurvatureOperator(Operator):
     """Whether x^T A x >= 0 for every x, by construction."""
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
-        super().__init__(_space(layout, layout.dtype))
+        super().__init__(_space(layout, layout.dtype, objective.processes))
         self.objective, self.layout = objective, layout
         self._inspected, self._noise = False, 0.0
 
@@ -117,13 +119,19 @@ class CurvatureOperator(Operator):
     @final
     def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         """The same whatever mode the caller is in, and with torch's refusals explained."""
+        with self.differentiating():
+            return self._between(X.clone(), rows, columns)
+
+    @contextlib.contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Torch in the mode that products need."""
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             self.objective.precision(),
             diagnosis.explained(self.objective),
         ):
-            return self._between(X.clone(), rows, columns)
+            yield
 
     def _apply(self, X: Array) -> Array:
         if self._inspected:
@@ -185,8 +193,9 @@ class BlockOperator(Operator):
     """Some rows and columns of a curvature; made by its ``block``."""
 
     def __init__(self, whole: CurvatureOperator, rows: Layout, columns: Layout) -> None:
-        space = _space(rows, whole.dtype)
-        super().__init__(space, space if rows is columns else _space(columns, whole.dtype))
+        peers = whole.objective.processes
+        space = _space(rows, whole.dtype, peers)
+        super().__init__(space, space if rows is columns else _space(columns, whole.dtype, peers))
         self.whole, self.rows, self.columns = whole, rows, columns
 
     def _apply(self, X: Array) -> Array:
@@ -203,8 +212,9 @@ class BlockOperator(Operator):
         return f"<{m}x{n} block {' x '.join(sides)} of {self.whole!r}>"
 
 
-def _space(layout: Layout, dtype: torch.dtype) -> Array:
-    return space_like(torch.empty(0, dtype=dtype, device=layout.device), layout.size)
+def _space(layout: Layout, dtype: torch.dtype, peers: Processes | None) -> ArraySpace:
+    example = torch.empty(0, dtype=dtype, device=layout.device)
+    return space_like(example, layout.size, peers=peers)
 
 
 def _named(layout: Layout) -> str:

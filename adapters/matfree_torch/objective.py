@@ -116,7 +116,11 @@ class Objective:
         return whole(value).reshape(())
 
     def average(
-        self, local: Callable[[], Tensor], like: Tensor, given: Tensor | None = None
+        self,
+        local: Callable[[], Tensor],
+        like: Tensor,
+        given: Tensor | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """A weighted sum over a pass, divided by what the loss divides by.
 
@@ -128,6 +132,8 @@ class Objective:
             Of its shape, data type and device.
         given : (rows, k) Tensor, optional
             The vectors that it is a function of, the same in all processes.
+        reduce : function, optional
+            As for :meth:`Processes.add_up`.
         """
         if self.processes is None:
             return local() / self.batches.divisor
@@ -135,7 +141,7 @@ class Objective:
         if given is not None:
             marks = [*marks, same_block("vectors", _SEED, given)]
         total, counted = self.processes.add_up(
-            lambda: (local(), self.batches.total or 0.0), like, marks
+            lambda: (local(), self.batches.total or 0.0), like, marks, reduce
         )
         if not self.batches.averaged:
             return total
@@ -159,15 +165,7 @@ class Objective:
 
     def agreed(self, seed: Seed) -> int:
         """A seed that all processes have: process 0's entropy, where none is given."""
-        own = resolve_seed(seed)
-        if self.processes is None:
-            return own
-        seeds = self.processes.exchange(lambda: None if seed is None else own)
-        if all(other is None for other in seeds):
-            return self.processes.exchange(lambda: own)[0]
-        if len(set(seeds)) > 1:
-            raise OperatorError(f"the processes have other seeds, {seeds}; give all the same one.")
-        return own
+        return resolve_seed(seed) if self.processes is None else self.processes.agreed_seed(seed)
 
     def number_samples(self) -> int:
         """Number this process's samples after those of the processes before it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from matfree_torch.layout import Layout, matching
 from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
 from matfree_torch.processes import Mark
+from matfree_torch.sharded import ShardedCurvature
 
 WeightDecay: TypeAlias = float | Mapping[str, float]
 """lambda for every parameter, or by patterns of names; later patterns win."""
@@ -153,7 +154,69 @@ class ParameterCurvature(CurvatureOperator):
             total[self.partition[name]] += decay * p.detach().reshape(-1)
         return total
 
+    def sharded(
+        self, rows: Sequence[int] | None = None, *, block_size: int | None = None
+    ) -> ShardedCurvature:
+        """The same curvature on vectors of which every process holds a part.
+
+        Lanczos vectors, probes and eigenvectors are then never whole anywhere: what an algorithm
+        keeps takes a process the share of its rows. Only a product makes some vectors whole, for
+        the time it takes.
+
+        Parameters
+        ----------
+        rows : sequence of int, optional
+            How many rows each process holds, by rank; about as many each by default.
+        block_size : int, optional
+            Vectors that are whole at a time; as many as take a sixteenth of the memory that is
+            free by default.
+
+        Returns
+        -------
+        ShardedCurvature
+            Its ``space`` has this process's ``rows``; all processes make the same calls.
+
+        Raises
+        ------
+        ValueError
+            There is no process_group, the rows do not add up to n, or block_size is not positive.
+
+        Cost
+        ----
+        No product. A product then sends a block twice, once to make it whole and once to add it
+        up, where the replicated one sends it twice to add it up.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from matfree_torch import hessian
+        >>> data = torch.ones(4, 1), torch.zeros(4, 1)
+        >>> hessian(torch.nn.Linear(1, 1), torch.nn.MSELoss(), data).sharded()
+        Traceback (most recent call last):
+        ...
+        ValueError: sharded vectors need several processes; make the operator with process_group=.
+        """
+        return ShardedCurvature(self, rows, block_size)
+
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        block = self.summed(X, rows, columns)
+        for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
+            source, target = columns.partition[name], rows.partition[name]
+            block[target] += self.weight_decay[name] * X[source]
+        return block
+
+    def summed(
+        self,
+        X: Tensor,
+        rows: Layout,
+        columns: Layout,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """A[rows, columns] @ X over all batches, without weight decay.
+
+        What the processes do not all have, ``reduce`` makes of the sum, with vectors that are
+        known to be the same in all of them.
+        """
         nothing = X.new_zeros((rows.size, X.shape[1]))
 
         def summed() -> Tensor:
@@ -168,11 +231,7 @@ class ParameterCurvature(CurvatureOperator):
                 self._kept.visit(self._prepare, add)
             return torch.stack(Y, dim=1) if Y else nothing
 
-        block = self.objective.average(summed, nothing, X)
-        for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
-            source, target = columns.partition[name], rows.partition[name]
-            block[target] += self.weight_decay[name] * X[source]
-        return block
+        return self.objective.average(summed, nothing, X if reduce is None else None, reduce)
 
     def _zeros(self, layout: Layout) -> Tensor:
         return torch.zeros(layout.size, dtype=self.dtype, device=layout.device)

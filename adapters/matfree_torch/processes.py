@@ -23,6 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from matfree import MatfreeError, OperatorError
+from matfree.probes import agreed_seed
+from matfree.protocol import Seed
 
 T = TypeVar("T")
 
@@ -92,8 +94,24 @@ class Processes:
             Not all of them took part within the group's timeout.
         """
         with self._together():
-            dist.all_reduce(torch.view_as_real(x) if x.is_complex() else x, group=self.group)
+            dist.all_reduce(_real(x), group=self.group)
         return x
+
+    def joined(self, own: Tensor, held: Sequence[range]) -> Tensor:
+        """A block of whose rows each process has some, whole in all of them."""
+        whole = own.new_empty((held[-1].stop, *own.shape[1:]))
+        whole[_slice(held[self.rank])] = own
+        with self._together():
+            for rank, part in _parts(whole, held):
+                dist.broadcast(part, group=self.group, group_src=rank)
+        return whole
+
+    def sum_of_rows(self, x: Tensor, held: Sequence[range]) -> Tensor:
+        """The rows of this process of a block's sum over all; what is in ``x`` is lost."""
+        with self._together():
+            for rank, part in _parts(x, held):
+                dist.reduce(part, group=self.group, group_dst=rank)
+        return x[_slice(held[self.rank])].clone()
 
     def gathered(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every process's numbers, by rank."""
@@ -107,7 +125,11 @@ class Processes:
         self._compare(self.gathered(_numbers(marks)), marks)
 
     def add_up(
-        self, local: Callable[[], tuple[Tensor, float]], like: Tensor, marks: Sequence[Mark]
+        self,
+        local: Callable[[], tuple[Tensor, float]],
+        like: Tensor,
+        marks: Sequence[Mark],
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, float]:
         """The sums over all processes of a tensor like ``like`` and of a number.
 
@@ -116,8 +138,10 @@ class Processes:
         local : function
             Computes this process's; where it raises, all processes do.
         like : Tensor
-            Of the shape, data type and device of the result.
+            Of the shape, data type and device of a process's.
         marks : what must be the same in all processes
+        reduce : function, optional
+            The sum, or the part of it that this process is to have; ``sum`` by default.
 
         Raises
         ------
@@ -138,7 +162,7 @@ class Processes:
         if any(row[0] for row in rows):
             self._give_up(failure)
         self._compare([row[2:] for row in rows], marks)
-        total = self.sum(part.contiguous()) if part.numel() else part
+        total = (reduce or self.sum)(part.contiguous()) if part.numel() or reduce else part
         return total, math.fsum(row[1] for row in rows)
 
     def exchange(self, local: Callable[[], T]) -> list[T]:
@@ -155,6 +179,10 @@ class Processes:
         if any(failed for failed, _ in answers):
             self._give_up(failure)
         return [answer for _, answer in answers]
+
+    def agreed_seed(self, seed: Seed) -> int:
+        """A seed that all processes have: process 0's entropy, where none is given."""
+        return agreed_seed(seed, self.exchange)
 
     def _objects(self, own: Any) -> list[Any]:
         """Small things of all processes, by rank."""
@@ -247,6 +275,22 @@ def _hash(x: Tensor) -> int:
         places = torch.arange(start, start + part.numel(), device=x.device)
         total += int(((part + 1) * ((2 * places + 1) * _FACTOR)).sum())  # modulo 2^64
     return (total % (1 << 64)) >> (64 - _HASH_BITS)
+
+
+def _parts(x: Tensor, held: Sequence[range]) -> Iterator[tuple[int, Tensor]]:
+    """The rows of each process in a contiguous block, where there are any."""
+    for rank, rows in enumerate(held):
+        part = _real(x[_slice(rows)])
+        if part.numel():
+            yield rank, part
+
+
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _numbers(marks: Sequence[Mark]) -> list[float]:

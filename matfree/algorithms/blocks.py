@@ -119,7 +119,7 @@ def block_traces(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=product.block_size(block_size),
-        seed=resumed_seed(checkpoint, seed),
+        seed=resumed_seed(product.space, checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )

@@ -18,22 +18,23 @@ import numpy as np
 from matfree import probes
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import epsilon, to_host
-from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree.results import archive
+from matfree.spaces import RowSpace
 
 KIND = "checkpoint"
 
 PathLike = str | os.PathLike[str]
 
 
-def resumed_seed(checkpoint: PathLike | None, seed: Seed) -> int:
-    """The seed of a run: the file's where one exists and none was given."""
-    if checkpoint is not None and seed is None:
-        path = archive.npz_path(checkpoint)
-        if path.exists():
-            return int(_read(path)["problem"]["seed"])
-    return resolve_seed(seed)
+def resumed_seed(space: RowSpace, checkpoint: PathLike | None, seed: Seed) -> int:
+    """The seed of a run: the file's where one exists and none was given; all processes' own."""
+    agreed = probes.agreed_seed(seed, space.exchange)
+    if seed is not None or checkpoint is None:
+        return agreed
+    path = archive.npz_path(checkpoint)
+    stored = space.exchange(lambda: _stored_seed(path) if space.rank == 0 else None)[0]
+    return agreed if stored is None else stored
 
 
 @final
@@ -56,7 +57,7 @@ class Checkpoint:
 
     def __init__(self, path: PathLike, product: Products, problem: dict[str, Any]) -> None:
         space, path = product.space, archive.npz_path(path)
-        if len(space.rows) != space.size:
+        if space.cut:
             path = path.with_name(f"{path.stem}.{space.rows.start}-{space.rows.stop}.npz")
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(
@@ -181,6 +182,10 @@ def _operator_print(product: Products) -> HostArray:
     length, form = to_host(product.space.norms(Au))[0], to_host(product.space.dots(u, Au))[0]
     size = product.space.size**0.5  # of u: the three are then of one size
     return np.array([length, np.real(form) / size, np.imag(form) / size])
+
+
+def _stored_seed(path: Path) -> int | None:
+    return int(_read(path)["problem"]["seed"]) if path.exists() else None
 
 
 def _read(path: Path) -> archive.Values:

@@ -77,8 +77,7 @@ class Products:
         operator's; and not while the noise of single products is watched.
         """
         step = self.operator.lanczos_step
-        whole = len(self.space.rows) == self.space.size
-        if step is None or not whole or self._blocks_to_watch:
+        if step is None or self.space.cut or self._blocks_to_watch:
             return None
         made = step(V, previous, beta)
         self.num_matvecs += V.shape[1] if made is not None else 0

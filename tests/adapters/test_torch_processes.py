@@ -94,9 +94,9 @@ def test_a_mean_of_the_parts_would_be_another_matrix(answers):
 
 
 ERRORS = {
-    "other seeds": "have other vectors than process 0; give all of them the same arguments",
+    "other seeds": "the seeds are 0, 1, 2, 3; give all of them the same one, or none",
     "other numbers of probes": "processes 1, 2, 3 have other numbers of vectors than process 0",
-    "other fisher seeds": r"other seeds, \[0, 1, 2, 3\]",
+    "other fisher seeds": "processes 1, 2, 3 got another seed than process 0",
     "other weights": "process 2 has other weights than process 0",
     "other buffers": "processes 1, 2, 3 have other buffers than process 0",
     "other parameters": "process 3 has other parameters or weight decay than process 0",
