@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matfree import ArraySpace, NonFiniteError, Operator, space_like
+from matfree import NonFiniteError, Operator, RowSpace, space_like
 from matfree.arrays import to_host
 from matfree.probes import CHECK
 from matfree.protocol import Array
@@ -20,6 +20,7 @@ from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Objective
 from matfree_torch.precision import TF32_EPS
 from matfree_torch.processes import Processes
+from matfree_torch.sharded import ShardedSpace
 
 _HALF = 1e-4  # eps of half precision is 1e-3 and 8e-3, of single precision 1e-7
 
@@ -67,11 +68,11 @@ class CurvatureOperator(Operator):
         return dict(self.layout.partition)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors by name as a flat vector (n,)."""
+        """Tensors by name as a flat vector (n,), or the rows of it that are here."""
         return self.layout.flatten(tensors)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat vector (n,) as tensors by name."""
+        """A flat vector (n,), or the rows of it that are here, as tensors by name."""
         return self.layout.unflatten(vector)
 
     def block(self, rows: Patterns, columns: Patterns | None = None) -> BlockOperator:
@@ -114,13 +115,14 @@ class CurvatureOperator(Operator):
 
     @abstractmethod
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        """A[rows, columns] @ X for a block X of vectors on the columns."""
+        """A[rows, columns] @ X, both of them as the parts of tensors that are here."""
 
     @final
     def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         """The same whatever mode the caller is in, and with torch's refusals explained."""
         with self.differentiating():
-            return self._between(X.clone(), rows, columns)
+            Y = self._between(columns.shards(X.clone()), rows, columns)
+            return rows.rows(Y)
 
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[None]:
@@ -212,7 +214,10 @@ class BlockOperator(Operator):
         return f"<{m}x{n} block {' x '.join(sides)} of {self.whole!r}>"
 
 
-def _space(layout: Layout, dtype: torch.dtype, peers: Processes | None) -> ArraySpace:
+def _space(layout: Layout, dtype: torch.dtype, peers: Processes | None) -> RowSpace:
+    if layout.exchange is not None:
+        counts = [len(rows) for rows in layout.exchange.held]
+        return ShardedSpace(layout.exchange.processes, counts, dtype)
     example = torch.empty(0, dtype=dtype, device=layout.device)
     return space_like(example, layout.size, peers=peers)
 

@@ -131,6 +131,9 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
 
 def version(x: torch.Tensor) -> tuple[int, int]:
     """Changes whenever a tensor is written to, or replaced; inference tensors do not tell."""
-    x = part(x)
-    place = x.data_ptr() if x.layout == torch.strided else id(x)
-    return place, 0 if x.is_inference() else x._version
+    here = part(x)
+    place = here.data_ptr() if x.layout == torch.strided else id(x)
+    if x.is_inference():
+        return place, 0
+    # A tensor that is cut up counts what is written to it, its part what is written to that.
+    return place, x._version + (here._version if here is not x else 0)

@@ -121,9 +121,7 @@ class Layout:
 def _laid(names: Sequence[str], sizes: Sequence[int]) -> dict[str, slice]:
     """Where each of some things lies that are laid end to end."""
     edges = [0, *itertools.accumulate(sizes)]
-    return {
-        name: slice(*pair) for name, pair in zip(names, itertools.pairwise(edges), strict=True)
-    }
+    return {name: slice(*pair) for name, pair in zip(names, itertools.pairwise(edges), strict=True)}
 
 
 def _exchange(tensors: list[Tensor]) -> Exchange | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, final
@@ -14,15 +15,19 @@ from matfree import OperatorError
 from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch import guard
-from matfree_torch.batches import Batch, Batches, Loss, Normalizer
+from matfree_torch.batches import Batch, Batches, Loss, Normalizer, digest
 from matfree_torch.cut import part, partners, whole
 from matfree_torch.losses import as_module
+from matfree_torch.marks import Mark, same_block, same_tensors
 from matfree_torch.precision import full_precision
-from matfree_torch.processes import Mark, Processes, same_block, same_tensors
+from matfree_torch.processes import Processes
+from matfree_torch.unsharded import Unsharded
 
 T = TypeVar("T")
 
 _SEED = "give all of them the same arguments, an explicit seed= among them"
+_BATCHES = "parameters that are cut up need the same data in all processes of their mesh"
+_ROUNDING = 1e-9  # of the digests of one batch in several processes
 _NOTHING = "no process holds a batch that counts; are the loaders exhausted?"
 _BUFFERS = (
     "running statistics are each process's own: copy one's to the others with "
@@ -47,6 +52,8 @@ class Objective:
         Whether torch's own settings of TF32 hold.
     processes : Processes, optional
         Those among which the data are shared out.
+    unsharded : Unsharded, optional
+        What made the model, where it is a twin.
 
     Raises
     ------
@@ -64,6 +71,7 @@ class Objective:
         ordered: bool = False,
         allow_tf32: bool = False,
         processes: Processes | None = None,
+        unsharded: Unsharded | None = None,
     ) -> None:
         if loss is not None and not callable(loss):
             raise TypeError(
@@ -71,7 +79,7 @@ class Objective:
                 f"outputs.loss: got {type(loss).__name__}."
             )
         self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
-        self.processes = processes
+        self.processes, self._unsharded = processes, unsharded
         self.partners = partners(model.parameters())
         """The processes that compute a batch together, where parameters are cut up over them."""
         self.batches = Batches(data, loss, normalizer, ordered=ordered, share=processes is not None)
@@ -137,6 +145,7 @@ class Objective:
         """
         if self.processes is None:
             return local() / self.batches.divisor
+        self._follow()
         marks = self._weights()
         if given is not None:
             marks = [*marks, same_block("vectors", _SEED, given)]
@@ -159,6 +168,7 @@ class Objective:
             found.append(local())
             return nothing, 0.0
 
+        self._follow()
         nothing = torch.zeros(0, device=self.processes.device)
         self.processes.add_up(run, nothing, self._weights())
         return found[0]
@@ -182,11 +192,33 @@ class Objective:
         """A list of what this process's batches give, and after it the other processes'."""
         if self.processes is None:
             return local()
+        self._follow()
         self.processes.require_same(*self._weights())
         items = [item for part in self.processes.exchange(local) for item in part]
         if not items:
             raise ValueError(_NOTHING)
         return items
+
+    @property
+    def neighbours(self) -> int:
+        """How many of the processes that work on this share one memory, at most."""
+        groups = [group for group in (self.processes, self.partners) if group is not None]
+        return math.prod(group.neighbours for group in groups)
+
+    def among_partners(self, number: int) -> list[int]:
+        """A number in all processes that compute a batch together: they keep the same graphs."""
+        return [number] if self.partners is None else self.partners.exchange(lambda: number)
+
+    def require_same(self, batch: Batch) -> None:
+        """Refuse batches that differ among the processes that compute one together."""
+        if self.partners is not None:
+            mark = batch.digest or digest((batch.inputs, batch.targets))
+            self.partners.require_same(Mark("batches", _BATCHES, mark, _ROUNDING * mark[1]))
+
+    def _follow(self) -> None:
+        """Take over weights that have changed where the model is a twin."""
+        if self._unsharded is not None:
+            self._unsharded.follow()
 
     def _weights(self) -> list[Mark]:
         """Marks of the model, made again when it changes."""

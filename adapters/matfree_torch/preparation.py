@@ -14,6 +14,7 @@ from matfree_torch import guard
 from matfree_torch.batches import Normalizer
 from matfree_torch.objective import Objective
 from matfree_torch.processes import Processes
+from matfree_torch.unsharded import Unsharded, is_fully_sharded
 
 
 def prepared(
@@ -35,9 +36,14 @@ def prepared(
             stacklevel=3,
         )
     model = _unwrapped(model)
+    unsharded = Unsharded(model) if is_fully_sharded(model) else None
+    if unsharded is not None:
+        model = unsharded.module
     guard.refuse_random_layers(model)
     ordered = ordered or guard.layer_with_batch_statistics(model) is not None
     processes = None if process_group is None else Processes(process_group, _device(model))
+    if unsharded is not None and processes is None:
+        processes = unsharded.processes
     objective = Objective(
         model,
         loss,
@@ -46,6 +52,7 @@ def prepared(
         ordered=ordered,
         allow_tf32=allow_tf32,
         processes=processes,
+        unsharded=unsharded,
     )
     if not objective.batches.single or processes is not None:
         guard.warn_of_batch_statistics(model)

@@ -16,7 +16,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar, final
+from typing import Any, NoReturn, TypeVar, final
 
 import torch
 import torch.distributed as dist
@@ -25,29 +25,16 @@ from torch import Tensor
 from matfree import MatfreeError, OperatorError
 from matfree.probes import agreed_seed
 from matfree.protocol import Seed
+from matfree_torch.marks import Mark
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 20  # entries that are looked at together
-_FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
 _HEADER = 10  # numbers sent before a sum, always as many: processes may be in different ones
 _SIZES = "numbers of vectors", "give all of them the same arguments"
-_HASH_BITS = 20  # small enough to travel as a float32
 
 
 class LostProcessError(MatfreeError, RuntimeError):
     """A process of the group has died, hangs, or does something else."""
-
-
-class Mark(NamedTuple):
-    """A few numbers that must be the same in all processes."""
-
-    what: str
-    """What they tell apart, as the error names it."""
-    remedy: str
-    """What to do where they differ."""
-    numbers: tuple[float, ...]
-    tolerance: float = 0.0
 
 
 @final
@@ -112,6 +99,23 @@ class Processes:
             for rank, part in _parts(x, held):
                 dist.reduce(part, group=self.group, group_dst=rank)
         return x[_slice(held[self.rank])].clone()
+
+    def exchanged(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Some rows of a block to each process, and theirs to this one; all in rank order.
+
+        Raises
+        ------
+        OperatorError
+            The processes have other numbers of columns.
+        """
+        self.require_same(Mark(*_SIZES, (float(x.shape[1]),)))
+        y = x.new_empty((sum(received), x.shape[1]))
+        if x.shape[1]:
+            with self._together():
+                dist.all_to_all_single(
+                    _real(y), _real(x), list(received), list(sent), group=self.group
+                )
+        return y
 
     def gathered(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every process's numbers, by rank."""
@@ -237,44 +241,6 @@ class Processes:
                     f"{_named(others)} {verb} other {mark.what} than process 0; {mark.remedy}."
                 )
             begin = end
-
-
-def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Mark:
-    """A mark of tensors that must agree to the last bit."""
-    total = 0
-    for number, x in enumerate(tensors):
-        total += (2 * number + 1) * _hash(x.detach())
-    return Mark(what, remedy, (float(total % (1 << _HASH_BITS)),))
-
-
-def same_block(what: str, remedy: str, X: Tensor) -> Mark:
-    """A mark of vectors that must agree to rounding: processes may round differently."""
-    flat = X.detach().reshape(-1)
-    sums = torch.zeros(3, dtype=torch.float64, device=X.device)
-    for start in range(0, flat.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK].to(torch.float64)
-        places = torch.arange(start, start + part.numel(), dtype=torch.float64, device=X.device)
-        waves = torch.cos(places), torch.sin(places)
-        sums += torch.stack([part @ part, *(part @ wave for wave in waves)])
-    square, *parts = sums.tolist()  # the host waits once
-    if not 0 < square < math.inf:
-        return Mark(what, remedy, (0.0, 0.0))
-    size, tolerance = math.sqrt(square), math.sqrt(torch.finfo(X.dtype).eps)
-    return Mark(what, remedy, tuple(part / size for part in parts), tolerance)
-
-
-def _hash(x: Tensor) -> int:
-    """Some bits that depend on every bit of a tensor and on where it is."""
-    if x.layout != torch.strided or not x.numel():
-        return 0
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
-    bits = x.contiguous().reshape(-1).view(integers[x.element_size()])
-    total = 0
-    for start in range(0, bits.numel(), _CHUNK):
-        part = bits[start : start + _CHUNK].to(torch.int64)
-        places = torch.arange(start, start + part.numel(), device=x.device)
-        total += int(((part + 1) * ((2 * places + 1) * _FACTOR)).sum())  # modulo 2^64
-    return (total % (1 << 64)) >> (64 - _HASH_BITS)
 
 
 def _parts(x: Tensor, held: Sequence[range]) -> Iterator[tuple[int, Tensor]]:

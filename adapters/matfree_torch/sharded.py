@@ -12,8 +12,10 @@ from torch import Tensor
 
 from matfree import Operator, RowSpace
 from matfree.protocol import Array
+from matfree_torch.marks import Mark
 from matfree_torch.memory import available
-from matfree_torch.processes import Mark, Processes
+from matfree_torch.processes import Processes
+from matfree_torch.shards import even_rows
 
 if TYPE_CHECKING:
     from matfree_torch.parameterwise import ParameterCurvature
@@ -81,7 +83,8 @@ class ShardedCurvature(Operator):
             raise ValueError(
                 "sharded vectors need several processes; make the operator with process_group=."
             )
-        counts = _counts(whole.layout.size, processes.size) if rows is None else list(rows)
+        even = map(len, even_rows(whole.layout.size, processes.size))
+        counts = list(even if rows is None else rows)
         super().__init__(ShardedSpace(processes, counts, whole.dtype))
         self.whole, self.processes = whole, processes
         self._block_size = block_size
@@ -173,9 +176,3 @@ class ShardedCurvature(Operator):
     def __repr__(self) -> str:
         rows = self.space.rows
         return f"<rows {rows.start} to {rows.stop} of {self.whole!r}>"
-
-
-def _counts(n: int, size: int) -> list[int]:
-    """About as many rows for each process."""
-    edges = [n * rank // size for rank in range(size + 1)]
-    return [stop - start for start, stop in itertools.pairwise(edges)]

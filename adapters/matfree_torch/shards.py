@@ -47,7 +47,7 @@ class Region(NamedTuple):
         return count
 
     def entries(self, numbers: range, device: torch.device) -> slice | Tensor:
-        """Where some of its entries lie in the flattened tensor: a slice, if they are neighbours."""
+        """Where some of its entries lie in the flattened tensor; a slice, if side by side."""
         strides = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
         cut = next((d for d, side in enumerate(self.sides) if len(side) != 1), len(self.sides))
         later = zip(self.sides[cut + 1 :], self.shape[cut + 1 :], strict=True)
@@ -105,8 +105,8 @@ class Exchange:
         for p, by_rank in zip(tensors, regions, strict=True):
             if tuple(part(p).shape) != tuple(map(len, by_rank[me].sides)):
                 raise ValueError(
-                    f"a parameter of shape {tuple(p.shape)} is cut up as {_placements(p)}, which is "
-                    "not even ranges of its dimensions; distribute it anew, by Shard(0) for one."
+                    f"a parameter of shape {tuple(p.shape)} is cut up as {_placements(p)}, which "
+                    "is not even ranges of its dimensions; distribute it anew, by Shard(0) for one."
                 )
         pieces = partial(_pieces, regions, held)
         self._out = [pieces(me, rank, None) for rank in ranks]

@@ -68,7 +68,7 @@ class Unsharded:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         with self._sharded():
-            tensors = list(model.parameters())
+            tensors: list[Tensor] = list(model.parameters())
             _require_shards_of_data_parallelism(tensors)
             processes = partners(tensors)
             assert processes is not None
@@ -92,7 +92,7 @@ class Unsharded:
             self._seen = now
 
     def _state(self) -> list[tuple[int, int]]:
-        return [guard.version(p.detach()) for p, _ in self._pairs]
+        return [guard.version(p) for p, _ in self._pairs]
 
     def _require_room(self, tensors: list[Tensor]) -> None:
         size = sum(p.numel() * p.element_size() for p in tensors)
@@ -112,17 +112,16 @@ class Unsharded:
     def _sharded(self) -> Iterator[None]:
         """The model with the parameters that are its own, also where some were left gathered."""
         left = []
-        for module in self._model.modules():
-            if _is_sharded(module):
-                before = list(map(id, module.parameters()))
-                module.reshard()  # type: ignore[operator]  # an FSDPModule
-                if before != list(map(id, module.parameters())):
-                    left.append(module)
+        for module in _sharded_modules(self._model):
+            before = list(map(id, module.parameters()))
+            module.reshard()
+            if before != list(map(id, module.parameters())):
+                left.append(module)
         try:
             yield
         finally:
             for module in left:
-                module.unshard()  # type: ignore[operator]  # an FSDPModule
+                module.unshard()
 
 
 def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
@@ -132,9 +131,11 @@ def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Modu
     """
     memo: dict[int, Any] = {id(p): twin for p, twin in pairs}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
-    sharded = [module for module in model.modules() if _is_sharded(module)]
+    sharded = _sharded_modules(model)
     for module in sharded:
-        kind = next(base for base in type(module).__mro__ if not base.__module__.startswith(_LIBRARY))
+        kind = next(
+            base for base in type(module).__mro__ if not base.__module__.startswith(_LIBRARY)
+        )
         memo[id(module)] = object.__new__(kind)
     for module in sharded:
         for name, value in vars(module).items():
@@ -146,22 +147,27 @@ def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Modu
 
 def _without_hooks(name: str, value: Any) -> Any:
     """A module's hooks, but for those that gather and free parameters."""
-    if not name.endswith("_hooks"):
+    if not name.endswith("_hooks") or not value:
         return value
     theirs = [
         key
         for key, hook in (value or {}).items()
         if str(getattr(hook, "__module__", "")).startswith(_LIBRARY)
     ]
-    return type(value)((key, hook) for key, hook in value.items() if key not in theirs) if theirs else value
+    return (
+        type(value)((key, hook) for key, hook in value.items() if key not in theirs)
+        if theirs
+        else value
+    )
 
 
 def _gathered(p: Tensor) -> Tensor:
     return nn.Parameter(whole(p.detach()).clone(), p.requires_grad)
 
 
-def _is_sharded(module: nn.Module) -> bool:
-    return isinstance(module, sys.modules[_LIBRARY].FSDPModule)
+def _sharded_modules(model: nn.Module) -> list[Any]:
+    kind = sys.modules[_LIBRARY].FSDPModule
+    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def _require_shards_of_data_parallelism(tensors: list[Tensor]) -> None:
