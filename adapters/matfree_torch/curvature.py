@@ -20,7 +20,7 @@ from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Objective
 from matfree_torch.precision import TF32_EPS
 from matfree_torch.processes import Processes
-from matfree_torch.sharded import ShardedSpace
+from matfree_torch.sharded import ShardedSpace, columns_at_once
 
 _HALF = 1e-4  # eps of half precision is 1e-3 and 8e-3, of single precision 1e-7
 
@@ -45,6 +45,7 @@ class CurvatureOperator(Operator):
         super().__init__(_space(layout, layout.dtype, objective.processes))
         self.objective, self.layout = objective, layout
         self._inspected, self._noise = False, 0.0
+        self._fitting: int | None = None
 
     @property
     def noise(self) -> float:
@@ -121,8 +122,21 @@ class CurvatureOperator(Operator):
     def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         """The same whatever mode the caller is in, and with torch's refusals explained."""
         with self.differentiating():
-            Y = self._between(columns.shards(X.clone()), rows, columns)
-            return rows.rows(Y)
+            step = self._columns_at_once(X.shape[1])
+            parts = [
+                rows.rows(self._between(columns.shards(X[:, j : j + step].clone()), rows, columns))
+                for j in range(0, max(X.shape[1], 1), step)
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _columns_at_once(self, k: int) -> int:
+        """Columns of a block of k for which whole vectors fit, where these are made at all."""
+        exchange = self.layout.exchange
+        if exchange is None or not exchange.whole:
+            return max(k, 1)
+        if self._fitting is None:
+            self._fitting = columns_at_once(exchange.processes, self.layout.size, self.dtype)
+        return self._fitting
 
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[None]:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from matfree_torch.batches import Batch, Normalizer
+from matfree_torch.calls import Function
 from matfree_torch.folded import FoldedProducts
 from matfree_torch.layout import Layout, Patterns
-from matfree_torch.objective import Function, Objective
+from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
 from matfree_torch.preparation import prepared
@@ -166,10 +167,17 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    model, objective = prepared(
-        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+    _, objective = prepared(
+        model,
+        loss,
+        data,
+        normalizer,
+        allow_tf32=allow_tf32,
+        process_group=process_group,
+        differences=strategy == "finite-difference",
     )
-    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
+    parameters = objective.parameters(params)
+    return HessianOperator(objective, parameters, weight_decay, strategy, memory)
 
 
 def hessian_of(
@@ -238,7 +246,8 @@ def hessian_of(
     model = Function(function, parameters)
     nothing = torch.empty(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
-    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
+    chosen = objective.parameters(params)
+    return HessianOperator(objective, chosen, weight_decay, strategy, memory)
 
 
 @final

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from matfree_torch.cut import joined_like, part, part_like, partners
+from matfree_torch.processes import Processes
 from matfree_torch.shards import Exchange, even_rows
 
 Patterns: TypeAlias = str | Sequence[str]
@@ -30,6 +31,9 @@ class Layout:
     tensors : mapping of names to tensors of one device, not empty
     noun : str
         What error messages call one of them.
+    processes : Processes, optional
+        Those that share out the rows of vectors, where tensors are whole in all of them; by
+        default those that tensors are cut up over.
 
     Raises
     ------
@@ -37,7 +41,9 @@ class Layout:
         The tensors lie on several devices, or are cut up over several meshes.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], noun: str) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], noun: str, processes: Processes | None = None
+    ) -> None:
         devices = {p.device for p in tensors.values()}
         if len(devices) > 1:
             raise ValueError(
@@ -51,7 +57,7 @@ class Layout:
         self.size = sum(self.sizes)
         self.device = self.tensors[0].device
         self.partition = _laid(self.names, self.sizes)
-        self.exchange = _exchange(self.tensors)
+        self.exchange = _exchange(self.tensors, processes)
         self._shapes = [part(p).shape for p in self.tensors]
         self._lengths = [math.prod(shape) for shape in self._shapes]
         self.held = sum(self._lengths)
@@ -72,6 +78,7 @@ class Layout:
         return Layout(
             matching(dict(zip(self.names, self.tensors, strict=True)), patterns, self.noun),
             self.noun,
+            None if self.exchange is None else self.exchange.processes,
         )
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
@@ -124,9 +131,9 @@ def _laid(names: Sequence[str], sizes: Sequence[int]) -> dict[str, slice]:
     return {name: slice(*pair) for name, pair in zip(names, itertools.pairwise(edges), strict=True)}
 
 
-def _exchange(tensors: list[Tensor]) -> Exchange | None:
-    """The way from rows to parts and back, where tensors are cut up."""
-    processes = partners(tensors)
+def _exchange(tensors: list[Tensor], processes: Processes | None) -> Exchange | None:
+    """The way from rows to parts and back, where processes share out the rows."""
+    processes = processes or partners(tensors)
     if processes is None:
         return None
     size = sum(math.prod(p.shape) for p in tensors)

@@ -16,9 +16,13 @@ from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer, digest
-from matfree_torch.cut import part, partners, whole
+from matfree_torch.calls import Function, arguments, entry, output_tensor
+from matfree_torch.cut import is_cut, part, partners, whole
+from matfree_torch.fullysharded import FullySharded
+from matfree_torch.layout import Patterns
 from matfree_torch.losses import as_module
 from matfree_torch.marks import Mark, same_block, same_tensors
+from matfree_torch.parameters import Parameters
 from matfree_torch.precision import full_precision
 from matfree_torch.processes import Processes
 from matfree_torch.unsharded import Unsharded
@@ -52,8 +56,8 @@ class Objective:
         Whether torch's own settings of TF32 hold.
     processes : Processes, optional
         Those among which the data are shared out.
-    unsharded : Unsharded, optional
-        What made the model, where it is a twin.
+    sharding : Unsharded or FullySharded, optional
+        Whose the model is, where ``fully_shard`` was applied: a twin, or the model itself.
 
     Raises
     ------
@@ -71,7 +75,7 @@ class Objective:
         ordered: bool = False,
         allow_tf32: bool = False,
         processes: Processes | None = None,
-        unsharded: Unsharded | None = None,
+        sharding: Unsharded | FullySharded | None = None,
     ) -> None:
         if loss is not None and not callable(loss):
             raise TypeError(
@@ -79,16 +83,31 @@ class Objective:
                 f"outputs.loss: got {type(loss).__name__}."
             )
         self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
-        self.processes, self._unsharded = processes, unsharded
-        self.partners = partners(model.parameters())
+        self._twin = sharding if isinstance(sharding, Unsharded) else None
+        self._layers = sharding if isinstance(sharding, FullySharded) else None
+        self.processes = processes if sharding is None else sharding.processes
+        self._holders = None if sharding is None else sharding.processes
+        self.partners = partners(model.parameters()) if self._layers is None else None
         """The processes that compute a batch together, where parameters are cut up over them."""
-        self.batches = Batches(data, loss, normalizer, ordered=ordered, share=processes is not None)
+        self.batches = Batches(
+            data, loss, normalizer, ordered=ordered, share=self.processes is not None
+        )
         self._marks: tuple[Any, list[Mark]] = (None, [])
         self._random_state = guard.get_random_state(model)
+        if self._layers is not None:
+            with self.guarded():
+                self._layers.require_same_number(lambda: sum(1 for _ in self.batches))
 
     def guarded(self) -> AbstractContextManager[None]:
         """A context in which the model may run, and is afterwards as it was."""
-        return guard.untouched(self.model, self._random_state, allow_tf32=self.allow_tf32)
+        context = guard.untouched(self.model, self._random_state, allow_tf32=self.allow_tf32)
+        return context if self._layers is None else self._layers.around(context)
+
+    def parameters(self, patterns: Patterns | None) -> Parameters:
+        """The model's own parameters that an operator is about, chosen by names."""
+        nothing = nullcontext()
+        with nothing if self._layers is None else self._layers.around(nothing):
+            return Parameters(self.model, patterns, self._holders)
 
     def precision(self) -> AbstractContextManager[None]:
         """A context in which float32 products are computed in float32, unless TF32 is allowed."""
@@ -106,7 +125,7 @@ class Objective:
     def value(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of a batch, a differentiable scalar."""
         if self.loss is None:
-            value = _entry(outputs, "loss")
+            value = entry(outputs, "loss")
             if value is None:
                 raise OperatorError(
                     "loss=None takes the loss that the model returns as outputs.loss, and there is "
@@ -147,7 +166,9 @@ class Objective:
             return local() / self.batches.divisor
         self._follow()
         marks = self._weights()
-        if given is not None:
+        if self._layers is not None:  # whose backward passes have added up what is local
+            reduce, like = reduce or _itself, like.new_zeros(like.shape[1:])
+        elif given is not None:
             marks = [*marks, same_block("vectors", _SEED, given)]
         total, counted = self.processes.add_up(
             lambda: (local(), self.batches.total or 0.0), like, marks, reduce
@@ -199,6 +220,22 @@ class Objective:
             raise ValueError(_NOTHING)
         return items
 
+    def require_alone(self, what: str) -> None:
+        """Refuse what a process does by itself, where others have data or parameters, too."""
+        if self.processes is not None or self.partners is not None:
+            raise OperatorError(
+                f"{what} is computed by one process, and here batches or parameters are shared out "
+                "among several; each sees its own only. Make it of a whole model and all the data."
+            )
+
+    def require_whole_parameters(self, what: str) -> None:
+        """Refuse parameters that are cut up."""
+        if self.partners is not None:
+            raise OperatorError(
+                f"{what} is not computed where parameters are cut up over processes, because "
+                "activations are cut up, too; load the weights into a model that is whole."
+            )
+
     @property
     def neighbours(self) -> int:
         """How many of the processes that work on this share one memory, at most."""
@@ -217,14 +254,16 @@ class Objective:
 
     def _follow(self) -> None:
         """Take over weights that have changed where the model is a twin."""
-        if self._unsharded is not None:
-            self._unsharded.follow()
+        if self._twin is not None:
+            self._twin.follow()
 
     def _weights(self) -> list[Mark]:
         """Marks of the model, made again when it changes."""
         now = guard.fingerprint(self.model)
         if now != self._marks[0]:
-            parameters = list(map(part, self.model.parameters()))
+            parameters = [
+                part(p) for p in self.model.parameters() if self._layers is None or not is_cut(p)
+            ]
             buffers = list(map(part, self.model.buffers()))
             marks = [
                 same_tensors("weights", "load the same ones everywhere", parameters),
@@ -243,50 +282,12 @@ class Objective:
                 "the loss does not depend on the parameters in a differentiable way; is the "
                 "model's output detached?"
             )
+        if self._layers is not None:
+            return self._layers.gradients(value, tensors, batch.weight)
         return torch.autograd.grad(
             value, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
 
 
-@final
-class Function(nn.Module):
-    """A function of a dictionary of tensors, dressed as a model.
-
-    Parameters
-    ----------
-    function : function (dict of tensors by name) -> scalar tensor
-    tensors : mapping
-        The point; shared, not copied.
-    """
-
-    def __init__(self, function: Any, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        for name, x in tensors.items():  # their names may have dots, which torch reserves
-            self._parameters[name] = nn.Parameter(x.detach(), x.is_floating_point())
-
-    def forward(self, tensors: Mapping[str, Tensor] | None) -> Any:
-        return self.function({**dict(self.named_parameters()), **(tensors or {})})
-
-
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as the positional and keyword arguments of a model."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
-def output_tensor(outputs: Any) -> Tensor:
-    """The one tensor that a loss is a function of: the outputs, or their ``logits``."""
-    found = outputs if isinstance(outputs, Tensor) else _entry(outputs, "logits")
-    if not isinstance(found, Tensor):
-        raise OperatorError(
-            "the model's outputs must be one tensor, or hold one as .logits: got "
-            f"{type(outputs).__name__}; wrap the model so that it returns what the loss takes."
-        )
-    return whole(found)
-
-
-def _entry(outputs: Any, name: str) -> Any:
-    found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-    return found if isinstance(found, Tensor) else None
+def _itself(x: Tensor) -> Tensor:
+    return x

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from matfree import OperatorError
 from matfree_torch import diagnosis
 from matfree_torch.batches import Batch
 from matfree_torch.curvature import CurvatureOperator
@@ -119,9 +118,10 @@ class ParameterCurvature(CurvatureOperator):
         >>> round(H.loss(2 - model.weight.detach()[0]), 6)
         4.0
         """
-        moved = dict(zip(self.names, self.layout.tensors, strict=True))
+        moved, given = dict(zip(self.names, self.layout.tensors, strict=True)), None
         if direction is not None:
             steps = self.layout.unflatten(direction)
+            given = self.layout.flat(list(steps.values()), self.dtype)[:, None]
             moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
 
         def summed() -> Tensor:
@@ -136,8 +136,9 @@ class ParameterCurvature(CurvatureOperator):
             return total
 
         like = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
-        given = None if direction is None else direction[:, None]
-        total = float(self.objective.average(summed, like, given))
+        processes = self.objective.processes
+        reduce = None if processes is None else processes.sum
+        total = float(self.objective.average(summed, like, given, reduce))
         for name, decay in self.weight_decay.items():
             total += decay / 2 * float(whole(moved[name].detach().to(torch.float64).square().sum()))
         return total
@@ -246,11 +247,7 @@ class ParameterCurvature(CurvatureOperator):
 
     def by_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
         """Show a visitor each batch, and the product of its own curvature, without decay."""
-        if self.objective.processes is not None:
-            raise OperatorError(
-                "batches are shared out among processes, and each sees its own only; make an "
-                "operator without process_group= for what is done batch by batch."
-            )
+        self.objective.require_alone("what is done batch by batch")
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -264,11 +261,11 @@ class ParameterCurvature(CurvatureOperator):
 
     def _columns(self, prepared: Any, X: Tensor) -> Tensor:
         columns = []
-        for x in self.layout.shards(X).T:
+        for x in X.T:
             v = dict(zip(self.names, self.layout.pieces(x), strict=True))
             pieces = self._multiply(prepared, v, self.layout)
             columns.append(self.layout.flat(pieces, self.dtype))
-        return self.layout.rows(torch.stack(columns, dim=1))
+        return torch.stack(columns, dim=1)
 
     def __repr__(self) -> str:
         n = self.layout.size

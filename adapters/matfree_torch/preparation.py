@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matfree_torch import guard
 from matfree_torch.batches import Normalizer
+from matfree_torch.fullysharded import FullySharded, is_fully_sharded
 from matfree_torch.objective import Objective
 from matfree_torch.processes import Processes
-from matfree_torch.unsharded import Unsharded, is_fully_sharded
+from matfree_torch.unsharded import Unsharded
 
 
 def prepared(
@@ -26,6 +27,7 @@ def prepared(
     ordered: bool = False,
     allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
+    differences: bool = False,
 ) -> tuple[nn.Module, Objective]:
     """A model and the loss over its data, after looking at what would spoil products."""
     if isinstance(model, DistributedDataParallel) and process_group is None:
@@ -36,14 +38,14 @@ def prepared(
             stacklevel=3,
         )
     model = _unwrapped(model)
-    unsharded = Unsharded(model) if is_fully_sharded(model) else None
-    if unsharded is not None:
-        model = unsharded.module
+    sharding: Unsharded | FullySharded | None = None
+    if is_fully_sharded(model):
+        _require_no_group(process_group)
+        sharding = FullySharded(model) if differences else Unsharded(model)
+        model = sharding.module
     guard.refuse_random_layers(model)
     ordered = ordered or guard.layer_with_batch_statistics(model) is not None
     processes = None if process_group is None else Processes(process_group, _device(model))
-    if unsharded is not None and processes is None:
-        processes = unsharded.processes
     objective = Objective(
         model,
         loss,
@@ -52,7 +54,7 @@ def prepared(
         ordered=ordered,
         allow_tf32=allow_tf32,
         processes=processes,
-        unsharded=unsharded,
+        sharding=sharding,
     )
     if not objective.batches.single or processes is not None:
         guard.warn_of_batch_statistics(model)
@@ -65,6 +67,14 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     inner = getattr(inner, "_orig_mod", inner)
     assert isinstance(inner, nn.Module)
     return inner if inner is model else _unwrapped(inner)
+
+
+def _require_no_group(process_group: ProcessGroup | None) -> None:
+    if process_group is not None:
+        raise ValueError(
+            "the processes that fully_shard cut a model up over share out its data; leave "
+            "process_group= out."
+        )
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -155,10 +155,7 @@ class ShardedCurvature(Operator):
     def _columns(self) -> int:
         """Vectors that are whole at a time, as many in every process."""
         if self._block_size is None:
-            free = available(self.processes.device)
-            vector = _COPIES * self.space.size * torch.finfo(self.dtype).bits // 8
-            fit = 1 if free is None else free // (_SHARE * self.processes.neighbours * vector)
-            self._block_size = max(1, min(self.processes.exchange(lambda: int(fit))))
+            self._block_size = columns_at_once(self.processes, self.space.size, self.dtype)
         return self._block_size
 
     def _require_sensible(self, counts: list[int]) -> None:
@@ -176,3 +173,11 @@ class ShardedCurvature(Operator):
     def __repr__(self) -> str:
         rows = self.space.rows
         return f"<rows {rows.start} to {rows.stop} of {self.whole!r}>"
+
+
+def columns_at_once(processes: Processes, size: int, dtype: torch.dtype) -> int:
+    """Vectors that may be whole at a time, as many in every process."""
+    free = available(processes.device)
+    vector = _COPIES * size * torch.finfo(dtype).bits // 8
+    fit = 1 if free is None else free // (_SHARE * processes.neighbours * vector)
+    return max(1, min(processes.exchange(lambda: int(fit))))

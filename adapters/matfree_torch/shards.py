@@ -99,6 +99,8 @@ class Exchange:
     ) -> None:
         self.processes, self.held = processes, tuple(held)
         self.rows = held[processes.rank]
+        self.whole = not any(map(is_cut, tensors))
+        """Whether all tensors are whole in every process."""
         me, ranks = processes.rank, range(processes.size)
         members = dist.get_process_group_ranks(processes.group)
         regions = [[_region(p, member) for member in members] for p in tensors]
