@@ -244,7 +244,7 @@ def hessian_of(
             [2., 0.]])
     """
     model = Function(function, parameters)
-    nothing = torch.empty(1)
+    nothing = torch.zeros(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
     chosen = objective.parameters(params)
     return HessianOperator(objective, chosen, weight_decay, strategy, memory)

@@ -73,7 +73,7 @@ class _Saved:
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Where tensors lie, and how many bytes each place takes; sparse tensors do not tell."""
-    parts = map(part, tensors)
+    parts = [getattr(x, "elem", x) for x in map(part, tensors)]  # what is still on its way
     dense = [x.untyped_storage() for x in parts if x.layout == torch.strided]
     return {storage.data_ptr(): storage.nbytes() for storage in dense}
 
