@@ -92,6 +92,19 @@ def partners(tensors: Iterable[Tensor]) -> Processes | None:
     return Processes(group, part(cut[0]).device)
 
 
+def require_apart(together: Processes | None, apart: Processes | None) -> None:
+    """Refuse processes that compute a batch together where each would have batches of its own."""
+    if together is None or apart is None:
+        return
+    ranks = [set(dist.get_process_group_ranks(processes.group)) for processes in (together, apart)]
+    if len(set.intersection(*ranks)) > 1:
+        raise ValueError(
+            "process_group= holds several processes of the mesh that parameters are cut up over, "
+            "and these need the same data; leave it out, or pass the processes that have the same "
+            'parts and other data: mesh["dp"].get_group() of a mesh with dimensions "dp" and "tp".'
+        )
+
+
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Let what becomes a DTensor in the middle of a model be differentiated twice.

@@ -17,7 +17,7 @@ from matfree.protocol import Seed
 from matfree_torch import guard
 from matfree_torch.batches import Batch, Batches, Loss, Normalizer, digest
 from matfree_torch.calls import Function, arguments, entry, output_tensor
-from matfree_torch.cut import is_cut, part, partners, whole
+from matfree_torch.cut import is_cut, part, partners, require_apart, whole
 from matfree_torch.fullysharded import FullySharded
 from matfree_torch.layout import Patterns
 from matfree_torch.losses import as_module
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _SEED = "give all of them the same arguments, an explicit seed= among them"
 _BATCHES = "parameters that are cut up need the same data in all processes of their mesh"
+_ENTIRE = "copy process 0's to the others with torch.distributed.broadcast"
 _ROUNDING = 1e-9  # of the digests of one batch in several processes
 _NOTHING = "no process holds a batch that counts; are the loaders exhausted?"
 _BUFFERS = (
@@ -89,6 +90,7 @@ class Objective:
         self._holders = None if sharding is None else sharding.processes
         self.partners = partners(model.parameters()) if self._layers is None else None
         """The processes that compute a batch together, where parameters are cut up over them."""
+        require_apart(self.partners, self.processes)
         self.batches = Batches(
             data, loss, normalizer, ordered=ordered, share=self.processes is not None
         )
@@ -164,7 +166,6 @@ class Objective:
         """
         if self.processes is None:
             return local() / self.batches.divisor
-        self._follow()
         marks = self._weights()
         if self._layers is not None:  # whose backward passes have added up what is local
             reduce, like = reduce or _itself, like.new_zeros(like.shape[1:])
@@ -189,7 +190,6 @@ class Objective:
             found.append(local())
             return nothing, 0.0
 
-        self._follow()
         nothing = torch.zeros(0, device=self.processes.device)
         self.processes.add_up(run, nothing, self._weights())
         return found[0]
@@ -213,7 +213,6 @@ class Objective:
         """A list of what this process's batches give, and after it the other processes'."""
         if self.processes is None:
             return local()
-        self._follow()
         self.processes.require_same(*self._weights())
         items = [item for part in self.processes.exchange(local) for item in part]
         if not items:
@@ -248,17 +247,20 @@ class Objective:
 
     def require_same(self, batch: Batch) -> None:
         """Refuse batches that differ among the processes that compute one together."""
-        if self.partners is not None:
-            mark = batch.digest or digest((batch.inputs, batch.targets))
-            self.partners.require_same(Mark("batches", _BATCHES, mark, _ROUNDING * mark[1]))
-
-    def _follow(self) -> None:
-        """Take over weights that have changed where the model is a twin."""
-        if self._twin is not None:
-            self._twin.follow()
+        if self.partners is None:
+            return
+        mark = batch.digest or digest((batch.inputs, batch.targets))
+        tensors = *self.model.parameters(), *self.model.buffers()
+        entire = [x for x in tensors if not is_cut(x)]
+        self.partners.require_same(
+            Mark("batches", _BATCHES, mark, _ROUNDING * mark[1]),
+            same_tensors("weights or buffers that are whole", _ENTIRE, entire),
+        )
 
     def _weights(self) -> list[Mark]:
-        """Marks of the model, made again when it changes."""
+        """Marks of the model, made again when it changes; a twin takes its weights over first."""
+        if self._twin is not None:
+            self._twin.follow()
         now = guard.fingerprint(self.model)
         if now != self._marks[0]:
             parameters = [

@@ -110,6 +110,8 @@ def test_differences_of_its_own_gradients_are_near(answers):
 ERRORS = {
     "uneven": (ValueError, r"as many batches in all processes: got \[1, 1, 2, 1\]"),
     "other batches": ("OperatorError", "process 3 has other batches than process 0"),
+    "other weights": ("OperatorError", "process 2 has other weights or buffers that are whole"),
+    "group of a mesh": (ValueError, "these need the same data; leave it out"),
     "forward": (ValueError, "can be differentiated backwards only; take strategy='auto'"),
     "activations": ("OperatorError", "activations are cut up, too"),
     "landscape": ("OperatorError", "a landscape is computed by one process"),

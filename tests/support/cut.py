@@ -363,10 +363,15 @@ def errors(mesh, square):
         finally:
             matfree_torch.unsharded.available = matfree_torch.memory.available
 
+    other_norm = copy.deepcopy(cut)
+    with torch.no_grad():
+        other_norm.first.weight[0] += 1e-12 * (rank == 2)
     other = x.clone()
     other[0, 0] = (other[0, 0] + (rank == 3)) % 7
     return {
         "other batches": caught(lambda: hessian(cut, CE, (other, y)).inspect()),
+        "other weights": caught(lambda: hessian(other_norm, CE, (x, y)).inspect()),
+        "group of a mesh": caught(lambda: hessian(cut, CE, (x, y), process_group=dist.group.WORLD)),
         "forward": caught(lambda: hessian(cut, CE, (x, y), strategy="forward")),
         "activations": caught(lambda: activation_traces(cut, CE, (x, y), modules="up")),
         "landscape": caught(lambda: loss_landscape(cut, CE, (x, y), "random", points=3)),
