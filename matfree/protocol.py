@@ -141,3 +141,14 @@ class VectorSpace(Protocol):
         self, X: Array, /, *, against: Array | None = None, floor: float = 0.0
     ) -> Array:
         """An orthonormal basis (rows, r) of what X adds to ``against``, r its rank."""
+
+
+class Peers(Protocol):
+    """Processes that make the same calls in the same order, this one among them."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+
+    def exchange(self, local: Callable[[], T], /) -> list[T]:
+        """What a function returns in every process, by rank; small things."""

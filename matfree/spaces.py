@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 
 import array_api_compat
 import numpy as np
@@ -25,20 +25,9 @@ from matfree.arrays import (
 )
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
-from matfree.protocol import Array, DType, ProbeKind
+from matfree.protocol import Array, DType, Peers, ProbeKind
 
 T = TypeVar("T")
-
-
-class Peers(Protocol):
-    """Processes that make the same calls in the same order, this one among them."""
-
-    @property
-    def rank(self) -> int:
-        """The number of this process."""
-
-    def exchange(self, local: Callable[[], T], /) -> list[T]:
-        """What a function returns in every process, by rank; small things."""
 
 
 class RowSpace(ABC):
@@ -70,6 +59,8 @@ class RowSpace(ABC):
     ) -> None:
         self.xp, self.size, self.dtype, self.device = xp, size, dtype, device
         self.rows = range(size) if rows is None else rows
+        self.cut = rows is not None
+        """Whether vectors are cut among processes, all of which say the same here."""
         self.peers = peers
 
     @property
@@ -78,9 +69,9 @@ class RowSpace(ABC):
         return 0 if self.peers is None else self.peers.rank
 
     @property
-    def cut(self) -> bool:
-        """Whether this process holds a part of every vector."""
-        return len(self.rows) != self.size
+    def piece(self) -> tuple[int, int, int] | None:
+        """(start, stop, n) of the rows held here, for results; None where vectors are whole."""
+        return (self.rows.start, self.rows.stop, self.size) if self.cut else None
 
     def exchange(self, local: Callable[[], T]) -> list[T]:
         """What a function returns in every process, by rank; an error in one ends them all.

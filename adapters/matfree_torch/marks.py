@@ -1,4 +1,4 @@
-"""Small numbers by which processes see that they hold the same."""
+"""Marks: a few numbers by which processes see that they hold the same tensors."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import array_api_compat
 import torch
 from torch import Tensor
 
-from matfree import Operator, RowSpace
+from matfree import Operator, OperatorError, RowSpace
 from matfree.protocol import Array
 from matfree_torch.marks import Mark
 from matfree_torch.memory import available
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _SHARE = 16  # of the free memory, what vectors that are whole may take
 _COPIES = 4  # of a block while it is multiplied: whole, by vectors, joined again, summed
 _ARGUMENTS = "give all of them the same arguments"
-_SAME = "give all of them the same rows= and block_size="
 
 
 @final
@@ -83,12 +82,16 @@ class ShardedCurvature(Operator):
             raise ValueError(
                 "sharded vectors need several processes; make the operator with process_group=."
             )
-        even = map(len, even_rows(whole.layout.size, processes.size))
-        counts = list(even if rows is None else rows)
+        self.whole, self.processes, self._block_size = whole, processes, block_size
+        counts = list(rows or map(len, even_rows(whole.layout.size, processes.size)))
+        told = processes.exchange(lambda: self._sensible(counts))  # one that is wrong ends all
+        others = [rank for rank, answer in enumerate(told) if answer != told[0]]
+        if others:
+            raise OperatorError(
+                f"process {others[0]} was given other rows or another block_size, "
+                f"{told[others[0]]}, than process 0, {told[0]}; give all of them the same."
+            )
         super().__init__(ShardedSpace(processes, counts, whole.dtype))
-        self.whole, self.processes = whole, processes
-        self._block_size = block_size
-        self._require_sensible(counts)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -158,7 +161,7 @@ class ShardedCurvature(Operator):
             self._block_size = columns_at_once(self.processes, self.space.size, self.dtype)
         return self._block_size
 
-    def _require_sensible(self, counts: list[int]) -> None:
+    def _sensible(self, counts: list[int]) -> tuple[list[int], int | None]:
         n, size = self.whole.layout.size, self.processes.size
         if len(counts) != size or sum(counts) != n or min(counts) < 0:
             raise ValueError(
@@ -167,8 +170,7 @@ class ShardedCurvature(Operator):
             )
         if self._block_size is not None and self._block_size < 1:
             raise ValueError(f"block_size must be positive: got {self._block_size}.")
-        numbers = float(hash(tuple(counts)) % (1 << 30)), float(self._block_size or 0)
-        self.processes.require_same(Mark("rows or block sizes", _SAME, numbers))
+        return counts, self._block_size
 
     def __repr__(self) -> str:
         rows = self.space.rows

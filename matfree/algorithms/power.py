@@ -197,6 +197,7 @@ class _Run:
             reason=reason,
             seed=self.seed,
             history=tuple(self.history),
+            rows=space.piece,
         )
 
     def _deflated(self, w: Array) -> Array:

@@ -7,7 +7,7 @@ brought to the host, where NaN, asymmetry and breakdown are judged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol, TypeAlias, final
+from typing import ClassVar, Literal, Protocol, TypeAlias, final
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class Recurrence:
     """
 
     saved = ("step", "V", "previous", "bases", "record")
+    by_row: ClassVar = {"V": 0, "previous": 0}
 
     def __init__(
         self,
@@ -164,6 +165,7 @@ class Recurrence:
             num_matvecs=self.product.num_matvecs - self.made_before,
             reorthogonalize=self.reorthogonalize,
             node_errors=self.record.node_errors() if half else (),
+            rows=self.space.piece if bases is not None else None,
         )
 
 

@@ -16,7 +16,7 @@ problems, doi:10.1137/S0895479898334605.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class KrylovDecomposition:
     """
 
     saved = ("kept", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
+    by_row: ClassVar = {"kept": 0, "Q": 0}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -48,6 +48,11 @@ class EigenResult(Record):
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     """(pair, Rayleigh quotient, relative residual), one entry a step of power iteration;
     (products, first value, largest relative residual), one a step of the others."""
+    rows: tuple[int, int, int] | None = None
+    """(start, stop, n) where ``vectors`` holds their rows start to stop only, and other
+    processes the others; None where it holds all of them."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {"vectors": (0, "rows")}
 
     def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
         """Draw how the residuals fell, and return the Axes.

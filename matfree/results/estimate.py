@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import scipy.stats
@@ -75,6 +75,11 @@ class Estimate(Record):
     memory: dict[str, Any] = field(default_factory=dict)
     """The choice made where a budget of memory was given: "basis" ("full", "half", "none"),
     "at_once" (probes), "predicted" and "budget" (bytes at the peak, per process)."""
+    rows: tuple[int, int, int] | None = None
+    """(start, stop, n) where the value is an array of which these entries are here, and the
+    others in other processes."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {"value": (0, "rows"), "stderr": (0, "rows")}
 
     def half_width(self, level: float = 0.95) -> Any:
         """Half of the interval's width: Student's t quantile times the standard error, and

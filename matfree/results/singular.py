@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -42,6 +42,15 @@ class SingularResult(Record):
     """The seed that repeats this run."""
     verified: bool = False
     """Whether the complement was searched for missed singular values, to the end."""
+    left_rows: tuple[int, int, int] | None = None
+    """(start, stop, m) where ``left`` holds these rows only, and other processes the others."""
+    right_rows: tuple[int, int, int] | None = None
+    """(start, stop, n) of ``right``, likewise."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {
+        "left": (0, "left_rows"),
+        "right": (0, "right_rows"),
+    }
 
     def _rows(self) -> list[tuple[str, str]]:
         triplets = [

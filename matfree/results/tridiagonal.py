@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 import scipy.linalg
@@ -57,6 +57,11 @@ class Tridiagonal(Record):
     memory: dict[str, Any] = field(default_factory=dict)
     """The choice made where a budget of memory was given: "basis" (as ``reorthogonalize``),
     "at_once" (start vectors), "predicted" and "budget" (bytes at the peak, per process)."""
+    rows: tuple[int, int, int] | None = None
+    """(start, stop, n) where ``bases`` holds these entries of the vectors only, and other
+    processes the others."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {"bases": (1, "rows")}
 
     def dense(self, index: int = 0) -> np.ndarray[Any, Any]:
         """T of one start vector as a dense (steps, steps) float64 matrix."""
