@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import array_api_compat
@@ -10,7 +11,7 @@ import numpy as np
 
 from matfree.protocol import Array, DType
 
-_CACHED_BYTES = 1 << 18
+_CACHED_BYTES = 1 << 19
 _DEVICE_BYTES = 1 << 26
 
 
@@ -38,11 +39,13 @@ def to_host(x: Array) -> np.ndarray[Any, Any]:
     return np.from_dlpack(x, device="cpu").copy()
 
 
+@cache
 def is_complex(xp: Any, dtype: DType) -> bool:
     """Whether a data type is complex."""
     return bool(xp.isdtype(dtype, "complex floating"))
 
 
+@cache
 def is_floating(xp: Any, dtype: DType) -> bool:
     """Whether a data type is real or complex floating point."""
     return bool(xp.isdtype(dtype, ("real floating", "complex floating")))

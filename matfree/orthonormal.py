@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matfree.arrays import epsilon, rounding, to_host
+from matfree.arrays import epsilon, rounding, slabs, to_host
 from matfree.protocol import Array
 
 if TYPE_CHECKING:
@@ -39,6 +39,22 @@ def orthonormal_range(space: RowSpace, X: Array, *, against: Array | None, floor
     if len(found) == 1:
         return found[0]
     return space.xp.concat(found, axis=1) if found else X[:, :0]
+
+
+def take_off(space: RowSpace, X: Array, Q: Array) -> Array:
+    """X -= Q (Q^H X), in place; the components Q^H X, (j, k) in double.
+
+    In slabs: a library's product of a tall block with a small matrix is up to three times
+    slower than that of its parts, which stay in the cache.
+    """
+    xp = space.xp
+    components = space.gram(Q, X)
+    factors = xp.astype(components, space.dtype)
+    width = (Q.shape[1] + X.shape[1]) * xp.finfo(space.dtype).bits // 8
+    for rows in slabs(X.shape[0], width, space.device):
+        part = X[rows, :]
+        part -= Q[rows, :] @ factors
+    return components
 
 
 def _remainder(
@@ -82,4 +98,4 @@ def _whitened(space: RowSpace, X: Array, floor: float) -> tuple[Array, float]:
 def _take_off(space: RowSpace, bases: list[Array], X: Array) -> None:
     """X -= its components along orthonormal bases that are orthogonal to each other."""
     for Q in bases:
-        X -= Q @ space.xp.astype(space.gram(Q, X), space.dtype)
+        take_off(space, X, Q)

@@ -123,11 +123,7 @@ def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, se
     ValueError
         A probe's number does not fit into its word of the counter.
     """
-    if not 0 <= probes.start <= probes.stop <= _MASK + 1:
-        raise ValueError(
-            f"probes are numbered from 0 to 2**32 - 1: got {probes.start} to {probes.stop - 1}; "
-            "take another seed for more."
-        )
+    require_numbers(probes)
     block = xp.arange(blocks.start, blocks.stop, dtype=xp.int64, device=device)[None, :]
     probe = xp.arange(probes.start, probes.stop, dtype=xp.int64, device=device)[:, None]
     lanes = philox(
@@ -135,6 +131,15 @@ def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, se
         (seed & _MASK, seed >> 32),
     )
     return xp.reshape(xp.stack(lanes, axis=-1), (len(probes), 4 * len(blocks)))
+
+
+def require_numbers(probes: range) -> None:
+    """Refuse numbers of probes that do not fit into their word of the counter."""
+    if not 0 <= probes.start <= probes.stop <= _MASK + 1:
+        raise ValueError(
+            f"probes are numbered from 0 to 2**32 - 1: got {probes.start} to {probes.stop - 1}; "
+            "take another seed for more."
+        )
 
 
 def replace_signs(library: str, maker: Callable[..., Array]) -> None:
@@ -155,11 +160,11 @@ def rademacher(
 ) -> Array:
     """Random signs, (rows, probes) in C order: coordinate ``rows``, probe ``probes``."""
     library = xp.__name__.removeprefix("array_api_compat.")
-    maker: Callable[..., Array] = _SIGN_MAKERS.get(library, _signs_by_words)
+    maker: Callable[..., Array] = _SIGN_MAKERS.get(library, signs_by_words)
     return maker(xp, dtype, device, rows=rows, probes=probes, stream=stream, seed=seed)
 
 
-def _signs_by_words(
+def signs_by_words(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
     """The signs in operations that every array library has."""

@@ -41,8 +41,11 @@ DType: TypeAlias = Any
 ProbeKind: TypeAlias = Literal["rademacher", "gaussian", "sphere", "z4"]
 """The distribution of random probes; every kind has E[w w^H] = I. See ``probes``."""
 
-LanczosStep: TypeAlias = Callable[[Array, Array, Array], tuple[Array, Array, Array] | None]
+LanczosStep: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array] | None]
 """A step of the Lanczos recurrence in one go. See ``LinearOperator``."""
+
+QuadraticForms: TypeAlias = Callable[[Array], Array | None]
+"""The numbers x_j^H A x_j of a block. See ``LinearOperator``."""
 
 Seed: TypeAlias = Any
 """An ``int`` in [0, 2**64), None for fresh entropy, or a ``numpy.random.Generator``."""
@@ -62,11 +65,15 @@ class LinearOperator(Protocol):
         one.
     ``rmatvec(x)``, ``rmatmat(X)``
         The adjoint A^H applied to a vector, a block.
-    ``lanczos_step(V, previous, beta)``
-        R = A V - previous diag(beta) - V diag(alpha), returned as (R, alpha, norms) with
-        alpha_j = <v_j, A v_j - beta_j previous_j> and the 2-norms of R's columns, both in
-        double precision. One pass over memory can do the work of several; R may be written
-        over ``previous``. It returns None for a block that ``matmat`` serves as well.
+    ``lanczos_step(V, previous, beta, scale)``
+        R = A U - previous diag(beta) - U diag(alpha) for the unit vectors U = V diag(scale),
+        returned as (R, alpha, norms) with alpha_j = <u_j, A u_j - beta_j previous_j> and the
+        2-norms of R's columns, both in double precision. One pass over memory can do the
+        work of several; R may be written over ``previous``. It returns None for a block that
+        ``matmat`` serves as well.
+    ``quadratic_forms(X)``
+        The numbers x_j^H A x_j, (k,) in double precision, where they cost less than A X
+        itself; None for a block where they do not.
     ``space``
         The :class:`VectorSpace` of its vectors; otherwise it is told from the data type
         and the device.

@@ -143,17 +143,21 @@ class RowSpace(ABC):
     def gram(self, X: Array, Y: Array) -> Array:
         """X^H Y, (j, k), accumulated in double precision whatever the vectors' type."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
-        if X.dtype == wide:
-            return self.add_up(_adjoint_times(xp, X, Y))
         width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 8
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
-        for slab in slabs(X.shape[0], width, self.device):
-            X_wide, Y_wide = xp.astype(X[slab, :], wide), xp.astype(Y[slab, :], wide)
-            total = total + _adjoint_times(xp, X_wide, Y_wide)
+        for slab in slabs(X.shape[0], width, self.device):  # products of tall blocks like it, too
+            x, y = X[slab, :], Y[slab, :]
+            if X.dtype != wide:
+                x, y = xp.astype(x, wide), xp.astype(y, wide)
+            total += _adjoint_times(xp, x, y)
         return self.add_up(total)
 
     def dots(self, X: Array, Y: Array) -> Array:
         """The inner products x_j^H y_j of two blocks column by column, (k,), in double."""
+        return self.add_up(self.partial_dots(X, Y))
+
+    def partial_dots(self, X: Array, Y: Array) -> Array:
+        """The same over some rows held here, (k,); their sum goes through ``add_up``."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
         total = xp.zeros((1, X.shape[1]), dtype=wide, device=self.device)
         for slab in slabs(X.shape[0], X.shape[1] * xp.finfo(wide).bits // 8, self.device):
@@ -165,7 +169,7 @@ class RowSpace(ABC):
                 total += xp.sum(terms)
             else:  # its sum over rows is not, and slower than a product
                 total += xp.ones((1, x.shape[0]), dtype=wide, device=self.device) @ terms
-        return self.add_up(total[0, :])
+        return total[0, :]
 
     def norms(self, X: Array) -> Array:
         """The 2-norms of the columns of X, (k,) real, in double."""

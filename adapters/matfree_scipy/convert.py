@@ -68,7 +68,9 @@ class SparseOperator(Operator):
         self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
         self._transpose: Any = None
         self._fused = fused_products(self.matrix)
-        self.lanczos_step = None if self._fused is None else self._fused.lanczos_step
+        if self._fused is not None:
+            self.lanczos_step = self._fused.lanczos_step
+            self.quadratic_forms = self._fused.quadratic_forms
 
     def _apply(self, X: Array) -> Array:
         Y = None if self._fused is None else self._fused.matmat(X)

@@ -3,37 +3,36 @@ r"""Products and Lanczos steps of a CSR matrix, compiled by numba where it is in
 A step of the recurrence for a block of vectors is bound by memory: written with arrays it
 reads and writes the block some ten times. Compiled, it is two passes,
 
-    W = A V - V_previous diag(beta)    with    alpha_j = <v_j, w_j>    on the way,
-    R = W - V diag(alpha)              with    ||r_j||                 on the way,
+    W = A U - V_previous diag(beta)    with    alpha_j = <u_j, w_j>    on the way,
+    R = W - U diag(alpha)              with    ||r_j||                 on the way,
 
-the first of which reads the matrix once for all columns, and both write over V_previous.
+for unit vectors U = V diag(scale) that are held up to their lengths. The first pass reads the
+matrix once for all columns, and both write over V_previous.
 
 Threads take chunks of rows. Each chunk's sums are kept apart and added up in their order,
-so the numbers do not depend on how many threads there were. The threads are Python's, which
-the compiled code leaves free to run: those of numba's own layers may neither be used from
-two threads nor survive a fork, depending on the layer that an installation happens to have.
+so the numbers do not depend on how many threads there were.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
 
 from matfree.protocol import Array
+from matfree_scipy.compiled import compiled, over_chunks
+from matfree_scipy.signs import use_compiled_signs
 
 WORTH_COMPILING = 1 << 19
 """Stored entries from which a second or two of compiling, once, is soon earned back."""
 
 _CHUNK = 1024  # rows whose sums are added up together, in this order whatever the threads
-_PIECES_PER_THREAD = 4  # so that a thread that is held up does not hold up the others
-_NARROW_STEP, _NARROW_PRODUCT = 4, 8  # columns from which the compiled loops are the faster
+_NARROW_STEP, _NARROW_PRODUCT, _NARROW_FORMS = (
+    4,
+    8,
+    2,
+)  # columns from which the compiled loops are the faster
 
 
 def fused_products(matrix: Any) -> FusedProducts | None:
@@ -58,6 +57,7 @@ class FusedProducts:
     def __init__(self, matrix: Any) -> None:
         self.parts = (matrix.indptr, matrix.indices, matrix.data)
         self.rows = matrix.shape[0]
+        self.chunks = -(-self.rows // _CHUNK)
         self.wide = np.result_type(matrix.dtype, np.float64)
 
     def matmat(self, X: Array) -> Array | None:
@@ -66,64 +66,36 @@ class FusedProducts:
             return None
         Y = np.empty((self.rows, X.shape[1]), dtype=X.dtype)
         sums = np.zeros(X.shape[1], dtype=self.wide)
-        self._over_chunks(_compiled(product), *self.parts, X, Y, sums)
+        over_chunks(self.chunks, compiled(product), *self.parts, X, Y, sums)
         return Y
 
     def lanczos_step(
-        self, V: Array, previous: Array, beta: Array
+        self, V: Array, previous: Array, beta: Array, scale: Array
     ) -> tuple[Array, Array, Array] | None:
         """One step of the recurrence, its remainder written over ``previous``."""
         usable = V.flags.c_contiguous and previous.flags.c_contiguous
         if V.shape[1] < _NARROW_STEP or not usable:
             return None
-        partial = np.zeros((-(-self.rows // _CHUNK), V.shape[1]), dtype=self.wide)
-        self._over_chunks(_compiled(first_pass), *self.parts, V, previous, beta, partial)
-        alpha = partial.sum(axis=0)
-        self._over_chunks(_compiled(second_pass), V, previous, alpha, partial)
+        partial = self._partial_sums(V)
+        over_chunks(
+            self.chunks, compiled(first_pass), *self.parts, V, previous, beta, scale, partial
+        )
+        alpha = partial.sum(axis=0) * scale
+        over_chunks(self.chunks, compiled(second_pass), V, previous, alpha * scale, partial)
         return previous, alpha, np.sqrt(partial.sum(axis=0).real)
 
-    def _over_chunks(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        """The kernel over all chunks of rows, by as many threads as there may be."""
-        chunks, threads = -(-self.rows // _CHUNK), num_threads()
-        if threads == 1 or chunks == 1:
-            kernel(*arguments, 0, chunks)
-            return
-        edges = np.linspace(0, chunks, min(chunks, threads * _PIECES_PER_THREAD) + 1).astype(int)
-        pool = _pool(os.getpid(), threads)
-        pieces = [
-            pool.submit(kernel, *arguments, int(first), int(last))
-            for first, last in pairwise(edges)
-        ]
-        for piece in pieces:
-            piece.result()
+    def quadratic_forms(self, X: Array) -> Array | None:
+        """x_j^H A x_j for the columns of a block, without the block A @ X."""
+        if X.shape[1] < _NARROW_FORMS or not X.flags.c_contiguous:
+            return None
+        partial = self._partial_sums(X)
+        over_chunks(self.chunks, compiled(quadratic_forms), *self.parts, X, partial)
+        return partial.sum(axis=0)
 
-
-def num_threads() -> int:
-    """NUMBA_NUM_THREADS or OMP_NUM_THREADS, else the processors that this process may use."""
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        first = os.environ.get(name, "").split(",")[0].strip()
-        if first.isdecimal() and int(first) > 0:
-            return int(first)
-    available = getattr(os, "sched_getaffinity", None)
-    return len(available(0)) if available is not None else os.cpu_count() or 1
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """The threads of this process: a fork takes none of its parent's along."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="matfree")
-
-
-@cache
-def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
-    """The kernel compiled, free of the interpreter's lock; kept on disk where that works."""
-    import numba
-
-    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(kernel)  # type: ignore[no-any-return]
-    except RuntimeError:  # there is no folder that numba may write to
-        return numba.njit(**options)(kernel)  # type: ignore[no-any-return]
+    def _partial_sums(self, X: Array) -> Any:
+        """A sum for each chunk of rows and each column; signs are then compiled as well."""
+        use_compiled_signs()
+        return np.zeros((self.chunks, X.shape[1]), dtype=self.wide)
 
 
 def product(
@@ -144,6 +116,26 @@ def product(
             y[c] = sums[c]
 
 
+def quadratic_forms(
+    indptr: Any, indices: Any, data: Any, X: Any, partial: Any, first: int, last: int
+) -> None:
+    """The sums of conj(X) (A X) over some chunks of rows."""
+    k = X.shape[1]
+    sums = np.empty_like(partial[0])
+    for chunk in range(first, last):
+        dots = partial[chunk]
+        for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, X.shape[0])):
+            for c in range(k):
+                sums[c] = 0.0
+            for p in range(indptr[i], indptr[i + 1]):
+                a, x = data[p], X[np.uintp(indices[p])]
+                for c in range(k):
+                    sums[c] += a * x[c]
+            own = X[i]
+            for c in range(k):
+                dots[c] += np.conj(own[c]) * sums[c]
+
+
 def first_pass(
     indptr: Any,
     indices: Any,
@@ -151,11 +143,12 @@ def first_pass(
     V: Any,
     W: Any,
     beta: Any,
+    scale: Any,
     partial: Any,
     first: int,
     last: int,
 ) -> None:
-    """W = A V - W diag(beta) in some chunks of rows, and the sums of conj(V) W over each."""
+    """W = A V diag(scale) - W diag(beta) in some chunks of rows, and the sums of conj(V) W."""
     k = V.shape[1]
     sums = np.empty_like(partial[0])
     for chunk in range(first, last):
@@ -164,7 +157,7 @@ def first_pass(
         for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, V.shape[0])):
             w, v = W[i], V[i]
             for c in range(k):
-                sums[c] = -beta[c] * w[c]
+                sums[c] = 0.0
             p, end = indptr[i], indptr[i + 1]
             if (end - p) % 2 == 1:
                 a, x = data[p], V[np.uintp(indices[p])]
@@ -178,12 +171,13 @@ def first_pass(
                     sums[c] += a * x[c] + b * y[c]
                 p += 2
             for c in range(k):
-                w[c] = sums[c]
-                dots[c] += np.conj(v[c]) * sums[c]
+                remainder = scale[c] * sums[c] - beta[c] * w[c]
+                w[c] = remainder
+                dots[c] += np.conj(v[c]) * remainder
 
 
-def second_pass(V: Any, W: Any, alpha: Any, partial: Any, first: int, last: int) -> None:
-    """W -= V diag(alpha) in some chunks of rows, and the sums of |W|^2 over each."""
+def second_pass(V: Any, W: Any, factors: Any, partial: Any, first: int, last: int) -> None:
+    """W -= V diag(factors) in some chunks of rows, and the sums of |W|^2 over each."""
     k = V.shape[1]
     for chunk in range(first, last):
         squares = partial[chunk]
@@ -191,6 +185,6 @@ def second_pass(V: Any, W: Any, alpha: Any, partial: Any, first: int, last: int)
         for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, V.shape[0])):
             w, v = W[i], V[i]
             for c in range(k):
-                remainder = w[c] - alpha[c] * v[c]
+                remainder = w[c] - factors[c] * v[c]
                 w[c] = remainder
                 squares[c] += np.conj(remainder) * remainder

@@ -103,7 +103,7 @@ class HutchinsonTrace(TraceEstimator):
 
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
-        fresh = to_host(self.space.dots(W, self.product(W)))
+        fresh = to_host(self.product.quadratic_forms(W))
         self.product.require_finite(fresh)
         self.samples.add(fresh)
 

@@ -16,7 +16,7 @@ DEFAULT_PROBES = 32
 DEFAULT_BUDGET = 1000
 """Products where a tolerance is given without a budget."""
 
-_BLOCK_ENTRIES = 1 << 24  # entries of the default block of probes
+_BLOCK_ENTRIES = 1 << 25  # entries of the default block of probes
 
 
 @final

@@ -69,19 +69,32 @@ class Products:
         return self.operator.preferred_block_size if asked is None else asked
 
     def lanczos_step(
-        self, V: Array, previous: Array, beta: Array
+        self, V: Array, previous: Array, beta: Array, scale: Array
     ) -> tuple[Array, Array, Array] | None:
         """The operator's own step of the recurrence, counted; None where it has none.
 
-        Only a process that holds whole vectors may take it, for the sums over rows are the
-        operator's; and not while the noise of single products is watched.
+        Not while the noise of single products is watched.
         """
         step = self.operator.lanczos_step
-        if step is None or self.space.cut or self._blocks_to_watch:
+        if step is None or not self._may_sum:
             return None
-        made = step(V, previous, beta)
+        made = step(V, previous, beta, scale)
         self.num_matvecs += V.shape[1] if made is not None else 0
         return made
+
+    def quadratic_forms(self, X: Array) -> Array:
+        """x_j^H A x_j for the columns of X, (k,), counting them; by the operator where it can."""
+        forms = self.operator.quadratic_forms
+        made = forms(X) if forms is not None and self._may_sum else None
+        if made is None:
+            return self.space.dots(X, self(X))
+        self.num_matvecs += X.shape[1]
+        return made
+
+    @property
+    def _may_sum(self) -> bool:
+        """Whether sums over rows may be the operator's own: it has all of them."""
+        return not self.space.cut and not self._blocks_to_watch
 
     def watch(self) -> None:
         """Measure the noise on the second block from here, unless it is known.

@@ -93,19 +93,37 @@ class Recurrence:
         if not np.all(self.norms > 0):
             column = int(np.argmin(self.norms))
             raise ValueError(f"start must not be zero: its column {column} is.")
-        self.V = self.space.zeros(start.shape[1])  # in C order, whatever the start's
-        self.V[:, :] = start / self.space.asarray(self.norms)[None, :]
-        self.previous = self.space.zeros(start.shape[1])
+        V = self.space.zeros(start.shape[1])  # in C order, whatever the start's
+        V[:, :] = start / self.space.asarray(self.norms)[None, :]
+        self.V, self.previous = V, self.space.zeros(start.shape[1])
         self.bases: Bases | HalfBases | None = None
         if reorthogonalize == "half":
-            self.bases = HalfBases(self.space, self.V, num_steps)
+            self.bases = HalfBases(self.space, V, num_steps)
         elif self.full or keep_basis:
-            self.bases = Bases(self.space, self.V, num_steps)
+            self.bases = Bases(self.space, V, num_steps)
         self.listeners = [holder for holder in (self.bases, listener) if holder is not None]
         if listener is not None:
-            listener.append(self.V, 0)
+            listener.append(V, 0)
         self.record = Coefficients(product, start.shape[1], half=reorthogonalize == "half")
         self.step = 0
+
+    @property
+    def V(self) -> Array:
+        """The newest Lanczos vectors, (rows, k)."""
+        return self._newest.vectors()
+
+    @V.setter
+    def V(self, vectors: Array) -> None:
+        self._newest = Unscaled(self.space, vectors)
+
+    @property
+    def previous(self) -> Array:
+        """The Lanczos vectors before those; where all are kept, room for as many."""
+        return self._previous.vectors()
+
+    @previous.setter
+    def previous(self, vectors: Array) -> None:
+        self._previous = Unscaled(self.space, vectors)
 
     @property
     def finished(self) -> bool:
@@ -123,33 +141,46 @@ class Recurrence:
             if looked:  # the first ones early: bad operators show soon
                 self.record.look()
             if not last:
-                _normalize(self.space, R, beta, alive)
-                self.V, self.previous = R, self.previous if self.full else self.V
+                if not self.full:
+                    self._previous = self._newest
+                self._newest = Unscaled(self.space, R, _inverse(self.space, beta, alive))
                 for listener in self.listeners:
                     listener.append(self.V, self.step)
 
     def _step(self) -> tuple[Array, Array, Array]:
         """One product, its remainder R (ours to write on), R's lengths, which runs go on."""
-        V, beta = self.V, self.record.beta
         half = isinstance(self.bases, HalfBases)
-        if self.step > 1 and not (self.full or half):  # the first two tell what the operator is
-            fused = self.product.lanczos_step(V, self.previous, beta)
+        if self.step != 1 and not (self.full or half):  # the second tells what the operator is
+            fused = self._fused_step()
             if fused is not None:
-                R, alpha, beta = fused
-                return R, beta, self.record.add(alpha, beta, self.space.xp.zeros_like(beta))
+                return fused
+        V, beta = self.V, self.record.beta
         before = self.space.xp.asarray(self.previous, copy=True) if half else self.previous
         if isinstance(self.bases, Bases) and self.full:
             R, alpha, defect = self.bases.orthogonalize(self.product(V), self.step, beta)
+            lengths = self.space.norms(R)
         else:
-            R, alpha, defect = _three_terms(
+            R, alpha, lengths, defect = _three_terms(
                 self.space, self.product(V), V, self.previous, beta, self.step
             )
         if isinstance(self.bases, HalfBases):
             defect = self.space.xp.maximum(defect, self.bases.take_off(R))
             alpha = alpha + _take_off_once(self.space, R, V)  # T would miss it to first order
             _take_off_once(self.space, R, before)
-        beta = self.space.norms(R)
-        return R, beta, self.record.add(alpha, beta, defect)
+            lengths = self.space.norms(R)
+        return R, lengths, self.record.add(alpha, lengths, defect)
+
+    def _fused_step(self) -> tuple[Array, Array, Array] | None:
+        """The same by the operator itself, where it can."""
+        V, previous = self._newest, self._previous
+        beta = self.record.beta
+        back = self.space.xp.zeros_like(V.scale) if beta is None else beta * previous.scale
+        made = self.product.lanczos_step(V.block, previous.block, back, V.scale)
+        if made is None:
+            return None
+        R, alpha, lengths = made
+        alive = self.record.add(alpha, lengths, self.space.xp.zeros_like(lengths))
+        return R, lengths, alive
 
     def result(self) -> Tridiagonal:
         """The factorizations, each cut where its Krylov space ended."""
@@ -169,30 +200,63 @@ class Recurrence:
         )
 
 
+@final
+class Unscaled:
+    """Vectors that a block holds up to a factor each, which is multiplied in when they are used.
+
+    An operator that makes the steps itself takes the factors as they are: to divide a block by
+    its columns' lengths would be one more pass over memory.
+    """
+
+    def __init__(self, space: RowSpace, block: Array, scale: Array | None = None) -> None:
+        self.space, self.block, self._scale = space, block, scale
+
+    @property
+    def scale(self) -> Array:
+        """The factors, (k,) in double precision."""
+        if self._scale is not None:
+            return self._scale
+        return _zeros(self.space, self.block) + 1.0
+
+    def vectors(self) -> Array:
+        """The vectors themselves; from now on the block holds them."""
+        if self._scale is not None:
+            for rows, factor in _slabs(self.space, self.block, self._scale):
+                part = self.block[rows, :]
+                part *= factor
+            self._scale = None
+        return self.block
+
+
 def _three_terms(
     space: RowSpace, W: Array, V: Array, previous: Array, beta: Array | None, step: int
-) -> tuple[Array, Array, Array]:
-    """The bare recurrence in Paige's stable order: beta first, then alpha.
+) -> tuple[Array, Array, Array, Array]:
+    """The bare recurrence in Paige's stable order, beta first, then alpha: R, alpha, ||R||, defect.
 
     The remainder is written over ``previous``: the product is not ours to write on, and
-    another block would cost more than the arithmetic.
+    another block would cost more than the arithmetic. Sums over rows are taken while a slab is
+    in the cache.
     """
     xp = space.xp
     defect = None
     if step == 1:  # one dot tells an unsymmetric operator: <v_1, A v_2> is conj(beta_1)
         defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
     if beta is None:
-        previous[:, :] = W
-    else:
-        for rows, factor in _slabs(space, V, -beta):
-            R = previous[rows, :]  # a view
-            R *= factor
-            R += W[rows, :]
-    alpha = space.dots(V, previous)
+        beta = _zeros(space, V)
+    dots: Array = 0.0
+    for rows, factor in _slabs(space, V, -beta):
+        R = previous[rows, :]  # a view
+        R *= factor
+        R += W[rows, :]
+        dots = dots + space.partial_dots(V[rows, :], R)
+    alpha = space.add_up(dots)
+    squares: Array = 0.0
     for rows, factor in _slabs(space, V, alpha):
         R = previous[rows, :]
         R -= V[rows, :] * factor
-    return previous, alpha, xp.zeros_like(real_part(xp, alpha)) if defect is None else defect
+        squares = squares + space.partial_dots(R, R)
+    lengths = xp.sqrt(space.add_up(real_part(xp, squares)))
+    return previous, alpha, lengths, xp.zeros_like(lengths) if defect is None else defect
 
 
 def _take_off_once(space: RowSpace, R: Array, V: Array) -> Array:
@@ -202,14 +266,17 @@ def _take_off_once(space: RowSpace, R: Array, V: Array) -> Array:
     return components
 
 
-def _normalize(space: RowSpace, R: Array, beta: Array, alive: Array) -> None:
-    """R /= beta, in place, and 0 where the run broke down: never a division by noise."""
+def _zeros(space: RowSpace, X: Array) -> Array:
+    """A zero for each column, of the type that lengths come in."""
+    nothing = X[:0, :]
+    return real_part(space.xp, space.partial_dots(nothing, nothing))
+
+
+def _inverse(space: RowSpace, beta: Array, alive: Array) -> Array:
+    """1 / beta, and 0 where the run broke down: never a division by noise."""
     xp = space.xp
     inverse = 1.0 / xp.where(alive, beta, xp.ones_like(beta))
-    inverse = xp.where(alive, inverse, xp.zeros_like(beta))
-    for rows, factor in _slabs(space, R, inverse):
-        part = R[rows, :]
-        part *= factor
+    return xp.where(alive, inverse, xp.zeros_like(beta))
 
 
 def _slabs(space: RowSpace, X: Array, factors: Array) -> Iterator[tuple[slice, Array]]:

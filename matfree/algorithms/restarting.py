@@ -24,6 +24,7 @@ from matfree import probes
 from matfree.algorithms.plan import slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import rounding, to_host
+from matfree.orthonormal import take_off
 from matfree.protocol import Array
 
 _ROWS_AT_ONCE = 1 << 15
@@ -126,13 +127,11 @@ class KrylovDecomposition:
     def expand(self) -> None:
         """Append Q to V, multiply it, and make the product's remainder the next Q."""
         space, begin, width = self.space, self.size, self.Q.shape[1]
-        W = self.product(self.Q)
+        W = space.xp.asarray(self.product(self.Q), copy=True)  # ours to write on
         if self.num_locked:
-            W = self._without(self.basis[:, : self.num_locked], W)[0]
+            take_off(space, W, self.basis[:, : self.num_locked])
         self.size += self._put(self.Q)
-        V = self.V
-        W, C = self._without(V, W)  # orthonormalize looks whether once was enough
-        C = to_host(C)
+        C = to_host(take_off(space, W, self.V))  # orthonormalize looks whether once was enough
         self.product.require_finite(C)
         self._grow(C)
         floor = rounding(space.xp, space.dtype) * self.norm
@@ -170,10 +169,6 @@ class KrylovDecomposition:
         self.restart(values[keep], Y[:, keep])
         return True
 
-    def _without(self, basis: Array, W: Array) -> tuple[Array, Array]:
-        C = self.space.gram(basis, W)
-        return W - basis @ self.space.xp.astype(C, self.space.dtype), C
-
     def _put(self, Q: Array) -> int:
         """Write Q behind what is taken; how many columns that are."""
         end = self.taken.shape[1]
@@ -208,7 +203,8 @@ class KrylovDecomposition:
         known = self.S.shape[0]
         corner = C[known:, :]
         self.norm = max(self.norm, _norm(C))
-        defect = max(_norm(C[:known, :] - self.S), _norm(corner - corner.conj().T))
+        defect = float(np.linalg.norm(C[:known, :] - self.S))  # what C repeats
+        defect = max(defect, float(np.linalg.norm(corner - corner.conj().T)))
         self.product.require_hermitian(defect / self.norm if self.norm > 0 else 0.0)
         grown: HostArray = np.zeros((self.size, self.size), dtype=np.result_type(self.H, C))
         grown[:known, :known] = self.H

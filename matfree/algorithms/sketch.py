@@ -131,13 +131,10 @@ class RangeSketch:
             )
 
     def against_probes(self, *bases: Array) -> list[HostArray]:
-        """basis^H W for each basis, from one pass over the probes."""
-        parts: list[list[HostArray]] = [[] for _ in bases]
+        """basis^H W for each basis, and ||w_i||^2, (k,), from one pass over the probes."""
+        parts: list[list[HostArray]] = [[] for _ in range(len(bases) + 1)]
         for W in self.probe_blocks():
-            for part, basis in zip(parts, bases, strict=True):
+            for part, basis in zip(parts, bases, strict=False):
                 part.append(to_host(self.space.gram(basis, W)))
+            parts[-1].append(to_host(self.space.norms(W)) ** 2)
         return [np.hstack(part) for part in parts]
-
-    def squared_norms(self) -> HostArray:
-        """||w_i||^2 of every probe, (k,)."""
-        return np.concatenate([to_host(self.space.norms(W)) ** 2 for W in self.probe_blocks()])

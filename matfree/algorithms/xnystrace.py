@@ -188,7 +188,7 @@ class XNysTrace(TraceEstimator):
 
 def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:
     """R, O and G of a sketch; each pair of probe blocks is made again once."""
-    (O,) = sketch.against_probes(sketch.Q)  # noqa: E741
+    O, _ = sketch.against_probes(sketch.Q)  # noqa: E741
     rows = []
     for W in sketch.probe_blocks():
         rows.append(np.hstack([to_host(sketch.space.gram(W, V)) for V in sketch.probe_blocks()]))

@@ -146,7 +146,7 @@ class XTrace(TraceEstimator):
 
     def _small(self) -> SmallMatrices:
         Z = self.products.block
-        O, ZW = self.sketch.against_probes(self.sketch.Q, Z)  # noqa: E741
+        O, ZW, lengths = self.sketch.against_probes(self.sketch.Q, Z)  # noqa: E741
         H = to_host(self.space.gram(self.sketch.Q, Z))
         self.product.require_finite(H)
-        return SmallMatrices(self.sketch.R, H, O, ZW.conj().T, self.sketch.squared_norms())
+        return SmallMatrices(self.sketch.R, H, O, ZW.conj().T, lengths)

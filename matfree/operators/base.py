@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree.arrays import describe, is_complex
 from matfree.errors import OperatorError
-from matfree.protocol import Array, DType, LanczosStep
+from matfree.protocol import Array, DType, LanczosStep, QuadraticForms
 from matfree.spaces import RowSpace
 
 
@@ -33,6 +33,8 @@ class Operator(ABC):
     """Vectors to send at once where nobody says: as many as cost little more than one."""
     lanczos_step: LanczosStep | None = None
     """A step of the Lanczos recurrence in one go, where the operator has it."""
+    quadratic_forms: QuadraticForms | None = None
+    """x_j^H A x_j without A X, where the operator has it."""
     __array_ufunc__ = None  # ndarray @ operator comes to __rmatmul__
     __array_priority__ = 1000  # and so does a CuPy array's
 

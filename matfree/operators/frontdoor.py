@@ -159,6 +159,7 @@ def _from_duck(obj: Any, shape: tuple[int, ...], like: Array | None) -> Operator
         rmatvec=getattr(obj, "rmatvec", None),
         rmatmat=getattr(obj, "rmatmat", None),
         lanczos_step=getattr(obj, "lanczos_step", None),
+        quadratic_forms=getattr(obj, "quadratic_forms", None),
         name=name,
     )
 

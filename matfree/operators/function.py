@@ -15,7 +15,7 @@ import array_api_compat
 from matfree.arrays import describe, is_complex
 from matfree.errors import NonFiniteError, OperatorError
 from matfree.operators.base import Operator
-from matfree.protocol import Array, LanczosStep
+from matfree.protocol import Array, LanczosStep, QuadraticForms
 from matfree.spaces import RowSpace
 
 Apply = Callable[[Array], Array]
@@ -38,6 +38,8 @@ class FunctionOperator(Operator):
         The same for the adjoint A^H.
     lanczos_step : function, optional
         A step of the Lanczos recurrence in one go; see ``LinearOperator``.
+    quadratic_forms : function, optional
+        X of shape (n, k) to the numbers x_j^H A x_j, where they cost less than A X.
     name : str
         What error messages and ``repr`` call it.
     """
@@ -52,10 +54,12 @@ class FunctionOperator(Operator):
         rmatvec: Apply | None = None,
         rmatmat: Apply | None = None,
         lanczos_step: LanczosStep | None = None,
+        quadratic_forms: QuadraticForms | None = None,
         name: str = "function",
     ) -> None:
         super().__init__(space, domain)
-        self.name, self.lanczos_step = name, lanczos_step
+        self.name = name
+        self.lanczos_step, self.quadratic_forms = lanczos_step, quadratic_forms
         self._forward = _Product(f"{name}(x)", matvec, matmat, self.domain, self.space)
         self._adjoint: _Product | None = None
         if rmatvec is not None or rmatmat is not None:

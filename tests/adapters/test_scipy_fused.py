@@ -15,7 +15,7 @@ from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
 
 import matfree as mf
 from matfree.algorithms.checkpoint import Checkpoint
-from matfree_scipy import fused
+from matfree_scipy import compiled, fused
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -90,13 +90,14 @@ def test_a_step_is_the_formula_of_the_contract(dtype, index_type):
         else rng.standard_normal((n, K)).astype(dtype)
         for _ in range(2)
     )
-    beta = rng.random(K)
+    beta, scale = rng.random(K), 0.5 + rng.random(K)
     wide = np.result_type(dtype, np.float64)
-    W = A.astype(wide) @ V - previous * beta
-    alpha = np.sum(V.conj() * W, axis=0)
-    R = W - V * alpha
+    U = V.astype(wide) * scale
+    W = A.astype(wide) @ U - previous * beta
+    alpha = np.sum(U.conj() * W, axis=0)
+    R = W - U * alpha
     operator = mf.aslinearoperator(with_indices(A, index_type))
-    got_R, got_alpha, got_norms = operator.lanczos_step(V, previous.copy(), beta)
+    got_R, got_alpha, got_norms = operator.lanczos_step(V, previous.copy(), beta, scale)
     assert got_R.dtype == dtype
     assert got_alpha.dtype == wide
     assert_close(got_R, R, dtype)
@@ -112,6 +113,33 @@ def test_block_products_are_those_of_the_dense_matrix(dtype):
     for block in (X, np.asfortranarray(X), X[:, :3], X[:, ::2], np.repeat(X, 2, axis=1)):
         assert_close(operator @ block, A @ block, dtype)
     assert (operator @ X).flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128], ids=lambda t: t.__name__)
+def test_quadratic_forms_are_those_of_the_dense_matrix(dtype):
+    A = sparse_hermitian(1500, dtype)  # more than one chunk of rows
+    A[3, 5] += 1  # no symmetry is used
+    X = np.random.default_rng(1).standard_normal((1500, 6)).astype(dtype)
+    operator = mf.aslinearoperator(sp.csr_array(A))
+    wide = np.result_type(dtype, np.float64)
+    got = operator.quadratic_forms(X)
+    expected = np.sum(X.conj() * (A.astype(wide) @ X), axis=0)
+    assert got.dtype == wide
+    assert_close(got, expected, dtype, scale=np.abs(A).sum())
+    assert operator.quadratic_forms(np.asfortranarray(X)) is None
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "z4"])
+def test_a_trace_is_the_same_without_the_products(kind, monkeypatch):
+    A = sparse_hermitian(300, np.complex128 if kind == "z4" else np.float64)
+    options = {"num_probes": 7, "block_size": 3, "kind": kind, "seed": 4}
+    ours = mf.trace(sp.csr_array(A), **options)
+    plain = mf.trace(A, **options)
+    assert ours.num_matvecs == plain.num_matvecs == 7
+    assert_close(ours.samples, plain.samples, scale=np.abs(A).sum())
+    A[7, 9] = np.nan
+    with pytest.raises(mf.NonFiniteError, match="products 1 to 3"):
+        mf.trace(sp.csr_array(A), **options)
 
 
 HARD = {
@@ -189,7 +217,7 @@ def test_the_numbers_do_not_depend_on_the_threads(monkeypatch):
     seen = []
     for threads in ("1", "2", "3"):
         monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
-        assert fused.num_threads() == int(threads)
+        assert compiled.num_threads() == int(threads)
         T = mf.lanczos(A, start, 12, reorthogonalize="none")
         seen.append((T.alphas, T.betas, mf.aslinearoperator(A) @ start))
     for one in seen[1:]:
@@ -202,7 +230,7 @@ def test_sums_over_rows_are_double_precision():
     V = np.full((n, 4), n**-0.5, dtype=np.float32)
     exact = n * float(V[0, 0]) ** 2
     operator = mf.aslinearoperator(A)
-    _, alpha, _ = operator.lanczos_step(V, np.zeros_like(V), np.zeros(4))
+    _, alpha, _ = operator.lanczos_step(V, np.zeros_like(V), np.zeros(4), np.ones(4))
     assert np.abs(alpha / exact - 1).max() < 1e-12  # single precision is off by 1e-5
 
 
@@ -255,6 +283,6 @@ def test_where_nothing_can_be_written_the_kernel_is_compiled_without_a_cache(mon
         return lambda kernel: (kernel, options)
 
     monkeypatch.setitem(sys.modules, "numba", types.SimpleNamespace(njit=njit))
-    kernel, options = fused._compiled.__wrapped__(fused.product)
+    kernel, options = compiled.compiled.__wrapped__(fused.product)
     assert kernel is fused.product
     assert options["nogil"]

@@ -258,6 +258,17 @@ def xtrace(report, problem, machine, rounds):
 
         return lambda: run
 
+    def on_torch():
+        import torch
+
+        tensor = torch.from_numpy(matrix)  # multiplied by torch's BLAS, like skerch's
+
+        def run(seed):
+            found = mf.trace(tensor, method="xtrace", max_matvecs=XTRACE_PRODUCTS, seed=seed)
+            return Answer(float(found.value), found.num_matvecs)
+
+        return run
+
     def skerch():
         import torch
         from skerch.algorithms import xhutchpp
@@ -305,6 +316,7 @@ def xtrace(report, problem, machine, rounds):
                 Entry("matfree", method, ours(method), work)
                 for method in ("xtrace", "hutch++", "xnystrace")
             ],
+            Entry("matfree", "xtrace, of a torch tensor", on_torch, work),
             Entry("skerch", "xhutchpp, XTrace's form", skerch, work),
             Entry("scikit-primate", "xtrace, left after one batch", primate_xtrace, work),
             Entry("scikit-primate", "hutchpp", primate_hutchpp, work),

@@ -1,10 +1,8 @@
 """Four processes, among which the parameters of networks are cut up."""
 
 import copy
-import multiprocessing
 import pickle
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import matfree as mf
 import matfree_torch.unsharded
 from matfree_torch import activation_traces, fisher, ggn, hessian, hessian_of, loss_landscape
+from support.forks import caught, together
 
 WORLD = 4
 CE = nn.CrossEntropyLoss()
@@ -134,15 +133,6 @@ def products(A):
 
 def compared(ours, alone, read=products):
     return np.asarray(read(ours)), np.asarray(read(alone))
-
-
-def caught(function):
-    """The kind and the text of what it raises."""
-    try:
-        function()
-    except Exception as error:
-        return type(error).__name__, str(error)
-    return "nothing", ""
 
 
 def algorithms(ours, alone):
@@ -388,31 +378,18 @@ def errors(mesh, square):
     }
 
 
-def main(rank, folder):
+def answer(rank):
+    """What a process finds."""
     warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=WORLD
-    )
     mesh = init_device_mesh("cpu", (WORLD,))
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    begin = time.monotonic()
     found = transformers(square["tp"])
-    print(f"transformers {time.monotonic() - begin:.1f} s", flush=True)
     for work in (other_cuts, fully, errors):
         found |= work(mesh, square)
-        if rank == 0:
-            print(f"{work.__name__} {time.monotonic() - begin:.1f} s", flush=True)
-    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
-    dist.destroy_process_group()
+    return found
 
 
 if __name__ == "__main__":
-    # Torch is loaded once: its threads start with the first group of processes.
-    fork = multiprocessing.get_context("fork")
-    runs = [fork.Process(target=main, args=(rank, Path(sys.argv[1]))) for rank in range(WORLD)]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join()
-    sys.exit(max(abs(run.exitcode) for run in runs))
+    folder = Path(sys.argv[1])
+    answers = together(folder, WORLD, answer, timeout=60.0, limit=300.0)
+    (folder / "answers.pickle").write_bytes(pickle.dumps(answers))

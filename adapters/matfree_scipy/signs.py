@@ -1,0 +1,71 @@
+"""Random signs compiled by numba: the bits of ``matfree.probes``, in one pass over memory.
+
+The array version writes and reads its words and bytes several times before a sign is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from matfree import probes as by_arrays
+from matfree.protocol import Array, DType
+from matfree_scipy.compiled import compiled, over_chunks
+
+WORTH_A_CALL = 1 << 16
+"""Signs from which the threads' work is more than the way to it."""
+
+_ROWS = 128  # that one counter serves
+
+
+def use_compiled_signs() -> None:
+    """From here on NumPy's signs are made by the compiled kernel, where there are many."""
+    by_arrays.replace_signs("numpy", rademacher)
+
+
+def rademacher(
+    xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
+) -> Array:
+    """Random signs, (rows, probes) in C order, as ``matfree.probes.rademacher`` makes them."""
+    if len(rows) * len(probes) < WORTH_A_CALL:
+        return by_arrays.signs_by_words(
+            xp, dtype, device, rows=rows, probes=probes, stream=stream, seed=seed
+        )
+    by_arrays.require_numbers(probes)
+    out = xp.empty((len(rows), len(probes)), dtype=dtype)
+    where = (rows.start // _ROWS, rows.start % _ROWS, probes.start, stream, seed)
+    chunks = -(-rows.stop // _ROWS) - rows.start // _ROWS
+    over_chunks(chunks, compiled(signs), *map(np.uint64, where), out)
+    return out
+
+
+def signs(
+    first_block: Any, skipped: Any, first_probe: Any, stream: Any, seed: Any, out: Any,
+    first: int, last: int,
+) -> None:  # fmt: skip
+    """The signs of some counters, each serving 128 rows of one probe.
+
+    All integers are 64 bits without a sign: of one kind with another numba makes a float.
+    """
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    height, k = out.shape
+    words = np.empty((4, k), dtype=np.int32)
+    for chunk in range(first, last):
+        block = first_block + np.uint64(chunk)
+        for p in range(k):
+            c0, c1 = block & mask, block >> half
+            c2, c3 = first_probe + np.uint64(p), stream
+            k0, k1 = seed & mask, seed >> half
+            for _ in range(10):
+                a, b = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+                c0, c1, c2, c3 = (b >> half) ^ c1 ^ k0, b & mask, (a >> half) ^ c3 ^ k1, a & mask
+                k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
+            words[0, p], words[1, p] = np.int32(c0), np.int32(c1)
+            words[2, p], words[3, p] = np.int32(c2), np.int32(c3)
+        for bit in range(128):
+            i = chunk * 128 + bit - np.int64(skipped)
+            if 0 <= i < height:
+                row, lane, place = out[i], words[bit >> 5], np.int32(bit & 31)
+                for p in range(k):
+                    row[p] = np.int32(1) - np.int32(2) * ((lane[p] >> place) & np.int32(1))
