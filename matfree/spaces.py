@@ -74,10 +74,7 @@ class RowSpace(ABC):
         return (self.rows.start, self.rows.stop, self.size) if self.cut else None
 
     def exchange(self, local: Callable[[], T]) -> list[T]:
-        """What a function returns in every process, by rank; an error in one ends them all.
-
-        For small things that are no sums over rows: a seed, whether a file was written.
-        """
+        """What a function returns in every process, by rank: small things, no sums over rows."""
         return [local()] if self.peers is None else self.peers.exchange(local)
 
     @abstractmethod

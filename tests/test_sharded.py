@@ -12,7 +12,7 @@ from matfree.arrays import to_host
 N = 100
 A = with_spectrum(nn_spectrum(N), seed=3)
 
-CUTS = {"7/3": (70, 30), "three uneven": (1, 64, 35), "odd bytes": (13, 87)}
+CUTS = {"7/3": (70, 30), "three uneven": (1, 64, 35), "odd bytes": (13, 0, 87)}
 
 SCALARS = {
     "hutchinson": lambda B: mf.trace(B, num_probes=9, seed=1, block_size=4),

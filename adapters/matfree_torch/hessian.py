@@ -107,8 +107,8 @@ def hessian(
         The processes that share the data out, each calling this with its own part of it and
         everything else the same; ``torch.distributed.group.WORLD`` for all. Every product is
         then summed over them, weighted by what the loss counts in all processes together, and
-        every process holds the same result. A part may be empty. Probes need an explicit
-        ``seed=``.
+        every process holds the same result. A part may be empty. Where vectors are too long for
+        a process, see ``sharded``.
 
     Returns
     -------

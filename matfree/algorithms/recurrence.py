@@ -243,14 +243,13 @@ def _three_terms(
         defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
     if beta is None:
         beta = _zeros(space, V)
-    dots: Array = 0.0
+    squares = dots = space.partial_dots(V[:0, :], V[:0, :])  # 0: there may be no rows here
     for rows, factor in _slabs(space, V, -beta):
         R = previous[rows, :]  # a view
         R *= factor
         R += W[rows, :]
         dots = dots + space.partial_dots(V[rows, :], R)
     alpha = space.add_up(dots)
-    squares: Array = 0.0
     for rows, factor in _slabs(space, V, alpha):
         R = previous[rows, :]
         R -= V[rows, :] * factor

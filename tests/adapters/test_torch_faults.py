@@ -62,11 +62,12 @@ def test_unbroken_or_gone_on_with_by_others_the_answer_is_that_of_one_process(fo
 
 @pytest.mark.parametrize("number", range(NUM_JOBS))
 def test_what_was_done_is_not_done_again(found, number):
-    """Two products more tell the operator, one a start; a block under way is made again."""
+    """One product of each start tells the operator; a search for pairs has starts of its own."""
     alone, scenarios = found
-    expected = alone[scenarios[number]["job"]["run"]]["matvecs"]
+    run = scenarios[number]["job"]["run"]
+    starts = 4 if run.startswith("deflated") else 2
     for answer in scenarios[number]["resumed"]:
-        assert answer["matvecs"] <= expected + 2
+        assert answer["matvecs"] <= alone[run]["matvecs"] + starts
 
 
 @pytest.mark.parametrize("number", range(NUM_JOBS))
@@ -75,4 +76,4 @@ def test_one_generation_of_files_is_left(found, number):
     pieces = [name for name in left if ".piece-" in name]
     assert set(left) - set(pieces) == {f"run-{number}.npz"}
     assert len({name.split("-")[2] for name in pieces}) <= 1
-    assert len(pieces) <= job["after"] * job["sharded after"]
+    assert len(pieces) <= max(job["before"], job["after"])  # a run that was done writes no more

@@ -158,12 +158,19 @@ def test_a_restart_with_other_processes_goes_on_from_the_checkpoint(answers):
     assert seen == [6, 8], "the run that died had done four probes"
 
 
-def test_the_example_of_the_documentation_runs_under_torchrun(tmp_path):
-    script = ROOT / "docs" / "how-to" / "examples" / "data_parallel.py"
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data_parallel.py", "activation trace of layer 2"),
+        ("sharded_density.py", "read again (404, 3)"),
+    ],
+)
+def test_the_examples_of_the_documentation_run_under_torchrun(name, text, tmp_path):
+    script = ROOT / "docs" / "how-to" / "examples" / name
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [sys.executable, *launcher, str(script)],
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "RUN_FOLDER": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -171,7 +178,7 @@ def test_the_example_of_the_documentation_runs_under_torchrun(tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    assert "activation trace of layer 2" in done.stdout
+    assert text in done.stdout
 
 
 def test_what_is_no_group_is_refused():

@@ -25,6 +25,7 @@ SECTIONS = (
     "networks",
     "products",
     "processes",
+    "sharded",
     "csr",
     "peers",
     "device",
