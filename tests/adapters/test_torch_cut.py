@@ -48,6 +48,7 @@ BY_PAIRS = [
     "unflatten",
     "flatten",
     "embedding by columns",
+    "eigsh",
 ]
 BY_ALL = [
     "rows",
@@ -56,6 +57,7 @@ BY_ALL = [
     "data parallel too",
     "a function",
     "twin",
+    "twin, eigsh",
     "twin after a step",
     "twin of a hybrid",
     "twin's ggn",
@@ -63,7 +65,7 @@ BY_ALL = [
     "differences' gradient",
     "differences' loss",
 ]
-ALGORITHMS = ["gradient", "loss", "loss along a direction", "trace", "eigsh", "density"]
+ALGORITHMS = ["gradient", "loss", "loss along a direction", "trace", "density"]
 
 
 @pytest.mark.parametrize("name", [*BY_ALL, *ALGORITHMS, *(f"twin, {name}" for name in ALGORITHMS)])
