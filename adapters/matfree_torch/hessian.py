@@ -56,7 +56,8 @@ def hessian(
     ----------
     model : nn.Module
         Used in the mode it is in, and left as it was found: gradients, buffers, hooks,
-        modes and the global random state.
+        modes and the global random state. It may be cut up by tensor parallelism (DTensors) or
+        ``fully_shard``: each process then has those rows of vectors that ``H.space.rows`` says.
     loss : function (outputs, targets) -> scalar tensor, or None
         A loss module's ``reduction`` says how batches add up: "sum", or "mean" over what the
         loss itself counts (samples, elements, class weights, targets that are not ignored).
@@ -131,8 +132,8 @@ def hessian(
     LostProcessError
         A process died, or did not take part within the group's timeout.
     MemoryError
-        One batch's graph would take all memory that is free, or what is folded more than
-        ``memory``.
+        One batch's graph, or the whole parameters of a fully sharded model, would take all
+        memory that is free; or what is folded more than ``memory``.
 
     Warns
     -----
@@ -176,8 +177,7 @@ def hessian(
         process_group=process_group,
         differences=strategy == "finite-difference",
     )
-    parameters = objective.parameters(params)
-    return HessianOperator(objective, parameters, weight_decay, strategy, memory)
+    return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
 def hessian_of(
@@ -246,8 +246,7 @@ def hessian_of(
     model = Function(function, parameters)
     nothing = torch.zeros(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
-    chosen = objective.parameters(params)
-    return HessianOperator(objective, chosen, weight_decay, strategy, memory)
+    return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
 @final
