@@ -22,11 +22,12 @@ from matfree import OperatorError
 from matfree.protocol import Seed
 from matfree.results import Estimate
 from matfree_torch import guard, ports
+from matfree_torch.calls import output_tensor
 from matfree_torch.curvature import CurvatureOperator
 from matfree_torch.gaussnewton import Linearized, output_hessian
 from matfree_torch.layout import Layout
 from matfree_torch.lean import lean
-from matfree_torch.objective import Objective, output_tensor
+from matfree_torch.objective import Objective
 from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import Settings, TraceMethod, port_traces, summed
 

@@ -105,6 +105,7 @@ def activation_hessian(
     model, objective = prepared(
         model, loss, data, None, allow_tf32=allow_tf32, process_group=process_group
     )
+    objective.require_whole_parameters("an activation Hessian")
     if not objective.batches.single:
         raise OperatorError(
             "an activation Hessian is over one batch, because perturbations belong to samples: "

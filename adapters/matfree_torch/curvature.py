@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matfree import ArraySpace, NonFiniteError, Operator, space_like
+from matfree import NonFiniteError, Operator, RowSpace, space_like
 from matfree.arrays import to_host
 from matfree.probes import CHECK
 from matfree.protocol import Array
@@ -20,6 +20,7 @@ from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Objective
 from matfree_torch.precision import TF32_EPS
 from matfree_torch.processes import Processes
+from matfree_torch.sharded import ShardedSpace, columns_at_once
 
 _HALF = 1e-4  # eps of half precision is 1e-3 and 8e-3, of single precision 1e-7
 
@@ -44,6 +45,7 @@ class CurvatureOperator(Operator):
         super().__init__(_space(layout, layout.dtype, objective.processes))
         self.objective, self.layout = objective, layout
         self._inspected, self._noise = False, 0.0
+        self._fitting: int | None = None
 
     @property
     def noise(self) -> float:
@@ -67,11 +69,11 @@ class CurvatureOperator(Operator):
         return dict(self.layout.partition)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors by name as a flat vector (n,)."""
+        """Tensors by name as a flat vector (n,), or the rows of it that are here."""
         return self.layout.flatten(tensors)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat vector (n,) as tensors by name."""
+        """A flat vector (n,), or the rows of it that are here, as tensors by name."""
         return self.layout.unflatten(vector)
 
     def block(self, rows: Patterns, columns: Patterns | None = None) -> BlockOperator:
@@ -114,13 +116,27 @@ class CurvatureOperator(Operator):
 
     @abstractmethod
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        """A[rows, columns] @ X for a block X of vectors on the columns."""
+        """A[rows, columns] @ X, both of them as the parts of tensors that are here."""
 
     @final
     def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         """The same whatever mode the caller is in, and with torch's refusals explained."""
         with self.differentiating():
-            return self._between(X.clone(), rows, columns)
+            step = self._columns_at_once(X.shape[1])
+            parts = [
+                rows.rows(self._between(columns.shards(X[:, j : j + step].clone()), rows, columns))
+                for j in range(0, max(X.shape[1], 1), step)
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _columns_at_once(self, k: int) -> int:
+        """Columns of a block of k for which whole vectors fit, where these are made at all."""
+        exchange = self.layout.exchange
+        if exchange is None or not exchange.whole:
+            return max(k, 1)
+        if self._fitting is None:
+            self._fitting = columns_at_once(exchange.processes, self.layout.size, self.dtype)
+        return self._fitting
 
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[None]:
@@ -222,7 +238,10 @@ class BlockOperator(Operator):
         return f"<{m}x{n} block {' x '.join(sides)} of {self.whole!r}>"
 
 
-def _space(layout: Layout, dtype: torch.dtype, peers: Processes | None) -> ArraySpace:
+def _space(layout: Layout, dtype: torch.dtype, peers: Processes | None) -> RowSpace:
+    if layout.exchange is not None:
+        counts = [len(rows) for rows in layout.exchange.held]
+        return ShardedSpace(layout.exchange.processes, counts, dtype)
     example = torch.empty(0, dtype=dtype, device=layout.device)
     return space_like(example, layout.size, peers=peers)
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from matfree import OperatorError, probes
 from matfree_torch.batches import Batch
+from matfree_torch.calls import output_tensor
 from matfree_torch.layout import Layout
 from matfree_torch.lean import lean
 from matfree_torch.likelihoods import KNOWN, Averaged, Likelihood, likelihood
 from matfree_torch.losses import as_module
-from matfree_torch.objective import Objective, output_tensor
+from matfree_torch.objective import Objective
 from matfree_torch.outputs import Differentiated, Outer, OutputMatrix
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from matfree_torch.batches import Batch, Normalizer
+from matfree_torch.calls import Function
 from matfree_torch.folded import FoldedProducts
 from matfree_torch.layout import Layout, Patterns
-from matfree_torch.objective import Function, Objective
+from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
 from matfree_torch.preparation import prepared
@@ -55,7 +56,8 @@ def hessian(
     ----------
     model : nn.Module
         Used in the mode it is in, and left as it was found: gradients, buffers, hooks,
-        modes and the global random state.
+        modes and the global random state. It may be cut up by tensor parallelism (DTensors) or
+        ``fully_shard``: each process then has those rows of vectors that ``H.space.rows`` says.
     loss : function (outputs, targets) -> scalar tensor, or None
         A loss module's ``reduction`` says how batches add up: "sum", or "mean" over what the
         loss itself counts (samples, elements, class weights, targets that are not ignored).
@@ -130,8 +132,8 @@ def hessian(
     LostProcessError
         A process died, or did not take part within the group's timeout.
     MemoryError
-        One batch's graph would take all memory that is free, or what is folded more than
-        ``memory``.
+        One batch's graph, or the whole parameters of a fully sharded model, would take all
+        memory that is free; or what is folded more than ``memory``.
 
     Warns
     -----
@@ -166,10 +168,16 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    model, objective = prepared(
-        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+    _, objective = prepared(
+        model,
+        loss,
+        data,
+        normalizer,
+        allow_tf32=allow_tf32,
+        process_group=process_group,
+        differences=strategy == "finite-difference",
     )
-    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
+    return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
 def hessian_of(
@@ -236,9 +244,9 @@ def hessian_of(
             [2., 0.]])
     """
     model = Function(function, parameters)
-    nothing = torch.empty(1)
+    nothing = torch.zeros(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
-    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
+    return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
 @final

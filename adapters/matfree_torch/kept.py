@@ -100,7 +100,7 @@ class KeptBatches:
         self._complete = self._confirmed = self._reordered = False
         self._first: tuple[int, int] | None = None  # bytes of its graph, and its extent
         self._unwatched = False
-        self._neighbours = 1 if objective.processes is None else objective.processes.neighbours
+        self._neighbours = objective.neighbours
 
     def visit(self, prepare: Prepare, visitor: Callable[[float, Any], None]) -> None:
         """Show every batch's weight, and what is prepared from it, to a visitor.
@@ -133,7 +133,8 @@ class KeptBatches:
         if self._budget is None:
             free = available(self._known[0].device)
             share = _SHARE / self._neighbours
-            self._budget = 2**31 if free is None else math.floor(share * free)
+            own = 2**31 if free is None else math.floor(share * free)
+            self._budget = min(self.objective.among_partners(own))
         return self._budget
 
     def memory(self, prepare: Prepare) -> GraphMemory:
@@ -215,7 +216,8 @@ class KeptBatches:
             self._first = 0, _extent(batch)  # torch.func inside the loss cannot be watched
             self._unwatched = True
             return
-        self._first = saved.bytes(), _extent(batch)
+        size = max(self.objective.among_partners(saved.bytes()))
+        self._first = size, _extent(batch)
         del graph  # with hooks on every saved tensor it would be slow
 
     def _size(self, prepared: Any, batch: Batch) -> int:

@@ -203,6 +203,7 @@ def loss_landscape(
     curvature = hessian(
         model, loss, data, params=params, normalizer=normalizer, weight_decay=weight_decay
     )
+    curvature.objective.require_alone("a landscape")
     steps, is_surface = Reader(curvature, seed).read(directions)
     if filter_normalize:
         steps = [filter_normalized(step, curvature.layout) for step in steps]

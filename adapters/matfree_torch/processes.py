@@ -108,6 +108,23 @@ class Processes:
                 dist.reduce(part, group=self.group, group_dst=rank)
         return x[_slice(held[self.rank])].clone()
 
+    def exchanged(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Some rows of a block to each process, and theirs to this one; all in rank order.
+
+        Raises
+        ------
+        OperatorError
+            The processes have other numbers of columns.
+        """
+        self.require_same(Mark(*_SIZES, (float(x.shape[1]),)))
+        y = x.new_empty((sum(received), x.shape[1]))
+        if x.shape[1]:
+            with self._together():
+                dist.all_to_all_single(
+                    _real(y), _real(x), list(received), list(sent), group=self.group
+                )
+        return y
+
     def gathered(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every process's numbers, by rank."""
         table = torch.zeros(self.size, len(numbers), dtype=torch.float64, device=self.device)

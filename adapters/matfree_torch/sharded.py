@@ -15,6 +15,7 @@ from matfree.protocol import Array
 from matfree_torch.marks import Mark
 from matfree_torch.memory import available
 from matfree_torch.processes import Processes
+from matfree_torch.shards import even_rows
 
 if TYPE_CHECKING:
     from matfree_torch.parameterwise import ParameterCurvature
@@ -82,7 +83,7 @@ class ShardedCurvature(Operator):
                 "sharded vectors need several processes; make the operator with process_group=."
             )
         self.whole, self.processes, self._block_size = whole, processes, block_size
-        counts = list(rows or _counts(whole.layout.size, processes.size))
+        counts = list(rows or map(len, even_rows(whole.layout.size, processes.size)))
         told = processes.exchange(lambda: self._sensible(counts))  # one that is wrong ends all
         others = [rank for rank, answer in enumerate(told) if answer != told[0]]
         if others:
@@ -157,10 +158,7 @@ class ShardedCurvature(Operator):
     def _columns(self) -> int:
         """Vectors that are whole at a time, as many in every process."""
         if self._block_size is None:
-            free = available(self.processes.device)
-            vector = _COPIES * self.space.size * torch.finfo(self.dtype).bits // 8
-            fit = 1 if free is None else free // (_SHARE * self.processes.neighbours * vector)
-            self._block_size = max(1, min(self.processes.exchange(lambda: int(fit))))
+            self._block_size = columns_at_once(self.processes, self.space.size, self.dtype)
         return self._block_size
 
     def _sensible(self, counts: list[int]) -> tuple[list[int], int | None]:
@@ -179,7 +177,9 @@ class ShardedCurvature(Operator):
         return f"<rows {rows.start} to {rows.stop} of {self.whole!r}>"
 
 
-def _counts(n: int, size: int) -> list[int]:
-    """About as many rows for each process."""
-    edges = [n * rank // size for rank in range(size + 1)]
-    return [stop - start for start, stop in itertools.pairwise(edges)]
+def columns_at_once(processes: Processes, size: int, dtype: torch.dtype) -> int:
+    """Vectors that may be whole at a time, as many in every process."""
+    free = available(processes.device)
+    vector = _COPIES * size * torch.finfo(dtype).bits // 8
+    fit = 1 if free is None else free // (_SHARE * processes.neighbours * vector)
+    return max(1, min(processes.exchange(lambda: int(fit))))
