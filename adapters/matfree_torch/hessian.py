@@ -20,21 +20,13 @@ from torch.distributed import ProcessGroup
 
 from matfree_torch.batches import Batch, Normalizer
 from matfree_torch.calls import Function
-from matfree_torch.folded import FoldedProducts
 from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
 from matfree_torch.preparation import prepared
-from matfree_torch.strategies import (
-    DoubleBackward,
-    FiniteDifference,
-    ForwardOverReverse,
-    Products,
-    Strategy,
-    graph_retention,
-    require_strategy,
-)
+from matfree_torch.strategies import Strategy
+from matfree_torch.ways import products_by
 
 
 def hessian(
@@ -272,7 +264,7 @@ class HessianOperator(ParameterCurvature):
         strategy: Strategy,
         memory: int | None,
     ) -> None:
-        self._products = _made(strategy, objective, parameters, memory)
+        self._products = products_by(strategy, objective, parameters, memory)
         super().__init__(objective, parameters, weight_decay, strategy, self._products.retention)
 
     def _prepare(self, batch: Batch) -> Any:
@@ -292,17 +284,3 @@ class HessianOperator(ParameterCurvature):
             UserWarning,
             stacklevel=8,
         )
-
-
-def _made(
-    strategy: Strategy, objective: Objective, parameters: Parameters, memory: int | None
-) -> Products:
-    """The way of making products that goes by this name."""
-    require_strategy(strategy, Strategy, memory)
-    if strategy == "forward":
-        return ForwardOverReverse(objective, parameters)
-    if strategy == "folded":
-        return FoldedProducts(objective, parameters, memory)
-    if strategy == "finite-difference":
-        return FiniteDifference(objective, parameters)
-    return DoubleBackward(objective, parameters, graph_retention(strategy, memory))
