@@ -150,7 +150,7 @@ class RowSpace(ABC):
     def gram(self, X: Array, Y: Array) -> Array:
         """X^H Y, (j, k), accumulated in double precision whatever the vectors' type."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
-        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 8
+        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 16  # of one, on average
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
         for slab in slabs(X.shape[0], width, self.device):  # products of tall blocks like it, too
             x, y = X[slab, :], Y[slab, :]
