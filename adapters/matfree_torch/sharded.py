@@ -35,6 +35,22 @@ class ShardedSpace(RowSpace):
     counts : sequence of int
         The rows of each process, by rank; some may have none.
     dtype : torch.dtype
+
+    Examples
+    --------
+    A space is made by what has it; here of one process, which holds all rows:
+
+    >>> import torch, torch.distributed as dist
+    >>> from matfree_torch import hessian
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> data = torch.eye(2), torch.zeros(2, 1)
+    >>> H = hessian(torch.nn.Linear(2, 1), torch.nn.MSELoss(), data, process_group=dist.group.WORLD)
+    >>> space = H.sharded().space
+    >>> space.size, space.rows, space.held
+    (3, range(0, 3), (range(0, 3),))
+    >>> space.gather(space.probes(1, seed=0)).shape
+    torch.Size([3, 1])
+    >>> dist.destroy_process_group()
     """
 
     def __init__(self, processes: Processes, counts: Sequence[int], dtype: torch.dtype) -> None:
@@ -70,6 +86,19 @@ class ShardedCurvature(Operator):
         The same on whole vectors, over data that several processes share out.
     rows : the rows of each process, by rank; None for about as many each
     block_size : vectors that are whole at a time; None for as many as fit well
+
+    Examples
+    --------
+    Every process runs the same lines; this is what one that is alone sees:
+
+    >>> import matfree as mf, torch, torch.distributed as dist
+    >>> from matfree_torch import hessian
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> model, data = torch.nn.Linear(2, 1, bias=False), (torch.eye(2), torch.zeros(2, 1))
+    >>> H = hessian(model, torch.nn.MSELoss(), data, process_group=dist.group.WORLD)
+    >>> mf.trace(H.sharded(), num_probes=2, seed=0).value
+    2.0
+    >>> dist.destroy_process_group()
     """
 
     space: ShardedSpace

@@ -135,8 +135,7 @@ def run_traffic(n: float, run: Run, p: int) -> Traffic:
     total = product_traffic(n, run, p).times(run.blocks)
     if not run.sharded:
         return total
-    agreed = all_reduce(2 * WIDE * p, p)  # who holds which rows
-    return agreed.then(total).then(sums_traffic(run, p).times(run.blocks / run.steps))
+    return total.then(sums_traffic(run, p).times(run.blocks / run.steps))
 
 
 def weights_traffic(network: Network, run: Run, p: int) -> Traffic:
