@@ -130,10 +130,10 @@ FUNCTION wide entry(MATRIX, const number *RESTRICT X, u64 k, share own, u64 row)
 {
     wide total = {{0}};
     INDEX end = indptr[row + 1];
-    if (row + own.lanes < own.last) {
-        INDEX next = indptr[row + own.lanes];
-        ANNOUNCE(indices + next);
-        ANNOUNCE(data + next);
+    u64 later = row + own.lanes;
+    if (later < own.last && indptr[later] < indptr[later + 1]) {
+        ANNOUNCE(indices + indptr[later]);
+        ANNOUNCE(data + indptr[later]);
     }
     for (INDEX first = indptr[row]; first < end; first += BATCH) {
         u64 from[BATCH];

@@ -247,7 +247,8 @@ def test_a_few_long_rows_are_left_to_the_librarys_product(place):
     assert place.launched == []
 
 
-def test_a_matrix_without_rows_has_products(place):
+def test_a_matrix_without_rows_has_products(host_kernels, monkeypatch):
+    place = Host(host_kernels, monkeypatch)
     operator = place.operator(sp.csr_array((0, 7)))
     assert (operator @ place.asarray(np.ones((7, 5)))).shape == (0, 5)
 
