@@ -19,6 +19,11 @@ sys.path.insert(0, str(HERE / "_support"))
 # Pages work on small matrices, where threads that wait for each other cost ten times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The kernels that execute pages find the modules that a page shares with the tests.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(HERE / "_support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 project = "matfree"
 author = "The matfree authors"
 copyright = "2026, The matfree authors"
@@ -31,6 +36,7 @@ extensions = [
     "myst_nb",
     "mathml",
     "offline",
+    "outputs",
     "links",
 ]
 exclude_patterns = ["_build"]
@@ -58,6 +64,7 @@ def _code_version():
         *pins,
         *sorted(ROOT.glob("matfree/**/*.py")),
         *sorted(ROOT.glob("adapters/**/*.py")),
+        *sorted(HERE.glob("_support/*.py")),
     ]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -90,6 +97,22 @@ def plain_mathematics(app, what, name, obj, options, lines):
             )
 
 
+_COLON = "\ue000"  # of no alphabet
+
+
+def colons_hidden(app, what, name, obj, options, lines):
+    """Napoleon takes what stands before a colon in an attribute's docstring for its type."""
+    if what in ("attribute", "property") and lines:
+        lines[0] = lines[0].replace(":", _COLON)
+
+
+def colons_shown(app, what, name, obj, options, lines):
+    """Put back what was hidden."""
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
+
+
 def setup(app):
-    """Let Sphinx ask for it before the docstring is parsed."""
+    """Docstrings are reworked before and after napoleon reads them."""
     app.connect("autodoc-process-docstring", plain_mathematics, priority=1)
+    app.connect("autodoc-process-docstring", colons_hidden, priority=2)
+    app.connect("autodoc-process-docstring", colons_shown, priority=900)

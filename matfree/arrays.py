@@ -11,7 +11,7 @@ import numpy as np
 
 from matfree.protocol import Array, DType
 
-_CACHED_BYTES = 1 << 19
+_CACHED_BYTES = 1 << 18
 _DEVICE_BYTES = 1 << 26
 
 

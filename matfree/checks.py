@@ -17,7 +17,15 @@ from matfree.results import Record
 @final
 @dataclass(frozen=True, eq=False)
 class OperatorReport(Record):
-    """What ``check_operator`` measured; every defect is relative to the products' size."""
+    """What ``check_operator`` measured; every defect is relative to the products' size.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> report = mf.check_operator(np.diag([1.0, 2.0, 3.0]))
+    >>> report.ok, report.hermitian, report.determinism, report.num_matvecs
+    (True, True, 0.0, 8)
+    """
 
     operator: str
     """The operator, as it prints."""

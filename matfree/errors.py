@@ -9,19 +9,60 @@ from typing import Any
 
 
 class MatfreeError(Exception):
-    """The root of every error that matfree raises on purpose."""
+    """The root of every error that matfree raises on purpose.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> try:
+    ...     mf.trace(np.full((3, 3), np.nan), num_probes=2, seed=0)
+    ... except mf.MatfreeError as error:
+    ...     print(type(error).__name__)
+    NonFiniteError
+    """
 
 
 class OperatorError(MatfreeError, ValueError):
-    """An operator gave back something that its own shape or dtype does not promise."""
+    """An operator gave back something that its own shape or dtype does not promise.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> A = mf.aslinearoperator(lambda x: x[:2], shape=(3, 3), like=np.zeros(1))
+    >>> try:
+    ...     mf.trace(A, num_probes=2, seed=0)
+    ... except mf.OperatorError as error:
+    ...     print(str(error).split(": ")[1])
+    got (2,); check the shape the operator declares.
+    """
 
 
 class NonFiniteError(OperatorError, FloatingPointError):
-    """An operator's product holds NaN or infinity."""
+    """An operator's product holds NaN or infinity.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> try:
+    ...     mf.eigsh(np.full((3, 3), np.nan), 1, seed=0)
+    ... except mf.NonFiniteError as error:
+    ...     print(str(error).split("; ")[1])
+    mend the operator before estimating anything of it.
+    """
 
 
 class NotHermitianError(OperatorError):
-    """A method for Hermitian operators met one that is not."""
+    """A method for Hermitian operators met one that is not.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> try:
+    ...     mf.spectral_density(np.array([[0.0, 1.0], [-1.0, 0.0]]), seed=0)
+    ... except mf.NotHermitianError as error:
+    ...     print(str(error).split(":")[0])
+    the operator is not Hermitian
+    """
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,6 +70,17 @@ class Interrupted(KeyboardInterrupt):
 
     It is a KeyboardInterrupt, so a script stops as it always did. In a notebook,
     ``sys.last_value.result`` is the estimate from the products already made.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> def impatient(estimate):
+    ...     raise KeyboardInterrupt
+    >>> try:
+    ...     mf.trace(np.diag([1.0, 2.0]), num_probes=99, block_size=4, seed=0, callback=impatient)
+    ... except mf.Interrupted as stop:
+    ...     print(stop.result.value, stop.result.num_probes)
+    3.0 4
     """
 
     def __init__(self, result: Any) -> None:
@@ -37,4 +89,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 class ConvergenceWarning(RuntimeWarning):
-    """A budget ended before the tolerance was met; the best answer so far came back."""
+    """A budget ended before the tolerance was met; the best answer so far came back.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np, warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", mf.ConvergenceWarning)
+    ...     try:
+    ...         mf.trace(np.ones((50, 50)), rtol=1e-3, max_matvecs=20, seed=0)
+    ...     except mf.ConvergenceWarning as warning:
+    ...         print(str(warning).split(" with")[0])
+    hutchinson stopped at its budget of 20 products
+    """

@@ -50,7 +50,7 @@ def take_off(space: RowSpace, X: Array, Q: Array) -> Array:
     xp = space.xp
     components = space.gram(Q, X)
     factors = xp.astype(components, space.dtype)
-    width = (Q.shape[1] + X.shape[1]) * xp.finfo(space.dtype).bits // 8
+    width = (Q.shape[1] + X.shape[1]) * xp.finfo(space.dtype).bits // 16
     for rows in slabs(X.shape[0], width, space.device):
         part = X[rows, :]
         part -= Q[rows, :] @ factors

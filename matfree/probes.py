@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, Seed
 
 PROBES, START, SKETCH, CHECK, REFILL = range(5)
@@ -58,6 +59,31 @@ def resolve_seed(seed: Seed) -> int:
         "seed must be an int, None or a numpy.random.Generator: "
         f"got {type(seed).__name__}; pass seed=0 for a reproducible run."
     )
+
+
+def agreed_seed(seed: Seed, exchange: Callable[[Callable[[], Any]], list[Any]]) -> int:
+    """The seed of processes that make the same calls: process 0's, where none was given.
+
+    Parameters
+    ----------
+    seed : as for :func:`resolve_seed`
+    exchange : of a :class:`~matfree.protocol.VectorSpace`
+
+    Raises
+    ------
+    OperatorError
+        They were given different ones.
+    """
+    told = exchange(lambda: (seed is not None, resolve_seed(seed)))
+    given = [str(number) if explicit else "none" for explicit, number in told]
+    if len(set(given)) > 1:
+        others = [rank for rank, text in enumerate(given) if text != given[0]]
+        noun = "process" if len(others) == 1 else "processes"
+        raise OperatorError(
+            f"{noun} {', '.join(map(str, others))} got another seed than process 0: the seeds are "
+            f"{', '.join(given)}; give all of them the same one, or none."
+        )
+    return int(told[0][1])
 
 
 def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...]:

@@ -20,12 +20,17 @@ The rule
 Algorithms combine columns with small matrices and with elementwise arithmetic, and they
 add up over rows *only* through the space. A space whose reductions sum over processes
 therefore runs every algorithm unchanged on vectors that no single machine could hold.
+
+Processes that share vectors, or a matrix, make the same calls in the same order. What is no sum
+over rows, such as the seed they draw from, they agree about through ``exchange``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+T = TypeVar("T")
 
 Array: TypeAlias = Any
 """An array of any library that the Python array API standard covers."""
@@ -72,6 +77,16 @@ class LinearOperator(Protocol):
     ``space``
         The :class:`VectorSpace` of its vectors; otherwise it is told from the data type
         and the device.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> class Doubling:
+    ...     shape, dtype = (4, 4), np.float64
+    ...     def matvec(self, x):
+    ...         return 2 * x
+    >>> isinstance(Doubling(), mf.LinearOperator), mf.trace(Doubling(), num_probes=2, seed=0).value
+    (True, 8.0)
     """
 
     @property
@@ -87,7 +102,16 @@ class LinearOperator(Protocol):
 
 
 class VectorSpace(Protocol):
-    """Where vectors live, and the only sums over their rows that algorithms may use."""
+    """Where vectors live, and the only sums over their rows that algorithms may use.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> space: mf.VectorSpace = mf.space_like(np.zeros(1, dtype=np.float32), 1000)
+    >>> W = space.probes(2, seed=0)
+    >>> space.gram(W, W).diagonal(), space.norms(W) ** 2  # in double precision
+    (array([1000., 1000.]), array([1000., 1000.]))
+    """
 
     @property
     def size(self) -> int:
@@ -96,6 +120,10 @@ class VectorSpace(Protocol):
     @property
     def rows(self) -> range:
         """The coordinates that this process holds; range(n) where nothing is cut."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that make the same calls; 0 where it is alone."""
 
     @property
     def xp(self) -> Any:
@@ -132,7 +160,21 @@ class VectorSpace(Protocol):
     def norms(self, X: Array, /) -> Array:
         """The 2-norms of the columns of X, (k,) real, likewise."""
 
+    def exchange(self, local: Callable[[], T], /) -> list[T]:
+        """What a function returns in every process, by rank; an error in one ends them all."""
+
     def orthonormalize(
         self, X: Array, /, *, against: Array | None = None, floor: float = 0.0
     ) -> Array:
         """An orthonormal basis (rows, r) of what X adds to ``against``, r its rank."""
+
+
+class Peers(Protocol):
+    """Processes that make the same calls in the same order, this one among them."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+
+    def exchange(self, local: Callable[[], T], /) -> list[T]:
+        """What a function returns in every process, by rank; small things."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import array_api_compat
 import numpy as np
@@ -23,9 +23,12 @@ from matfree.arrays import (
     slabs,
     widest,
 )
+from matfree.drawing import draw
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
-from matfree.protocol import Array, DType, ProbeKind
+from matfree.protocol import Array, DType, Peers, ProbeKind
+
+T = TypeVar("T")
 
 
 class RowSpace(ABC):
@@ -40,13 +43,54 @@ class RowSpace(ABC):
     device : device of ``xp``
     rows : range, optional
         The coordinates held here, step 1; all of them by default.
+    peers : Peers, optional
+        The processes that make the same calls, whether each holds its rows or all of them; none
+        by default.
+
+    Examples
+    --------
+    >>> import array_api_compat, matfree as mf, numpy as np
+    >>> class Counting(mf.RowSpace):  # all rows are here; elsewhere a sum would be a message
+    ...     sums = 0
+    ...     def add_up(self, partial):
+    ...         self.sums += 1
+    ...         return partial
+    >>> xp = array_api_compat.array_namespace(np.zeros(1))
+    >>> space = Counting(xp, 100, np.dtype(float), "cpu")
+    >>> A = mf.FunctionOperator(lambda x: 3 * x, space=space)
+    >>> mf.trace(A, num_probes=8, seed=0).value, space.sums
+    (300.0, 1)
     """
 
     def __init__(
-        self, xp: Any, size: int, dtype: DType, device: Any, *, rows: range | None = None
+        self,
+        xp: Any,
+        size: int,
+        dtype: DType,
+        device: Any,
+        *,
+        rows: range | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.xp, self.size, self.dtype, self.device = xp, size, dtype, device
         self.rows = range(size) if rows is None else rows
+        self.cut = rows is not None
+        """Whether vectors are cut among processes, all of which say the same here."""
+        self.peers = peers
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that make the same calls; 0 where it is alone."""
+        return 0 if self.peers is None else self.peers.rank
+
+    @property
+    def piece(self) -> tuple[int, int, int] | None:
+        """(start, stop, n) of the rows held here, for results; None where vectors are whole."""
+        return (self.rows.start, self.rows.stop, self.size) if self.cut else None
+
+    def exchange(self, local: Callable[[], T]) -> list[T]:
+        """What a function returns in every process, by rank: small things, no sums over rows."""
+        return [local()] if self.peers is None else self.peers.exchange(local)
 
     @abstractmethod
     def add_up(self, partial: Array) -> Array:
@@ -101,17 +145,12 @@ class RowSpace(ABC):
         -------
         (rows, num_probes) in C order, of this space's dtype and device.
         """
-        maker = _PROBE_MAKERS.get(kind)
-        if maker is None:
-            raise ValueError(
-                f"kind must be one of {', '.join(map(repr, _PROBE_MAKERS))}: got {kind!r}."
-            )
-        return maker(self, range(start, start + num_probes), seed, stream)
+        return draw(self, kind, range(start, start + num_probes), seed=seed, stream=stream)
 
     def gram(self, X: Array, Y: Array) -> Array:
         """X^H Y, (j, k), accumulated in double precision whatever the vectors' type."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
-        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 8
+        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 16  # of one, on average
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
         for slab in slabs(X.shape[0], width, self.device):  # products of tall blocks like it, too
             x, y = X[slab, :], Y[slab, :]
@@ -179,14 +218,22 @@ class RowSpace(ABC):
 
 @final
 class ArraySpace(RowSpace):
-    """Vectors held whole, each in one array on one device."""
+    """Vectors held whole, each in one array on one device.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> space = mf.space_like(np.zeros(1), 3)
+    >>> type(space).__name__, space.size, space.orthonormalize(np.ones((3, 2))).shape
+    ('ArraySpace', 3, (3, 1))
+    """
 
     def add_up(self, partial: Array) -> Array:
         """The partial sum itself: all rows are here."""
         return partial
 
 
-def space_like(example: Array, size: int) -> ArraySpace:
+def space_like(example: Array, size: int, *, peers: Peers | None = None) -> ArraySpace:
     """The space of vectors of length ``size`` that look like an example array.
 
     Integers and booleans stand for the library's double precision, and 16-bit floating
@@ -209,7 +256,7 @@ def space_like(example: Array, size: int) -> ArraySpace:
         dtype = xp.float64
     elif xp.finfo(dtype).bits < 32:
         dtype = xp.float32
-    return ArraySpace(xp, size, dtype, array_api_compat.device(example))
+    return ArraySpace(xp, size, dtype, array_api_compat.device(example), peers=peers)
 
 
 def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:
@@ -219,53 +266,3 @@ def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:
     if X.shape[1] <= Y.shape[1]:
         return xp.conj(X).T @ Y
     return xp.conj(X.T @ xp.conj(Y))
-
-
-def _signs(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    return _draw(probes.rademacher, space, numbers, seed, stream)
-
-
-def _z4(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    if not is_complex(space.xp, space.dtype):
-        raise ValueError("kind='z4' has complex entries; a real operator takes 'rademacher'.")
-    return _draw(probes.fourth_roots, space, numbers, seed, stream)
-
-
-def _gaussian(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    if not is_complex(space.xp, space.dtype):
-        return _draw(probes.gaussian, space, numbers, seed, stream)
-    double = space.xp.float64  # real and imaginary part are neighbouring coordinates
-    rows = range(2 * space.rows.start, 2 * space.rows.stop)
-    parts = probes.gaussian(
-        space.xp, double, space.device, rows=rows, probes=numbers, stream=stream, seed=seed
-    )
-    parts = space.xp.reshape(parts * 0.5**0.5, (len(space.rows), 2, len(numbers)))
-    return space.xp.astype(parts[:, 0, :] + 1j * parts[:, 1, :], space.dtype)
-
-
-def _sphere(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
-    W = _gaussian(space, numbers, seed, stream)
-    W *= space.xp.astype(space.size**0.5 / space.norms(W), W.dtype)[None, :]  # in place
-    return W
-
-
-def _draw(
-    maker: Callable[..., Array], space: RowSpace, numbers: range, seed: int, stream: int
-) -> Array:
-    return maker(
-        space.xp,
-        space.dtype,
-        space.device,
-        rows=space.rows,
-        probes=numbers,
-        stream=stream,
-        seed=seed,
-    )
-
-
-_PROBE_MAKERS: dict[str, Callable[[RowSpace, range, int, int], Array]] = {
-    "rademacher": _signs,
-    "gaussian": _gaussian,
-    "sphere": _sphere,
-    "z4": _z4,
-}

@@ -4,9 +4,22 @@ import importlib.util
 
 import numpy as np
 import pytest
-from support.backends import MAKERS, PARAMS
+from support.backends import MAKERS, PARAMS, cupy_runs
 
 collect_ignore_glob = ["benchmarks/*"]  # scripts, which `make bench` runs
+
+
+def pytest_collection_modifyitems(items):
+    """The examples of the CuPy adapter run where there is CuPy and a device for it."""
+    examples = [
+        item
+        for item in items
+        if isinstance(item, pytest.DoctestItem) and item.name.startswith("matfree_cupy.")
+    ]
+    for item in examples:
+        item.add_marker("gpu")
+        if not cupy_runs():
+            item.add_marker(pytest.mark.skip(reason="the example needs CuPy and a CUDA device"))
 
 
 @pytest.fixture(params=PARAMS)

@@ -12,7 +12,7 @@ from matfree.arrays import to_host
 N = 100
 A = with_spectrum(nn_spectrum(N), seed=3)
 
-CUTS = {"7/3": (70, 30), "three uneven": (1, 64, 35), "odd bytes": (13, 87)}
+CUTS = {"7/3": (70, 30), "three uneven": (1, 64, 35), "odd bytes": (13, 0, 87)}
 
 SCALARS = {
     "hutchinson": lambda B: mf.trace(B, num_probes=9, seed=1, block_size=4),
@@ -141,3 +141,66 @@ def test_an_error_on_one_piece_ends_them_all(backend):
 
     with pytest.raises(RuntimeError, match="rank 0"):
         run_sharded((70, 30), backend, A, fail)
+
+
+def test_results_of_pieces_are_saved_apart_and_read_as_one(backend, cuts, tmp_path):
+    start = mf.space_like(np.zeros(1), N).probes(2, seed=3)
+
+    def run(B):
+        rows = B.space.rows
+        block = B.space.xp.asarray(start[rows.start : rows.stop], device=B.space.device)
+        return {
+            "diagonal": mf.diagonal(B, num_probes=4, seed=1),
+            "eigsh": mf.eigsh(B, 3, seed=0),
+            "power": mf.power_iteration(B, 1, rtol=1e-3, seed=0),
+            "svds": mf.svds(B, 2, rtol=1e-4, seed=0),
+            "lanczos": mf.lanczos(B, block, 5, reorthogonalize="full"),
+            "trace": mf.trace(B, num_probes=4, seed=1),
+            **mf.block_diagonals(
+                B, {"head": slice(0, 20), "tail": slice(20, N)}, num_probes=4, seed=1, joint=True
+            ),
+        }
+
+    def save(B):
+        for name, result in run(B).items():
+            result.save(tmp_path / name)
+
+    run_sharded(cuts, backend, A, save)
+    for name, whole in run(mf.aslinearoperator(A)).items():
+        read = mf.load(tmp_path / name)
+        for axes in read.by_row.values():
+            assert getattr(read, axes[1]) is None
+        for field in read.by_row:
+            got, expected = getattr(read, field), getattr(whole, field)
+            got, expected = (np.abs(np.asarray(x)) for x in (got, expected))  # vectors have no sign
+            assert_close(got, expected, np.float32 if name == "power" else np.float64, scale=150)
+
+
+def test_pieces_that_are_not_one_result_are_refused_by_name(tmp_path):
+    def save(seed, cuts):
+        run_sharded(
+            cuts,
+            MAKERS["numpy"](),
+            A,
+            lambda B: mf.diagonal(B, num_probes=4, seed=seed).save(tmp_path / "diagonal"),
+        )
+
+    save(1, (70, 30))
+    (tmp_path / "diagonal.rows-0-70.npz").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="rows 0 to 70 are missing"):
+        mf.load(tmp_path / "diagonal")
+    (tmp_path / "away").rename(tmp_path / "diagonal.rows-0-70.npz")
+    (tmp_path / "diagonal.rows-70-100.npz").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="rows 70 to 100 are missing"):
+        mf.load(tmp_path / "diagonal.npz")
+    save(1, (50, 50))
+    with pytest.raises(ValueError, match="rows 0 to 50 are there twice"):
+        mf.load(tmp_path / "diagonal")
+    (tmp_path / "diagonal.rows-0-50.npz").unlink()
+    (tmp_path / "diagonal.rows-50-100.npz").unlink()
+    save(2, (80, 20))
+    (tmp_path / "diagonal.rows-0-80.npz").unlink()
+    with pytest.raises(ValueError, match="not those of one result: seed differs"):
+        mf.load(tmp_path / "diagonal")
+    with pytest.raises(FileNotFoundError):
+        mf.load(tmp_path / "nothing")

@@ -40,6 +40,13 @@ def adapt(obj: Any) -> Operator | None:
         The matrix lies on another device than the current one. CuPy puts results on the
         current device, so an algorithm would spread its vectors over both. Or it does not have
         2 dimensions.
+
+    Examples
+    --------
+    >>> import cupy as cp, matfree as mf
+    >>> A = mf.aslinearoperator(cp.diag(cp.arange(1.0, 101.0)))  # it calls this
+    >>> mf.trace(A, num_probes=2, seed=0).value  # signs see a diagonal matrix exactly
+    5050.0
     """
     if _comes_from(obj, "cupyx.scipy.sparse.linalg", "LinearOperator"):
         return _from_linear_operator(obj)
@@ -118,6 +125,16 @@ def to_cupyx(operator: Any) -> Any:
         CuPy or its CUDA libraries are missing.
     OperatorError
         The operator's vectors are not CuPy arrays.
+
+    Examples
+    --------
+    >>> import cupy as cp, matfree as mf
+    >>> from cupyx.scipy.sparse.linalg import cg
+    >>> from matfree_cupy import to_cupyx
+    >>> A = mf.aslinearoperator(lambda x: 2 * x, shape=(4, 4), like=cp.zeros(1))
+    >>> solution, failed = cg(to_cupyx(A), cp.ones(4))
+    >>> solution, failed
+    (array([0.5, 0.5, 0.5, 0.5]), 0)
     """
     ours = aslinearoperator(operator)
     try:

@@ -63,6 +63,14 @@ class DaskOperator(Operator):
     Cost
     ----
     One ``compute()`` a block of vectors, in either direction; 2 blocks in this process.
+
+    Examples
+    --------
+    >>> import dask.array as da, matfree as mf, numpy as np
+    >>> from matfree_dask import DaskOperator
+    >>> A = DaskOperator(da.ones((6, 4), chunks=2))
+    >>> A @ np.ones(4), A.H @ np.ones(6)
+    (array([4., 4., 4., 4., 4., 4.]), array([6., 6., 6., 6.]))
     """
 
     def __init__(self, matrix: Any) -> None:

@@ -13,12 +13,14 @@ from matfree_torch.gaussnewton import GaussNewtonOperator
 from matfree_torch.ggn import fisher, ggn
 from matfree_torch.hessian import HessianOperator, hessian, hessian_of
 from matfree_torch.history import TrainingHistory
+from matfree_torch.jackknife import BatchJackknife
 from matfree_torch.kept import GraphMemory
 from matfree_torch.landscape import LossLandscape, loss_landscape
 from matfree_torch.processes import LostProcessError
+from matfree_torch.sharded import ShardedCurvature, ShardedSpace
 from matfree_torch.tensors import adapt
 from matfree_torch.traces import activation_traces
-from matfree_torch.variation import BatchJackknife, batch_jackknife
+from matfree_torch.variation import batch_jackknife
 
 __all__ = [
     "ActivationHessian",
@@ -30,6 +32,8 @@ __all__ = [
     "HessianOperator",
     "LossLandscape",
     "LostProcessError",
+    "ShardedCurvature",
+    "ShardedSpace",
     "SharedActivationHessian",
     "TrainingHistory",
     "activation_hessian",

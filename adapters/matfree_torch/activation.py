@@ -22,11 +22,12 @@ from matfree import OperatorError
 from matfree.protocol import Seed
 from matfree.results import Estimate
 from matfree_torch import guard, ports
+from matfree_torch.calls import output_tensor
 from matfree_torch.curvature import CurvatureOperator
 from matfree_torch.gaussnewton import Linearized, output_hessian
 from matfree_torch.layout import Layout
 from matfree_torch.lean import lean
-from matfree_torch.objective import Objective, output_tensor
+from matfree_torch.objective import Objective
 from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import Settings, TraceMethod, port_traces, summed
 
@@ -43,7 +44,18 @@ class Prepared(NamedTuple):
 
 @final
 class ActivationHessian(CurvatureOperator):
-    """The Hessian of a loss in activations; made by :func:`activation_hessian`."""
+    """The Hessian of a loss in activations; made by :func:`activation_hessian`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import activation_hessian
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> data = torch.randn(5, 2), torch.randn(5, 1)
+    >>> A = activation_hessian(model, torch.nn.MSELoss(), data, modules=torch.nn.Linear)
+    >>> A.names, A.block("0", "2").shape, A.traces(seed=0)["2"].method
+    (('0', '2'), (10, 15), 'exact')
+    """
 
     def __init__(self, objective: Objective, modules: Selection, at: Where) -> None:
         if at not in _READS:

@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-import array_api_compat
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from matfree import Estimate, Operator, OperatorError, RowSpace
+from matfree import Estimate, Operator, OperatorError
 from matfree.protocol import Array, Seed
 from matfree_torch.activation import ActivationHessian
 from matfree_torch.layout import Layout, Patterns
@@ -28,6 +26,7 @@ from matfree_torch.ports import Selection, Where
 from matfree_torch.porttraces import PortTrace, Settings, TraceMethod, port_traces, summed
 from matfree_torch.preparation import prepared
 from matfree_torch.processes import Processes
+from matfree_torch.sharded import ShardedSpace
 
 
 def activation_hessian(
@@ -46,7 +45,7 @@ def activation_hessian(
 
     Parameters
     ----------
-    model, loss
+    model, loss, allow_tf32
         As for :func:`hessian`.
     data : one batch
         Perturbations belong to samples, so the operator is over one batch; for several,
@@ -58,8 +57,6 @@ def activation_hessian(
         "output": its output. "tensor": the tensor it reads, with everything else that reads
         it, a skip connection for one. They differ wherever a tensor has several readers. Of
         several arguments or results it is the first floating point tensor.
-    allow_tf32 : bool
-        As for :func:`hessian`.
     process_group : torch.distributed.ProcessGroup, optional
         The processes that share the batch out, each calling this with its own samples, at
         least one. The loss is that of all of them, and so is the operator; every process holds
@@ -108,6 +105,7 @@ def activation_hessian(
     model, objective = prepared(
         model, loss, data, None, allow_tf32=allow_tf32, process_group=process_group
     )
+    objective.require_whole_parameters("an activation Hessian")
     if not objective.batches.single:
         raise OperatorError(
             "an activation Hessian is over one batch, because perturbations belong to samples: "
@@ -120,33 +118,6 @@ def activation_hessian(
 
 
 @final
-class SampleRows(RowSpace):
-    """Vectors of which every process holds what belongs to its own samples.
-
-    Parameters
-    ----------
-    processes : Processes
-    counts : the rows of each process, by rank
-    dtype : torch.dtype
-    """
-
-    def __init__(self, processes: Processes, counts: list[int], dtype: torch.dtype) -> None:
-        before = sum(counts[: processes.rank])
-        super().__init__(
-            array_api_compat.array_namespace(torch.empty(0)),
-            sum(counts),
-            dtype,
-            processes.device,
-            rows=range(before, before + counts[processes.rank]),
-        )
-        self.processes = processes
-
-    def add_up(self, partial: Array) -> Array:
-        """The sum over all processes, the same to the bit in each."""
-        return self.processes.sum(partial.clone(memory_format=torch.contiguous_format))
-
-
-@final
 class SharedActivationHessian(Operator):
     """The Hessian of a loss in activations of samples that several processes hold.
 
@@ -154,11 +125,16 @@ class SharedActivationHessian(Operator):
     A vector is cut into rows: first those of process 0, then those of process 1; within a
     block of one port these are the samples in their order, as in one process that has them all.
 
-    Parameters
-    ----------
-    objective : the loss over this process's samples
-    processes : Processes
-    modules, at : where the ports are
+    Examples
+    --------
+    >>> import torch, torch.distributed as dist, matfree_torch
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> model, data = torch.nn.Linear(2, 1), (torch.ones(4, 2), torch.zeros(4, 1))
+    >>> options = {"modules": torch.nn.Linear, "process_group": dist.group.WORLD}
+    >>> A = matfree_torch.activation_hessian(model, torch.nn.MSELoss(), data, **options)
+    >>> A.shape, A.partition
+    ((8, 8), {'Linear': slice(0, 8, None)})
+    >>> dist.destroy_process_group()
     """
 
     def __init__(
@@ -264,10 +240,10 @@ class SharedActivationHessian(Operator):
 
     _apply_adjoint = _apply
 
-    def _space(self, layout: Layout) -> SampleRows:
+    def _space(self, layout: Layout) -> ShardedSpace:
         by_port = [self._sizes[name] for name in layout.names]
         counts = [sum(sizes) for sizes in zip(*by_port, strict=True)]
-        return SampleRows(self.processes, counts, self.local.dtype)
+        return ShardedSpace(self.processes, counts, self.local.dtype)
 
     def __repr__(self) -> str:
         n = self.shape[0]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from matfree_torch.cut import whole
 from matfree_torch.losses import as_module
 
 Normalizer = Callable[[Any], float]
@@ -111,12 +112,12 @@ class Batches:
                 )
             inputs, targets = _parts(raw)
             weight = self._weight(raw) if self.averaged else 1.0
-            digest = None if self.single else _digest(raw)
+            mark = None if self.single else digest(raw)
             if weight:  # a mean over targets that are all ignored is 0 / 0
-                yield Batch(_recordable(inputs), _recordable(targets), weight, first, digest)
+                yield Batch(_recordable(inputs), _recordable(targets), weight, first, mark)
             total, first = total + weight, first + _samples(targets, inputs)
-            if digest is not None:
-                seen.append(digest)
+            if mark is not None:
+                seen.append(mark)
         self._close(total, seen)
 
     def _close(self, total: float, seen: list[tuple[float, float]]) -> None:
@@ -239,10 +240,10 @@ def tensors_in(x: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def _digest(batch: Any) -> tuple[float, float]:
+def digest(batch: Any) -> tuple[float, float]:
     """A number that tells batches apart whatever the order of their samples, and its size."""
     total = torch.zeros(2, dtype=torch.float64)
-    for x in filter(torch.numel, tensors_in(batch)):
+    for x in filter(torch.numel, map(whole, tensors_in(batch))):
         rows = x.detach().reshape(len(x) if x.ndim else 1, -1).to(torch.float64)
         places = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
         marks = rows @ torch.cos(places)

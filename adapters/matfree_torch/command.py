@@ -222,7 +222,7 @@ def _chapter(given: argparse.Namespace, model: nn.Module, H: HessianOperator) ->
             ("data", _samples(H)),
             ("device", str(H.space.device)),
             ("mode", _mode(model)),
-            ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+            ("torch", f"{torch.__version__}, threads: {torch.get_num_threads()}"),
         ),
     )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from matfree import NonFiniteError, Operator, space_like
+from matfree import NonFiniteError, Operator, RowSpace, space_like
 from matfree.arrays import to_host
 from matfree.probes import CHECK
 from matfree.protocol import Array
@@ -18,6 +19,8 @@ from matfree_torch import diagnosis
 from matfree_torch.layout import Layout, Patterns
 from matfree_torch.objective import Objective
 from matfree_torch.precision import TF32_EPS
+from matfree_torch.processes import Processes
+from matfree_torch.sharded import ShardedSpace, columns_at_once
 
 _HALF = 1e-4  # eps of half precision is 1e-3 and 8e-3, of single precision 1e-7
 
@@ -39,9 +42,10 @@ class CurvatureOperator(Operator):
     """Whether x^T A x >= 0 for every x, by construction."""
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
-        super().__init__(_space(layout, layout.dtype))
+        super().__init__(_space(layout, layout.dtype, objective.processes))
         self.objective, self.layout = objective, layout
         self._inspected, self._noise = False, 0.0
+        self._fitting: int | None = None
 
     @property
     def noise(self) -> float:
@@ -65,11 +69,11 @@ class CurvatureOperator(Operator):
         return dict(self.layout.partition)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors by name as a flat vector (n,)."""
+        """Tensors by name as a flat vector (n,), or the rows of it that are here."""
         return self.layout.flatten(tensors)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat vector (n,) as tensors by name."""
+        """A flat vector (n,), or the rows of it that are here, as tensors by name."""
         return self.layout.unflatten(vector)
 
     def block(self, rows: Patterns, columns: Patterns | None = None) -> BlockOperator:
@@ -112,18 +116,38 @@ class CurvatureOperator(Operator):
 
     @abstractmethod
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        """A[rows, columns] @ X for a block X of vectors on the columns."""
+        """A[rows, columns] @ X, both of them as the parts of tensors that are here."""
 
     @final
     def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         """The same whatever mode the caller is in, and with torch's refusals explained."""
+        with self.differentiating():
+            step = self._columns_at_once(X.shape[1])
+            parts = [
+                rows.rows(self._between(columns.shards(X[:, j : j + step].clone()), rows, columns))
+                for j in range(0, max(X.shape[1], 1), step)
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _columns_at_once(self, k: int) -> int:
+        """Columns of a block of k for which whole vectors fit, where these are made at all."""
+        exchange = self.layout.exchange
+        if exchange is None or not exchange.whole:
+            return max(k, 1)
+        if self._fitting is None:
+            self._fitting = columns_at_once(exchange.processes, self.layout.size, self.dtype)
+        return self._fitting
+
+    @contextlib.contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Torch in the mode that products need."""
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             self.objective.precision(),
             diagnosis.explained(self.objective),
         ):
-            return self._between(X.clone(), rows, columns)
+            yield
 
     def _apply(self, X: Array) -> Array:
         if self._inspected:
@@ -182,11 +206,22 @@ class CurvatureOperator(Operator):
 
 @final
 class BlockOperator(Operator):
-    """Some rows and columns of a curvature; made by its ``block``."""
+    """Some rows and columns of a curvature; made by its ``block``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import hessian
+    >>> model = torch.nn.Linear(2, 1)
+    >>> H = hessian(model, torch.nn.MSELoss(), (torch.eye(2), torch.ones(2, 1)))
+    >>> H.block("weight").shape, H.block("weight", "bias").H.shape
+    ((2, 2), (1, 2))
+    """
 
     def __init__(self, whole: CurvatureOperator, rows: Layout, columns: Layout) -> None:
-        space = _space(rows, whole.dtype)
-        super().__init__(space, space if rows is columns else _space(columns, whole.dtype))
+        peers = whole.objective.processes
+        space = _space(rows, whole.dtype, peers)
+        super().__init__(space, space if rows is columns else _space(columns, whole.dtype, peers))
         self.whole, self.rows, self.columns = whole, rows, columns
 
     def _apply(self, X: Array) -> Array:
@@ -203,8 +238,12 @@ class BlockOperator(Operator):
         return f"<{m}x{n} block {' x '.join(sides)} of {self.whole!r}>"
 
 
-def _space(layout: Layout, dtype: torch.dtype) -> Array:
-    return space_like(torch.empty(0, dtype=dtype, device=layout.device), layout.size)
+def _space(layout: Layout, dtype: torch.dtype, peers: Processes | None) -> RowSpace:
+    if layout.exchange is not None:
+        counts = [len(rows) for rows in layout.exchange.held]
+        return ShardedSpace(layout.exchange.processes, counts, dtype)
+    example = torch.empty(0, dtype=dtype, device=layout.device)
+    return space_like(example, layout.size, peers=peers)
 
 
 def _named(layout: Layout) -> str:

@@ -212,7 +212,7 @@ def _facts(size: int, batch: tuple[Tensor, Tensor], seed: int) -> tuple[tuple[st
         ("parameters", f"{size:,}, {str(images.dtype).removeprefix('torch.')}"),
         ("loss", f"mean cross-entropy over {len(images)} training images"),
         ("mode", "evaluation: batch norm uses its running statistics"),
-        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("torch", f"{torch.__version__}, threads: {torch.get_num_threads()}"),
         ("seed", str(seed)),
     )
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from matfree import OperatorError, probes
 from matfree_torch.batches import Batch
+from matfree_torch.calls import output_tensor
 from matfree_torch.layout import Layout
 from matfree_torch.lean import lean
 from matfree_torch.likelihoods import KNOWN, Averaged, Likelihood, likelihood
 from matfree_torch.losses import as_module
-from matfree_torch.objective import Objective, output_tensor
+from matfree_torch.objective import Objective
 from matfree_torch.outputs import Differentiated, Outer, OutputMatrix
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
@@ -85,6 +86,15 @@ class GaussNewtonOperator(ParameterCurvature):
     """J^T M J for the outputs' Jacobian J; made by :func:`ggn` and :func:`fisher`.
 
     A subclass says what M is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import ggn
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> G = ggn(model, torch.nn.MSELoss(), (torch.randn(5, 2), torch.randn(5, 1)))
+    >>> G.positive_semidefinite, bool(torch.linalg.eigvalsh(G.to_dense())[0] > -1e-5)
+    (True, True)
     """
 
     positive_semidefinite = True

@@ -19,7 +19,6 @@ from matfree_torch.gaussnewton import (
     MonteCarloFisher,
 )
 from matfree_torch.layout import Patterns
-from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import WeightDecay
 from matfree_torch.preparation import prepared
 from matfree_torch.strategies import GraphStrategy
@@ -97,10 +96,11 @@ def ggn(
     >>> G.positive_semidefinite, bool(torch.linalg.eigvalsh(G.to_dense())[0] > -1e-6)
     (True, True)
     """
-    model, objective = prepared(
+    _, objective = prepared(
         model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
     )
-    return GaussNewton(objective, Parameters(model, params), weight_decay, strategy, memory)
+    parameters = objective.parameters(params)
+    return GaussNewton(objective, parameters, weight_decay, strategy, memory)
 
 
 def fisher(
@@ -195,7 +195,7 @@ def fisher(
         raise ValueError(f"kind must be 'exact', 'monte-carlo' or 'empirical': got {kind!r}.")
     require_whole("num_samples", num_samples)
     ordered = kind == "monte-carlo"
-    model, objective = prepared(
+    _, objective = prepared(
         model,
         loss,
         data,
@@ -204,7 +204,7 @@ def fisher(
         allow_tf32=allow_tf32,
         process_group=process_group,
     )
-    parameters = Parameters(model, params)
+    parameters = objective.parameters(params)
     if kind == "empirical":
         return EmpiricalFisher(objective, parameters, weight_decay, strategy, memory)
     if kind == "monte-carlo":

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from matfree_torch.composites import composites
+from matfree_torch.cut import part, twice_differentiable
 from matfree_torch.precision import full_precision, without_cudnn
 
 _BATCH_NORMS = nn.modules.batchnorm._NormBase
@@ -46,6 +47,7 @@ def untouched(model: nn.Module, random_state: Any, *, allow_tf32: bool = False) 
             contextlib.nullcontext() if allow_tf32 else full_precision(),
             _without_fused_recurrences(model),
             composites(),
+            twice_differentiable(),
         ):
             yield
     finally:
@@ -129,5 +131,9 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
 
 def version(x: torch.Tensor) -> tuple[int, int]:
     """Changes whenever a tensor is written to, or replaced; inference tensors do not tell."""
-    place = x.data_ptr() if x.layout == torch.strided else id(x)
-    return place, 0 if x.is_inference() else x._version
+    here = part(x)
+    place = here.data_ptr() if x.layout == torch.strided else id(x)
+    if x.is_inference():
+        return place, 0
+    # A tensor that is cut up counts what is written to it, its part what is written to that.
+    return place, x._version + (here._version if here is not x else 0)

@@ -19,21 +19,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from matfree_torch.batches import Batch, Normalizer
-from matfree_torch.folded import FoldedProducts
+from matfree_torch.calls import Function
 from matfree_torch.layout import Layout, Patterns
-from matfree_torch.objective import Function, Objective
+from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
 from matfree_torch.parameterwise import ParameterCurvature, WeightDecay
 from matfree_torch.preparation import prepared
-from matfree_torch.strategies import (
-    DoubleBackward,
-    FiniteDifference,
-    ForwardOverReverse,
-    Products,
-    Strategy,
-    graph_retention,
-    require_strategy,
-)
+from matfree_torch.strategies import Strategy
+from matfree_torch.ways import products_by
 
 
 def hessian(
@@ -55,7 +48,8 @@ def hessian(
     ----------
     model : nn.Module
         Used in the mode it is in, and left as it was found: gradients, buffers, hooks,
-        modes and the global random state.
+        modes and the global random state. It may be cut up by tensor parallelism (DTensors) or
+        ``fully_shard``: each process then has those rows of vectors that ``H.space.rows`` says.
     loss : function (outputs, targets) -> scalar tensor, or None
         A loss module's ``reduction`` says how batches add up: "sum", or "mean" over what the
         loss itself counts (samples, elements, class weights, targets that are not ignored).
@@ -106,8 +100,8 @@ def hessian(
         The processes that share the data out, each calling this with its own part of it and
         everything else the same; ``torch.distributed.group.WORLD`` for all. Every product is
         then summed over them, weighted by what the loss counts in all processes together, and
-        every process holds the same result. A part may be empty. Probes need an explicit
-        ``seed=``.
+        every process holds the same result. A part may be empty. Where vectors are too long for
+        a process, see ``sharded``.
 
     Returns
     -------
@@ -130,8 +124,8 @@ def hessian(
     LostProcessError
         A process died, or did not take part within the group's timeout.
     MemoryError
-        One batch's graph would take all memory that is free, or what is folded more than
-        ``memory``.
+        One batch's graph, or the whole parameters of a fully sharded model, would take all
+        memory that is free; or what is folded more than ``memory``.
 
     Warns
     -----
@@ -166,10 +160,16 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    model, objective = prepared(
-        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+    _, objective = prepared(
+        model,
+        loss,
+        data,
+        normalizer,
+        allow_tf32=allow_tf32,
+        process_group=process_group,
+        differences=strategy == "finite-difference",
     )
-    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
+    return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
 def hessian_of(
@@ -236,14 +236,23 @@ def hessian_of(
             [2., 0.]])
     """
     model = Function(function, parameters)
-    nothing = torch.empty(1)
+    nothing = torch.zeros(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
-    return HessianOperator(objective, Parameters(model, params), weight_decay, strategy, memory)
+    return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
 @final
 class HessianOperator(ParameterCurvature):
-    """The Hessian of a loss; made by :func:`hessian` and :func:`hessian_of`."""
+    """The Hessian of a loss; made by :func:`hessian` and :func:`hessian_of`.
+
+    Examples
+    --------
+    >>> import torch, matfree_torch
+    >>> model, data = torch.nn.Linear(2, 1), (torch.eye(2), torch.ones(2, 1))
+    >>> H = matfree_torch.hessian(model, torch.nn.MSELoss(), data)
+    >>> {name: tuple(piece.shape) for name, piece in H.unflatten(H.gradient()).items()}
+    {'weight': (1, 2), 'bias': (1,)}
+    """
 
     title = "Hessian"
 
@@ -255,7 +264,7 @@ class HessianOperator(ParameterCurvature):
         strategy: Strategy,
         memory: int | None,
     ) -> None:
-        self._products = _made(strategy, objective, parameters, memory)
+        self._products = products_by(strategy, objective, parameters, memory)
         super().__init__(objective, parameters, weight_decay, strategy, self._products.retention)
 
     def _prepare(self, batch: Batch) -> Any:
@@ -275,17 +284,3 @@ class HessianOperator(ParameterCurvature):
             UserWarning,
             stacklevel=8,
         )
-
-
-def _made(
-    strategy: Strategy, objective: Objective, parameters: Parameters, memory: int | None
-) -> Products:
-    """The way of making products that goes by this name."""
-    require_strategy(strategy, Strategy, memory)
-    if strategy == "forward":
-        return ForwardOverReverse(objective, parameters)
-    if strategy == "folded":
-        return FoldedProducts(objective, parameters, memory)
-    if strategy == "finite-difference":
-        return FiniteDifference(objective, parameters)
-    return DoubleBackward(objective, parameters, graph_retention(strategy, memory))

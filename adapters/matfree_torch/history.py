@@ -18,7 +18,19 @@ HistoryPicture: TypeAlias = Literal["eigenvalues", "trace", "density"]
 @final
 @dataclass(frozen=True, eq=False)
 class TrainingHistory(Record):
-    """Eigenvalues, traces and densities of a curvature over checkpoints of a training."""
+    """Eigenvalues, traces and densities of a curvature over checkpoints of a training.
+
+    Examples
+    --------
+    >>> import copy, torch
+    >>> from matfree_torch import follow_training
+    >>> model, data = torch.nn.Linear(2, 1), (torch.eye(2), torch.ones(2, 1))
+    >>> states = (copy.deepcopy(model.state_dict()) for epoch in range(3))
+    >>> history = follow_training(model, torch.nn.MSELoss(), data, states, k=1, seed=0)
+    >>> history.labels, history.values.round(4).ravel(), len(history.traces)
+    ((0, 1, 2), array([3., 3., 3.]), 3)
+    >>> ax = history.plot(kind="trace")
+    """
 
     labels: tuple[Any, ...]
     """Of the checkpoints: numbers or strings."""

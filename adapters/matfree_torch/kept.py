@@ -28,7 +28,19 @@ _SHARE = 0.5  # of what is free: products, bases and the next graph need some to
 @final
 @dataclass(frozen=True)
 class GraphMemory:
-    """What an operator's prepared batches take."""
+    """What an operator's prepared batches take.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import hessian
+    >>> model = torch.nn.Linear(2, 1)
+    >>> batch = torch.randn(5, 2), torch.randn(5, 1)
+    >>> H = hessian(model, torch.nn.MSELoss(), [batch, batch], memory=10**6)
+    >>> _ = H @ torch.ones(3)
+    >>> H.memory.kept, H.memory.num_batches, H.memory.per_batch > 0
+    (2, 2, True)
+    """
 
     per_batch: int
     """Bytes that the first batch's graph holds, measured; 0 where it cannot be watched, because
@@ -88,7 +100,7 @@ class KeptBatches:
         self._complete = self._confirmed = self._reordered = False
         self._first: tuple[int, int] | None = None  # bytes of its graph, and its extent
         self._unwatched = False
-        self._neighbours = 1 if objective.processes is None else objective.processes.neighbours
+        self._neighbours = objective.neighbours
 
     def visit(self, prepare: Prepare, visitor: Callable[[float, Any], None]) -> None:
         """Show every batch's weight, and what is prepared from it, to a visitor.
@@ -121,7 +133,8 @@ class KeptBatches:
         if self._budget is None:
             free = available(self._known[0].device)
             share = _SHARE / self._neighbours
-            self._budget = 2**31 if free is None else math.floor(share * free)
+            own = 2**31 if free is None else math.floor(share * free)
+            self._budget = min(self.objective.among_partners(own))
         return self._budget
 
     def memory(self, prepare: Prepare) -> GraphMemory:
@@ -203,7 +216,8 @@ class KeptBatches:
             self._first = 0, _extent(batch)  # torch.func inside the loss cannot be watched
             self._unwatched = True
             return
-        self._first = saved.bytes(), _extent(batch)
+        size = max(self.objective.among_partners(saved.bytes()))
+        self._first = size, _extent(batch)
         del graph  # with hooks on every saved tensor it would be slow
 
     def _size(self, prepared: Any, batch: Batch) -> int:

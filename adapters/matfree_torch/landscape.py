@@ -34,7 +34,20 @@ Picture: TypeAlias = Literal["curve", "contour", "surface"]
 @final
 @dataclass(frozen=True, eq=False)
 class LossLandscape(Record):
-    """A loss along some lines, or over a plane, through a network's parameters."""
+    """A loss along some lines, or over a plane, through a network's parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matfree_torch import loss_landscape
+    >>> data = torch.randn(5, 2), torch.randn(5, 1)
+    >>> plane = loss_landscape(
+    ...     torch.nn.Linear(2, 1), torch.nn.MSELoss(), data, ["random", "random"], points=3, seed=0
+    ... )
+    >>> plane.is_surface, plane.values.shape, plane.num_evaluations
+    (True, (3, 3), 10)
+    >>> ax = plane.plot(kind="contour")
+    """
 
     coordinates: tuple[HostArray, ...]
     """One array for lines, two for a plane: the multiples of the directions, float64."""
@@ -190,6 +203,7 @@ def loss_landscape(
     curvature = hessian(
         model, loss, data, params=params, normalizer=normalizer, weight_decay=weight_decay
     )
+    curvature.objective.require_alone("a landscape")
     steps, is_surface = Reader(curvature, seed).read(directions)
     if filter_normalize:
         steps = [filter_normalized(step, curvature.layout) for step in steps]

@@ -1,7 +1,12 @@
-"""Named tensors as one flat vector, and back."""
+"""Named tensors as one flat vector, and back.
+
+Tensors that are cut up over processes lie end to end as if they were whole; a process has some
+rows of the vector, and works on the parts of the tensors that it holds, end to end likewise.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -9,6 +14,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from matfree_torch.cut import joined_like, part, part_like, partners
+from matfree_torch.processes import Processes
+from matfree_torch.shards import Exchange, even_rows
 
 Patterns: TypeAlias = str | Sequence[str]
 """Names, or patterns with ``*`` and ``?`` for several of them."""
@@ -22,14 +31,19 @@ class Layout:
     tensors : mapping of names to tensors of one device, not empty
     noun : str
         What error messages call one of them.
+    processes : Processes, optional
+        Those that share out the rows of vectors, where tensors are whole in all of them; by
+        default those that tensors are cut up over.
 
     Raises
     ------
     ValueError
-        The tensors lie on several devices.
+        The tensors lie on several devices, or are cut up over several meshes.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], noun: str) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], noun: str, processes: Processes | None = None
+    ) -> None:
         devices = {p.device for p in tensors.values()}
         if len(devices) > 1:
             raise ValueError(
@@ -42,12 +56,14 @@ class Layout:
         self.sizes = [math.prod(p.shape) for p in self.tensors]
         self.size = sum(self.sizes)
         self.device = self.tensors[0].device
-        ends = [sum(self.sizes[: j + 1]) for j in range(len(self.sizes))]
-        starts = [0, *ends[:-1]]
-        self.partition = {
-            name: slice(start, end)
-            for name, start, end in zip(self.names, starts, ends, strict=True)
-        }
+        self.partition = _laid(self.names, self.sizes)
+        self.exchange = _exchange(self.tensors, processes)
+        self._shapes = [part(p).shape for p in self.tensors]
+        self._lengths = [math.prod(shape) for shape in self._shapes]
+        self.held = sum(self._lengths)
+        """Entries of the parts that are here: ``size`` where nothing is cut up."""
+        self.places = _laid(self.names, self._lengths)
+        """Where the part of each tensor that is here lies among the others."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,36 +78,66 @@ class Layout:
         return Layout(
             matching(dict(zip(self.names, self.tensors, strict=True)), patterns, self.noun),
             self.noun,
+            None if self.exchange is None else self.exchange.processes,
         )
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
-        """A flat vector cut into the tensors' shapes and data types."""
+        """The parts that are here, (held,), as tensors cut up as the layout's, of their dtypes."""
         return [
-            part.reshape(p.shape).to(p.dtype)
-            for part, p in zip(torch.split(vector, self.sizes), self.tensors, strict=True)
+            joined_like(x.reshape(shape).to(p.dtype), p)
+            for x, shape, p in zip(
+                torch.split(vector, self._lengths), self._shapes, self.tensors, strict=True
+            )
         ]
 
     def flat(self, pieces: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-        """Tensors of these shapes as one vector, (n,), of the layout's dtype or the one given."""
+        """The parts that are here, (held,), of the layout's dtype or the one given."""
         target = dtype or self.dtype
-        return torch.cat([piece.detach().reshape(-1).to(target) for piece in pieces])
+        parts = [
+            part_like(piece.detach(), p) for piece, p in zip(pieces, self.tensors, strict=True)
+        ]
+        return torch.cat([x.reshape(-1).to(target) for x in parts])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat vector (n,) as tensors by name."""
-        if tuple(vector.shape) != (self.size,):
-            raise ValueError(f"vector must have shape ({self.size},): got {tuple(vector.shape)}.")
-        parts = torch.split(vector, self.sizes)
-        return {
-            name: part.reshape(p.shape)
-            for name, part, p in zip(self.names, parts, self.tensors, strict=True)
-        }
+        """A flat vector (rows,) as tensors by name, cut up as the layout's are."""
+        rows = self.size if self.exchange is None else len(self.exchange.rows)
+        if tuple(vector.shape) != (rows,):
+            raise ValueError(f"vector must have shape ({rows},): got {tuple(vector.shape)}.")
+        if self.exchange is not None:
+            vector = self.exchange.to_shards(vector[:, None])[:, 0]
+        parts = zip(torch.split(vector, self._lengths), self._shapes, self.tensors, strict=True)
+        joined = [joined_like(x.reshape(shape), p) for x, shape, p in parts]
+        return dict(zip(self.names, joined, strict=True))
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors by name as a flat vector (n,)."""
+        """Tensors by name as a flat vector, (rows,)."""
         if set(tensors) != set(self.names):
             different = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"tensors must name every {self.noun} once: {different} do not match.")
-        return self.flat([tensors[name] for name in self.names])
+        return self.rows(self.flat([tensors[name] for name in self.names])[:, None])[:, 0]
+
+    def shards(self, X: Tensor) -> Tensor:
+        """Rows of vectors (rows, k) as the parts of the tensors that are here, (held, k)."""
+        return X if self.exchange is None else self.exchange.to_shards(X)
+
+    def rows(self, Y: Tensor) -> Tensor:
+        """The parts that are here, (held, k), as the rows of vectors that are, (rows, k)."""
+        return Y if self.exchange is None else self.exchange.to_rows(Y)
+
+
+def _laid(names: Sequence[str], sizes: Sequence[int]) -> dict[str, slice]:
+    """Where each of some things lies that are laid end to end."""
+    edges = [0, *itertools.accumulate(sizes)]
+    return {name: slice(*pair) for name, pair in zip(names, itertools.pairwise(edges), strict=True)}
+
+
+def _exchange(tensors: list[Tensor], processes: Processes | None) -> Exchange | None:
+    """The way from rows to parts and back, where processes share out the rows."""
+    processes = processes or partners(tensors)
+    if processes is None:
+        return None
+    size = sum(math.prod(p.shape) for p in tensors)
+    return Exchange(processes, tensors, even_rows(size, processes.size))
 
 
 def matching(everything: Mapping[str, Any], patterns: Patterns, noun: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from matfree_torch.cut import part
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _GROUP = Path("/sys/fs/cgroup")  # what a container may use, where this is one
 
@@ -71,7 +73,8 @@ class _Saved:
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Where tensors lie, and how many bytes each place takes; sparse tensors do not tell."""
-    dense = [x.untyped_storage() for x in tensors if x.layout == torch.strided]
+    parts = [getattr(x, "elem", x) for x in map(part, tensors)]  # what is still on its way
+    dense = [x.untyped_storage() for x in parts if x.layout == torch.strided]
     return {storage.data_ptr(): storage.nbytes() for storage in dense}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, final
@@ -14,14 +15,24 @@ from matfree import OperatorError
 from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch import guard
-from matfree_torch.batches import Batch, Batches, Loss, Normalizer
+from matfree_torch.batches import Batch, Batches, Loss, Normalizer, digest
+from matfree_torch.calls import Function, arguments, entry, output_tensor
+from matfree_torch.cut import is_cut, part, partners, require_apart, whole
+from matfree_torch.fullysharded import FullySharded
+from matfree_torch.layout import Patterns
 from matfree_torch.losses import as_module
+from matfree_torch.marks import Mark, same_block, same_tensors
+from matfree_torch.parameters import Parameters
 from matfree_torch.precision import full_precision
-from matfree_torch.processes import Mark, Processes, same_block, same_tensors
+from matfree_torch.processes import Processes
+from matfree_torch.unsharded import Unsharded
 
 T = TypeVar("T")
 
 _SEED = "give all of them the same arguments, an explicit seed= among them"
+_BATCHES = "parameters that are cut up need the same data in all processes of their mesh"
+_ENTIRE = "copy process 0's to the others with torch.distributed.broadcast"
+_ROUNDING = 1e-9  # of the digests of one batch in several processes
 _NOTHING = "no process holds a batch that counts; are the loaders exhausted?"
 _BUFFERS = (
     "running statistics are each process's own: copy one's to the others with "
@@ -46,6 +57,8 @@ class Objective:
         Whether torch's own settings of TF32 hold.
     processes : Processes, optional
         Those among which the data are shared out.
+    sharding : Unsharded or FullySharded, optional
+        Whose the model is, where ``fully_shard`` was applied: a twin, or the model itself.
 
     Raises
     ------
@@ -63,6 +76,7 @@ class Objective:
         ordered: bool = False,
         allow_tf32: bool = False,
         processes: Processes | None = None,
+        sharding: Unsharded | FullySharded | None = None,
     ) -> None:
         if loss is not None and not callable(loss):
             raise TypeError(
@@ -70,14 +84,32 @@ class Objective:
                 f"outputs.loss: got {type(loss).__name__}."
             )
         self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
-        self.processes = processes
-        self.batches = Batches(data, loss, normalizer, ordered=ordered, share=processes is not None)
+        self._twin = sharding if isinstance(sharding, Unsharded) else None
+        self._layers = sharding if isinstance(sharding, FullySharded) else None
+        self.processes = processes if sharding is None else sharding.processes
+        self._holders = None if sharding is None else sharding.processes
+        self.partners = partners(model.parameters()) if self._layers is None else None
+        """The processes that compute a batch together, where parameters are cut up over them."""
+        require_apart(self.partners, self.processes)
+        self.batches = Batches(
+            data, loss, normalizer, ordered=ordered, share=self.processes is not None
+        )
         self._marks: tuple[Any, list[Mark]] = (None, [])
         self._random_state = guard.get_random_state(model)
+        if self._layers is not None:
+            with self.guarded():
+                self._layers.require_same_number(lambda: sum(1 for _ in self.batches))
 
     def guarded(self) -> AbstractContextManager[None]:
         """A context in which the model may run, and is afterwards as it was."""
-        return guard.untouched(self.model, self._random_state, allow_tf32=self.allow_tf32)
+        context = guard.untouched(self.model, self._random_state, allow_tf32=self.allow_tf32)
+        return context if self._layers is None else self._layers.around(context)
+
+    def parameters(self, patterns: Patterns | None) -> Parameters:
+        """The model's own parameters that an operator is about, chosen by names."""
+        nothing = nullcontext()
+        with nothing if self._layers is None else self._layers.around(nothing):
+            return Parameters(self.model, patterns, self._holders)
 
     def precision(self) -> AbstractContextManager[None]:
         """A context in which float32 products are computed in float32, unless TF32 is allowed."""
@@ -95,7 +127,7 @@ class Objective:
     def value(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of a batch, a differentiable scalar."""
         if self.loss is None:
-            value = _entry(outputs, "loss")
+            value = entry(outputs, "loss")
             if value is None:
                 raise OperatorError(
                     "loss=None takes the loss that the model returns as outputs.loss, and there is "
@@ -110,10 +142,14 @@ class Objective:
             raise OperatorError(
                 f"the loss must be a scalar tensor: got {shape}; give it reduction='mean' or 'sum'."
             )
-        return value.reshape(())
+        return whole(value).reshape(())
 
     def average(
-        self, local: Callable[[], Tensor], like: Tensor, given: Tensor | None = None
+        self,
+        local: Callable[[], Tensor],
+        like: Tensor,
+        given: Tensor | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """A weighted sum over a pass, divided by what the loss divides by.
 
@@ -125,14 +161,18 @@ class Objective:
             Of its shape, data type and device.
         given : (rows, k) Tensor, optional
             The vectors that it is a function of, the same in all processes.
+        reduce : function, optional
+            As for :meth:`Processes.add_up`.
         """
         if self.processes is None:
             return local() / self.batches.divisor
         marks = self._weights()
-        if given is not None:
+        if self._layers is not None:  # whose backward passes have added up what is local
+            reduce, like = reduce or _itself, like.new_zeros(like.shape[1:])
+        elif given is not None:
             marks = [*marks, same_block("vectors", _SEED, given)]
         total, counted = self.processes.add_up(
-            lambda: (local(), self.batches.total or 0.0), like, marks
+            lambda: (local(), self.batches.total or 0.0), like, marks, reduce
         )
         if not self.batches.averaged:
             return total
@@ -156,15 +196,7 @@ class Objective:
 
     def agreed(self, seed: Seed) -> int:
         """A seed that all processes have: process 0's entropy, where none is given."""
-        own = resolve_seed(seed)
-        if self.processes is None:
-            return own
-        seeds = self.processes.exchange(lambda: None if seed is None else own)
-        if all(other is None for other in seeds):
-            return self.processes.exchange(lambda: own)[0]
-        if len(set(seeds)) > 1:
-            raise OperatorError(f"the processes have other seeds, {seeds}; give all the same one.")
-        return own
+        return resolve_seed(seed) if self.processes is None else self.processes.agreed_seed(seed)
 
     def number_samples(self) -> int:
         """Number this process's samples after those of the processes before it.
@@ -187,11 +219,54 @@ class Objective:
             raise ValueError(_NOTHING)
         return items
 
+    def require_alone(self, what: str) -> None:
+        """Refuse what a process does by itself, where others have data or parameters, too."""
+        if self.processes is not None or self.partners is not None:
+            raise OperatorError(
+                f"{what} is computed by one process, and here batches or parameters are shared out "
+                "among several; each sees its own only. Make it of a whole model and all the data."
+            )
+
+    def require_whole_parameters(self, what: str) -> None:
+        """Refuse parameters that are cut up."""
+        if self.partners is not None:
+            raise OperatorError(
+                f"{what} is not computed where parameters are cut up over processes, because "
+                "activations are cut up, too; load the weights into a model that is whole."
+            )
+
+    @property
+    def neighbours(self) -> int:
+        """How many of the processes that work on this share one memory, at most."""
+        groups = [group for group in (self.processes, self.partners) if group is not None]
+        return math.prod(group.neighbours for group in groups)
+
+    def among_partners(self, number: int) -> list[int]:
+        """A number in all processes that compute a batch together: they keep the same graphs."""
+        return [number] if self.partners is None else self.partners.exchange(lambda: number)
+
+    def require_same(self, batch: Batch) -> None:
+        """Refuse batches that differ among the processes that compute one together."""
+        if self.partners is None:
+            return
+        mark = batch.digest or digest((batch.inputs, batch.targets))
+        tensors = *self.model.parameters(), *self.model.buffers()
+        entire = [x for x in tensors if not is_cut(x)]
+        self.partners.require_same(
+            Mark("batches", _BATCHES, mark, _ROUNDING * mark[1]),
+            same_tensors("weights or buffers that are whole", _ENTIRE, entire),
+        )
+
     def _weights(self) -> list[Mark]:
-        """Marks of the model, made again when it changes."""
+        """Marks of the model, made again when it changes; a twin takes its weights over first."""
+        if self._twin is not None:
+            self._twin.follow()
         now = guard.fingerprint(self.model)
         if now != self._marks[0]:
-            parameters, buffers = list(self.model.parameters()), list(self.model.buffers())
+            parameters = [
+                part(p) for p in self.model.parameters() if self._layers is None or not is_cut(p)
+            ]
+            buffers = list(map(part, self.model.buffers()))
             marks = [
                 same_tensors("weights", "load the same ones everywhere", parameters),
                 same_tensors("buffers", _BUFFERS, buffers),
@@ -209,50 +284,12 @@ class Objective:
                 "the loss does not depend on the parameters in a differentiable way; is the "
                 "model's output detached?"
             )
+        if self._layers is not None:
+            return self._layers.gradients(value, tensors, batch.weight)
         return torch.autograd.grad(
             value, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
 
 
-@final
-class Function(nn.Module):
-    """A function of a dictionary of tensors, dressed as a model.
-
-    Parameters
-    ----------
-    function : function (dict of tensors by name) -> scalar tensor
-    tensors : mapping
-        The point; shared, not copied.
-    """
-
-    def __init__(self, function: Any, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        for name, x in tensors.items():  # their names may have dots, which torch reserves
-            self._parameters[name] = nn.Parameter(x.detach(), x.is_floating_point())
-
-    def forward(self, tensors: Mapping[str, Tensor] | None) -> Any:
-        return self.function({**dict(self.named_parameters()), **(tensors or {})})
-
-
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as the positional and keyword arguments of a model."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
-def output_tensor(outputs: Any) -> Tensor:
-    """The one tensor that a loss is a function of: the outputs, or their ``logits``."""
-    found = outputs if isinstance(outputs, Tensor) else _entry(outputs, "logits")
-    if not isinstance(found, Tensor):
-        raise OperatorError(
-            "the model's outputs must be one tensor, or hold one as .logits: got "
-            f"{type(outputs).__name__}; wrap the model so that it returns what the loss takes."
-        )
-    return found
-
-
-def _entry(outputs: Any, name: str) -> Any:
-    found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-    return found if isinstance(found, Tensor) else None
+def _itself(x: Tensor) -> Tensor:
+    return x

@@ -9,6 +9,7 @@ from typing import final
 from torch import Tensor, nn
 
 from matfree_torch.layout import Layout, Patterns, matching
+from matfree_torch.processes import Processes
 
 
 @final
@@ -23,6 +24,8 @@ class Parameters(Layout):
     patterns : str or sequence of str, optional
         Names to take, with ``*`` and ``?`` as wildcards; by default everything that
         requires a gradient. Named ones are taken even if they are frozen.
+    processes : Processes, optional
+        As for :class:`Layout`.
 
     Raises
     ------
@@ -30,7 +33,12 @@ class Parameters(Layout):
         Nothing is left, a pattern matches nothing, or devices differ.
     """
 
-    def __init__(self, model: nn.Module, patterns: Patterns | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        patterns: Patterns | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         everything: dict[str, Tensor] = dict(model.named_parameters())
         if patterns is None:
             chosen = {name: p for name, p in everything.items() if p.requires_grad}
@@ -42,7 +50,7 @@ class Parameters(Layout):
                 f"the model has no parameter to differentiate ({len(everything)} in all, none "
                 "that requires a gradient); unfreeze some, or name them with params=."
             )
-        super().__init__(chosen, "parameter")
+        super().__init__(chosen, "parameter", processes)
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from matfree import OperatorError
 from matfree_torch import diagnosis
 from matfree_torch.batches import Batch
 from matfree_torch.curvature import CurvatureOperator
+from matfree_torch.cut import part, whole
 from matfree_torch.kept import GraphMemory, KeptBatches, Retention
 from matfree_torch.layout import Layout, matching
+from matfree_torch.marks import Mark
 from matfree_torch.objective import Objective
 from matfree_torch.parameters import Parameters
-from matfree_torch.processes import Mark
+from matfree_torch.sharded import ShardedCurvature
 
 WeightDecay: TypeAlias = float | Mapping[str, float]
 """lambda for every parameter, or by patterns of names; later patterns win."""
@@ -69,6 +70,11 @@ class ParameterCurvature(CurvatureOperator):
     def _prepare(self, batch: Batch) -> Any:
         """What a batch contributes, ready to be multiplied by any number of vectors."""
 
+    def _shared(self, batch: Batch) -> Any:
+        """The same, once all processes that compute it together are known to have this batch."""
+        self.objective.require_same(batch)
+        return self._prepare(batch)
+
     @abstractmethod
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         """That batch's curvature times vectors by name, as the rows' pieces."""
@@ -77,7 +83,7 @@ class ParameterCurvature(CurvatureOperator):
     def memory(self) -> GraphMemory:
         """What the graphs of the batches take; measured on the first one at the first look."""
         with self.parameters.differentiable():
-            return self._kept.memory(self._prepare)
+            return self._kept.memory(self._shared)
 
     def loss(self, direction: Tensor | None = None) -> float:
         """The loss over the same data at the parameters plus a direction.
@@ -112,9 +118,10 @@ class ParameterCurvature(CurvatureOperator):
         >>> round(H.loss(2 - model.weight.detach()[0]), 6)
         4.0
         """
-        moved = dict(zip(self.names, self.layout.tensors, strict=True))
+        moved, given = dict(zip(self.names, self.layout.tensors, strict=True)), None
         if direction is not None:
             steps = self.layout.unflatten(direction)
+            given = self.layout.flat(list(steps.values()), self.dtype)[:, None]
             moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
 
         def summed() -> Tensor:
@@ -129,10 +136,11 @@ class ParameterCurvature(CurvatureOperator):
             return total
 
         like = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
-        given = None if direction is None else direction[:, None]
-        total = float(self.objective.average(summed, like, given))
+        processes = self.objective.processes
+        reduce = None if processes is None else processes.sum
+        total = float(self.objective.average(summed, like, given, reduce))
         for name, decay in self.weight_decay.items():
-            total += decay / 2 * float(moved[name].detach().to(torch.float64).square().sum())
+            total += decay / 2 * float(whole(moved[name].detach().to(torch.float64).square().sum()))
         return total
 
     def gradient(self) -> Tensor:
@@ -150,11 +158,75 @@ class ParameterCurvature(CurvatureOperator):
         total = self.objective.average(summed, self._zeros(self.layout))
         for name, p in zip(self.names, self.layout.tensors, strict=True):
             decay = self.weight_decay.get(name, 0.0)
-            total[self.partition[name]] += decay * p.detach().reshape(-1)
-        return total
+            total[self.layout.places[name]] += decay * part(p.detach()).reshape(-1)
+        return self.layout.rows(total[:, None])[:, 0]
+
+    def sharded(
+        self, rows: Sequence[int] | None = None, *, block_size: int | None = None
+    ) -> ShardedCurvature:
+        """The same curvature on vectors of which every process holds a part.
+
+        Lanczos vectors, probes and eigenvectors are then never whole anywhere: what an algorithm
+        keeps takes a process the share of its rows. Only a product makes some vectors whole, for
+        the time it takes.
+
+        Parameters
+        ----------
+        rows : sequence of int, optional
+            How many rows each process holds, by rank; about as many each by default.
+        block_size : int, optional
+            Vectors that are whole at a time; as many as take a sixteenth of the memory that is
+            free by default.
+
+        Returns
+        -------
+        ShardedCurvature
+            Its ``space`` has this process's ``rows``; all processes make the same calls.
+
+        Raises
+        ------
+        ValueError
+            There is no process_group, the rows do not add up to n, or block_size is not positive.
+
+        Cost
+        ----
+        No product. A product then sends a block twice, once to make it whole and once to add it
+        up, where the replicated one sends it twice to add it up.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from matfree_torch import hessian
+        >>> data = torch.ones(4, 1), torch.zeros(4, 1)
+        >>> hessian(torch.nn.Linear(1, 1), torch.nn.MSELoss(), data).sharded()
+        Traceback (most recent call last):
+        ...
+        ValueError: sharded vectors need several processes; make the operator with process_group=.
+        """
+        if self.layout.exchange is not None:
+            raise ValueError("the vectors of this operator are cut up already, as its space tells.")
+        return ShardedCurvature(self, rows, block_size)
 
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        nothing = X.new_zeros((rows.size, X.shape[1]))
+        block = self.summed(X, rows, columns)
+        for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
+            source, target = columns.places[name], rows.places[name]
+            block[target] += self.weight_decay[name] * X[source]
+        return block
+
+    def summed(
+        self,
+        X: Tensor,
+        rows: Layout,
+        columns: Layout,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """A[rows, columns] @ X over all batches, without weight decay.
+
+        What the processes do not all have, ``reduce`` makes of the sum, with vectors that are
+        known to be the same in all of them.
+        """
+        nothing = X.new_zeros((rows.held, X.shape[1]))
 
         def summed() -> Tensor:
             Y = [self._zeros(rows) for _ in X.T]
@@ -165,25 +237,17 @@ class ParameterCurvature(CurvatureOperator):
                     y += weight * rows.flat(self._multiply(prepared, v, rows), self.dtype)
 
             with self.parameters.differentiable():
-                self._kept.visit(self._prepare, add)
+                self._kept.visit(self._shared, add)
             return torch.stack(Y, dim=1) if Y else nothing
 
-        block = self.objective.average(summed, nothing, X)
-        for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
-            source, target = columns.partition[name], rows.partition[name]
-            block[target] += self.weight_decay[name] * X[source]
-        return block
+        return self.objective.average(summed, nothing, X if reduce is None else None, reduce)
 
     def _zeros(self, layout: Layout) -> Tensor:
-        return torch.zeros(layout.size, dtype=self.dtype, device=layout.device)
+        return torch.zeros(layout.held, dtype=self.dtype, device=layout.device)
 
     def by_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
         """Show a visitor each batch, and the product of its own curvature, without decay."""
-        if self.objective.processes is not None:
-            raise OperatorError(
-                "batches are shared out among processes, and each sees its own only; make an "
-                "operator without process_group= for what is done batch by batch."
-            )
+        self.objective.require_alone("what is done batch by batch")
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -193,7 +257,7 @@ class ParameterCurvature(CurvatureOperator):
             self.objective.guarded(),
         ):
             for batch in self.batches:
-                visitor(batch, partial(self._columns, self._prepare(batch)))
+                visitor(batch, partial(self._columns, self._shared(batch)))
 
     def _columns(self, prepared: Any, X: Tensor) -> Tensor:
         columns = []

@@ -16,9 +16,9 @@ from matfree.algorithms.products import HostArray
 from matfree.arrays import to_host
 from matfree.probes import CHECK, resolve_seed
 from matfree.protocol import Seed
+from matfree_torch.calls import output_tensor
 from matfree_torch.columns import Columns, halves
 from matfree_torch.gaussnewton import Linearized
-from matfree_torch.objective import output_tensor
 
 if TYPE_CHECKING:
     from matfree_torch.activation import ActivationHessian

@@ -12,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matfree_torch import guard
 from matfree_torch.batches import Normalizer
+from matfree_torch.fullysharded import FullySharded, is_fully_sharded
 from matfree_torch.objective import Objective
 from matfree_torch.processes import Processes
+from matfree_torch.unsharded import Unsharded
 
 
 def prepared(
@@ -25,6 +27,7 @@ def prepared(
     ordered: bool = False,
     allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
+    differences: bool = False,
 ) -> tuple[nn.Module, Objective]:
     """A model and the loss over its data, after looking at what would spoil products."""
     if isinstance(model, DistributedDataParallel) and process_group is None:
@@ -35,6 +38,11 @@ def prepared(
             stacklevel=3,
         )
     model = _unwrapped(model)
+    sharding: Unsharded | FullySharded | None = None
+    if is_fully_sharded(model):
+        _require_no_group(process_group)
+        sharding = FullySharded(model) if differences else Unsharded(model)
+        model = sharding.module
     guard.refuse_random_layers(model)
     ordered = ordered or guard.layer_with_batch_statistics(model) is not None
     processes = None if process_group is None else Processes(process_group, _device(model))
@@ -46,6 +54,7 @@ def prepared(
         ordered=ordered,
         allow_tf32=allow_tf32,
         processes=processes,
+        sharding=sharding,
     )
     if not objective.batches.single or processes is not None:
         guard.warn_of_batch_statistics(model)
@@ -58,6 +67,14 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     inner = getattr(inner, "_orig_mod", inner)
     assert isinstance(inner, nn.Module)
     return inner if inner is model else _unwrapped(inner)
+
+
+def _require_no_group(process_group: ProcessGroup | None) -> None:
+    if process_group is not None:
+        raise ValueError(
+            "the processes that fully_shard cut a model up over share out its data; leave "
+            "process_group= out."
+        )
 
 
 def _device(model: nn.Module) -> torch.device:

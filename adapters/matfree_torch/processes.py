@@ -16,36 +16,33 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar, final
+from typing import Any, NoReturn, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from matfree import MatfreeError, OperatorError
+from matfree.probes import agreed_seed
+from matfree.protocol import Seed
+from matfree_torch.marks import Mark
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 20  # entries that are looked at together
-_FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
 _HEADER = 10  # numbers sent before a sum, always as many: processes may be in different ones
 _SIZES = "numbers of vectors", "give all of them the same arguments"
-_HASH_BITS = 20  # small enough to travel as a float32
 
 
 class LostProcessError(MatfreeError, RuntimeError):
-    """A process of the group has died, hangs, or does something else."""
+    """A process of the group has died, hangs, or does something else.
 
-
-class Mark(NamedTuple):
-    """A few numbers that must be the same in all processes."""
-
-    what: str
-    """What they tell apart, as the error names it."""
-    remedy: str
-    """What to do where they differ."""
-    numbers: tuple[float, ...]
-    tolerance: float = 0.0
+    Examples
+    --------
+    >>> import matfree as mf
+    >>> from matfree_torch import LostProcessError
+    >>> issubclass(LostProcessError, mf.MatfreeError)  # what an except clause for all of ours takes
+    True
+    """
 
 
 @final
@@ -92,8 +89,41 @@ class Processes:
             Not all of them took part within the group's timeout.
         """
         with self._together():
-            dist.all_reduce(torch.view_as_real(x) if x.is_complex() else x, group=self.group)
+            dist.all_reduce(_real(x), group=self.group)
         return x
+
+    def joined(self, own: Tensor, held: Sequence[range]) -> Tensor:
+        """A block of whose rows each process has some, whole in all of them."""
+        whole = own.new_empty((held[-1].stop, *own.shape[1:]))
+        whole[_slice(held[self.rank])] = own
+        with self._together():
+            for rank, part in _parts(whole, held):
+                dist.broadcast(part, group=self.group, group_src=rank)
+        return whole
+
+    def sum_of_rows(self, x: Tensor, held: Sequence[range]) -> Tensor:
+        """The rows of this process of a block's sum over all; what is in ``x`` is lost."""
+        with self._together():
+            for rank, part in _parts(x, held):
+                dist.reduce(part, group=self.group, group_dst=rank)
+        return x[_slice(held[self.rank])].clone()
+
+    def exchanged(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Some rows of a block to each process, and theirs to this one; all in rank order.
+
+        Raises
+        ------
+        OperatorError
+            The processes have other numbers of columns.
+        """
+        self.require_same(Mark(*_SIZES, (float(x.shape[1]),)))
+        y = x.new_empty((sum(received), x.shape[1]))
+        if x.shape[1]:
+            with self._together():
+                dist.all_to_all_single(
+                    _real(y), _real(x), list(received), list(sent), group=self.group
+                )
+        return y
 
     def gathered(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every process's numbers, by rank."""
@@ -107,7 +137,11 @@ class Processes:
         self._compare(self.gathered(_numbers(marks)), marks)
 
     def add_up(
-        self, local: Callable[[], tuple[Tensor, float]], like: Tensor, marks: Sequence[Mark]
+        self,
+        local: Callable[[], tuple[Tensor, float]],
+        like: Tensor,
+        marks: Sequence[Mark],
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, float]:
         """The sums over all processes of a tensor like ``like`` and of a number.
 
@@ -116,8 +150,10 @@ class Processes:
         local : function
             Computes this process's; where it raises, all processes do.
         like : Tensor
-            Of the shape, data type and device of the result.
+            Of the shape, data type and device of a process's.
         marks : what must be the same in all processes
+        reduce : function, optional
+            The sum, or the part of it that this process is to have; ``sum`` by default.
 
         Raises
         ------
@@ -138,7 +174,7 @@ class Processes:
         if any(row[0] for row in rows):
             self._give_up(failure)
         self._compare([row[2:] for row in rows], marks)
-        total = self.sum(part.contiguous()) if part.numel() else part
+        total = (reduce or self.sum)(part.contiguous()) if part.numel() or reduce else part
         return total, math.fsum(row[1] for row in rows)
 
     def exchange(self, local: Callable[[], T]) -> list[T]:
@@ -155,6 +191,10 @@ class Processes:
         if any(failed for failed, _ in answers):
             self._give_up(failure)
         return [answer for _, answer in answers]
+
+    def agreed_seed(self, seed: Seed) -> int:
+        """A seed that all processes have: process 0's entropy, where none is given."""
+        return agreed_seed(seed, self.exchange)
 
     def _objects(self, own: Any) -> list[Any]:
         """Small things of all processes, by rank."""
@@ -211,42 +251,20 @@ class Processes:
             begin = end
 
 
-def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Mark:
-    """A mark of tensors that must agree to the last bit."""
-    total = 0
-    for number, x in enumerate(tensors):
-        total += (2 * number + 1) * _hash(x.detach())
-    return Mark(what, remedy, (float(total % (1 << _HASH_BITS)),))
+def _parts(x: Tensor, held: Sequence[range]) -> Iterator[tuple[int, Tensor]]:
+    """The rows of each process in a contiguous block, where there are any."""
+    for rank, rows in enumerate(held):
+        part = _real(x[_slice(rows)])
+        if part.numel():
+            yield rank, part
 
 
-def same_block(what: str, remedy: str, X: Tensor) -> Mark:
-    """A mark of vectors that must agree to rounding: processes may round differently."""
-    flat = X.detach().reshape(-1)
-    sums = torch.zeros(3, dtype=torch.float64, device=X.device)
-    for start in range(0, flat.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK].to(torch.float64)
-        places = torch.arange(start, start + part.numel(), dtype=torch.float64, device=X.device)
-        waves = torch.cos(places), torch.sin(places)
-        sums += torch.stack([part @ part, *(part @ wave for wave in waves)])
-    square, *parts = sums.tolist()  # the host waits once
-    if not 0 < square < math.inf:
-        return Mark(what, remedy, (0.0, 0.0))
-    size, tolerance = math.sqrt(square), math.sqrt(torch.finfo(X.dtype).eps)
-    return Mark(what, remedy, tuple(part / size for part in parts), tolerance)
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)
 
 
-def _hash(x: Tensor) -> int:
-    """Some bits that depend on every bit of a tensor and on where it is."""
-    if x.layout != torch.strided or not x.numel():
-        return 0
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
-    bits = x.contiguous().reshape(-1).view(integers[x.element_size()])
-    total = 0
-    for start in range(0, bits.numel(), _CHUNK):
-        part = bits[start : start + _CHUNK].to(torch.int64)
-        places = torch.arange(start, start + part.numel(), device=x.device)
-        total += int(((part + 1) * ((2 * places + 1) * _FACTOR)).sum())  # modulo 2^64
-    return (total % (1 << 64)) >> (64 - _HASH_BITS)
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _numbers(marks: Sequence[Mark]) -> list[float]:

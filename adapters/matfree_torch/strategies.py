@@ -7,6 +7,7 @@ anywhere: torch 2.13 computes these wrongly, without a word, for layer and batch
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from matfree import OperatorError
 from matfree_torch.batches import Batch
+from matfree_torch.cut import is_cut, part
 from matfree_torch.decomposed import decomposed_losses
 from matfree_torch.kept import Retention
 from matfree_torch.layout import Layout
@@ -60,8 +62,15 @@ class Products(ABC):
 
     retention = Retention(contents="nothing")
     """What it keeps of the batches."""
+    through_parts = False
+    """Whether it goes through parameters that are cut up over processes."""
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
+        if objective.partners is not None and not self.through_parts:
+            raise ValueError(
+                "parameters that are cut up over processes can be differentiated backwards only; "
+                "take strategy='auto' or 'recompute'."
+            )
         self.objective, self.layout = objective, layout
 
     def prepare(self, batch: Batch) -> Any:
@@ -80,6 +89,8 @@ class DoubleBackward(Products):
     Of all compositions it covers most of torch's operations, takes the least memory, and its
     graph serves any number of products.
     """
+
+    through_parts = True
 
     def __init__(self, objective: Objective, layout: Layout, retention: Retention) -> None:
         super().__init__(objective, layout)
@@ -142,11 +153,11 @@ class FiniteDifference(Products):
         moved = [
             (x, v[n]) for n, x in zip(self.layout.names, self.layout.tensors, strict=True) if n in v
         ]
-        length = _length([d for _, d in moved])
+        length = self._length([d for _, d in moved])
         if length == 0:
             return tuple(map(torch.zeros_like, rows.tensors))
         finest = max(torch.finfo(x.dtype).eps for x, _ in moved)
-        size = _length([x for x, _ in moved]) or 1.0  # at the origin nothing tells a scale
+        size = self._length([x for x, _ in moved]) or 1.0  # at the origin nothing tells a scale
         step = finest ** (1 / 3) * size / length
         up = self._gradient_at(prepared, moved, step, rows)
         down = self._gradient_at(prepared, moved, -step, rows)
@@ -156,15 +167,17 @@ class FiniteDifference(Products):
         self, batch: Batch, moved: list[tuple[Tensor, Tensor]], step: float, rows: Layout
     ) -> tuple[Tensor, ...]:
         """The gradient a step away; the parameters are the model's own, and put back exactly."""
-        originals = [x.data for x, _ in moved]
-        try:
+        with contextlib.ExitStack() as stack:
             for x, direction in moved:
-                x.data = x.data + step * direction
+                stack.enter_context(_stepped(x, step * direction))
             with self.objective.guarded():  # the same random numbers on both sides
                 return self.objective.gradients(batch, rows.tensors)
-        finally:
-            for (x, _), original in zip(moved, originals, strict=True):
-                x.data = original
+
+    def _length(self, tensors: list[Tensor]) -> float:
+        parts = [part(x.detach()).to(torch.float64).square().sum() for x in tensors]
+        square = torch.stack(parts).sum()
+        exchange = self.layout.exchange  # parts of one vector, where tensors are cut up
+        return math.sqrt(square if exchange is None else exchange.processes.sum(square))
 
 
 def gradient_along(
@@ -227,6 +240,21 @@ def graph_retention(strategy: str, memory: int | None) -> Retention:
     return Retention(0 if strategy == "recompute" else memory)
 
 
-def _length(tensors: list[Tensor]) -> float:
-    squares: Tensor | float = sum(x.detach().to(torch.float64).square().sum() for x in tensors)
-    return math.sqrt(squares)
+@contextmanager
+def _stepped(x: Tensor, step: Tensor) -> Iterator[None]:
+    """A tensor somewhere else for a while."""
+    original = x.data
+    if not is_cut(x):
+        try:
+            x.data = original + step
+            yield
+        finally:
+            x.data = original
+        return
+    here = part(original)  # whoever gathers the parts knows where they lie
+    before = here.clone()
+    try:
+        here += part(step)
+        yield
+    finally:
+        here.copy_(before)

@@ -102,6 +102,7 @@ def activation_traces(
     """
     Settings.make(method, num_probes, 0, per_sample)  # refuses before anything is computed
     model, objective = prepared(model, loss, data, normalizer, process_group=process_group)
+    objective.require_whole_parameters("an activation trace")
     settings = Settings.make(method, num_probes, objective.agreed(seed), per_sample)
     before = objective.number_samples()
 

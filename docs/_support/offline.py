@@ -1,4 +1,4 @@
-"""matplotlib's animations without the icons that they fetch from a server, and smaller.
+"""matplotlib's animations without the icons that they fetch from a server, described, and smaller.
 
 Pages write ``HTML(animation.to_jshtml())`` as anybody would, in a notebook or here.
 """
@@ -35,6 +35,7 @@ def rework(app, pagename, templatename, context, doctree):
     if 'class="fa fa-' in body:
         body = _STYLESHEET.sub("", body)
         body = _ICON.sub(lambda match: _SIGNS[match[1]], body)
+        body = body.replace('<img id="_anim_', '<img alt="Animation, described below" id="_anim_')
         body = _FRAME.sub(_smaller, body)
         size = sum(len(match[2]) for match in _FRAME.finditer(body))
         if size > LARGEST:

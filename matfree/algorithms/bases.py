@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from matfree.algorithms.products import HostArray
 from matfree.arrays import half_type, is_complex, slabs
@@ -29,6 +29,7 @@ class Bases:
     """
 
     saved = ("filled",)
+    by_row: ClassVar = {"filled": 1}
 
     def __init__(self, space: RowSpace, V: Array, num_steps: int) -> None:
         self.space = space
@@ -103,6 +104,7 @@ class HalfBases:
     """
 
     saved = ("filled",)
+    by_row: ClassVar = {"filled": 2}
 
     def __init__(self, space: RowSpace, V: Array, num_steps: int) -> None:
         half = half_type(space.xp)

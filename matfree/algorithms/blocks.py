@@ -28,6 +28,7 @@ from matfree.operators import aslinearoperator
 from matfree.progress import Progress
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import Estimate, archive
+from matfree.spaces import RowSpace
 
 
 def block_traces(
@@ -119,7 +120,7 @@ def block_traces(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=product.block_size(block_size),
-        seed=resumed_seed(checkpoint, seed),
+        seed=resumed_seed(product.space, checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )
@@ -200,11 +201,22 @@ def block_diagonals(
             whole,
             value=whole.value[block.within(operator.space.rows)],
             stderr=whole.stderr[block.within(operator.space.rows)],
-            size=block.stop - block.start,
+            size=block.size,
+            rows=_piece(block, operator.space),
             history=(),
         )
         for block in blocks
     }
+
+
+def _piece(block: Block, space: RowSpace) -> tuple[int, int, int] | None:
+    """Which of a block's entries a process holds; None where vectors are whole."""
+    if not space.cut:
+        return None
+    start, stop = (
+        min(max(end - block.start, 0), block.size) for end in (space.rows.start, space.rows.stop)
+    )
+    return start, stop, block.size
 
 
 def _file_of(checkpoint: PathLike | None, block: Block) -> Path | None:

@@ -2,9 +2,11 @@
 
 What a run holds between two blocks is a handful of arrays and numbers. An object names
 them in a tuple ``saved``; ``state_of`` collects them, following names to objects with a
-``saved`` of their own, and ``restore`` puts them back. A file also says which problem it
-belongs to: the method, the seed, the options that shape the state, and what the operator
-does to one vector. A run that differs in any of it is refused.
+``saved`` of their own, and ``restore`` puts them back. Those that have the rows of vectors are
+in ``by_row`` as well, with the axis along which they do, so that another number of processes
+can take the run up. A file also says which problem it belongs to: the method, the seed, the
+options that shape the state, and what the operator does to one vector. A run that differs in
+any of it is refused.
 """
 
 from __future__ import annotations
@@ -16,24 +18,24 @@ from typing import Any, final
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.pieces import StateFile, opened
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import epsilon, to_host
-from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree.results import archive
-
-KIND = "checkpoint"
+from matfree.spaces import RowSpace
 
 PathLike = str | os.PathLike[str]
 
 
-def resumed_seed(checkpoint: PathLike | None, seed: Seed) -> int:
-    """The seed of a run: the file's where one exists and none was given."""
-    if checkpoint is not None and seed is None:
-        path = archive.npz_path(checkpoint)
-        if path.exists():
-            return int(_read(path)["problem"]["seed"])
-    return resolve_seed(seed)
+def resumed_seed(space: RowSpace, checkpoint: PathLike | None, seed: Seed) -> int:
+    """The seed of a run: the file's where one exists and none was given; all processes' own."""
+    agreed = probes.agreed_seed(seed, space.exchange)
+    if seed is not None or checkpoint is None:
+        return agreed
+    path = archive.npz_path(checkpoint)
+    stored = space.exchange(lambda: _stored_seed(path) if space.rank == 0 else None)[0]
+    return agreed if stored is None else stored
 
 
 @final
@@ -43,7 +45,7 @@ class Checkpoint:
     Parameters
     ----------
     path : path of the file; ``.npz`` is appended where it is missing
-        Where vectors are cut into pieces, each piece has a file of its own.
+        All processes of the space see it; where vectors are cut, its pieces lie beside it.
     product : the operator, counted
         One product tells it from others; it is counted like the rest.
     problem : names and values that a file must share with the run that goes on from it
@@ -55,44 +57,35 @@ class Checkpoint:
     """
 
     def __init__(self, path: PathLike, product: Products, problem: dict[str, Any]) -> None:
-        space, path = product.space, archive.npz_path(path)
-        if len(space.rows) != space.size:
-            path = path.with_name(f"{path.stem}.{space.rows.start}-{space.rows.stop}.npz")
-        if not path.absolute().parent.is_dir():
-            raise FileNotFoundError(
-                f"checkpoint: the folder of {path} does not exist; make it before the run."
-            )
-        self.path, self.product = path, product
+        self.file = StateFile(archive.npz_path(path), product.space)
+        self.path, self.product = self.file.path, product
         self.problem = {
             **problem,
             "shape": tuple(product.operator.shape),
-            "dtype": to_host(space.zeros(0)).dtype.name,
+            "dtype": to_host(product.space.zeros(0)).dtype.name,
         }
-        self.state: archive.Values = {}
-        """What the file holds of the run; empty for a new one."""
         self.overhead = 1
         """Products spent on telling the operator, over all starts."""
-        for leftover in path.parent.glob(f".{path.name}.*.partial"):
-            leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
-        stored = _read(path) if path.exists() else None
-        if stored is not None:
+        stored = self.file.values
+        if stored:
             self._require_same(stored["problem"])
         self.operator_print = _operator_print(product)
-        if stored is not None:
+        if stored:
             self._require_same_operator(stored.pop("operator_print"))
             del stored["problem"]
             product.num_matvecs += stored.pop("num_matvecs")
             self.overhead += stored.pop("overhead")
-            self.state = stored
+        self.state: archive.Values = stored
+        """What the file holds of the run; empty for a new one."""
 
     def save(self, *holders: Any) -> None:
         """Write what the holders call ``saved``."""
         state: archive.Values = {}
+        axes: dict[str, int] = {}
         for holder in holders:
-            state |= state_of(holder)
-        archive.write(
-            self.path,
-            KIND,
+            values, by_row = state_of(holder)
+            state, axes = state | values, axes | by_row
+        self.file.write(
             {
                 "problem": self.problem,
                 "operator_print": self.operator_print,
@@ -100,6 +93,7 @@ class Checkpoint:
                 "overhead": self.overhead,
                 **state,
             },
+            axes,
         )
 
     def holds(self, name: str) -> bool:
@@ -141,16 +135,21 @@ class Checkpoint:
             )
 
 
-def state_of(holder: Any, prefix: str = "") -> archive.Values:
-    """What an object calls ``saved``, by name; names of nested objects are joined by dots."""
+def state_of(holder: Any, prefix: str = "") -> tuple[archive.Values, dict[str, int]]:
+    """What an object calls ``saved``, and the axes of what has rows, by name.
+
+    Names of nested objects are joined by dots.
+    """
     state: archive.Values = {}
+    axes = {prefix + name: axis for name, axis in getattr(holder, "by_row", {}).items()}
     for name in holder.saved:
         value = getattr(holder, name)
         if hasattr(value, "saved"):
-            state |= state_of(value, f"{prefix}{name}.")
+            inner, inner_axes = state_of(value, f"{prefix}{name}.")
+            state, axes = state | inner, axes | inner_axes
         else:
             state[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return state
+    return state, axes
 
 
 def restore(holder: Any, state: archive.Values, space: Any, prefix: str = "") -> None:
@@ -183,16 +182,11 @@ def _operator_print(product: Products) -> HostArray:
     return np.array([length, np.real(form) / size, np.imag(form) / size])
 
 
-def _read(path: Path) -> archive.Values:
-    try:
-        kind, values = archive.read(path)
-    except archive.DamagedFile as cause:
-        raise archive.DamagedFile(
-            f"checkpoint {path} cannot be read ({cause}) Delete it to start anew."
-        ) from cause
-    if kind != KIND:
-        raise ValueError(f"{path} holds a saved {kind}, no checkpoint; give another path.")
-    return values
+def _stored_seed(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    with opened(path) as file:
+        return int(file.value("problem")["seed"])
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -14,7 +14,7 @@ bring the large eigenvalues back within a few steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Complement:
     """
 
     saved = ("found", "values", "U")
+    by_row: ClassVar = {"U": 0}
 
     def __init__(self, product: Products, *, seed: int) -> None:
         self.product, self.space, self.seed = product, product.space, seed

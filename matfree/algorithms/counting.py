@@ -21,7 +21,7 @@ from typing import Any, final
 
 import numpy as np
 
-from matfree.algorithms.checkpoint import PathLike, resumed_seed
+from matfree.algorithms.checkpoint import PathLike
 from matfree.algorithms.estimator import Summary
 from matfree.algorithms.functions import prepared
 from matfree.algorithms.gauss import gauss_rule
@@ -194,7 +194,8 @@ def eigenvalue_count(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=block_size,
-        seed=resumed_seed(checkpoint, seed),
+        seed=seed,
+        checkpoint=checkpoint,
         kind=kind,
         first_probe=first_probe,
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
 from matfree.algorithms.checkpoint import Checkpoint
 from matfree.algorithms.eigsh import eigsh
+from matfree.algorithms.pieces import discard
 from matfree.algorithms.plan import Plan, slices
 from matfree.algorithms.products import HostArray, Products, adopted
 from matfree.arrays import rounding, to_host
@@ -38,6 +39,7 @@ class Deflation:
     """
 
     saved = ("found", "cost", "values", "vectors")
+    by_row: ClassVar = {"vectors": 0}
 
     def __init__(self, product: Products, plan: Plan) -> None:
         self.product, self.space, self.plan = product, product.space, plan
@@ -68,7 +70,7 @@ class Deflation:
         self.found = True
         block_done()
         if path is not None:
-            path.unlink(missing_ok=True)
+            discard(path, self.space)
 
     def _take(self, pairs: EigenResult) -> None:
         """Given pairs, whose values hold here if one product says so.

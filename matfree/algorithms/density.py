@@ -153,7 +153,7 @@ def spectral_density(
         copied=checkpoint is not None,
         repeated=measure_noise,
     )
-    seed = resumed_seed(checkpoint, seed)
+    seed = resumed_seed(product.space, checkpoint, seed)
     run = DensityRun(product, seed, kind, first_probe, measure_noise, storage)
     run.prepare(eigenpairs, method, num_steps, checkpoint)
     with Progress("spectral density", progress) as bar:

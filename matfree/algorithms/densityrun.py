@@ -13,6 +13,7 @@ from matfree.algorithms.checkpoint import Checkpoint, PathLike, restore
 from matfree.algorithms.complement import Complement
 from matfree.algorithms.gauss import LanczosQuadrature
 from matfree.algorithms.kpm import BOUND_STEPS, KernelPolynomial
+from matfree.algorithms.pieces import discard
 from matfree.algorithms.plan import block_size_for
 from matfree.algorithms.products import HostArray, Products
 from matfree.algorithms.recurrence import Reorthogonalize
@@ -101,7 +102,7 @@ class DensityRun:
         self.complement.find(eigenpairs, path)
         self.save()
         if path is not None:
-            path.unlink(missing_ok=True)
+            discard(path, self.space)
         if method == "kpm" and self.complement.size:
             self.quadrature = KernelPolynomial(self.complement, num_steps, seed=self.seed)
         else:
@@ -231,5 +232,6 @@ def _of_eigenpairs(space: RowSpace, eigenpairs: EigenResult | int) -> tuple[int,
 
 def _default_block(space: RowSpace, vectors_kept: int, most: int) -> int:
     """As many probes as keep their Lanczos vectors within a gibibyte, ``most`` of them at most."""
-    bytes_a_probe = vectors_kept * len(space.rows) * space.xp.finfo(space.dtype).bits // 8
+    rows = max(space.exchange(lambda: len(space.rows)))  # all processes send as many
+    bytes_a_probe = vectors_kept * rows * space.xp.finfo(space.dtype).bits // 8
     return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_a_probe))))

@@ -115,7 +115,7 @@ def diagonal(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=product.block_size(block_size),
-        seed=resumed_seed(checkpoint, seed),
+        seed=resumed_seed(product.space, checkpoint, seed),
         kind=kind,
         eigenpairs=eigenpairs,
         first_probe=first_probe,

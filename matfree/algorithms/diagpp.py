@@ -15,7 +15,7 @@ and an improved algorithm, arXiv:2201.10684.
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -61,6 +61,7 @@ class DiagPlusPlus(ResidualDiagonal):
     method = "diag++"
     mergeable = False
     saved = ("sketch", "twice", "H", "moments", "units")
+    by_row: ClassVar = {"twice": 0}
 
     def __init__(self, product: Products, plan: Plan) -> None:
         super().__init__(product, plan)

@@ -9,7 +9,7 @@ belongs among the wanted is put there, until it finds nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class EigenSearch:
         *("phase", "end", "values", "residuals", "vectors", "norm"),
         *("num_searches", "verified", "reason", "history", "krylov"),
     )
+    by_row: ClassVar = {"vectors": 0}
 
     def __init__(
         self,
@@ -230,6 +231,7 @@ class EigenSearch:
             seed=self.seed,
             verified=self.verified,
             history=tuple(self.history),
+            rows=self.space.piece,
         )
 
     def _rayleigh_ritz(self, U: Array) -> tuple[HostArray, HostArray, Array]:

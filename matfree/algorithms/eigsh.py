@@ -123,7 +123,7 @@ def eigsh(
         rtol=rtol,
         capacity=min(n, num_vectors or max(20, 4 * k + 8)),
         budget=max_matvecs or max(1000, 100 * k),
-        seed=resumed_seed(checkpoint, seed),
+        seed=resumed_seed(product.space, checkpoint, seed),
         callback=callback,
         bar=bar,
     )

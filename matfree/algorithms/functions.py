@@ -118,7 +118,8 @@ def trace_function(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=block_size,
-        seed=resumed_seed(checkpoint, seed),
+        seed=seed,
+        checkpoint=checkpoint,
         kind=kind,
         first_probe=first_probe,
     )
@@ -131,7 +132,8 @@ def prepared(
     A: Any,
     *,
     num_steps: int,
-    seed: int,
+    seed: Seed,
+    checkpoint: PathLike | None,
     num_probes: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -152,7 +154,7 @@ def prepared(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=product.block_size(block_size),
-        seed=seed,
+        seed=resumed_seed(product.space, checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )

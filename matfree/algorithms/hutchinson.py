@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -77,6 +77,7 @@ class UnitVectors:
     def __init__(self, product: Products, plan: Plan, zero: Any) -> None:
         self.product, self.block_size = product, plan.block_size
         self.done, self.total = 0, zero
+        self.by_row = {} if isinstance(zero, float) else {"total": 0}
 
     def products(self) -> Iterator[tuple[Array, Array]]:
         """Blocks of the unit vectors that are left, and their products."""
@@ -162,6 +163,7 @@ class Moments:
     """
 
     saved = ("count", "mean", "squares")
+    by_row: ClassVar = {"mean": 0, "squares": 0}
 
     def __init__(self, space: RowSpace) -> None:
         self.xp = space.xp

@@ -22,7 +22,7 @@ doi:10.1016/j.apnum.2007.01.003.
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import ClassVar, final
 
 from matfree.algorithms.estimator import Summary
 from matfree.algorithms.hutchinson import DiagonalEstimator
@@ -63,6 +63,7 @@ class Slopes:
     """
 
     saved = ("count", "centre", "weights", "products", "squares")
+    by_row: ClassVar = dict.fromkeys(("centre", "weights", "products", "squares"), 0)
 
     def __init__(self, space: RowSpace) -> None:
         self.xp, self.space = space.xp, space

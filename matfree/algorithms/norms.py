@@ -119,7 +119,7 @@ def frobenius_norm(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=product.block_size(block_size),
-        seed=resumed_seed(checkpoint, seed),
+        seed=resumed_seed(product.space, checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )
@@ -193,8 +193,9 @@ def schatten_norm(
     else:  # the smaller square, which has no zeros of the shape's making
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
-    seed = resumed_seed(checkpoint, seed)
-    product, plan = prepared(hermitian, num_steps=num_steps, seed=seed, **options)
+    product, plan = prepared(
+        hermitian, num_steps=num_steps, seed=seed, checkpoint=checkpoint, **options
+    )
     estimator = QuadratureTrace(
         product,
         plan,

@@ -121,7 +121,7 @@ def power_iteration(
         raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
-    run = _Run(product, k, rtol, max_steps, probes.resolve_seed(seed))
+    run = _Run(product, k, rtol, max_steps, probes.agreed_seed(seed, product.space.exchange))
     try:
         for pair in range(k):
             run.iterate(pair, callback)
@@ -197,6 +197,7 @@ class _Run:
             reason=reason,
             seed=self.seed,
             history=tuple(self.history),
+            rows=space.piece,
         )
 
     def _deflated(self, w: Array) -> Array:

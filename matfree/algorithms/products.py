@@ -94,7 +94,7 @@ class Products:
     @property
     def _may_sum(self) -> bool:
         """Whether sums over rows may be the operator's own: it has all of them."""
-        return len(self.space.rows) == self.space.size and not self._blocks_to_watch
+        return not self.space.cut and not self._blocks_to_watch
 
     def watch(self) -> None:
         """Measure the noise on the second block from here, unless it is known.

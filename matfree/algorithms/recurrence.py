@@ -7,7 +7,7 @@ brought to the host, where NaN, asymmetry and breakdown are judged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol, TypeAlias, final
+from typing import ClassVar, Literal, Protocol, TypeAlias, final
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class Recurrence:
     """
 
     saved = ("step", "V", "previous", "bases", "record")
+    by_row: ClassVar = {"V": 0, "previous": 0}
 
     def __init__(
         self,
@@ -195,6 +196,7 @@ class Recurrence:
             num_matvecs=self.product.num_matvecs - self.made_before,
             reorthogonalize=self.reorthogonalize,
             node_errors=self.record.node_errors() if half else (),
+            rows=self.space.piece if bases is not None else None,
         )
 
 
@@ -241,14 +243,13 @@ def _three_terms(
         defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
     if beta is None:
         beta = _zeros(space, V)
-    dots: Array = 0.0
+    squares = dots = space.partial_dots(V[:0, :], V[:0, :])  # 0: there may be no rows here
     for rows, factor in _slabs(space, V, -beta):
         R = previous[rows, :]  # a view
         R *= factor
         R += W[rows, :]
         dots = dots + space.partial_dots(V[rows, :], R)
     alpha = space.add_up(dots)
-    squares: Array = 0.0
     for rows, factor in _slabs(space, V, alpha):
         R = previous[rows, :]
         R -= V[rows, :] * factor

@@ -16,7 +16,7 @@ problems, doi:10.1137/S0895479898334605.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class KrylovDecomposition:
     """
 
     saved = ("kept", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
+    by_row: ClassVar = {"kept": 0, "Q": 0}
 
     def __init__(
         self,
@@ -202,7 +203,8 @@ class KrylovDecomposition:
         known = self.S.shape[0]
         corner = C[known:, :]
         self.norm = max(self.norm, _norm(C))
-        defect = max(_norm(C[:known, :] - self.S), _norm(corner - corner.conj().T))
+        defect = float(np.linalg.norm(C[:known, :] - self.S))  # what C repeats
+        defect = max(defect, float(np.linalg.norm(corner - corner.conj().T)))
         self.product.require_hermitian(defect / self.norm if self.norm > 0 else 0.0)
         grown: HostArray = np.zeros((self.size, self.size), dtype=np.result_type(self.H, C))
         grown[:known, :known] = self.H

@@ -207,4 +207,5 @@ def _projected(
         num_steps=max(len(alpha) for alpha in T.alphas),
         reason="the pairs of T that were asked for",
         seed=0,
+        rows=space.piece,
     )

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, final
 
+import numpy as np
+
 from matfree.algorithms.checkpoint import Checkpoint, PathLike, restore
 from matfree.algorithms.estimator import Estimator, Summary
 from matfree.algorithms.products import Products
@@ -182,6 +184,7 @@ class _Run:
             mergeable=self.estimator.mergeable and num_probes > 0,
             bias=summary.bias,
             history=tuple(self.history),
+            rows=self.product.space.piece if np.ndim(summary.value) else None,
             memory=self.estimator.memory,
         )
 

@@ -262,6 +262,8 @@ class SingularSearch:
         """The triplets of the operator as it was given."""
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
         left, right = (self.V, self.U) if self.wide else (self.U, self.V)
+        rows = self.target.piece, self.source.piece
+        rows = rows[::-1] if self.wide else rows
         return SingularResult(
             left=left,
             values=self.scale * self.values,
@@ -274,6 +276,8 @@ class SingularSearch:
             reason=self.reason,
             seed=self.seed,
             verified=self.verified and self.num_locked == self.k,
+            left_rows=rows[0],
+            right_rows=rows[1],
         )
 
 

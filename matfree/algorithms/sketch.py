@@ -8,7 +8,7 @@ matrices; W itself is made again from its counter wherever it is needed, never k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Columns:
     """
 
     saved = ("block",)
+    by_row: ClassVar = {"block": 0}
 
     def __init__(self, space: RowSpace) -> None:
         self.space = space

@@ -108,7 +108,7 @@ def svds(
     _require_sensible(operator, k, rtol, block_size, num_vectors, max_matvecs)
     if rtol is None:
         rtol = max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype))
-    seed = resumed_seed(checkpoint, seed)
+    seed = resumed_seed(product.space, checkpoint, seed)
     scale = _scale(operator, seed)
     block, spent = _start_block(operator * (1 / scale), start)
     search = SingularSearch(

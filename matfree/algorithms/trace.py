@@ -156,7 +156,7 @@ def trace(
         atol=atol,
         max_matvecs=max_matvecs,
         block_size=product.block_size(block_size),
-        seed=resumed_seed(checkpoint, seed),
+        seed=resumed_seed(product.space, checkpoint, seed),
         kind=kind or best_kind,
         eigenpairs=eigenpairs,
         first_probe=first_probe,

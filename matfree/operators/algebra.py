@@ -131,7 +131,7 @@ class Restricted(Operator):
         if not 0 <= rows.start < rows.stop <= n:
             raise ValueError(f"the range must be within [0, {n}] and not empty: got {rows}.")
         whole = operator.space
-        if len(whole.rows) != whole.size:
+        if whole.cut:
             raise OperatorError("an operator on vectors cut into pieces cannot be restricted.")
         super().__init__(_resized(whole, len(rows)))
         self.operator, self.chosen = operator, slice(rows.start, rows.stop)
@@ -149,7 +149,7 @@ class Restricted(Operator):
 
 
 def _resized(space: RowSpace, size: int) -> RowSpace:
-    return type(space)(space.xp, size, space.dtype, space.device)
+    return type(space)(space.xp, size, space.dtype, space.device, peers=space.peers)
 
 
 def _require_same_home(left: RowSpace, right: RowSpace) -> None:

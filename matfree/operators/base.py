@@ -26,6 +26,21 @@ class Operator(ABC):
     ----------
     space : the space of A @ x
     domain : the space of x; ``space`` by default
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> class Reversal(mf.Operator):  # x backwards: its own adjoint
+    ...     def __init__(self, n):
+    ...         super().__init__(mf.space_like(np.zeros(1), n))
+    ...     def _apply(self, X):
+    ...         return X[::-1]
+    ...     _apply_adjoint = _apply
+    >>> A = Reversal(3)
+    >>> (A @ A.H + A.shift(2.0)).to_dense()
+    array([[3., 0., 1.],
+           [0., 4., 0.],
+           [1., 0., 3.]])
     """
 
     ndim = 2

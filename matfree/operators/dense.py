@@ -20,6 +20,13 @@ class DenseOperator(Operator):
     Parameters
     ----------
     matrix : (m, n) array
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> A = mf.DenseOperator(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> A, A.H @ np.ones(2)
+    (<2x2 DenseOperator of dtype float64>, array([4., 6.]))
     """
 
     def __init__(self, matrix: Array) -> None:

@@ -42,6 +42,14 @@ class FunctionOperator(Operator):
         X of shape (n, k) to the numbers x_j^H A x_j, where they cost less than A X.
     name : str
         What error messages and ``repr`` call it.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> space = mf.space_like(np.zeros(1), 3)
+    >>> A = mf.FunctionOperator(np.cumsum, space=space, name="running sum")
+    >>> A, A @ np.ones(3)
+    (<3x3 operator running sum of dtype float64>, array([1., 2., 3.]))
     """
 
     def __init__(

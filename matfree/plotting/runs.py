@@ -32,6 +32,14 @@ def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None
     Returns
     -------
     The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> result = mf.power_iteration(np.diag([1.0, 2.0, 4.0]), seed=0)
+    >>> plotting.plot_power(result, [4.0]).get_yscale()
+    'log'
     """
     ax = axes_or_new(ax)
     scale = result.norm or 1.0
@@ -106,6 +114,15 @@ def plot_trace(estimate: Estimate, exact: float | None = None, *, ax: Axes | Non
     Returns
     -------
     The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> estimate = mf.trace(np.ones((9, 9)), num_probes=20, seed=0)
+    >>> ax = plotting.plot_trace(estimate, exact=9.0)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('probes', 'trace')
     """
     ax = axes_or_new(ax)
     if estimate.samples is None:
@@ -127,34 +144,42 @@ def plot_diagonal(estimate: Estimate, exact: Any = None, *, ax: Axes | None = No
     ----------
     estimate : Estimate of an (n,) array
     exact : (n,) array_like, optional
-        Then entries are sorted by the exact ones, which are drawn as a line.
+        Then entries are sorted by the exact ones, which are drawn as a line, and intervals
+        that miss theirs have a colour of their own.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     The Axes drawn on.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> A = np.diag(np.arange(1.0, 10.0)) + 0.1
+    >>> ax = plotting.plot_diagonal(mf.diagonal(A, num_probes=20, seed=0), exact=np.diag(A))
+    >>> ax.get_xlabel()
+    'entry, sorted by the exact value'
     """
     ax = axes_or_new(ax)
     value, half = np.real(_host(estimate.value)), np.real(_host(estimate.half_width()))
-    order = np.arange(value.size)
+    half = np.where(np.isfinite(half), half, 0.0)  # one probe has no interval
+    missed = np.zeros(value.size, dtype=bool)
     if exact is not None:
         exact = np.real(np.asarray(exact))
         order = np.argsort(exact, kind="stable")
-    x = np.arange(value.size)
-    finite = np.where(np.isfinite(half), half, 0.0)  # one probe has no interval
-    ax.vlines(
-        x,
-        (value - finite)[order],
-        (value + finite)[order],
-        color=BLUE,
-        alpha=0.45,
-        linewidth=1,
-        rasterized=True,
-        label="95 % interval",
-    )
-    ax.plot(x, value[order], ".", color=BLUE, markersize=3, rasterized=True, label="estimate")
+        missed = (np.abs(value - exact) > half)[order]
+        value, half, exact = value[order], half[order], exact[order]
+    groups = [(~missed, BLUE, 0.45, "95 % interval")]
+    if missed.any():
+        groups.append((missed, VERMILLION, 0.9, f"{missed.sum()} that miss"))
+    for chosen, colour, alpha, label in groups:
+        low, high = value[chosen] - half[chosen], value[chosen] + half[chosen]
+        style: dict[str, Any] = {"color": colour, "alpha": alpha, "linewidth": 1, "label": label}
+        ax.vlines(np.flatnonzero(chosen), low, high, rasterized=True, **style)
+    ax.plot(value, ".", color=BLUE, markersize=3, rasterized=True, label="estimate")
     if exact is not None:
-        ax.plot(x, exact[order], color=VERMILLION, label="exact")
+        ax.plot(exact, color=ink(ax), linewidth=1, label="exact")
     ax.set_xlabel("entry" if exact is None else "entry, sorted by the exact value")
     ax.set_ylabel("diagonal")
     legend(ax)

@@ -21,7 +21,14 @@ _LABELLED = 6  # isolated eigenvalues that still leave room for a number each
 
 
 class Atom(NamedTuple):
-    """Ritz values that the smoothing cannot tell apart, with nothing else near."""
+    """Ritz values that the smoothing cannot tell apart, with nothing else near.
+
+    Examples
+    --------
+    >>> from matfree.plotting import Atom
+    >>> Atom(position=5.0, mass=0.01)
+    Atom(position=5.0, mass=0.01)
+    """
 
     position: float
     mass: float
@@ -39,10 +46,11 @@ def plot_density(
 ) -> Axes:
     r"""Draw an estimated spectral density on a logarithmic axis.
 
-    The curve is (1/n) sum_i N(x; lambda_i, sigma^2) as estimated; it integrates to 1. The
-    axis ends at 0.1 / (n sigma sqrt(2 pi)), a tenth of the peak of a single eigenvalue.
-    A stem marks Ritz values that stand alone, with the number of eigenvalues it holds. A
-    grey band around zero, where it is in sight, holds the eigenvalues that have no sign.
+    The curve is (1/n) sum_i N(x; lambda_i, sigma^2) as estimated; it integrates to 1. Around it
+    lies ``density_band``, of 95 % and of chance alone. The axis ends at
+    0.1 / (n sigma sqrt(2 pi)), a tenth of the peak of a single eigenvalue. A stem marks Ritz
+    values that stand alone, with the number of eigenvalues it holds. A grey band around zero,
+    where it is in sight, holds the eigenvalues that have no sign.
 
     Parameters
     ----------
@@ -86,8 +94,8 @@ def plot_density(
     _require_unit_mass(grid, curve)
     floor = 0.1 / (density.size * sigma * np.sqrt(2 * np.pi))
     ax.set_yscale("log")
+    _draw_density_band(ax, density, grid, width, reading, floor)
     ax.plot(grid, curve, color=BLUE, label="estimate")
-    ax.fill_between(grid, floor, np.maximum(curve, floor), color=BLUE, alpha=0.2, linewidth=0)
     _draw_atoms(ax, isolated(density, sigma), density.size, sigma, floor)
     _draw_noise_floor(ax, density.noise_floor, grid)
     if exact is not None:
@@ -166,7 +174,17 @@ def plot_cdf(
 
 
 def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
-    """Clusters of Ritz values no wider than sigma and 5 sigma away from all others."""
+    """Clusters of Ritz values no wider than sigma and 5 sigma away from all others.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> from matfree import plotting
+    >>> A = np.diag(np.r_[np.linspace(0.0, 1.0, 99), 5.0])
+    >>> density = mf.spectral_density(A, num_steps=30, seed=0)
+    >>> [round(atom.position, 6) for atom in plotting.isolated(density, sigma=0.05)]
+    [5.0]
+    """
     nodes = np.concatenate(density.nodes)
     order = np.argsort(nodes)
     nodes, weights = nodes[order], np.concatenate(density.weights)[order] / density.num_probes
@@ -177,6 +195,19 @@ def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
         for x, w in clusters
         if x[-1] - x[0] <= sigma and w.sum() > 0
     ]
+
+
+def _draw_density_band(
+    ax: Axes,
+    density: SpectralDensity,
+    grid: HostArray,
+    width: float | None,
+    reading: Reading,
+    floor: float,
+) -> None:
+    low, high = density.density_band(grid, width, reading=reading)
+    low, high = np.maximum(low, floor), np.maximum(high, floor)  # a logarithmic axis has no 0
+    ax.fill_between(grid, low, high, color=BLUE, alpha=0.35, linewidth=0, label="95 % band")
 
 
 def _draw_band(ax: Axes, density: SpectralDensity, ends: HostArray) -> None:

@@ -6,11 +6,15 @@ tuple of arrays; arrays of any library come back as NumPy's.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -19,6 +23,8 @@ from matfree.arrays import to_host
 FORMAT = 1
 
 Values = dict[str, Any]
+
+_HEADER = "header"
 
 
 class DamagedFile(ValueError):  # noqa: N818  # it names the file's state
@@ -35,15 +41,15 @@ def write(target: Path, kind: str, values: Mapping[str, Any]) -> None:
     """Write values beside the target, then rename: a reader sees the old file or the new one.
 
     The data is on disk before the name is, so that a crash of the machine keeps one of them
-    as well.
+    as well. Several processes may write one target, on several machines: one of theirs stays.
     """
     plain: Values = {}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, value in values.items():
         _pack(name, value, plain, arrays)
     header = {"format": FORMAT, "kind": kind, "fields": plain}
-    arrays["header"] = np.array(json.dumps(header))
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    arrays[_HEADER] = np.array(json.dumps(header))
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -64,22 +70,87 @@ def read(path: str | os.PathLike[str]) -> tuple[str, Values]:
     DamagedFile
         It is not one of ours, is cut short, or comes from a newer version.
     """
+    with opened(path) as file:
+        return file.kind, {name: file.value(name) for name in file.names}
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[OpenFile]:
+    """A file whose values are read one by one; raises what ``read`` does."""
+    with open(path, "rb") as handle:
+        with _as_damage(path):
+            file = OpenFile(path, zipfile.ZipFile(handle))
+        if file.format > FORMAT:
+            raise DamagedFile(
+                f"{path} has format {file.format}; this matfree reads up to {FORMAT}."
+            )
+        yield file
+
+
+@final
+class OpenFile:
+    """What a file holds: its kind, and values by name."""
+
+    def __init__(self, path: str | os.PathLike[str], members: zipfile.ZipFile) -> None:
+        self._path, self._members = path, members
+        header = json.loads(str(self._array(_HEADER)))
+        self.kind, self.format = str(header["kind"]), int(header["format"])
+        self._plain = dict(header["fields"])
+        arrays = [name.removesuffix(".npy") for name in members.namelist()]
+        single = [name for name in arrays if name != _HEADER and _whole_name(name, self._plain)]
+        self.names = (*self._plain, *single)
+
+    def value(self, name: str) -> Any:
+        """A value, whole."""
+        with _as_damage(self._path):
+            plain = self._plain.get(name)
+            if isinstance(plain, dict) and "arrays" in plain:
+                return tuple(self._array(f"{name}.{j}") for j in range(plain["arrays"]))
+            if isinstance(plain, dict) and "complex" in plain:
+                return complex(*plain["complex"])
+            return _as_tuples(plain) if name in self._plain else self._array(name)
+
+    def rows(self, name: str, axis: int, part: slice) -> Any:
+        """What an array, or each array of a tuple, holds between two places of an axis."""
+        with _as_damage(self._path):
+            plain = self._plain.get(name)
+            if plain is None:
+                return self._rows(name, axis, part)
+            return tuple(self._rows(f"{name}.{j}", axis, part) for j in range(plain["arrays"]))
+
+    def _array(self, name: str) -> np.ndarray[Any, Any]:
+        with self._members.open(f"{name}.npy") as file:
+            found: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
+            return found
+
+    def _rows(self, name: str, axis: int, part: slice) -> np.ndarray[Any, Any]:
+        """Read from the disk what is wanted and nothing else."""
+        with self._members.open(f"{name}.npy") as file:
+            assert np.lib.format.read_magic(file) == (1, 0)
+            shape, upright, dtype = np.lib.format.read_array_header_1_0(file)
+            if upright:
+                return self._array(name)[(slice(None),) * axis + (part,)]
+            begin, count = file.tell(), part.stop - part.start
+            row = math.prod(shape[axis + 1 :]) * dtype.itemsize
+            found = np.empty((*shape[:axis], count, *shape[axis + 1 :]), dtype=dtype)
+            if not found.size:
+                return found
+            stretches = found.reshape(-1).view(np.uint8).reshape(-1, count * row)
+            for number in range(len(stretches)):
+                file.seek(begin + (number * shape[axis] + part.start) * row)
+                stretches[number] = np.frombuffer(file.read(count * row), dtype=np.uint8)
+        return found
+
+
+@contextlib.contextmanager
+def _as_damage(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever fails in here is the file's fault."""
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            kind, version = str(header["kind"]), int(header["format"])
-            plain = dict(header["fields"])
-            arrays = {name: file[name] for name in file.files if name != "header"}
-    except FileNotFoundError:
-        raise
+        yield
     except Exception as cause:  # zip, JSON and NumPy each have their own
         raise DamagedFile(
             f"{path} is not a file that matfree wrote, or it is cut short."
         ) from cause
-    if version > FORMAT:
-        raise DamagedFile(f"{path} has format {version}; this matfree reads up to {FORMAT}.")
-    single = {name: array for name, array in arrays.items() if _whole_name(name, plain)}
-    return kind, {name: _unpacked(name, plain[name], arrays) for name in plain} | single
 
 
 def _pack(name: str, value: Any, plain: Values, arrays: dict[str, Any]) -> None:
@@ -93,14 +164,6 @@ def _pack(name: str, value: Any, plain: Values, arrays: dict[str, Any]) -> None:
         plain[name] = {"complex": [value.real, value.imag]}
     else:
         plain[name] = value
-
-
-def _unpacked(name: str, value: Any, arrays: dict[str, Any]) -> Any:
-    if isinstance(value, dict) and "arrays" in value:
-        return tuple(arrays[f"{name}.{j}"] for j in range(value["arrays"]))
-    if isinstance(value, dict) and "complex" in value:
-        return complex(*value["complex"])
-    return _as_tuples(value)
 
 
 def _whole_name(name: str, plain: Values) -> bool:

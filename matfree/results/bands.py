@@ -33,13 +33,14 @@ doi:10.1080/00031305.1998.10480550, for proportions near 0 and 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.special
 
 from matfree.results.estimate import require_level, student_quantile
-from matfree.results.readings import converged, significant
+from matfree.results.readings import Pieces, as_atoms, converged, significant, smoothed
 from matfree.results.tridiagonal import Quadrature
 
 HostArray = np.ndarray[Any, Any]
@@ -73,6 +74,12 @@ class Probing(NamedTuple):
         """The fraction of the eigenvalues that is sampled."""
         return 1 - len(self.known) / self.size
 
+    @property
+    def trials(self) -> float:
+        """Independent trials that tell as much of a proportion as all probes do."""
+        directions = self.size - len(self.known) + (2 if self.kind in ("gaussian", "sphere") else 0)
+        return self.num_probes * directions / 2
+
     def proportion(self, share: Any, num_known: Any, z: float) -> tuple[HostArray, HostArray]:
         """The centre and the standard error of the interval for a share of all eigenvalues.
 
@@ -85,8 +92,7 @@ class Probing(NamedTuple):
             exact = exact + np.zeros(np.shape(share))
             return exact, np.zeros_like(exact)
         part = np.clip((np.asarray(share) - exact) / random, 0.0, 1.0)
-        directions = self.size - len(self.known) + (2 if self.kind in ("gaussian", "sphere") else 0)
-        trials = self.num_probes * directions / 2
+        trials = self.trials
         centre = (trials * part + z**2 / 2) / (trials + z**2)
         spread = np.sqrt(centre * (1 - centre) / (trials + z**2))
         certain = (part <= _NOTHING) | (part >= 1 - _NOTHING)
@@ -147,6 +153,29 @@ def cdf_band(
     return np.maximum(below - z * spread_below, 0.0), np.minimum(above + z * spread_above, 1.0)
 
 
+def density_band(
+    measures: Sequence[Pieces], probing: Probing, points: HostArray, sigma: float, level: float
+) -> tuple[HostArray, HostArray]:
+    """Bounds that hold the density smoothed by sigma at each of the points.
+
+    A probe sees tr K(A) / n, K the Gaussian around the point, with the variance of
+    tr K(A)^2 / n = c tr K(A) / n over half as many trials as there are directions. With c as
+    measured, |seen - true| <= z sqrt(c true / trials) is solved for the true one (Wilson), so
+    that a probe that happens to miss an eigenvalue leaves room for it.
+    """
+    require_level(level)
+    z, size = student_quantile(level, math.inf), probing.size
+    known = as_atoms(np.sort(probing.known), np.full(len(probing.known), 1 / size))
+    exact, exact_squared = _with_square([known], points, sigma)
+    seen, squared = _with_square(measures, points, sigma)
+    seen, squared = np.maximum(seen - exact, 0.0), np.maximum(squared - exact_squared, 0.0)
+    there = seen > np.maximum(_NOTHING * exact, _TINY)  # more than rounding leaves
+    height = np.divide(squared, seen, out=np.zeros_like(seen), where=there)
+    room = z**2 * height / max(probing.trials, _TINY) / 2
+    reach = np.sqrt(room * (2 * seen + room))
+    return exact + seen + room - reach, exact + seen + room + reach
+
+
 def bracket(
     points: HostArray, rule: Quadrature, side: Side, probing: Probing
 ) -> tuple[HostArray, HostArray]:
@@ -195,6 +224,14 @@ def _brackets(
     """``bracket`` of every probe, (probes, ...)."""
     bounds = [bracket(points, rule, side, probing) for rule in rules]
     return np.stack([low for low, _ in bounds]), np.stack([high for _, high in bounds])
+
+
+def _with_square(
+    measures: Sequence[Pieces], points: HostArray, sigma: float
+) -> tuple[HostArray, HostArray]:
+    """The means of the Gaussian around each point and of its square, a narrower Gaussian."""
+    narrow = smoothed(measures, points, sigma / math.sqrt(2))
+    return smoothed(measures, points, sigma), narrow / (2 * math.sqrt(math.pi) * sigma)
 
 
 def _mass(points: HostArray, nodes: HostArray, weights: HostArray, side: Side) -> HostArray:

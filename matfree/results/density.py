@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from matfree import plotting
-from matfree.results.bands import Probing, Side, cdf_band, share_between
+from matfree.results.bands import Probing, Side, share_between
 from matfree.results.distribution import Distribution
 from matfree.results.estimate import Estimate
 from matfree.results.memory import memory_rows
@@ -30,6 +30,21 @@ class SpectralDensity(Distribution):
     mean over probes estimates (1/n) sum_i delta(x - lambda_i). The nodes and weights are
     the truth; densities, distribution functions and traces are computed from them without
     a further product.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> A = np.diag(np.linspace(0.0, 1.0, 500))
+    >>> density = mf.spectral_density(A, num_steps=20, num_probes=4, seed=0)
+    >>> count = density.count(0.0, 0.5)  # n times the mass there
+    >>> round(float(density.mass_between(0.0, 0.5)), 3), round(float(count))
+    (0.5, 250)
+    >>> round(float(density.moment(2)), 4), round(float(density.trace_function(np.exp)), 4)
+    (0.3337, 859.2821)
+    >>> later = mf.spectral_density(A, num_steps=20, num_probes=4, first_probe=4, seed=0)
+    >>> density.merge(later).num_probes
+    8
+    >>> ax, below = density.plot(width=0.02), density.plot_cdf(band=True)
     """
 
     nodes: tuple[HostArray, ...]
@@ -81,25 +96,6 @@ class SpectralDensity(Distribution):
             abs(end) for end in self.support
         )
 
-    def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
-        """Bounds (low, high) that hold the distribution function at each x, at ``level``.
-
-        The Markov-Stieltjes bracket of what so many nodes can resolve, averaged over the
-        probes, and beyond it the sampling error z sqrt(2 Phi (1 - Phi) / ((n + 2) probes)),
-        the theoretical one, so that one probe has a band as well; see
-        ``matfree.results.bands``. Where Lanczos ended early there is no bracket.
-
-        Examples
-        --------
-        >>> import matfree as mf, numpy as np
-        >>> A = np.diag(np.linspace(0.0, 1.0, 2000))
-        >>> low, high = mf.spectral_density(A, num_probes=4, seed=0).cdf_band(0.3)
-        >>> bool(low <= 0.3 <= high), bool(high - low < 0.1)
-        (True, True)
-        """
-        points = np.asarray(x, dtype=np.float64)
-        return cdf_band(self._rules(), self._probing, points, level)
-
     def mass_below(self, x: float) -> Estimate:
         """The fraction of eigenvalues below x; its interval counts what the nodes cannot
         resolve (``bias``) and what the probes leave to chance (``stderr``).
@@ -119,15 +115,7 @@ class SpectralDensity(Distribution):
         return self._mass(low, high, "right", f"mass in [{low:g}, {high:g}]")
 
     def count(self, low: float, high: float) -> Estimate:
-        """The number of eigenvalues in [low, high]: n times ``mass_between``.
-
-        Examples
-        --------
-        >>> import matfree as mf, numpy as np
-        >>> A = np.diag(np.r_[-np.ones(20), np.ones(60)])
-        >>> mf.spectral_density(A, num_steps=5, seed=0).count(0.5, 1.5).value.__round__(9)
-        60.0
-        """
+        """The number of eigenvalues in [low, high]: n times ``mass_between``."""
         what = f"eigenvalues in [{low:g}, {high:g}]"
         return self._mass(low, high, "right", what, total=self.size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -18,6 +18,14 @@ class EigenResult(Record):
     """Eigenpairs of a Hermitian operator: A u_i = theta_i u_i up to ``residuals[i]``.
 
     An eigenvalue of A lies within ``residuals[i] * norm`` of ``values[i]``, always.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> pairs = mf.eigsh(np.diag([1.0, 2.0, 3.0, 9.0]), 2, seed=0)
+    >>> pairs.values.round(6), pairs.verified
+    (array([9., 3.]), True)
+    >>> ax = pairs.plot(exact=[9.0, 3.0])
     """
 
     values: np.ndarray[Any, Any]
@@ -48,6 +56,11 @@ class EigenResult(Record):
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     """(pair, Rayleigh quotient, relative residual), one entry a step of power iteration;
     (products, first value, largest relative residual), one a step of the others."""
+    rows: tuple[int, int, int] | None = None
+    """(start, stop, n) where ``vectors`` holds their rows start to stop only, and other
+    processes the others; None where it holds all of them."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {"vectors": (0, "rows")}
 
     def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
         """Draw how the residuals fell, and return the Axes.

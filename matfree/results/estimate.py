@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import scipy.stats
@@ -33,6 +33,16 @@ class Estimate(Record):
 
     ``float(estimate)`` is the value. Where the value is an array (a diagonal), so is the
     standard error, and the interval holds entry by entry.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> estimate = mf.trace(np.diag([1.0, 2.0, 3.0]) + 1, num_probes=40, seed=0)
+    >>> low, high = estimate.interval()
+    >>> low < 9 < high, round((high - low) / estimate.half_width(), 6)
+    (True, 2.0)
+    >>> estimate.plot(exact=9.0).get_ylabel()
+    'trace'
     """
 
     value: Any
@@ -75,6 +85,11 @@ class Estimate(Record):
     memory: dict[str, Any] = field(default_factory=dict)
     """The choice made where a budget of memory was given: "basis" ("full", "half", "none"),
     "at_once" (probes), "predicted" and "budget" (bytes at the peak, per process)."""
+    rows: tuple[int, int, int] | None = None
+    """(start, stop, n) where the value is an array of which these entries are here, and the
+    others in other processes."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {"value": (0, "rows"), "stderr": (0, "rows")}
 
     def half_width(self, level: float = 0.95) -> Any:
         """Half of the interval's width: Student's t quantile times the standard error, and

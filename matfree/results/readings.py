@@ -72,7 +72,7 @@ def significant(rule: Quadrature, rounding: float) -> Quadrature:
 
 def as_atoms(nodes: HostArray, weights: HostArray) -> Pieces:
     """Each weight on its node."""
-    return Pieces(nodes, weights, np.zeros(len(nodes) - 1))
+    return Pieces(nodes, weights, np.zeros_like(nodes[1:]))
 
 
 def spread(nodes: HostArray, weights: HostArray, residuals: HostArray) -> Pieces:

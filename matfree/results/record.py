@@ -6,9 +6,9 @@ import dataclasses
 import html
 import os
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
-from matfree.results import archive
+from matfree.results import archive, parts
 
 _KINDS: dict[str, type[Record]] = {}
 
@@ -18,7 +18,18 @@ class Record:
 
     Subclasses are frozen dataclasses. A field holds a number, a string, None, a tuple of
     plain values, an array, or a tuple of arrays.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np, tempfile, pathlib
+    >>> estimate = mf.trace(np.eye(50), num_probes=3, seed=0)
+    >>> path = estimate.save(pathlib.Path(tempfile.mkdtemp()) / "trace")
+    >>> path.name, mf.Estimate.load(path).value
+    ('trace.npz', 50.0)
     """
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {}
+    """Fields that hold rows of vectors: along which axis, and the field that says which rows."""
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.__name__] = cls
@@ -33,9 +44,10 @@ class Record:
         Returns
         -------
         The path written. ``matfree.load(path)`` reads it back with NumPy arrays, whatever
-        library the result was computed with.
+        library the result was computed with. Where vectors are cut among processes, each of
+        them writes its rows beside ``path``, and reading ``path`` joins them.
         """
-        target = archive.npz_path(path)
+        target = parts.path_of(archive.npz_path(path), parts.piece_of(self))
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]  # it is
         archive.write(target, type(self).__name__, {name: getattr(self, name) for name in names})
         return target
@@ -73,7 +85,8 @@ def load(path: str | os.PathLike[str]) -> Record:
     Raises
     ------
     ValueError
-        The file is not one of ours, is cut short, or comes from a newer version.
+        The file is not one of ours, is cut short, or comes from a newer version; or it was
+        saved in pieces, and they are not all there.
 
     Examples
     --------
@@ -84,6 +97,12 @@ def load(path: str | os.PathLike[str]) -> Record:
     >>> mf.load(path).value
     50.0
     """
+    path = archive.npz_path(path)
+    if not path.exists():
+        pieces = [load(piece) for piece in parts.paths_of(path)]
+        if pieces:
+            whole: Record = parts.joined(path, pieces)
+            return whole
     kind, values = archive.read(path)
     if kind not in _KINDS:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -17,6 +17,13 @@ class SingularResult(Record):
     """Singular triplets: A v_i = sigma_i u_i and A^H u_i = sigma_i v_i up to ``residuals[i]``.
 
     A singular value of A lies within ``residuals[i] * norm`` of ``values[i]``, always.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> found = mf.svds(np.diag([3.0, 2.0, 1.0]), 2, seed=0)
+    >>> found.values.round(6), found.left.shape, bool(found.residuals.max() < 1e-6)
+    (array([3., 2.]), (3, 2), True)
     """
 
     left: Array
@@ -42,6 +49,15 @@ class SingularResult(Record):
     """The seed that repeats this run."""
     verified: bool = False
     """Whether the complement was searched for missed singular values, to the end."""
+    left_rows: tuple[int, int, int] | None = None
+    """(start, stop, m) where ``left`` holds these rows only, and other processes the others."""
+    right_rows: tuple[int, int, int] | None = None
+    """(start, stop, n) of ``right``, likewise."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {
+        "left": (0, "left_rows"),
+        "right": (0, "right_rows"),
+    }
 
     def _rows(self) -> list[tuple[str, str]]:
         triplets = [

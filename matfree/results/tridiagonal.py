@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 import scipy.linalg
@@ -33,6 +33,20 @@ class Tridiagonal(Record):
     tridiagonal matrix and e the last unit vector:
 
         A V^T = V^T T + r e^T,     V conj(V)^T = I,     ||r|| = residual norm.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> T = mf.lanczos(np.diag([1.0, 2.0, 3.0]), np.ones(3), 3)
+    >>> T.dense().round(3)
+    array([[2.   , 0.816, 0.   ],
+           [0.816, 2.   , 0.577],
+           [0.   , 0.577, 2.   ]])
+    >>> nodes, weights = T.quadrature()
+    >>> nodes.round(6), weights.round(6)
+    (array([1., 2., 3.]), array([0.333333, 0.333333, 0.333333]))
+    >>> bool(T.ritz().residuals.max() < 1e-12), T.node_error()
+    (True, 0.0)
     """
 
     alphas: tuple[np.ndarray[Any, Any], ...]
@@ -57,6 +71,11 @@ class Tridiagonal(Record):
     memory: dict[str, Any] = field(default_factory=dict)
     """The choice made where a budget of memory was given: "basis" (as ``reorthogonalize``),
     "at_once" (start vectors), "predicted" and "budget" (bytes at the peak, per process)."""
+    rows: tuple[int, int, int] | None = None
+    """(start, stop, n) where ``bases`` holds these entries of the vectors only, and other
+    processes the others."""
+
+    by_row: ClassVar[dict[str, tuple[int, str]]] = {"bases": (1, "rows")}
 
     def dense(self, index: int = 0) -> np.ndarray[Any, Any]:
         """T of one start vector as a dense (steps, steps) float64 matrix."""

@@ -10,109 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.backends import MAKERS, ON_A_GPU, assert_close
-from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
-from support.sharded import run_sharded
+from support.matrices import laplacian_2d
+from support.runs import AT_ONCE, PSD, RUNS, SEMIDEFINITE, A, Killed, numbers
 
 import matfree as mf
 from matfree.arrays import to_host
-
-N = 60
-A = with_spectrum(nn_spectrum(N), seed=2)
-PSD = A @ A
-
-RUNS = {
-    "hutchinson": lambda B, path: mf.trace(B, num_probes=20, block_size=3, checkpoint=path, seed=1),
-    "tolerance": lambda B, path: mf.trace(
-        B, rtol=0.3, max_matvecs=58, block_size=3, checkpoint=path, seed=1
-    ),
-    "exact": lambda B, path: mf.trace(
-        B, rtol=1e-9, max_matvecs=N, block_size=7, checkpoint=path, seed=1
-    ),
-    "hutch++": lambda B, path: mf.trace(
-        B, method="hutch++", max_matvecs=30, block_size=3, checkpoint=path, seed=1
-    ),
-    "xtrace": lambda B, path: mf.trace(
-        B, method="xtrace", num_probes=12, block_size=3, checkpoint=path, seed=1
-    ),
-    "xnystrace": lambda B, path: mf.trace(
-        B, method="xnystrace", num_probes=12, block_size=3, checkpoint=path, seed=1
-    ),
-    "deflated": lambda B, path: mf.trace(
-        B, method="deflated", num_probes=12, eigenpairs=3, block_size=3, checkpoint=path, seed=1
-    ),
-    "diagonal": lambda B, path: mf.diagonal(
-        B, num_probes=20, block_size=3, checkpoint=path, seed=1
-    ),
-    "exact diagonal": lambda B, path: mf.diagonal(
-        B, rtol=1e-9, max_matvecs=N, block_size=7, checkpoint=path, seed=1
-    ),
-    "diag++": lambda B, path: mf.diagonal(
-        B, method="diag++", max_matvecs=30, block_size=3, checkpoint=path, seed=1
-    ),
-    "xdiag": lambda B, path: mf.diagonal(
-        B, method="xdiag", num_probes=12, block_size=3, checkpoint=path, seed=1
-    ),
-    "xnysdiag": lambda B, path: mf.diagonal(
-        B, method="xnysdiag", num_probes=12, block_size=3, checkpoint=path, seed=1
-    ),
-    "deflated diagonal": lambda B, path: mf.diagonal(
-        B, method="deflated", num_probes=12, eigenpairs=3, block_size=3, checkpoint=path, seed=1
-    ),
-    "trace of a function": lambda B, path: mf.trace_function(
-        B, "exp", num_probes=6, num_steps=8, block_size=2, checkpoint=path, seed=1
-    ),
-    "exact trace of a function": lambda B, path: mf.trace_function(
-        B, np.abs, rtol=0.0, num_steps=8, max_matvecs=N, block_size=9, checkpoint=path, seed=1
-    ),
-    "density": lambda B, path: mf.spectral_density(
-        B, num_probes=4, num_steps=20, block_size=2, checkpoint=path, seed=1
-    ),
-    "density without the basis": lambda B, path: mf.spectral_density(
-        B, num_probes=2, num_steps=20, reorthogonalize="none", checkpoint=path, seed=1
-    ),
-    "density in 16 bits": lambda B, path: mf.spectral_density(
-        B, num_probes=4, num_steps=20, block_size=2, reorthogonalize="half", checkpoint=path, seed=1
-    ),
-    "density within a budget": lambda B, path: mf.spectral_density(
-        B, num_probes=2, num_steps=20, block_size=1, memory=8 * N * 20, checkpoint=path, seed=1
-    ),
-    "deflated density": lambda B, path: mf.spectral_density(
-        B, num_probes=2, num_steps=9, eigenpairs=3, measure_noise=True, checkpoint=path, seed=1
-    ),
-    "kernel polynomials": lambda B, path: mf.spectral_density(
-        B, method="kpm", num_probes=4, num_steps=9, block_size=2, checkpoint=path, seed=1
-    ),
-    "eigenvalue count": lambda B, path: mf.eigenvalue_count(
-        B, 0.01, np.inf, num_probes=6, num_steps=8, block_size=2, checkpoint=path, seed=1
-    ),
-    "frobenius norm": lambda B, path: mf.frobenius_norm(
-        B, num_probes=20, block_size=3, checkpoint=path, seed=1
-    ),
-    "exact frobenius norm": lambda B, path: mf.frobenius_norm(
-        B, max_matvecs=N, block_size=7, checkpoint=path, seed=1
-    ),
-    "eigsh": lambda B, path: mf.eigsh(B, 4, checkpoint=path, num_vectors=14, seed=1),
-    "eigsh both ends": lambda B, path: mf.eigsh(
-        B, 4, which="BE", rtol=1e-4, checkpoint=path, num_vectors=14, seed=1
-    ),
-}
-
-
-AT_ONCE = {  # products between two states: Lanczos looks every 8 steps, moments are a block
-    "trace of a function": 8,
-    "eigenvalue count": 8,
-    "density": 8,
-    "density in 16 bits": 8,
-    "density within a budget": 8,
-    "density without the basis": 8,
-    "deflated density": 12,
-    "kernel polynomials": 20,
-}
-SEMIDEFINITE = ("xnystrace", "xnysdiag")
-
-
-class Killed(BaseException):
-    """What no library catches."""
 
 
 class Mortal:
@@ -129,15 +31,6 @@ class Mortal:
             raise Killed
         self.left -= 1
         return self.matrix @ X
-
-
-def numbers(result):
-    """What a result says, without its cost."""
-    if isinstance(result, mf.EigenResult):
-        return [result.values, np.abs(to_host(result.vectors)), result.residuals]
-    if isinstance(result, mf.SpectralDensity):
-        return [np.concatenate(result.nodes), np.concatenate(result.weights)]
-    return [np.asarray(result.value), np.asarray(result.stderr)]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -189,19 +82,6 @@ def test_a_checkpoint_returns_to_the_library_it_came_from(name, what, tmp_path):
 
 def to_host_or_number(x):
     return to_host(x) if hasattr(x, "__dlpack__") else np.asarray(x)
-
-
-def test_pieces_of_vectors_keep_files_of_their_own(tmp_path):
-    path = tmp_path / "pieces"
-    expected = mf.diagonal(A, num_probes=12, seed=1).value
-
-    def run(count):
-        return lambda B: mf.diagonal(B, num_probes=count, block_size=4, checkpoint=path, seed=1)
-
-    run_sharded((40, 20), MAKERS["numpy"](), A, run(8))
-    pieces = run_sharded((40, 20), MAKERS["numpy"](), A, run(12))
-    assert_close(np.concatenate([p.value for p in pieces]), expected, scale=150)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["pieces.0-40.npz", "pieces.40-60.npz"]
 
 
 def test_a_finished_run_is_given_back_and_can_be_extended(tmp_path):

@@ -25,6 +25,8 @@ SECTIONS = (
     "networks",
     "products",
     "processes",
+    "scale",
+    "sharded",
     "csr",
     "peers",
     "device",

@@ -101,3 +101,15 @@ def test_lines_stand_out_on_black_as_on_white() -> None:
                 light, dark = sorted([luminance(line.get_color()), ground], reverse=True)
                 assert (light + 0.05) / (dark + 0.05) > 3
             pyplot.close(figure)
+
+
+def test_intervals_that_miss_their_entry_have_a_colour_of_their_own(ax: Any) -> None:
+    estimate = mf.diagonal(A + 0.1, num_probes=20, seed=0)
+    exact = EIGENVALUES + 0.1
+    low, high = estimate.interval()
+    missed = ~((low <= exact) & (exact <= high))
+    assert 0 < missed.sum() < 20
+    _, wrong = estimate.plot(ax, exact=exact).collections
+    assert wrong.get_label() == f"{missed.sum()} that miss"
+    places = np.flatnonzero(missed[np.argsort(exact, kind="stable")])
+    assert [segment[0][0] for segment in wrong.get_segments()] == places.tolist()

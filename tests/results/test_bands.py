@@ -188,3 +188,41 @@ def test_a_quadrature_of_one_node_knows_nothing_between_the_infinities(num_steps
     assert density.mass_below(0.5).interval() == (0.0, 1.0)
     assert density.cdf_band([-np.inf, np.inf]) == pytest.approx(np.array([[0, 1], [0, 1]]))
     assert density.mass_between(-np.inf, np.inf).interval() == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("num_probes", [1, 8])
+@pytest.mark.parametrize("spectrum", [np.linspace(1.0, 3.0, 300), nn_spectrum(300), "wishart"])
+def test_the_band_of_a_density_covers_the_eigenvalues_smoothed_alike(spectrum, num_probes):
+    A = wishart(300, 600) if isinstance(spectrum, str) else with_spectrum(spectrum)
+    values = np.linalg.eigvalsh(A)
+    held = []
+    for seed in range(20):
+        density = mf.spectral_density(A, num_steps=60, num_probes=num_probes, seed=seed)
+        grid = density.grid()
+        sigma = (density.support[0] - grid[0]) / 5
+        heights = np.exp(-0.5 * ((grid[:, None] - values) / sigma) ** 2)
+        truth = heights.mean(axis=1) / (sigma * np.sqrt(2 * np.pi))
+        seen = heights.max(axis=1) > 0.1  # where there is an eigenvalue within two widths
+        low, high = density.density_band(grid)
+        held.append(((low <= truth) & (truth <= high))[seen].mean())
+    # Some 20 points of a grid are independent, and 20 runs: a standard error of 0.011, of which
+    # three are allowed. Student's interval over these probes covers 0.85 on the second spectrum.
+    assert np.mean(held) > 0.95 - 3 * 0.011
+
+
+def test_a_density_of_known_eigenvalues_alone_has_no_band():
+    A = with_spectrum(np.r_[5.0, 4.0, 3.0, 2.0, 1.0])
+    density = mf.spectral_density(A, eigenpairs=5, num_probes=2, seed=0)
+    low, high = density.density_band()
+    curve = density.density()
+    np.testing.assert_allclose(low, curve, atol=1e-12 * curve.max())
+    np.testing.assert_allclose(high, curve, atol=1e-12 * curve.max())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_band_of_a_density_scales_with_the_matrix(scale):
+    A = with_spectrum(nn_spectrum(60))
+    one = mf.spectral_density(A, num_steps=20, num_probes=3, seed=0)
+    other = mf.spectral_density(scale * A, num_steps=20, num_probes=3, seed=0)
+    for bound, scaled in zip(one.density_band(), other.density_band(), strict=True):
+        np.testing.assert_allclose(scaled * scale, bound, rtol=1e-6, atol=1e-9 * bound.max())

@@ -51,6 +51,15 @@ def cuda():
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def cupy_runs():
+    """Whether CuPy is installed, and sees a device."""
+    try:
+        import cupy
+    except ImportError:
+        return False
+    return bool(cupy.cuda.is_available())
+
+
 def _cupy():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     if not cupy.cuda.is_available():

@@ -1,8 +1,8 @@
 """The test double for vectors cut into pieces: one thread plays one process.
 
 Every thread runs the same code on its own rows. The only things they share are the sums
-of ``ShardedSpace.add_up`` and the gathering of whole vectors inside the operator's product,
-which is the operator's own business.
+of ``ShardedSpace.add_up``, small answers, and the gathering of whole vectors inside the
+operator's product, which is the operator's own business.
 """
 
 import itertools
@@ -33,12 +33,30 @@ class Group:
         return pieces
 
 
+class Member:
+    """One thread among the others."""
+
+    def __init__(self, group, rank):
+        self.group, self.rank = group, rank
+
+    def exchange(self, local):
+        """Everybody's answers; an error in one thread ends all, by ``run_sharded``."""
+        return self.group.gather(self.rank, local())
+
+
 class ShardedSpace(RowSpace):
     """One thread's rows; sums go over all threads, in the same order for each."""
 
     def __init__(self, group, rank, backend, dtype):
-        self.group, self.rank = group, rank
-        super().__init__(backend.xp, group.size, dtype, backend.device, rows=group.ranges[rank])
+        self.group = group
+        super().__init__(
+            backend.xp,
+            group.size,
+            dtype,
+            backend.device,
+            rows=group.ranges[rank],
+            peers=Member(group, rank),
+        )
 
     def add_up(self, partial):
         pieces = self.group.gather(self.rank, partial)

@@ -216,7 +216,8 @@ def _figures(study: Study, density: SpectralDensity) -> tuple[Figure, ...]:
         f"{study.prefix}-density",
         "Spectral density",
         "The logarithmic axis shows single eigenvalues beside the bulk; it ends at a tenth of "
-        "the peak of one. Numbers over the stems count the eigenvalues there.",
+        "the peak of one. Numbers over the stems count the eigenvalues there. The band is what "
+        "so few probes leave to chance.",
         draw_density,
     )
     if truth is None:

@@ -170,7 +170,9 @@ def _figure(study: Study, estimate: Estimate) -> Figure:
     by = NAMES.get(estimate.method, "Hutchinson's estimator")
     caption = "Every entry with its own 95 % interval."
     if study.exact is not None:
-        caption += " Sorted by the exact diagonal, which about 95 % of the intervals should cross."
+        caption += (
+            " Sorted by the exact diagonal, the line; about 5 % of the intervals should miss it."
+        )
     name = f"{study.prefix}-diagonal"
     if estimate.method in NAMES:
         name += f"-{estimate.method}"
