@@ -37,9 +37,11 @@ PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --re
 demo: $(VENV)/installed
 	$(VENV)/bin/matfree demo
 
-# One thread: the problems are small, and threads of several libraries get in each other's way.
+# One thread: the problems are small, and threads of several libraries get in each other's way. Two
+# processes share the files out.
 test: check
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest $(WITHOUT_TORCH)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest $(WITHOUT_TORCH) \
+		--numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed
 	$(RUN) -m ruff format --check .
