@@ -140,14 +140,17 @@ class QuadratureTrace(QuadratureRun):
         return {**super().identity(budget), "f at five points": seen}
 
     def take(self, T: Tridiagonal, p: int) -> None:
-        whole = self._quadrature(T, p, len(T.alphas[p]))
-        part = self._quadrature(T, p, math.ceil(len(T.alphas[p]) / 2))
-        exact = not (gauss_rule(T, p, self.cost, self.rounding).residuals > T.node_error(p)).any()
+        rule, squared = gauss_rule(T, p, self.cost, self.rounding), T.start_norms[p] ** 2
+        half, error = math.ceil(len(rule.nodes) / 2), T.node_error(p)
+        fewer, vectors = scipy.linalg.eigh_tridiagonal(T.alphas[p][:half], T.betas[p][: half - 1])
+        whole = squared * float(rule.weights @ self.evaluate(rule.nodes))
+        part = squared * float(vectors[0, :] ** 2 @ self.evaluate(fewer))
+        exact = not (rule.residuals > error).any()
         self.changes.append(0.0 if exact else whole - part)
-        if T.node_errors:
-            self.moved.append(
-                abs(self._quadrature(T, p, len(T.alphas[p]), T.node_error(p)) - whole)
-            )
+        if T.node_errors:  # moved inwards, where f is defined
+            middle = (rule.nodes[0] + rule.nodes[-1]) / 2
+            inwards = rule.nodes + error * np.sign(middle - rule.nodes)
+            self.moved.append(abs(squared * float(rule.weights @ self.evaluate(inwards)) - whole))
         self.samples.add(np.asarray([whole]))
 
     def sum_over(self, eigenvalues: HostArray) -> float:
@@ -159,14 +162,6 @@ class QuadratureTrace(QuadratureRun):
 
     def exact(self) -> Summary:
         return power_of(super().exact(), self.exponent)
-
-    def _quadrature(self, T: Tridiagonal, p: int, steps: int, shift: float = 0.0) -> float:
-        """||w||^2 e^T f(T) e; with the nodes moved inwards, where f is defined, by ``shift``."""
-        alpha, beta = T.alphas[p][:steps], T.betas[p][: steps - 1]
-        nodes, vectors = scipy.linalg.eigh_tridiagonal(alpha, beta)
-        if shift:
-            nodes = nodes + shift * np.sign((nodes[0] + nodes[-1]) / 2 - nodes)
-        return T.start_norms[p] ** 2 * float(vectors[0, :] ** 2 @ self.evaluate(nodes))
 
 
 def power_of(summary: Summary, exponent: float) -> Summary:
