@@ -10,16 +10,18 @@ collect_ignore_glob = ["benchmarks/*"]  # scripts, which `make bench` runs
 
 
 def pytest_collection_modifyitems(items):
-    """The examples of the CuPy adapter run where there is CuPy and a device for it."""
-    examples = [
-        item
-        for item in items
-        if isinstance(item, pytest.DoctestItem) and item.name.startswith("matfree_cupy.")
-    ]
-    for item in examples:
-        item.add_marker("gpu")
-        if not cupy_runs():
-            item.add_marker(pytest.mark.skip(reason="the example needs CuPy and a CUDA device"))
+    """The examples of an adapter run where there is its library, and a device where it needs one."""
+    without_cupy = pytest.mark.skip(reason="the example needs CuPy and a CUDA device")
+    without_torch = pytest.mark.skip(reason="the example needs torch")
+    for item in items:
+        if not isinstance(item, pytest.DoctestItem):
+            continue
+        if item.name.startswith("matfree_cupy."):
+            item.add_marker("gpu")
+            if not cupy_runs():
+                item.add_marker(without_cupy)
+        elif item.name.startswith("matfree_torch.") and importlib.util.find_spec("torch") is None:
+            item.add_marker(without_torch)
 
 
 @pytest.fixture(params=PARAMS)

@@ -1,5 +1,6 @@
 """The comparison with other libraries works on tiny problems, whoever is installed."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def test_every_row_of_ours_runs_with_a_small_error(report):
     ours = [run for run in runs if run.ours]
     assert len(ours) >= 6
     for run in ours:  # of 20 probes on 512 unknowns, five standard errors are below 10 %
+        if "torch" in run.entry.call and importlib.util.find_spec("torch") is None:
+            assert "No module named 'torch'" in run.failure
+            continue
         assert not run.failure
         assert max(run.errors) < 0.1
         assert min(run.products) > 0
