@@ -10,7 +10,7 @@ collect_ignore_glob = ["benchmarks/*"]  # scripts, which `make bench` runs
 
 
 def pytest_collection_modifyitems(items):
-    """The examples of an adapter run where there is its library, and a device where it needs one."""
+    """An adapter's examples run where its library is, and a device where it needs one."""
     without_cupy = pytest.mark.skip(reason="the example needs CuPy and a CUDA device")
     without_torch = pytest.mark.skip(reason="the example needs torch")
     for item in items:
