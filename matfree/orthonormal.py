@@ -14,16 +14,28 @@ if TYPE_CHECKING:
 
 _MAX_SWEEPS = 8  # each gains half of the digits, two or three are used
 _FAR_FROM_DEPENDENT = 1e-2  # eigenvalues of a Gram matrix: one digit of rounding is lost
+_NEARLY_ORTHOGONAL = 0.25  # two bits of it
 
 
-def orthonormal_range(space: RowSpace, X: Array, *, against: Array | None, floor: float) -> Array:
-    """:meth:`matfree.spaces.RowSpace.orthonormalize`, by the reductions of the space alone."""
+def orthonormal_range(
+    space: RowSpace,
+    X: Array,
+    *,
+    against: Array | None,
+    floor: float,
+    before: np.ndarray[Any, Any] | None = None,
+) -> Array:
+    """:meth:`matfree.spaces.RowSpace.orthonormalize`, by the reductions of the space alone.
+
+    Where ``against`` has been taken off X once, ``before`` says how long its columns were then:
+    it is done again only where they lost half of that.
+    """
     bases = [] if against is None or not against.shape[1] else [against]
     num_taken = len(bases)
     lengths = to_host(space.norms(X))
     floor = max(floor, rounding(space.xp, space.dtype) * lengths.max(initial=0))
     X = space.xp.asarray(X, copy=True)  # worked on in place
-    if bases:
+    if bases and (before is None or not _enough(before, lengths)):
         lengths = _remainder(space, bases, X, lengths)
     missing = X.shape[1]
     for _ in range(_MAX_SWEEPS):
@@ -42,36 +54,46 @@ def orthonormal_range(space: RowSpace, X: Array, *, against: Array | None, floor
 
 
 def take_off(space: RowSpace, X: Array, Q: Array) -> Array:
-    """X -= Q (Q^H X), in place; the components Q^H X, (j, k) in double.
+    """X -= Q (Q^H X), in place; the components Q^H X, (j, k) in double."""
+    components = space.gram(Q, X)
+    subtract(space, X, Q, components)
+    return components
+
+
+def subtract(space: RowSpace, X: Array, Q: Array, components: Array) -> None:
+    """X -= Q components, in place.
 
     In slabs: a library's product of a tall block with a small matrix is up to three times
     slower than that of its parts, which stay in the cache.
     """
     xp = space.xp
-    components = space.gram(Q, X)
     factors = xp.astype(components, space.dtype)
     width = (Q.shape[1] + X.shape[1]) * xp.finfo(space.dtype).bits // 16
     for rows in slabs(X.shape[0], width, space.device):
         part = X[rows, :]
         part -= Q[rows, :] @ factors
-    return components
 
 
 def _remainder(
     space: RowSpace, bases: list[Array], X: Array, lengths: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    """Take the components along the bases off X, whose columns' lengths are given; the new.
+    """Take the components along the bases off X, whose columns' lengths are given; the new."""
+    for _ in range(2):
+        _take_off(space, bases, X)
+        before, lengths = lengths, to_host(space.norms(X))
+        if _enough(before, lengths):
+            break
+    return lengths
+
+
+def _enough(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
+    """Whether columns that had and have these lengths are orthogonal to what was taken off.
 
     Once is not enough where what is left is much shorter than what was there: rounding is
     relative to the latter (J. Daniel, W. Gragg, L. Kaufman, G. Stewart, 1976,
     doi:10.1090/S0025-5718-1976-0431641-8).
     """
-    for _ in range(2):
-        _take_off(space, bases, X)
-        before, lengths = lengths, to_host(space.norms(X))
-        if np.all(2 * lengths >= before):
-            break
-    return lengths
+    return bool(np.all(2 * after >= before))
 
 
 def _well_conditioned(space: RowSpace, bases: list[Array], X: Array, floor: float) -> Array:
@@ -81,6 +103,8 @@ def _well_conditioned(space: RowSpace, bases: list[Array], X: Array, floor: floa
     dependent: what it grew to is taken off again.
     """
     X, ratio = _whitened(space, X, floor)
+    if ratio > _NEARLY_ORTHOGONAL:
+        return X
     if ratio < _FAR_FROM_DEPENDENT:
         _take_off(space, bases, X)
     return _whitened(space, X, floor)[0]

@@ -100,6 +100,10 @@ class RowSpace(ABC):
         """A block of k zero vectors, (rows, k)."""
         return self.xp.zeros((len(self.rows), k), dtype=self.dtype, device=self.device)
 
+    def columns(self, k: int) -> Array:
+        """The same with the numbers of each vector behind each other in memory."""
+        return self.xp.zeros((k, len(self.rows)), dtype=self.dtype, device=self.device).T
+
     def slabs(self, k: int) -> Iterator[slice]:
         """The rows held here in slices that fit a cache, k columns wide."""
         return slabs(len(self.rows), k * self.xp.finfo(self.dtype).bits // 8, self.device)

@@ -17,36 +17,10 @@ matrix computations, arXiv:2207.06342. B. Efron, C. Stein (1981), doi:10.1214/ao
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from matfree.algorithms.products import HostArray
-
-MAX_GROUPS = 128
-"""Beyond so many probes, groups of neighbours are left out together: the work stays at
-128 small problems, and the bar stays on the safe side."""
-
-
-def jackknife(estimate: Callable[[HostArray], complex], num_probes: int) -> float:
-    """The jackknife standard error of ``estimate``.
-
-    Parameters
-    ----------
-    estimate : function
-        From the indices of the probes to use, (j,) int, to the estimate from them.
-    num_probes : int
-
-    Returns
-    -------
-    sqrt(sum_i |t_{-i} - mean|^2); inf for a single probe.
-    """
-    if num_probes < 2:
-        return math.inf
-    everyone = np.arange(num_probes)
-    groups = np.array_split(everyone, min(num_probes, MAX_GROUPS))
-    left_out = np.array([estimate(np.setdiff1d(everyone, group)) for group in groups])
-    return spread(left_out)
 
 
 def spread(left_out: HostArray) -> float:

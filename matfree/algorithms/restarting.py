@@ -24,7 +24,7 @@ from matfree import probes
 from matfree.algorithms.plan import slices
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import rounding, to_host
-from matfree.orthonormal import take_off
+from matfree.orthonormal import orthonormal_range, subtract, take_off
 from matfree.protocol import Array
 
 _ROWS_AT_ONCE = 1 << 15
@@ -84,8 +84,9 @@ class KrylovDecomposition:
         self.product, self.space, self.seed = product, product.space, seed
         self.capacity, width = capacity, start.shape[1]
         self.num_locked = 0 if locked is None else int(locked.shape[1])
-        # [locked V] in one block, so that projecting off both needs no copy of either.
-        self.basis = self.space.zeros(self.num_locked + capacity + width)
+        # [locked V] in one block, so that projecting off both needs no copy of either; vector
+        # behind vector, which products with one or two others read fastest.
+        self.basis = self.space.columns(self.num_locked + capacity + width)
         if locked is not None:
             self.basis[:, : self.num_locked] = locked
         self.size = 0
@@ -128,20 +129,39 @@ class KrylovDecomposition:
         """Append Q to V, multiply it, and make the product's remainder the next Q."""
         space, begin, width = self.space, self.size, self.Q.shape[1]
         W = space.xp.asarray(self.product(self.Q), copy=True)  # ours to write on
-        if self.num_locked:
-            take_off(space, W, self.basis[:, : self.num_locked])
         self.size += self._put(self.Q)
-        C = to_host(take_off(space, W, self.V))  # orthonormalize looks whether once was enough
+        C, before = self._take_off(W)
         self.product.require_finite(C)
         self._grow(C)
         floor = rounding(space.xp, space.dtype) * self.norm
-        Q = space.orthonormalize(W, against=self.taken, floor=floor)
+        Q = orthonormal_range(space, W, against=self.taken, floor=floor, before=before)
         B = to_host(space.gram(Q, W))
         self.Q = self._filled(Q, width)
         self.S = np.zeros((self.size, self.Q.shape[1]), dtype=B.dtype)
         self.S[begin:, : B.shape[0]] = B.conj().T
         self.norm = max(self.norm, _norm(B))
         self.num_steps += 1
+
+    def _take_off(self, W: Array) -> tuple[HostArray, HostArray]:
+        """W = A Q without what lies in V; C = V^H A Q, and the lengths that W had midway.
+
+        Nearly all of that is known: S, most of whose rows are zero, and Q's own part, by the
+        recurrence of Lanczos. What is then left in V is rounding, which is taken off together
+        with what locked vectors, not quite eigenvectors, have got.
+        """
+        space, known = self.space, self.S.shape[0]
+        coupled = np.flatnonzero(self.S.any(axis=1))
+        first = int(coupled[0]) if len(coupled) else known
+        own = space.gram(self.Q, W)
+        expected = space.xp.asarray(self.S[first:, :], dtype=own.dtype, device=space.device)
+        subtract(space, W, self.V[:, first:], space.xp.concat((expected, own)))
+        lengths = space.norms(W)
+        left = take_off(space, W, self.taken)[self.num_locked :, :]
+        both = to_host(space.xp.concat((left, own)))
+        C = both[: self.size, :]
+        C[:known, :] += self.S
+        C[known:, :] += both[self.size :, :]
+        return C, to_host(lengths)
 
     def ritz(self) -> tuple[HostArray, HostArray, HostArray]:
         """Ritz values ascending, coordinates (size, size), and residual norms."""
@@ -215,4 +235,5 @@ class KrylovDecomposition:
 
 
 def _norm(M: HostArray) -> float:
-    return float(np.linalg.norm(M, ord=2)) if M.size else 0.0
+    """The 2-norm; of one row or column, without its singular value decomposition."""
+    return float(np.linalg.norm(M, ord=2 if min(M.shape) > 1 else None)) if M.size else 0.0
