@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from matfree.arrays import slabs
 from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, Seed
 
@@ -101,18 +102,12 @@ def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        # Products are modulo 2**64, and what stands above the low word of each c is not looked at.
+        product0, product1 = (c0 & _MASK) * _MULTIPLIERS[0], (c2 & _MASK) * _MULTIPLIERS[1]
+        c0, c1 = (product1 >> 32) ^ (c1 ^ k0), product1
+        c2, c3 = (product0 >> 32) ^ (c3 ^ k1), product0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
-
-
-def _multiply(a: Array, constant: int) -> tuple[Array, Array]:
-    """High and low word of a 32 x 32 bit product, in 16-bit limbs: nothing overflows."""
-    by_low, by_high = a * (constant & 0xFFFF), a * (constant >> 16)
-    low = ((by_high & 0xFFFF) << 16) + by_low
-    return (by_high >> 16) + (low >> 32), low & _MASK
+    return c0 & _MASK, c1 & _MASK, c2 & _MASK, c3 & _MASK
 
 
 def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int) -> Array:
@@ -205,8 +200,7 @@ def gaussian(
     A slab of rows at a time: the words behind an entry take several times its room.
     """
     out = xp.empty((len(rows), len(probes)), dtype=dtype, device=device)
-    for begin in range(0, len(rows), _ROWS_AT_ONCE):
-        part = slice(begin, min(begin + _ROWS_AT_ONCE, len(rows)))
+    for part in slabs(len(rows), 4 * len(probes), device):
         slab = _gaussian_slab(xp, device, rows=rows[part], probes=probes, stream=stream, seed=seed)
         out[part, :] = xp.astype(xp.matrix_transpose(slab), dtype)
     return out
