@@ -188,8 +188,16 @@ class XNysTrace(TraceEstimator):
 
 def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:
     """R, O and G of a sketch; each pair of probe blocks is made again once."""
-    O, _ = sketch.against_probes(sketch.Q)  # noqa: E741
-    rows = []
+    k, gram, O = sketch.num_probes, sketch.space.gram, []  # noqa: E741
+    G: HostArray = np.zeros((k, k), dtype=sketch.R.dtype)
+    rows = slice(0, 0)
     for W in sketch.probe_blocks():
-        rows.append(np.hstack([to_host(sketch.space.gram(W, V)) for V in sketch.probe_blocks()]))
-    return NystromMatrices(sketch.R, O, np.vstack(rows))
+        rows = slice(rows.stop, rows.stop + W.shape[1])
+        O.append(to_host(gram(sketch.Q, W)))
+        G[rows, rows] = to_host(gram(W, W))
+        columns = rows
+        for V in sketch.probe_blocks(range(rows.stop, k)):
+            columns = slice(columns.stop, columns.stop + V.shape[1])
+            G[rows, columns] = to_host(gram(W, V))
+            G[columns, rows] = G[rows, columns].conj().T
+    return NystromMatrices(sketch.R, np.hstack(O), G)
