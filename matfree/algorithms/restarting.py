@@ -174,9 +174,9 @@ class KrylovDecomposition:
 
     def restart(self, values: HostArray, Y: HostArray) -> None:
         """Keep the Ritz pairs given; the decomposition goes on from them."""
-        kept, begin, V, Y_here = len(values), self.num_locked, self.V, self.space.asarray(Y)
-        for rows in slices(V.shape[0], _ROWS_AT_ONCE):
-            self.basis[rows, begin : begin + kept] = V[rows, :] @ Y_here
+        kept, begin, V, Y_T = len(values), self.num_locked, self.V, self.space.asarray(Y.T)
+        for rows in slices(V.shape[0], _ROWS_AT_ONCE):  # vector behind vector, as the basis lies
+            self.basis[rows, begin : begin + kept] = (Y_T @ V[rows, :].T).T
         self.size, self.H = kept, np.diag(values).astype(self.H.dtype)
         self.S = Y.conj().T @ self.S
 
