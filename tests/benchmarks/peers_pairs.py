@@ -18,6 +18,7 @@ import matfree as mf
 PAIRS = 10
 RTOL = 1e-6
 BUDGET = 20_000
+TIGHTER = 1e-8  # where ARPACK, with one start vector, has both copies of every eigenvalue
 LOBPCG_VECTORS = 15  # the list of ten, and a few that make it converge
 
 
@@ -49,12 +50,12 @@ def laplacian(report, side, machine, rounds):
 
         return lambda: run
 
-    def scipy_eigsh(ncv):
+    def scipy_eigsh(ncv, tol=RTOL):
         def run(seed):
             counted = Counted(matrix)
             start = np.random.default_rng(seed).standard_normal(n)
             values = scipy.sparse.linalg.eigsh(
-                counted.operator, PAIRS, which="LA", tol=RTOL, v0=start, ncv=ncv
+                counted.operator, PAIRS, which="LA", tol=tol, v0=start, ncv=ncv
             )[0]
             return Answer(values, counted.count)
 
@@ -90,6 +91,12 @@ def laplacian(report, side, machine, rounds):
             ),
             Entry("scipy", "eigsh (ARPACK), its basis of 21", scipy_eigsh(None), of(1, 21)),
             Entry("scipy", f"eigsh, ncv={basis} as ours", scipy_eigsh(basis), of(1, basis)),
+            Entry(
+                "scipy",
+                f"eigsh, ncv={basis}, tol={TIGHTER:g}: every copy",
+                scipy_eigsh(basis, TIGHTER),
+                of(1, basis),
+            ),
             Entry("scipy", f"lobpcg, {LOBPCG_VECTORS} vectors", lambda: lobpcg),
         ],
         error,
