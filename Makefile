@@ -34,13 +34,16 @@ PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --re
 .PHONY: demo test check docs bench bench-peers gpu wheels clean
 .DEFAULT_GOAL := test
 
-demo: $(VENV)/installed
-	$(VENV)/bin/matfree demo
+# The problems of the demo and the tests are small, and threads that wait for each other take five
+# times as long on a machine that is not idle.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-# One thread: the problems are small, and threads of several libraries get in each other's way. Two
-# processes share the files out.
+demo: $(VENV)/installed
+	$(ONE_THREAD) $(VENV)/bin/matfree demo
+
+# Two processes share the files out.
 test: check
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest $(WITHOUT_TORCH) \
+	$(ONE_THREAD) $(RUN) -m pytest $(WITHOUT_TORCH) \
 		--numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed
@@ -67,7 +70,7 @@ gpu:
 		$(if $(WHEELS),--no-index --find-links $(WHEELS)) $(CARRIED)
 	.venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
 		--no-index --no-build-isolation --editable .
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-gpu/bin/python -m pytest -m gpu
+	$(ONE_THREAD) .venv-gpu/bin/python -m pytest -m gpu
 
 wheels:
 	$(PYTHON) -m pip --disable-pip-version-check download --no-deps --only-binary :all: \
