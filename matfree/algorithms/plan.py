@@ -17,7 +17,9 @@ DEFAULT_BUDGET = 1000
 """Products where a tolerance is given without a budget."""
 
 _BLOCK_ENTRIES = 1 << 25  # entries of the default block of probes
-_SMALL_ENTRIES = 1 << 18  # up to which it is wider: a dense matrix is read once for all of it
+SMALL_ENTRIES = 1 << 18
+"""Of a block that costs next to no memory: up to here it is wider, since a dense matrix is read
+once for all of it, and probes may be kept."""
 
 
 @final
@@ -85,7 +87,7 @@ def block_size_for(size: int, block_size: int | None, total: int | None = None) 
     require_whole("block_size", block_size)
     if block_size is not None:
         return block_size
-    widest = min(64, max(32, _SMALL_ENTRIES // size))
+    widest = min(64, max(32, SMALL_ENTRIES // size))
     most = max(1, min(widest, _BLOCK_ENTRIES // size))
     if total is None or total <= most:
         return most

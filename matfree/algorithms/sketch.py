@@ -12,7 +12,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from matfree.algorithms.plan import Plan
+from matfree.algorithms.plan import SMALL_ENTRIES, Plan
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import to_host
 from matfree.probes import PROBES
@@ -83,6 +83,7 @@ class RangeSketch:
         self.first_probe = plan.first_probe if stream == PROBES else 0
         self.basis = Columns(self.space)
         self.R: HostArray = np.zeros((0, 0))
+        self._last_block: tuple[range, Array] = (range(0), self.basis.block)
 
     @property
     def Q(self) -> Array:
@@ -122,13 +123,23 @@ class RangeSketch:
         """The probes themselves, made again block by block; all of them by default."""
         chosen, block = range(self.num_probes) if numbers is None else numbers, self.plan.block_size
         for begin in range(chosen.start, chosen.stop, block):
-            yield self.space.probes(
-                min(block, chosen.stop - begin),
-                seed=self.plan.seed,
-                start=self.first_probe + begin,
-                kind=self.plan.kind,
-                stream=self.stream,
-            )
+            yield self._block(range(begin, min(begin + block, chosen.stop)))
+
+    def _block(self, numbers: range) -> Array:
+        """A block of probes; a small one is kept, because it is asked for again at once."""
+        kept_numbers, W = self._last_block
+        if kept_numbers == numbers:
+            return W
+        W = self.space.probes(
+            len(numbers),
+            seed=self.plan.seed,
+            start=self.first_probe + numbers.start,
+            kind=self.plan.kind,
+            stream=self.stream,
+        )
+        if self.space.size * len(numbers) <= SMALL_ENTRIES:
+            self._last_block = numbers, W
+        return W
 
     def against_probes(self, *bases: Array) -> list[HostArray]:
         """basis^H W for each basis, and ||w_i||^2, (k,), from one pass over the probes."""
