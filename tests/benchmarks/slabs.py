@@ -1,6 +1,6 @@
 """A matrix larger than memory: answers, speed beside the disk's, and the memory it takes.
 
-``SLABS_GB=6 make bench ONLY=slabs`` sets the size of the file (1 by default, of float32 in
+``SLABS_GB=6 make bench ONLY=slabs`` sets the size of the file (2 by default, of float32 in
 the temporary folder), which is deleted afterwards. The work is done by a process that may
 allocate a third of that at most: RLIMIT_DATA, which counts what is allocated and not what is
 mapped. The system drops the file from its cache before every pass.
@@ -117,7 +117,7 @@ def peak():
 
 
 def run(report):
-    size = float(os.environ.get("SLABS_GB", "1"))
+    size = float(os.environ.get("SLABS_GB", "2"))
     n, limit = int((size * 1e9 / 4) ** 0.5), int(size * 1e9 / 3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "A.npy"
