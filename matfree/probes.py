@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from matfree.arrays import slabs
+from matfree.arrays import slab_bytes
 from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, Seed
 
@@ -102,7 +102,7 @@ def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # Products are modulo 2**64, and what stands above the low word of each c is not looked at.
+        # int64 products wrap modulo 2**64 in every library; above its low word no c is looked at.
         product0, product1 = (c0 & _MASK) * _MULTIPLIERS[0], (c2 & _MASK) * _MULTIPLIERS[1]
         c0, c1 = (product1 >> 32) ^ (c1 ^ k0), product1
         c2, c3 = (product0 >> 32) ^ (c3 ^ k1), product0
@@ -200,7 +200,9 @@ def gaussian(
     A slab of rows at a time: the words behind an entry take several times its room.
     """
     out = xp.empty((len(rows), len(probes)), dtype=dtype, device=device)
-    for part in slabs(len(rows), 4 * len(probes), device):
+    height = min(_ROWS_AT_ONCE, max(1, slab_bytes(device) // (4 * max(1, len(probes)))))
+    for begin in range(0, len(rows), height):
+        part = slice(begin, min(begin + height, len(rows)))
         slab = _gaussian_slab(xp, device, rows=rows[part], probes=probes, stream=stream, seed=seed)
         out[part, :] = xp.astype(xp.matrix_transpose(slab), dtype)
     return out

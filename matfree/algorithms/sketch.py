@@ -2,7 +2,8 @@ r"""What a random sketch of an operator sees, in coordinates that fit on a page.
 
 W holds k random probes, Y = A W their products, Q an orthonormal basis of Y's range, so
 that Y = Q R. Everything that XTrace and its relatives compute is then said by small
-matrices; W itself is made again from its counter wherever it is needed, never kept.
+matrices; W itself is made again from its counter wherever it is needed, and not kept but for
+a block so small that its memory does not count.
 """
 
 from __future__ import annotations

@@ -90,6 +90,15 @@ def test_the_bar_of_xtrace_equals_running_without_each_probe(dtype, kind):
     assert estimator.summary().stderr == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("num_probes", [6, 7, 12])
+def test_the_bar_of_xtrace_is_rounding_where_leaving_two_out_loses_no_direction(num_probes):
+    L = np.random.default_rng(0).standard_normal((200, 5))
+    estimate = mf.trace(L @ L.T, method="xtrace", num_probes=num_probes, seed=0)
+    low, high = estimate.interval()
+    assert low <= np.sum(L * L) <= high
+    assert high - low <= 1e-10 * np.sum(L * L)
+
+
 def test_one_probe_has_no_bar():
     assert spread(np.ones(1)) == np.inf
     estimator, _ = run(XTrace, general(np.float64), "rademacher", num_probes=1)
