@@ -87,29 +87,29 @@ def leave_two_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArr
     ``leave_one_out``.
     """
     R, H, O, N, lengths = small  # noqa: E741
-    k, adjoint = len(lengths), np.conj
+    k, conj = len(lengths), np.conj
     S = left_out_directions(R)
     HS, SH = H @ S, S.conj().T @ H
     T, B, a = S.conj().T @ S, S.conj().T @ HS, S.conj().T @ O
     b, own = np.diag(B), np.diag(a)
     # Two directions alike to the last digit leave rounding of the determinant of T_I.
     det = np.maximum(1 - np.abs(T) ** 2, np.finfo(lengths.dtype).eps)
-    inside = np.trace(H) - (b + b[:, None] - adjoint(T) * B - T * B.T) / det
+    inside = np.trace(H) - (b + b[:, None] - conj(T) * B - T * B.T) / det
     # What P has of w_i and P_I has not: S_I (u_i, u_j).
-    u_i, u_j = (own - adjoint(T) * a) / det, (a - T * own) / det
+    u_i, u_j = (own - conj(T) * a) / det, (a - T * own) / det
     left, right, M = O.conj().T @ HS, SH @ O, N @ S
-    outside = (  # w^H A w, - w^H A x, - x^H A w + x^H A x for the rest x of P w
-        adjoint(u_i) * np.sum(S.conj() * R, axis=0)
+    outside = (  # (w - x)^H A w, then -w^H A x, then x^H A x, where x = P_I w
+        conj(u_i) * np.sum(S.conj() * R, axis=0)
         - (np.sum(N.T * O, axis=0) - u_i * np.diag(M) - u_j * M.T)
         + (np.sum(O.conj() * (H @ O), axis=0) - u_i * np.diag(left) - u_j * left.T)
-        - (adjoint(u_i) * np.diag(right) + adjoint(u_j) * right)
+        - (conj(u_i) * np.diag(right) + conj(u_j) * right)
         + (np.abs(u_i) ** 2 * b + np.abs(u_j) ** 2 * b[:, None])
-        + (adjoint(u_i) * u_j * B.T + adjoint(u_j) * u_i * B)
+        + (conj(u_i) * u_j * B.T + conj(u_j) * u_i * B)
     )
     if resphere:
         units = np.diag(T).real
         free = size - R.shape[0] + units + units[:, None]
-        seen = np.sum(np.abs(O) ** 2, axis=0) - (adjoint(u_i) * own + adjoint(u_j) * a).real
+        seen = np.sum(np.abs(O) ** 2, axis=0) - (conj(u_i) * own + conj(u_j) * a).real
         outside = outside * _rescaling(free, lengths - seen, lengths)
     estimates = inside + outside
     np.fill_diagonal(estimates, 0.0)
