@@ -12,7 +12,8 @@ import scipy.sparse.linalg
 from matfree import FunctionOperator, Operator, OperatorError, aslinearoperator, space_like
 from matfree.arrays import conjugate, to_host
 from matfree.protocol import Array
-from matfree_scipy.fused import fused_products
+from matfree_scipy.fused import FusedProducts, fused_products
+from matfree_scipy.sliced import sliced_products
 
 
 def adapt(obj: Any) -> Operator | None:
@@ -67,13 +68,13 @@ class SparseOperator(Operator):
         csr = scipy.sparse.csr_array(matrix)
         self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
         self._transpose: Any = None
-        self._fused = fused_products(self.matrix)
-        if self._fused is not None:
-            self.lanczos_step = self._fused.lanczos_step
-            self.quadratic_forms = self._fused.quadratic_forms
+        self._fast = fused_products(self.matrix) or sliced_products(self.matrix)
+        if self._fast is not None:
+            self.lanczos_step = self._fast.lanczos_step
+            self.quadratic_forms = self._fast.quadratic_forms
 
     def _apply(self, X: Array) -> Array:
-        Y = None if self._fused is None else self._fused.matmat(X)
+        Y = None if self._fast is None else self._fast.matmat(X)
         return self.matrix @ X if Y is None else Y
 
     def _apply_adjoint(self, X: Array) -> Array:
@@ -83,8 +84,8 @@ class SparseOperator(Operator):
         return conjugate(xp, self._transpose @ conjugate(xp, X))
 
     def __repr__(self) -> str:
-        plain = super().__repr__()
-        return plain if self._fused is None else f"{plain[:-1]}, products compiled by numba>"
+        plain, compiled = super().__repr__(), isinstance(self._fast, FusedProducts)
+        return f"{plain[:-1]}, products compiled by numba>" if compiled else plain
 
 
 def to_scipy(operator: Any) -> Any:

@@ -21,8 +21,9 @@ from typing import Any, final
 import numpy as np
 
 from matfree.protocol import Array
-from matfree_scipy.compiled import compiled, over_chunks
+from matfree_scipy.compiled import compiled
 from matfree_scipy.signs import use_compiled_signs
+from matfree_scipy.threads import over_chunks
 
 WORTH_COMPILING = 1 << 19
 """Stored entries from which a second or two of compiling, once, is soon earned back."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from matfree import probes as by_arrays
 from matfree.protocol import Array, DType
-from matfree_scipy.compiled import compiled, over_chunks
+from matfree_scipy.compiled import compiled
+from matfree_scipy.threads import over_chunks
 
 WORTH_A_CALL = 1 << 16
 """Signs from which the threads' work is more than the way to it."""

@@ -1,4 +1,4 @@
-"""The compiled Lanczos step of a CSR matrix: other hands, the same answers.
+"""Lanczos steps of a CSR matrix, compiled or by slices of rows: other hands, the same answers.
 
 The oracle is a dense matrix: its eigenvectors, or its product by NumPy.
 """
@@ -16,16 +16,30 @@ from support.sparse import in_disorder, sparse_hermitian, with_indices
 
 import matfree as mf
 from matfree.algorithms.checkpoint import Checkpoint
-from matfree_scipy import compiled, fused
-
-pytest.importorskip("numba", reason="numba is not installed")
+from matfree_scipy import compiled, fused, sliced, threads
 
 K = 5
+NEVER = 1 << 62
+only_compiled = pytest.mark.parametrize("way", ["numba"], indirect=True)
 
 
-@pytest.fixture(autouse=True)
-def compiled_however_small(monkeypatch):
-    monkeypatch.setattr(fused, "WORTH_COMPILING", 0)
+@pytest.fixture(autouse=True, params=["numba", "slices"])
+def way(request, monkeypatch):
+    """How steps are made, also of small matrices."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="numba is not installed")
+    else:
+        monkeypatch.setattr(sliced, "_LEAST_HEIGHT", 16)
+        monkeypatch.setattr(sliced, "_SLICE_ENTRIES", 100)
+        monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
+    take(request.param, monkeypatch)
+    return request.param
+
+
+def take(way, monkeypatch):
+    """Let the operators made from now on take the steps of one way, or none of their own."""
+    monkeypatch.setattr(fused, "WORTH_COMPILING", 0 if way == "numba" else NEVER)
+    monkeypatch.setattr(sliced, "WORTH_SLICING", 0 if way == "slices" else NEVER)
 
 
 def quadrature_sums(T, f):
@@ -143,7 +157,7 @@ def test_quadratures_of_hard_matrices_are_those_of_their_eigenvectors(name, arra
 def test_products_are_counted_alike_on_both_paths(monkeypatch):
     A = laplacian_2d(12) + 0.1 * sp.eye_array(144)
     ours = mf.logdet(A, num_probes=6, num_steps=20, seed=0)
-    monkeypatch.setattr(fused, "WORTH_COMPILING", 1 << 62)
+    take(None, monkeypatch)
     plain = mf.logdet(A, num_probes=6, num_steps=20, seed=0)
     assert ours.num_matvecs == plain.num_matvecs == 120
     assert_close(ours.samples, plain.samples)
@@ -156,18 +170,18 @@ def test_nan_in_the_matrix_is_named():
         mf.logdet(A, num_probes=6, num_steps=20, seed=0)
 
 
-def test_an_unsymmetric_matrix_is_refused_in_the_same_words(monkeypatch):
+def test_an_unsymmetric_matrix_is_refused_in_the_same_words(way, monkeypatch):
     A = laplacian_2d(12) + sp.eye_array(144, k=1)
     texts = []
-    for bound in (0, 1 << 62):
-        monkeypatch.setattr(fused, "WORTH_COMPILING", bound)
+    for steps in (way, None):
+        take(steps, monkeypatch)
         with pytest.raises(mf.NotHermitianError) as caught:
             mf.logdet(A, num_probes=6, num_steps=20, seed=0)
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
 
 
-def test_start_vectors_may_stand_in_fortran_order(monkeypatch):
+def test_start_vectors_may_stand_in_fortran_order():
     A = laplacian_2d(12)
     start = np.asfortranarray(mf.space_like(np.empty(0), 144).probes(K, seed=0))
     there = mf.lanczos(A, start, 12, reorthogonalize="none")
@@ -181,9 +195,9 @@ def test_the_numbers_do_not_depend_on_the_threads(monkeypatch):
     A = laplacian_2d(80)  # several chunks of rows
     start = mf.space_like(np.empty(0), 6400).probes(8, seed=0)
     seen = []
-    for threads in ("1", "2", "3"):
-        monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
-        assert compiled.num_threads() == int(threads)
+    for number in ("1", "2", "3"):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", number)
+        assert threads.num_threads() == int(number)
         T = mf.lanczos(A, start, 12, reorthogonalize="none")
         seen.append((T.alphas, T.betas, mf.aslinearoperator(A) @ start))
     for one in seen[1:]:
@@ -200,12 +214,23 @@ def test_sums_over_rows_are_double_precision():
     assert np.abs(alpha / exact - 1).max() < 1e-12  # single precision is off by 1e-5
 
 
-@pytest.mark.parametrize("fused_first", [True, False])
-def test_a_checkpoint_of_one_path_is_taken_up_by_the_other(fused_first, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["slices"], indirect=True)
+def test_slices_are_views_of_the_matrix(monkeypatch):
+    A = laplacian_2d(12)
+    for part in sliced.SlicedProducts(A)._slices(100):
+        assert np.shares_memory(part.matrix.data, A.data)
+        assert np.shares_memory(part.matrix.indices, A.indices)
+        assert_close(part.matrix.toarray(), A.toarray()[part.rows])
+    monkeypatch.undo()
+    assert mf.aslinearoperator(A).lanczos_step is None  # too small for slices
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_a_checkpoint_of_one_path_is_taken_up_by_the_other(own_first, way, tmp_path, monkeypatch):
     A = laplacian_2d(12) + 0.1 * sp.eye_array(144)
     options = {"num_probes": 10, "num_steps": 20, "block_size": 5, "seed": 0}
     unbroken = mf.logdet(A, **options)
-    bounds = (0, 1 << 62) if fused_first else (1 << 62, 0)
+    first, second = (way, None) if own_first else (None, way)
     saves, save = [], Checkpoint.save
 
     def stop_within_the_second_block(self, *holders):
@@ -214,17 +239,18 @@ def test_a_checkpoint_of_one_path_is_taken_up_by_the_other(fused_first, tmp_path
         if len(saves) == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fused, "WORTH_COMPILING", bounds[0])
+    take(first, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", stop_within_the_second_block)
         with pytest.raises((KeyboardInterrupt, mf.Interrupted)):
             mf.logdet(A, **options, checkpoint=tmp_path / "run")
-    monkeypatch.setattr(fused, "WORTH_COMPILING", bounds[1])
+    take(second, monkeypatch)
     resumed = mf.logdet(A, **options, checkpoint=tmp_path / "run")
     assert_close(resumed.samples, unbroken.samples)
     assert resumed.num_matvecs < 300  # and not from the beginning
 
 
+@only_compiled
 def test_the_kernel_is_named_and_small_matrices_do_without(monkeypatch):
     A = laplacian_2d(12)
     assert "compiled by numba" in repr(mf.aslinearoperator(A))
@@ -233,6 +259,7 @@ def test_the_kernel_is_named_and_small_matrices_do_without(monkeypatch):
     assert mf.aslinearoperator(A).lanczos_step is None
 
 
+@only_compiled
 def test_small_problems_never_import_numba():
     code = (
         "import sys, scipy.sparse as sp, matfree as mf;"
@@ -242,6 +269,7 @@ def test_small_problems_never_import_numba():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@only_compiled
 def test_where_nothing_can_be_written_the_kernel_is_compiled_without_a_cache(monkeypatch):
     def njit(cache=False, **options):
         if cache:
