@@ -23,19 +23,19 @@ def orthonormal_range(
     *,
     against: Array | None,
     floor: float,
-    before: np.ndarray[Any, Any] | None = None,
+    removed: np.ndarray[Any, Any] | None = None,
 ) -> Array:
     """:meth:`matfree.spaces.RowSpace.orthonormalize`, by the reductions of the space alone.
 
-    Where ``against`` has been taken off X once, ``before`` says how long its columns were then:
-    it is done again only where they lost half of that.
+    Where ``against`` has been taken off X once, ``removed`` says how long that was for each
+    column: it is done again only where they lost half of their length.
     """
     bases = [] if against is None or not against.shape[1] else [against]
     num_taken = len(bases)
     lengths = to_host(space.norms(X))
     floor = max(floor, rounding(space.xp, space.dtype) * lengths.max(initial=0))
     X = space.xp.asarray(X, copy=True)  # worked on in place
-    if bases and (before is None or not _enough(before, lengths)):
+    if bases and (removed is None or not _enough(np.hypot(lengths, removed), lengths)):
         lengths = _remainder(space, bases, X, lengths)
     missing = X.shape[1]
     for _ in range(_MAX_SWEEPS):
@@ -100,8 +100,10 @@ def _well_conditioned(space: RowSpace, bases: list[Array], X: Array, floor: floa
     """Orthonormal directions of X that one Gram matrix resolves.
 
     X is orthogonal to the bases to rounding, which grows where its columns are nearly
-    dependent: what it grew to is taken off again.
+    dependent: what it grew to is taken off again. The longest column of X has length 1.
     """
+    if X.shape[1] == 1:
+        return X
     X, ratio = _whitened(space, X, floor)
     if ratio > _NEARLY_ORTHOGONAL:
         return X

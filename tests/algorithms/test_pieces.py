@@ -71,7 +71,8 @@ def test_a_run_goes_on_with_other_pieces_to_the_same_result(name, cuts, tmp_path
     resumed = joined(run_over(after, matrix, lambda B: run(counting(B, sent), path)))
     size = max(np.abs(b).max() for b in unbroken)  # a bar of rounding is of the value's size
     for a, b in zip(resumed, unbroken, strict=True):
-        assert_close(a, b, scale=size)
+        assert a.shape == b.shape
+        assert np.abs(a - b).max(initial=0.0) <= 1e-12 * size  # sums in another order
     made = len(sent) // (1 if after is None else len(after))
     assert made <= blocks - last + 2 + AT_ONCE.get(name, 1)  # as in one process
 
