@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -68,13 +69,15 @@ class SparseOperator(Operator):
         csr = scipy.sparse.csr_array(matrix)
         self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
         self._transpose: Any = None
-        self._fast = fused_products(self.matrix) or sliced_products(self.matrix)
-        if self._fast is not None:
-            self.lanczos_step = self._fast.lanczos_step
-            self.quadratic_forms = self._fast.quadratic_forms
+        ways = (fused_products(self.matrix), sliced_products(self.matrix))
+        self._ways = [way for way in ways if way is not None]
+        """Those that are the faster ones for wide blocks, before those for narrow ones."""
+        if self._ways:
+            self.lanczos_step = partial(_first_made, self._ways, "lanczos_step")
+            self.quadratic_forms = partial(_first_made, self._ways, "quadratic_forms")
 
     def _apply(self, X: Array) -> Array:
-        Y = None if self._fast is None else self._fast.matmat(X)
+        Y = _first_made(self._ways, "matmat", X)
         return self.matrix @ X if Y is None else Y
 
     def _apply_adjoint(self, X: Array) -> Array:
@@ -84,8 +87,15 @@ class SparseOperator(Operator):
         return conjugate(xp, self._transpose @ conjugate(xp, X))
 
     def __repr__(self) -> str:
-        plain, compiled = super().__repr__(), isinstance(self._fast, FusedProducts)
+        plain = super().__repr__()
+        compiled = any(isinstance(way, FusedProducts) for way in self._ways)
         return f"{plain[:-1]}, products compiled by numba>" if compiled else plain
+
+
+def _first_made(ways: list[Any], name: str, *blocks: Array) -> Any:
+    """What the first of the ways makes that suits the blocks; None where none does."""
+    made = (getattr(way, name)(*blocks) for way in ways)
+    return next((found for found in made if found is not None), None)
 
 
 def to_scipy(operator: Any) -> Any:

@@ -9,7 +9,6 @@ order, so the numbers do not depend on how many threads there were.
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple, final
 
@@ -53,14 +52,14 @@ class SlicedProducts:
     def __init__(self, matrix: Any) -> None:
         self.matrix = matrix
         self.wide = np.result_type(matrix.dtype, np.float64)
-        self._cut = cache(self._slices)
+        self._slices: dict[int, list[Slice]] = {}  # by their height
 
     def matmat(self, X: Array) -> Array | None:
         """A @ X, for a block (n, k) in C order."""
         if num_threads() == 1 or not _usable(X):
             return None
         Y = np.empty((self.matrix.shape[0], X.shape[1]), dtype=X.dtype)
-        slices = self._cut(_height(X))
+        slices = self._cut(X)
         over_chunks(len(slices), _product, slices, X, Y)
         return Y
 
@@ -70,7 +69,7 @@ class SlicedProducts:
         """One step of the recurrence, its remainder written over ``previous``."""
         if not _usable(V) or not _usable(previous):
             return None
-        slices, sums = self._cut(_height(V)), self._partial_sums(V)
+        slices, sums = self._cut(V), self._partial_sums(V)
         over_chunks(
             len(slices), _first_pass, slices, V, previous, _spread(beta, V), _spread(scale, V), sums
         )
@@ -82,21 +81,23 @@ class SlicedProducts:
         """x_j^H A x_j for the columns of a block, without the block A @ X."""
         if not _usable(X):
             return None
-        slices, sums = self._cut(_height(X)), self._partial_sums(X)
+        slices, sums = self._cut(X), self._partial_sums(X)
         over_chunks(len(slices), _quadratic_forms, slices, X, sums)
         return sums.sum(axis=0)
 
     def _partial_sums(self, X: Array) -> Any:
         """Room for a sum for each slice and each column."""
-        return np.empty((len(self._cut(_height(X))), X.shape[1]), dtype=self.wide)
+        return np.empty((len(self._cut(X)), X.shape[1]), dtype=self.wide)
 
-    def _slices(self, height: int) -> list[Slice]:
-        """All rows in slices of some height."""
-        edges = [*range(0, self.matrix.shape[0], height), self.matrix.shape[0]]
-        return [
-            Slice(slice(first, last), _view(self.matrix, first, last))
-            for first, last in pairwise(edges)
-        ]
+    def _cut(self, X: Array) -> list[Slice]:
+        """All rows in slices that suit a block."""
+        height, rows = _height(X), self.matrix.shape[0]
+        if height not in self._slices:
+            edges = pairwise([*range(0, rows, height), rows])
+            self._slices[height] = [
+                Slice(slice(first, last), _view(self.matrix, first, last)) for first, last in edges
+            ]
+        return self._slices[height]
 
 
 def _product(slices: list[Slice], X: Array, Y: Array, first: int, last: int) -> None:

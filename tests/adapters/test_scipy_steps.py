@@ -3,9 +3,11 @@
 The oracle is a dense matrix: its eigenvectors, or its product by NumPy.
 """
 
+import gc
 import subprocess
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -217,12 +219,24 @@ def test_sums_over_rows_are_double_precision():
 @pytest.mark.parametrize("way", ["slices"], indirect=True)
 def test_slices_are_views_of_the_matrix(monkeypatch):
     A = laplacian_2d(12)
-    for part in sliced.SlicedProducts(A)._slices(100):
+    for part in sliced.SlicedProducts(A)._cut(np.zeros((144, 2))):
         assert np.shares_memory(part.matrix.data, A.data)
         assert np.shares_memory(part.matrix.indices, A.indices)
         assert_close(part.matrix.toarray(), A.toarray()[part.rows])
     monkeypatch.undo()
     assert mf.aslinearoperator(A).lanczos_step is None  # too small for slices
+
+
+def test_an_operator_goes_when_it_is_let_go():
+    A = mf.aslinearoperator(laplacian_2d(12))
+    assert A.quadratic_forms(A.space.probes(K, seed=0)).shape == (K,)
+    gone = weakref.ref(A)
+    gc.disable()  # a matrix of gigabytes must not wait for the collector
+    try:
+        del A
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("own_first", [True, False])

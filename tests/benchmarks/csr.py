@@ -103,24 +103,24 @@ def products(report):
     n, rows = A.shape[0], []
     with compiled(False):
         plain = mf.aslinearoperator(A)
-    with compiled(len(ways()) > 2):
+    with compiled(True):
         ours = mf.aslinearoperator(A)
     rng = np.random.default_rng(0)
     matrix_bytes = A.data.nbytes + A.indices.nbytes + A.indptr.nbytes
     for k in WIDTHS:
         X = rng.standard_normal((n, k))
         Y = np.empty_like(X)
-        scipys, numbas, copy = side_by_side(
+        slices, numbas, copy = side_by_side(
             lambda X=X: plain @ X,
             lambda X=X: ours @ X,
             lambda X=X, Y=Y: np.copyto(Y, X),
             rounds=5,
         )
         bound = copy * (matrix_bytes + 2 * X.nbytes) / (2 * X.nbytes)
-        rows.append([k, *(f"{1e3 * seconds / k:.2f}" for seconds in (scipys, numbas, bound))])
+        rows.append([k, *(f"{1e3 * seconds / k:.2f}" for seconds in (slices, numbas, bound))])
     report.table(
         f"Products for each vector of a block, n = {n:,}, {A.nnz / n:.2f} entries a row",
-        ["vectors", "SciPy (ms)", "as chosen (ms)", "the same bytes at copying speed (ms)"],
+        ["vectors", "by slices (ms)", "with numba (ms)", "the same bytes at copying speed (ms)"],
         rows,
     )
 
