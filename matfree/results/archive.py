@@ -11,6 +11,7 @@ import json
 import math
 import os
 import secrets
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ FORMAT = 1
 Values = dict[str, Any]
 
 _HEADER = "header"
+_ONE_AT_A_TIME = threading.Lock()
+"""NumPy parses headers as Python, which some Pythons (3.11.7) fail at in two threads at once."""
 
 
 class DamagedFile(ValueError):  # noqa: N818  # it names the file's state
@@ -119,7 +122,7 @@ class OpenFile:
             return tuple(self._rows(f"{name}.{j}", axis, part) for j in range(plain["arrays"]))
 
     def _array(self, name: str) -> np.ndarray[Any, Any]:
-        with self._members.open(f"{name}.npy") as file:
+        with _ONE_AT_A_TIME, self._members.open(f"{name}.npy") as file:
             found: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
             return found
 
@@ -127,7 +130,8 @@ class OpenFile:
         """Read from the disk what is wanted and nothing else."""
         with self._members.open(f"{name}.npy") as file:
             assert np.lib.format.read_magic(file) == (1, 0)
-            shape, upright, dtype = np.lib.format.read_array_header_1_0(file)
+            with _ONE_AT_A_TIME:
+                shape, upright, dtype = np.lib.format.read_array_header_1_0(file)
             if upright:
                 return self._array(name)[(slice(None),) * axis + (part,)]
             begin, count = file.tell(), part.stop - part.start
