@@ -34,8 +34,9 @@ def orthonormal_range(
     num_taken = len(bases)
     lengths = to_host(space.norms(X))
     floor = max(floor, rounding(space.xp, space.dtype) * lengths.max(initial=0))
-    X = space.xp.asarray(X, copy=True)  # worked on in place
-    if bases and (removed is None or not _enough(np.hypot(lengths, removed), lengths)):
+    ours = bool(bases) and (removed is None or not _enough(np.hypot(lengths, removed), lengths))
+    if ours:  # to write on
+        X = space.xp.asarray(X, copy=True)
         lengths = _remainder(space, bases, X, lengths)
     missing = X.shape[1]
     for _ in range(_MAX_SWEEPS):
@@ -46,6 +47,8 @@ def orthonormal_range(
         missing -= bases[-1].shape[1]
         if missing == 0:  # what is left of X is rounding
             break
+        if not ours:
+            X, ours = space.xp.asarray(X, copy=True), True
         lengths = _remainder(space, bases, X, lengths)
     found = bases[num_taken:]
     if len(found) == 1:

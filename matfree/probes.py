@@ -110,8 +110,10 @@ def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...
     return c0 & _MASK, c1 & _MASK, c2 & _MASK, c3 & _MASK
 
 
-def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int) -> Array:
-    """The random words of some counters, int64 (probes, 4 * blocks), in counter order.
+def lanes(
+    xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int
+) -> tuple[Array, ...]:
+    """The four random words of some counters, each int64 (probes, blocks).
 
     Raises
     ------
@@ -121,11 +123,14 @@ def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, se
     require_numbers(probes)
     block = xp.arange(blocks.start, blocks.stop, dtype=xp.int64, device=device)[None, :]
     probe = xp.arange(probes.start, probes.stop, dtype=xp.int64, device=device)[:, None]
-    lanes = philox(
-        (block & _MASK, block >> 32, probe, xp.full_like(probe, stream)),
-        (seed & _MASK, seed >> 32),
-    )
-    return xp.reshape(xp.stack(lanes, axis=-1), (len(probes), 4 * len(blocks)))
+    counter = (block & _MASK, block >> 32, probe, xp.full_like(probe, stream))
+    return philox(counter, (seed & _MASK, seed >> 32))
+
+
+def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int) -> Array:
+    """The same in counter order, int64 (probes, 4 * blocks)."""
+    each = lanes(xp, device, blocks=blocks, probes=probes, stream=stream, seed=seed)
+    return xp.reshape(xp.stack(each, axis=-1), (len(probes), 4 * len(blocks)))
 
 
 def require_numbers(probes: range) -> None:
@@ -213,16 +218,18 @@ def _gaussian_slab(
 ) -> Array:
     """The same entries, (probes, rows) in float64, by Box and Muller's method."""
     blocks = range(rows.start >> 2, -(-rows.stop // 4))
-    word = words(
+    each = lanes(
         xp, device, blocks=blocks, probes=probes, stream=stream + _GAUSSIAN_STREAMS, seed=seed
     )
-    uniform = (xp.astype(word, _double(xp, device)) + 0.5) * 2.0**-32  # never 0, never 1
-    pair = xp.reshape(uniform, (len(probes), -1, 2))
-    radius = xp.sqrt(-2.0 * xp.log(pair[:, :, 0]))
-    angle = (2.0 * math.pi) * pair[:, :, 1]
-    both = xp.stack((radius * xp.cos(angle), radius * xp.sin(angle)), axis=-1)
+    entries = []
+    for pair in (each[:2], each[2:]):
+        # never 0, never 1
+        u, v = ((xp.astype(word, _double(xp, device)) + 0.5) * 2.0**-32 for word in pair)
+        radius, angle = xp.sqrt(-2.0 * xp.log(u)), (2.0 * math.pi) * v
+        entries += [radius * xp.cos(angle), radius * xp.sin(angle)]
     first = rows.start - (blocks.start << 2)
-    return xp.reshape(both, (len(probes), -1))[:, first : first + len(rows)]
+    both = xp.reshape(xp.stack(entries, axis=-1), (len(probes), -1))
+    return both[:, first : first + len(rows)]
 
 
 def fourth_roots(

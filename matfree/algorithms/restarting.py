@@ -27,7 +27,7 @@ from matfree.arrays import rounding, to_host
 from matfree.orthonormal import orthonormal_range, subtract, take_off
 from matfree.protocol import Array
 
-_ROWS_AT_ONCE = 1 << 15
+_ROWS_AT_ONCE = 1 << 12
 """Rows of V turned together at a restart: turned at once, V would be there nearly twice."""
 
 Which: TypeAlias = Literal["LM", "LA", "SA", "BE"]
