@@ -23,7 +23,8 @@ WORTH_SLICING = 1 << 15
 
 _SLICE_ENTRIES = 1 << 16  # of a block of vectors in a slice, so that a few of them are cached
 _LEAST_HEIGHT = 1 << 10  # rows beside which the calls for a slice cost little
-_NARROW = 2  # columns from which slices are the faster
+_MOST_HEIGHT = 1 << 13  # the rounding of a sum over a slice grows with it
+_NARROW_STEP, _NARROW = 4, 2  # columns from which slices are the faster
 
 
 class Slice(NamedTuple):
@@ -67,7 +68,7 @@ class SlicedProducts:
         self, V: Array, previous: Array, beta: Array, scale: Array
     ) -> tuple[Array, Array, Array] | None:
         """One step of the recurrence, its remainder written over ``previous``."""
-        if not _usable(V) or not _usable(previous):
+        if V.shape[1] < _NARROW_STEP or not _usable(V) or not _usable(previous):
             return None
         slices, sums = self._cut(V), self._partial_sums(V)
         over_chunks(
@@ -155,7 +156,8 @@ def _usable(X: Array) -> bool:
 def _height(X: Array) -> int:
     """The rows of a slice for blocks as wide as this one: a power of two, so there are few."""
     width: int = X.shape[1]
-    return max(_LEAST_HEIGHT, 1 << (_SLICE_ENTRIES // width).bit_length())
+    height = 1 << (_SLICE_ENTRIES // width).bit_length()
+    return min(max(_LEAST_HEIGHT, height), _MOST_HEIGHT)
 
 
 def _view(matrix: Any, first: int, last: int) -> Any:

@@ -9,12 +9,15 @@ import numpy as np
 from matfree.algorithms.products import HostArray, Products
 from matfree.arrays import real_part, rounding, to_host
 from matfree.protocol import Array
+from matfree.spaces import RowSpace
 
 _HALF_ASYMMETRY = 2.0**-9
 """The asymmetry that a basis in 16 bits explains: a few roundings of 2^-11."""
 
 _HALF_SHARE = 2.0**-10
 """The part of what was taken off along such a basis that comes back as its rounding."""
+
+_LONGEST_SUM = 1 << 13  # rows whose terms are added one behind another, in slabs and kernels
 
 _SECOND_ORDER = 4.0  # times what was measured, so that it is a bound
 
@@ -29,7 +32,7 @@ class Coefficients:
         self.product, self.space = product, product.space
         self.allowance = _HALF_ASYMMETRY if half else 0.0
         self.share = _HALF_SHARE if half else 0.0
-        self.factor = rounding(self.space.xp, self.space.dtype)
+        self.factor = max(rounding(self.space.xp, self.space.dtype), _rounding_of_sums(self.space))
         self.on_device: list[tuple[Array, Array, Array]] = []
         self.on_host: list[tuple[HostArray, ...]] = []
         self.beta: Array | None = None
@@ -140,3 +143,12 @@ class Coefficients:
             tuple(betas[: m - 1, p] for p, m in enumerate(ends)),
             tuple(float(betas[m - 1, p]) for p, m in enumerate(ends)),
         )
+
+
+def _rounding_of_sums(space: RowSpace) -> float:
+    """What the summing alone leaves of beta, relative to alpha, where a start is an eigenvector.
+
+    Of equal terms, such as those of signs and a multiple of the identity, every addition can
+    err to the same side by half an eps of double precision.
+    """
+    return min(space.size, _LONGEST_SUM) / 2 * float(np.finfo(np.float64).eps)

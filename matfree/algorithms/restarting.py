@@ -184,7 +184,7 @@ class KrylovDecomposition:
     def restart_if_full(self, values: HostArray, Y: HostArray, which: Which, k: int) -> bool:
         """Keep the k wanted Ritz pairs and a third of the rest's room, best first, where V is full.
 
-        Half takes no fewer products, and the passes over V get longer; a quarter takes more.
+        Half takes about as many products, and its passes over V are longer; a quarter takes more.
         """
         if self.room:
             return False

@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse as sp
 from support.backends import assert_close
 from support.kernels import Device, Host, HostKernels, read_by_cudas_compiler
-from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
-from support.sparse import in_disorder, sparse_hermitian
+from support.matrices import laplacian_2d
+from support.sparse import HARD, in_disorder, sparse_hermitian
 
 import matfree as mf
 from matfree.arrays import to_host
@@ -137,19 +137,6 @@ def test_entries_of_a_block_beyond_32_bits_are_found(host_kernels, monkeypatch, 
     expected = np.outer([1, 0, 4], np.arange(1, k + 1)) + np.outer([0, 2, 0], np.full(k, 100))
     assert np.array_equal(got, expected)
     place.finish()
-
-
-HARD = {
-    "identity": np.eye(600),
-    "zero": np.zeros((40, 40)),
-    "one by one": np.full((1, 1), 3.0),
-    "few eigenvalues": np.diag(np.r_[np.ones(20), 3.0 * np.ones(19), 0.0]),
-    "empty rows": sparse_hermitian(80),
-    "tiny": 1e-30 * sparse_hermitian(80),
-    "huge": 1e30 * sparse_hermitian(80),
-    "rank one": np.outer(np.r_[1.0, np.zeros(39)], np.r_[1.0, np.zeros(39)]),
-    "network": with_spectrum(nn_spectrum(80)),
-}
 
 
 @pytest.mark.parametrize("name", HARD)

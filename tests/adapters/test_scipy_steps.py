@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from support.backends import assert_close
-from support.matrices import laplacian_2d, nn_spectrum, with_spectrum
-from support.sparse import in_disorder, sparse_hermitian, with_indices
+from support.matrices import laplacian_2d
+from support.sparse import HARD, in_disorder, sparse_hermitian, with_indices
 
 import matfree as mf
 from matfree.algorithms.checkpoint import Checkpoint
@@ -124,19 +124,6 @@ def test_a_trace_is_the_same_without_the_products(kind, monkeypatch):
         mf.trace(sp.csr_array(A), **options)
 
 
-HARD = {
-    "identity": np.eye(40),
-    "zero": np.zeros((40, 40)),
-    "one by one": np.full((1, 1), 3.0),
-    "few eigenvalues": np.diag(np.r_[np.ones(20), 3.0 * np.ones(19), 0.0]),
-    "empty rows": sparse_hermitian(80),
-    "tiny": 1e-30 * sparse_hermitian(80),
-    "huge": 1e30 * sparse_hermitian(80),
-    "rank one": np.outer(np.r_[1.0, np.zeros(39)], np.r_[1.0, np.zeros(39)]),
-    "network": with_spectrum(nn_spectrum(80)),
-}
-
-
 @pytest.mark.parametrize("arrange", [sp.csr_array, in_disorder], ids=["sorted", "in disorder"])
 @pytest.mark.parametrize("name", HARD)
 def test_quadratures_of_hard_matrices_are_those_of_their_eigenvectors(name, arrange):
@@ -154,6 +141,20 @@ def test_quadratures_of_hard_matrices_are_those_of_their_eigenvectors(name, arra
     assert T.num_matvecs <= K * min(n, 30)
     if name in ("identity", "zero"):
         assert [len(alpha) for alpha in T.alphas] == [1] * K
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own steps", "arrays"])
+@pytest.mark.parametrize("k", [4, 20])
+@pytest.mark.parametrize("factor", [1.0, 0.3, 1e-30])
+def test_sums_of_many_equal_terms_are_no_asymmetry(own, k, factor, way, monkeypatch):
+    monkeypatch.setattr(sliced, "_LEAST_HEIGHT", 1 << 10)
+    monkeypatch.setattr(sliced, "_SLICE_ENTRIES", 1 << 16)  # as high as slices get
+    take(way if own else None, monkeypatch)
+    n = 50_000
+    A = (factor * sp.eye_array(n)).tocsr()
+    T = mf.lanczos(A, mf.space_like(np.empty(0), n).probes(k, seed=0), 9, reorthogonalize="none")
+    assert [len(alpha) for alpha in T.alphas] == [1] * k
+    assert_close(np.concatenate(T.alphas), np.full(k, factor), scale=10 * factor)
 
 
 def test_products_are_counted_alike_on_both_paths(monkeypatch):
@@ -225,6 +226,30 @@ def test_slices_are_views_of_the_matrix(monkeypatch):
         assert_close(part.matrix.toarray(), A.toarray()[part.rows])
     monkeypatch.undo()
     assert mf.aslinearoperator(A).lanczos_step is None  # too small for slices
+    large = mf.aslinearoperator(sp.eye_array(1 << 15).tocsr())
+    assert large.lanczos_step is not None
+
+
+@only_compiled
+def test_products_too_narrow_for_compiled_loops_go_by_slices(monkeypatch):
+    monkeypatch.setattr(sliced, "WORTH_SLICING", 0)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
+    matrix, took = laplacian_2d(12), []
+    A = mf.aslinearoperator(matrix)
+    for kind in (fused.FusedProducts, sliced.SlicedProducts):
+
+        def watched(self, X, product=kind.matmat):
+            Y = product(self, X)
+            took.extend([type(self)] if Y is not None else [])
+            return Y
+
+        monkeypatch.setattr(kind, "matmat", watched)
+    X = A.space.probes(8, seed=0)
+    for k, expected in ((7, sliced.SlicedProducts), (8, fused.FusedProducts)):
+        block = np.ascontiguousarray(X[:, :k])
+        assert_close(A @ block, matrix.toarray() @ block)
+        assert set(took) == {expected}
+        took.clear()
 
 
 def test_an_operator_goes_when_it_is_let_go():

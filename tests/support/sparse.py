@@ -3,6 +3,8 @@
 import numpy as np
 import scipy.sparse as sp
 
+from support.matrices import nn_spectrum, with_spectrum
+
 
 def sparse_hermitian(n, dtype=np.float64, seed=0):
     """Rows of very different lengths, some of them empty."""
@@ -37,3 +39,16 @@ def in_disorder(A):
     B = sp.csr_array((data, indices, indptr), shape=A.shape)
     assert B.nnz == 0 or not B.has_canonical_format
     return B
+
+
+HARD = {  # dense, symmetric
+    "identity": np.eye(600),
+    "zero": np.zeros((40, 40)),
+    "one by one": np.full((1, 1), 3.0),
+    "few eigenvalues": np.diag(np.r_[np.ones(20), 3.0 * np.ones(19), 0.0]),
+    "empty rows": sparse_hermitian(80),
+    "tiny": 1e-30 * sparse_hermitian(80),
+    "huge": 1e30 * sparse_hermitian(80),
+    "rank one": np.outer(np.r_[1.0, np.zeros(39)], np.r_[1.0, np.zeros(39)]),
+    "network": with_spectrum(nn_spectrum(80)),
+}
