@@ -8,18 +8,18 @@ for you.
 from pathlib import Path
 
 from matfree import _distribution
-from matfree.algorithms.blocks import block_diagonals, block_traces
-from matfree.algorithms.counting import eigenvalue_count
-from matfree.algorithms.density import spectral_density
-from matfree.algorithms.diagonal import diagonal
-from matfree.algorithms.eigsh import eigsh
-from matfree.algorithms.functions import logdet, trace_function
-from matfree.algorithms.lanczos import lanczos
-from matfree.algorithms.norms import frobenius_norm, schatten_norm
-from matfree.algorithms.power import power_iteration
-from matfree.algorithms.ritz import ritz_vectors
-from matfree.algorithms.svds import svds
-from matfree.algorithms.trace import trace
+from matfree.algorithms.eigen.eigsh import eigsh
+from matfree.algorithms.eigen.power_iteration import power_iteration
+from matfree.algorithms.eigen.svds import svds
+from matfree.algorithms.krylov.lanczos import lanczos
+from matfree.algorithms.krylov.ritz_vectors import ritz_vectors
+from matfree.algorithms.spectra.eigenvalue_count import eigenvalue_count
+from matfree.algorithms.spectra.norms import frobenius_norm, schatten_norm
+from matfree.algorithms.spectra.spectral_density import spectral_density
+from matfree.algorithms.spectra.trace_function import logdet, trace_function
+from matfree.algorithms.traces.block_traces import block_diagonals, block_traces
+from matfree.algorithms.traces.diagonal import diagonal
+from matfree.algorithms.traces.trace import trace
 from matfree.checks import OperatorReport, check_operator
 from matfree.errors import (
     ConvergenceWarning,

@@ -30,10 +30,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import numpy as np
+
 T = TypeVar("T")
 
 Array: TypeAlias = Any
 """An array of any library that the Python array API standard covers."""
+
+HostArray: TypeAlias = np.ndarray[Any, Any]
+"""A NumPy array of small numbers that the host works with."""
 
 DType: TypeAlias = Any
 """A data type of the array's own library."""

@@ -23,9 +23,9 @@ from matfree.arrays import (
     slabs,
     widest,
 )
-from matfree.drawing import draw
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
+from matfree.probe_kinds import draw
 from matfree.protocol import Array, DType, Peers, ProbeKind
 
 T = TypeVar("T")

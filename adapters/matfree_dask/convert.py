@@ -10,7 +10,7 @@ import numpy as np
 
 from matfree import Operator, OperatorError, space_like
 from matfree.arrays import conjugate
-from matfree.operators.slabs import vectors_a_pass
+from matfree.operators.streamed import vectors_a_pass
 from matfree.protocol import Array
 
 

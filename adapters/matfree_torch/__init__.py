@@ -4,23 +4,27 @@
 tensor; the curvatures are imported from here.
 """
 
-from matfree_torch.activation import ActivationHessian
-from matfree_torch.activations import SharedActivationHessian, activation_hessian
-from matfree_torch.curvature import BlockOperator
-from matfree_torch.directions import towards
-from matfree_torch.following import Follower, follow_training
-from matfree_torch.gaussnewton import GaussNewtonOperator
-from matfree_torch.ggn import fisher, ggn
-from matfree_torch.hessian import HessianOperator, hessian, hessian_of
-from matfree_torch.history import TrainingHistory
-from matfree_torch.jackknife import BatchJackknife
-from matfree_torch.kept import GraphMemory
-from matfree_torch.landscape import LossLandscape, loss_landscape
-from matfree_torch.processes import LostProcessError
-from matfree_torch.sharded import ShardedCurvature, ShardedSpace
+from matfree_torch.activations.activation_hessian import activation_hessian
+from matfree_torch.activations.activation_traces import activation_traces
+from matfree_torch.activations.operator import ActivationHessian
+from matfree_torch.activations.shared_operator import SharedActivationHessian
+from matfree_torch.analysis.batch_jackknife import batch_jackknife
+from matfree_torch.analysis.batch_jackknife_result import BatchJackknife
+from matfree_torch.analysis.directions import towards
+from matfree_torch.analysis.landscape import loss_landscape
+from matfree_torch.analysis.landscape_result import LossLandscape
+from matfree_torch.analysis.training import Follower, follow_training
+from matfree_torch.analysis.training_history import TrainingHistory
+from matfree_torch.curvature.fisher import fisher
+from matfree_torch.curvature.gauss_newton import GaussNewtonOperator
+from matfree_torch.curvature.ggn import ggn
+from matfree_torch.curvature.hessian import HessianOperator, hessian, hessian_of
+from matfree_torch.curvature.operator import BlockOperator
+from matfree_torch.curvature.sharded import ShardedCurvature
+from matfree_torch.distributed.collectives import LostProcessError
+from matfree_torch.distributed.space import ShardedSpace
+from matfree_torch.hvp.graph_cache import GraphMemory
 from matfree_torch.tensors import adapt
-from matfree_torch.traces import activation_traces
-from matfree_torch.variation import batch_jackknife
 
 __all__ = [
     "ActivationHessian",

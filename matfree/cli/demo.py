@@ -11,7 +11,7 @@ import scipy.stats
 
 from matfree.cli import options, sections
 from matfree.cli.failure import one_line
-from matfree.cli.report import Chapter, Notebook
+from matfree.cli.report.document import Chapter, Notebook
 from matfree.cli.session import conduct
 from matfree.cli.study import Settings, Study
 from matfree.operators import aslinearoperator

@@ -13,7 +13,7 @@ import scipy.sparse
 from matfree import checks
 from matfree.cli import load, options, sections, streams
 from matfree.cli.failure import CommandError
-from matfree.cli.report import Chapter, Notebook
+from matfree.cli.report.document import Chapter, Notebook
 from matfree.cli.session import conduct
 from matfree.cli.study import Study
 from matfree.errors import NonFiniteError

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import scipy.stats
 
+from matfree.protocol import HostArray
 from matfree.results import Estimate, SpectralDensity
-
-HostArray = np.ndarray[Any, Any]
 
 
 def exact_negative_share(density: SpectralDensity, eigenvalues: HostArray) -> float:

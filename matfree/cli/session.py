@@ -16,8 +16,8 @@ import numpy as np
 import scipy
 
 import matfree
-from matfree.cli import cells, folder
-from matfree.cli.report import Notebook, Report
+from matfree.cli.report import cells, folder
+from matfree.cli.report.document import Notebook, Report
 from matfree.cli.terminal import Terminal
 
 

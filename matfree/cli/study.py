@@ -10,8 +10,7 @@ import numpy as np
 
 from matfree.arrays import epsilon, is_complex
 from matfree.operators import Operator
-
-HostArray = np.ndarray[Any, Any]
+from matfree.protocol import HostArray
 
 
 @final

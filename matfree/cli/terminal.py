@@ -6,8 +6,8 @@ import shutil
 import textwrap
 from typing import TextIO, final
 
-from matfree.cli import cells
-from matfree.cli.report import Chapter, Section, Table
+from matfree.cli.report import cells
+from matfree.cli.report.document import Chapter, Section, Table
 
 _WIDEST = 88
 

@@ -4,6 +4,6 @@ from matfree.operators.base import Operator
 from matfree.operators.dense import DenseOperator
 from matfree.operators.frontdoor import aslinearoperator
 from matfree.operators.function import FunctionOperator
-from matfree.operators.slabs import SlabOperator
+from matfree.operators.streamed import SlabOperator
 
 __all__ = ["DenseOperator", "FunctionOperator", "Operator", "SlabOperator", "aslinearoperator"]

@@ -15,8 +15,8 @@ from matfree.errors import OperatorError
 from matfree.operators.base import Operator
 from matfree.operators.dense import DenseOperator
 from matfree.operators.function import FunctionOperator
-from matfree.operators.mapped import MappedFile
-from matfree.operators.slabs import SlabOperator
+from matfree.operators.memmap_file import MappedFile
+from matfree.operators.streamed import SlabOperator
 from matfree.protocol import Array, DType
 from matfree.spaces import RowSpace, space_like
 

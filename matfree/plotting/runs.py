@@ -8,13 +8,13 @@ import numpy as np
 import scipy.stats
 
 from matfree.plotting.axes import BLUE, GREEN, PURPLE, VERMILLION, axes_or_new, ink, legend
+from matfree.protocol import HostArray
 
 if TYPE_CHECKING:  # results import this package, so it can only read their attributes
     from matplotlib.axes import Axes
 
     from matfree.results import EigenResult, Estimate
 
-HostArray = np.ndarray[Any, Any]
 
 _FLOOR = 1e-17  # below the relative rounding of any precision
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from matfree.plotting.axes import BLUE, VERMILLION, axes_or_new, ink, legend
+from matfree.protocol import HostArray
 
 if TYPE_CHECKING:  # results import this package, so it can only read their attributes
     from matplotlib.axes import Axes
 
     from matfree.results import SpectralDensity
-    from matfree.results.readings import Reading
+    from matfree.results.interpretations import Reading
 
-HostArray = np.ndarray[Any, Any]
 
 _APART = 5.0  # smoothing widths between a cluster of nodes and the next that isolate it
 _LABELLED = 6  # isolated eigenvalues that still leave room for a number each

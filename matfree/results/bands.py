@@ -39,11 +39,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.special
 
-from matfree.results.estimate import require_level, student_quantile
-from matfree.results.readings import Pieces, as_atoms, converged, significant, smoothed
+from matfree.protocol import HostArray
+from matfree.results.interpretations import Pieces, as_atoms, converged, significant, smoothed
+from matfree.results.intervals import require_level, student_quantile
 from matfree.results.tridiagonal import Quadrature
 
-HostArray = np.ndarray[Any, Any]
 Side = Literal["left", "right"]
 
 KERNEL_TAIL = 6e-3

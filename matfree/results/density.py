@@ -10,15 +10,14 @@ from typing import Any, final
 import numpy as np
 
 from matfree import plotting
+from matfree.protocol import HostArray
 from matfree.results.bands import Probing, Side, share_between
 from matfree.results.distribution import Distribution
 from matfree.results.estimate import Estimate
-from matfree.results.memory import memory_rows
 from matfree.results.merging import merged
-from matfree.results.reduction import reduce_variance
+from matfree.results.record import memory_rows
 from matfree.results.tridiagonal import Quadrature
-
-HostArray = np.ndarray[Any, Any]
+from matfree.results.variance_reduction import reduce_variance
 
 
 @final

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from matfree.results import bands, readings
-from matfree.results.readings import Pieces, Reading
+from matfree.protocol import HostArray
+from matfree.results import bands
+from matfree.results import interpretations as readings
+from matfree.results.interpretations import Pieces, Reading
 from matfree.results.record import Record
 from matfree.results.tridiagonal import Quadrature
-
-HostArray = np.ndarray[Any, Any]
 
 DEFAULT_WIDTH = 0.01
 """Standard deviation of the smoothing Gaussian, relative to the spectrum's range."""

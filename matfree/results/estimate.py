@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import numpy as np
-import scipy.stats
 from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree import plotting
 from matfree.protocol import Array
-from matfree.results.memory import memory_rows
-from matfree.results.record import Record
+from matfree.results.intervals import require_level, student_quantile
+from matfree.results.record import Record, memory_rows
 
 _TOO_FAR = 10.0
 """Standard errors by which runs of one operator do not differ: Student's t, 1 in 10^7."""
@@ -214,19 +213,6 @@ class Estimate(Record):
             *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]
-
-
-def require_level(level: float) -> None:
-    """Refuse what is no probability."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1): got {level}; pass 0.95 for 95 %.")
-
-
-def student_quantile(level: float, degrees_of_freedom: float) -> float:
-    """How many standard errors half of the two-sided interval spans; inf for one sample."""
-    if degrees_of_freedom < 1:
-        return float("inf")
-    return float(scipy.stats.t.ppf(0.5 + level / 2, degrees_of_freedom))
 
 
 def require_same(name: str, values: list[Any]) -> None:

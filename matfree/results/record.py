@@ -6,9 +6,9 @@ import dataclasses
 import html
 import os
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from matfree.results import archive, parts
+from matfree.results import archive, sharded_files
 
 _KINDS: dict[str, type[Record]] = {}
 
@@ -47,7 +47,7 @@ class Record:
         library the result was computed with. Where vectors are cut among processes, each of
         them writes its rows beside ``path``, and reading ``path`` joins them.
         """
-        target = parts.path_of(archive.npz_path(path), parts.piece_of(self))
+        target = sharded_files.path_of(archive.npz_path(path), sharded_files.piece_of(self))
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]  # it is
         archive.write(target, type(self).__name__, {name: getattr(self, name) for name in names})
         return target
@@ -99,9 +99,9 @@ def load(path: str | os.PathLike[str]) -> Record:
     """
     path = archive.npz_path(path)
     if not path.exists():
-        pieces = [load(piece) for piece in parts.paths_of(path)]
+        pieces = [load(piece) for piece in sharded_files.paths_of(path)]
         if pieces:
-            whole: Record = parts.joined(path, pieces)
+            whole: Record = sharded_files.joined(path, pieces)
             return whole
     kind, values = archive.read(path)
     if kind not in _KINDS:
@@ -112,3 +112,30 @@ def load(path: str | os.PathLike[str]) -> Record:
     record = _KINDS[kind]
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]  # it is
     return record(**{name: value for name, value in values.items() if name in names})
+
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+_KEPT = {
+    "full": "every Lanczos vector",
+    "half": "every Lanczos vector in 16 bits",
+    "none": "no Lanczos vectors",
+}
+
+
+def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
+    """The line of a printed result: none where no budget was given."""
+    if not memory:
+        return []
+    kept, at_once = _KEPT[memory["basis"]], memory["at_once"]
+    size = f"{readable(memory['predicted'])} of {readable(memory['budget'])}"
+    return [("memory", f"{kept}, {at_once} at once: {size}")]
+
+
+def readable(size: float) -> str:
+    """Bytes in a unit that suits them."""
+    unit = 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.3g} {_UNITS[unit]}"

@@ -9,8 +9,7 @@ import numpy as np
 import scipy.linalg
 
 from matfree.protocol import Array
-from matfree.results.memory import memory_rows
-from matfree.results.record import Record
+from matfree.results.record import Record, memory_rows
 
 
 class Quadrature(NamedTuple):

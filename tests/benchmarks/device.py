@@ -25,9 +25,10 @@ from torch import nn
 
 import matfree as mf
 from matfree_cupy import csr
-from matfree_torch import folded, hessian
-from matfree_torch.captured import recorder_for
-from matfree_torch.precision import full_precision
+from matfree_torch import hessian
+from matfree_torch.autograd.precision import full_precision
+from matfree_torch.hvp import constant_folding
+from matfree_torch.hvp.cuda_graphs import recorder_for
 
 CE = nn.CrossEntropyLoss()
 BATCHES, STEPS = (32, 200), 100
@@ -67,10 +68,10 @@ def operators(net, data, device):
         ("folded", "folded", None),
         ("folded, captured", "folded", recorder_for(device)),
     ):
-        folded.recorder_for = lambda _, recorder=recorder: recorder
+        constant_folding.recorder_for = lambda _, recorder=recorder: recorder
         found[name] = hessian(net, CE, data, strategy=strategy)
         found[name].inspect()
-    folded.recorder_for = recorder_for
+    constant_folding.recorder_for = recorder_for
     return found
 
 

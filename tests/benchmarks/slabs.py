@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import matfree as mf
-from matfree.operators.slabs import SLAB_BYTES
+from matfree.operators.streamed import SLAB_BYTES
 
 TOP = np.array([10.0, 8.0, 6.0, 5.0, 4.0])
 ROUNDS = 3

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from matfree_torch import HessianOperator, hessian  # noqa: E402
-from matfree_torch.memory import SavedTensors  # noqa: E402
+from matfree_torch.autograd.graph_memory import SavedTensors  # noqa: E402
 
 SIZES = [(2, 64, 4, 32), (4, 64, 4, 32), (2, 96, 4, 64), (3, 128, 8, 16)]
 """Depth, width, heads and sequence."""

@@ -29,8 +29,9 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import matfree as mf
-import matfree_torch.unsharded
 from matfree_torch import activation_traces, fisher, ggn, hessian, hessian_of, loss_landscape
+from matfree_torch.autograd import graph_memory
+from matfree_torch.objective import fsdp
 from support.forks import caught, together
 
 WORLD = 4
@@ -352,11 +353,11 @@ def errors(mesh, square):
     old = FullyShardedDataParallel(nn.Linear(5, 3).double(), device_id=torch.device("cpu"))
 
     def on_a_small_machine():
-        matfree_torch.unsharded.available = lambda device: 4 * 500 * WORLD
+        fsdp.available = lambda device: 4 * 500 * WORLD
         try:
             hessian(model, CE, data)
         finally:
-            matfree_torch.unsharded.available = matfree_torch.memory.available
+            fsdp.available = graph_memory.available
 
     other_norm = copy.deepcopy(cut)
     with torch.no_grad():

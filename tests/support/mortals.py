@@ -17,7 +17,7 @@ from torch import nn
 import matfree as mf
 from matfree.results import archive
 from matfree_torch import hessian
-from matfree_torch.processes import Processes
+from matfree_torch.distributed.collectives import Processes
 from support.forks import TIMEOUT, import_what_is_imported_late, together
 
 SAMPLES = {1: (10,), 2: (7, 3), 3: (5, 0, 5)}  # of each process, by how many there are

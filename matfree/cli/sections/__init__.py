@@ -6,7 +6,7 @@ import dataclasses
 import time
 import warnings
 
-from matfree.cli.report import Notebook
+from matfree.cli.report.document import Notebook
 from matfree.cli.sections import density, diagonal, power, trace
 from matfree.cli.study import Study
 from matfree.errors import ConvergenceWarning

@@ -10,9 +10,9 @@ import numpy as np
 
 import matfree as mf
 from matfree import plotting
-from matfree.cli import cells
 from matfree.cli.quadrature import distance, exact_negative_share, holds
-from matfree.cli.report import Cell, Column, Figure, Finding, Section, Table
+from matfree.cli.report import cells
+from matfree.cli.report.document import Cell, Column, Figure, Finding, Section, Table
 from matfree.cli.study import Study
 from matfree.results import Estimate, SpectralDensity
 

@@ -9,8 +9,8 @@ import numpy as np
 import matfree as mf
 from matfree import plotting
 from matfree.arrays import to_host
-from matfree.cli import cells
-from matfree.cli.report import Column, Figure, Finding, Section, Table
+from matfree.cli.report import cells
+from matfree.cli.report.document import Column, Figure, Finding, Section, Table
 from matfree.cli.study import Exact, Study
 from matfree.results import Estimate
 

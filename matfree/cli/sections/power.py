@@ -6,9 +6,9 @@ from typing import Any
 
 import matfree as mf
 from matfree import plotting
-from matfree.algorithms.power import PowerStep
-from matfree.cli import cells
-from matfree.cli.report import Column, Figure, Finding, Section, Table
+from matfree.algorithms.eigen.power_iteration import PowerStep
+from matfree.cli.report import cells
+from matfree.cli.report.document import Column, Figure, Finding, Section, Table
 from matfree.cli.study import Study
 from matfree.progress import Progress
 from matfree.results import EigenResult

@@ -9,11 +9,11 @@ import numpy as np
 
 import matfree as mf
 from matfree import plotting
-from matfree.cli import cells
-from matfree.cli.report import Column, Figure, Finding, Section, Table
+from matfree.cli.report import cells
+from matfree.cli.report.document import Column, Figure, Finding, Section, Table
 from matfree.cli.study import Study
 from matfree.results import Estimate
-from matfree.results.estimate import student_quantile
+from matfree.results.intervals import student_quantile
 
 NAMES = {"xtrace": "XTrace", "deflated": "deflation"}
 

@@ -1,0 +1,180 @@
+"""Activation Hessians of data that several processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+from torch import Tensor
+
+from matfree import Estimate, Operator, OperatorError
+from matfree.protocol import Array, Seed
+from matfree_torch.activations.operator import ActivationHessian
+from matfree_torch.activations.port_traces import (
+    PortTrace,
+    Settings,
+    TraceMethod,
+    port_traces,
+    summed,
+)
+from matfree_torch.activations.ports import Selection, Where
+from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.space import ShardedSpace
+from matfree_torch.objective.objective import Objective
+from matfree_torch.vectors.layout import Layout, Patterns
+
+
+@final
+class SharedActivationHessian(Operator):
+    """The Hessian of a loss in activations of samples that several processes hold.
+
+    Made by :func:`activation_hessian` with a process_group. All processes make the same calls.
+    A vector is cut into rows: first those of process 0, then those of process 1; within a
+    block of one port these are the samples in their order, as in one process that has them all.
+
+    Examples
+    --------
+    >>> import torch, torch.distributed as dist, matfree_torch
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> model, data = torch.nn.Linear(2, 1), (torch.ones(4, 2), torch.zeros(4, 1))
+    >>> options = {"modules": torch.nn.Linear, "process_group": dist.group.WORLD}
+    >>> A = matfree_torch.activation_hessian(model, torch.nn.MSELoss(), data, **options)
+    >>> A.shape, A.partition
+    ((8, 8), {'Linear': slice(0, 8, None)})
+    >>> dist.destroy_process_group()
+    """
+
+    def __init__(
+        self, objective: Objective, processes: Processes, modules: Selection, at: Where
+    ) -> None:
+        def found() -> tuple[ActivationHessian, float]:
+            model, loss, data = objective.model, objective.loss, objective.batches.data
+            alone = Objective(model, loss, data, allow_tf32=objective.allow_tf32)
+            local = ActivationHessian(alone, modules, at)
+            return local, alone.batches.divisor
+
+        self.objective, self.processes = objective, processes
+        self.local, self._weight = objective.together(found)
+        own = self.local.names, self.local.layout.sizes, self._weight
+        everyone = processes.exchange(lambda: own)
+        others = [rank for rank, (names, *_) in enumerate(everyone) if names != everyone[0][0]]
+        if others:
+            raise OperatorError(
+                f"process {others[0]} calls other modules, {everyone[others[0]][0]}, than process "
+                f"0, {everyone[0][0]}; give all the same model and modules=."
+            )
+        self._sizes = {
+            name: [sizes[place] for _, sizes, _ in everyone]
+            for place, name in enumerate(self.local.names)
+        }
+        total = sum(weight for _, _, weight in everyone)
+        self._part = self._weight / total if objective.batches.averaged else 1.0
+        super().__init__(self._space(self.local.layout))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ports' names, in the order of the calls."""
+        return self.local.names
+
+    @property
+    def partition(self) -> dict[str, slice]:
+        """Where each port lies among the rows that this process holds."""
+        return self.local.partition
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Tensors of this process's samples, by port, as its rows of a vector."""
+        return self.local.flatten(tensors)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """The rows of a vector held here as tensors by port."""
+        return self.local.unflatten(vector)
+
+    def block(self, rows: Patterns, columns: Patterns | None = None) -> SharedActivationBlock:
+        """A[rows, columns], chosen by names; the principal submatrix without ``columns``."""
+        chosen = self.local.layout.subset(rows)
+        other = chosen if columns is None else self.local.layout.subset(columns)
+        return SharedActivationBlock(self, chosen, other)
+
+    def traces(
+        self,
+        method: TraceMethod = "auto",
+        *,
+        num_probes: int = 32,
+        seed: Seed = None,
+        per_sample: bool = False,
+    ) -> dict[str, Estimate]:
+        """The trace of every port's diagonal block, over the samples of all processes.
+
+        Parameters
+        ----------
+        method, num_probes, seed, per_sample
+            As for :func:`activation_traces`; each process's samples count as one batch.
+
+        Returns
+        -------
+        dict of name to Estimate
+            The same in all processes.
+
+        Raises
+        ------
+        OperatorError, ValueError
+            As for :func:`activation_traces`.
+
+        Cost
+        ----
+        As for :func:`activation_traces`, and one exchange.
+        """
+        Settings.make(method, num_probes, 0, per_sample)  # refuses before anything is exchanged
+        settings = Settings.make(method, num_probes, self.objective.agreed(seed), per_sample)
+
+        def traced() -> list[tuple[float, dict[str, PortTrace]]]:
+            with self.objective.precision():
+                return [(self._part, port_traces(self.local, settings, self.processes.rank))]
+
+        return summed(self.objective.collect(traced), settings)
+
+    def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        """A[rows, columns] @ X, whose rows here need the rows here alone."""
+
+        def product() -> Tensor:
+            self.local.inspect()
+            return self._part * self.local.between(X, rows, columns)
+
+        return self.objective.together(product)
+
+    def _apply(self, X: Array) -> Array:
+        return self.between(X, self.local.layout, self.local.layout)
+
+    _apply_adjoint = _apply
+
+    def _space(self, layout: Layout) -> ShardedSpace:
+        by_port = [self._sizes[name] for name in layout.names]
+        counts = [sum(sizes) for sizes in zip(*by_port, strict=True)]
+        return ShardedSpace(self.processes, counts, self.local.dtype)
+
+    def __repr__(self) -> str:
+        n = self.shape[0]
+        return f"<{n}x{n} over {self.processes.size} processes, here {self.local!r}>"
+
+
+@final
+class SharedActivationBlock(Operator):
+    """Some ports of a shared activation Hessian; made by its ``block``."""
+
+    def __init__(self, whole: SharedActivationHessian, rows: Layout, columns: Layout) -> None:
+        space = whole._space(rows)
+        super().__init__(space, space if rows is columns else whole._space(columns))
+        self.whole, self.rows, self.columns = whole, rows, columns
+
+    def _apply(self, X: Array) -> Array:
+        return self.whole.between(X, self.rows, self.columns)
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        return self.whole.between(X, self.columns, self.rows)
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        sides = " x ".join(
+            dict.fromkeys((", ".join(self.rows.names), ", ".join(self.columns.names)))
+        )
+        return f"<{m}x{n} block {sides} of {self.whole!r}>"

@@ -1,0 +1,1 @@
+"""Studies made with an operator: loss landscapes, training histories, batch jackknife."""

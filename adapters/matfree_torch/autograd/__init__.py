@@ -1,0 +1,1 @@
+"""Replacements for what torch differentiates incorrectly, slowly or not at all."""

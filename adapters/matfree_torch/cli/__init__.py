@@ -1,0 +1,1 @@
+"""The command ``matfree network`` and the network chapter of the demo."""

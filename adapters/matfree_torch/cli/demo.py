@@ -1,0 +1,258 @@
+"""The demo's chapters on networks, and the two networks themselves, trained in seconds.
+
+The images are scikit-learn's digits: 1797 real scans of 8 x 8 pixels, shipped with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from matfree.arrays import to_host
+from matfree.cli import sections
+from matfree.cli.report.document import Chapter, Column, Figure, Notebook, Section, Table
+from matfree.cli.study import Settings, Study
+from matfree.progress import Progress
+from matfree_torch import hessian
+
+Problem: TypeAlias = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]
+"""A model, a loss, and a batch: what ``matfree network`` takes."""
+
+TRAINING_IMAGES = 1500
+HESSIAN_IMAGES = 400
+
+_BATCH = 125
+_SHOWN = 12  # test images in the picture
+
+
+def chapter(notebook: Notebook, *, seed: int, progress: bool) -> None:
+    """Add the chapters on a residual network, and on one small enough for exact answers."""
+    _residual_chapter(notebook, seed, progress)
+    _small_chapter(notebook, seed, progress)
+
+
+def residual_problem(seed: int, *, progress: bool = False) -> Problem:
+    """A trained residual network with batch norm, 11,182 parameters, and 400 of its images."""
+    model = _made(ResidualNetwork, seed)
+    images, labels = digits(torch.float32)
+    _train(model, images, labels, seed=seed, epochs=6, progress=progress)
+    batch = images[:HESSIAN_IMAGES], labels[:HESSIAN_IMAGES]
+    return model, nn.functional.cross_entropy, batch
+
+
+def small_problem(seed: int, *, progress: bool = False) -> Problem:
+    """A trained network of 310 parameters in double precision, and 400 of its images."""
+    model = _made(_small_network, seed)
+    images, labels = digits(torch.float64)
+    _train(model, images, labels, seed=seed, epochs=40, progress=progress)
+    batch = images[:HESSIAN_IMAGES], labels[:HESSIAN_IMAGES]
+    return model, nn.functional.cross_entropy, batch
+
+
+def digits(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """All 1797 digits: images (1797, 1, 8, 8) in [0, 1], and labels (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as cause:
+        raise ImportError(
+            "the digits come with scikit-learn; install it with pip install 'matfree-nla[demo]'."
+        ) from cause
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.as_tensor(pixels / 16, dtype=dtype).reshape(-1, 1, 8, 8)
+    return images, torch.as_tensor(labels)
+
+
+@final
+class ResidualNetwork(nn.Module):
+    """Two residual blocks between a convolution and a linear layer, batch norm throughout."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.stem = _convolution(1, width, 1)
+        self.block1 = ResidualBlock(width, width, 1)
+        self.block2 = ResidualBlock(width, 2 * width, 2)
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (batch, 10) of images (batch, 1, 8, 8)."""
+        features = self.block2(self.block1(torch.relu(self.stem(images))))
+        logits: Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+@final
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, a 1 x 1 convolution where the shapes differ."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(inputs, outputs, stride)
+        self.second = _convolution(outputs, outputs, 1)
+        same = inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shortcut plus what the convolutions add to it."""
+        return torch.relu(self.shortcut(x) + self.second(torch.relu(self.first(x))))
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+
+def _small_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, stride=2),
+        nn.Tanh(),
+        nn.AvgPool2d(2, stride=1),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    ).double()
+
+
+def _made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network with reproducible weights; torch's global generator is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
+def _train(
+    model: nn.Module, images: Tensor, labels: Tensor, *, seed: int, epochs: int, progress: bool
+) -> None:
+    """Stochastic gradient descent with momentum; ends in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * (TRAINING_IMAGES // _BATCH)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=steps)
+    model.train()
+    with Progress("training", progress) as bar:
+        bar.start(steps)
+        for step in range(steps):
+            if step % (TRAINING_IMAGES // _BATCH) == 0:
+                shuffled = torch.randperm(TRAINING_IMAGES, generator=generator)
+                order = torch.split(shuffled, _BATCH)
+            chosen = order[step % len(order)]
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            bar.show(step + 1)
+    model.eval()
+    model.zero_grad()
+
+
+def _residual_chapter(notebook: Notebook, seed: int, progress: bool) -> None:
+    model, loss, batch = residual_problem(seed, progress=progress)
+    H = hessian(model, loss, batch)
+    notebook.open(
+        Chapter(
+            key="network",
+            title="The Hessian of a residual network",
+            text=(
+                "A convolutional network with residual blocks and batch norm, trained on real "
+                "images of digits. Its Hessian, the matrix of second derivatives of the loss with "
+                f"respect to all {H.shape[0]:,} parameters, would fill "
+                f"{H.shape[0] ** 2 * 4 / 1e9:.1f} GB; it is never formed. One product costs about "
+                "as much as two gradients.",
+            ),
+            code=_code("residual_problem", seed),
+            facts=_facts(H.shape[0], batch, seed),
+        )
+    )
+    notebook.add(_training(model, batch, loss, "network"))
+    settings = Settings(
+        seed=seed, num_probes=64, num_steps=60, density_probes=4, compare=True, progress=progress
+    )
+    sections.write(Study(H, "H", "network", settings), notebook)
+
+
+def _small_chapter(notebook: Notebook, seed: int, progress: bool) -> None:
+    model, loss, batch = small_problem(seed, progress=progress)
+    H = hessian(model, loss, batch)
+    notebook.open(
+        Chapter(
+            key="small_network",
+            title="A small network, beside its explicit Hessian",
+            text=(
+                f"The same on a network of {H.shape[0]} parameters, where the Hessian can be "
+                "written out, from one product with each unit vector, and its eigenvalues found "
+                "by `numpy.linalg.eigvalsh`. The estimates know nothing of that.",
+            ),
+            code=_code("small_problem", seed),
+            facts=_facts(H.shape[0], batch, seed),
+        )
+    )
+    notebook.add(_training(model, batch, loss, "small-network"))
+    settings = Settings(
+        seed=seed, eigen_rtol=1e-6, num_probes=128, num_steps=100, compare=True, progress=progress
+    )
+    study = Study(H, "H", "small-network", settings)
+    sections.write(study.with_exact(to_host(H.to_dense())), notebook)
+
+
+def _code(problem: str, seed: int) -> str:
+    return (
+        "import matfree as mf\n"
+        "from matfree_torch import hessian\n"
+        f"from matfree_torch.demo import {problem}\n"
+        f"H = hessian(*{problem}(seed={seed}))"
+    )
+
+
+def _facts(size: int, batch: tuple[Tensor, Tensor], seed: int) -> tuple[tuple[str, str], ...]:
+    images, _ = batch
+    return (
+        ("parameters", f"{size:,}, {str(images.dtype).removeprefix('torch.')}"),
+        ("loss", f"mean cross-entropy over {len(images)} training images"),
+        ("mode", "evaluation: batch norm uses its running statistics"),
+        ("torch", f"{torch.__version__}, threads: {torch.get_num_threads()}"),
+        ("seed", str(seed)),
+    )
+
+
+def _training(
+    model: nn.Module, batch: tuple[Tensor, Tensor], loss: Callable[..., Tensor], prefix: str
+) -> Section:
+    """How good the network is, and a few images with its answers."""
+    images, labels = digits(batch[0].dtype)
+    with torch.no_grad():
+        answers = model(images).argmax(dim=1)
+        value = float(loss(model(batch[0]), batch[1]))
+    right = (answers == labels).double()
+    seen = float(right[:TRAINING_IMAGES].mean())
+    unseen = float(right[TRAINING_IMAGES:].mean())
+    rows = (("training", TRAINING_IMAGES, seen), ("test", len(labels) - TRAINING_IMAGES, unseen))
+    columns = (Column("images"), Column("number"), Column("recognised", 3))
+    strip = np.concatenate(list(images[-_SHOWN:, 0].numpy()), axis=1)
+    said = answers[-_SHOWN:].tolist()
+
+    def draw(ax: Any) -> None:
+        ax.imshow(strip, cmap="gray_r")
+        ax.set_xticks(np.arange(_SHOWN) * 8 + 3.5, [str(answer) for answer in said])
+        ax.set_yticks([])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+
+    return Section(
+        key="training",
+        title="The network",
+        text=(f"Trained on {TRAINING_IMAGES} images; the loss is {value:.4g}.",),
+        tables=(Table("Images recognised:", columns, rows),),
+        figures=(
+            Figure(
+                f"{prefix}-digits",
+                "Test images and the network's answers",
+                "Real scans of 8 x 8 pixels, none of which it was trained on.",
+                draw,
+                height=0.9,
+            ),
+        ),
+        values={"loss": value, "training_accuracy": seen, "test_accuracy": unseen},
+    )

@@ -1,0 +1,1 @@
+"""Collective operations, sharded layouts and DTensors."""

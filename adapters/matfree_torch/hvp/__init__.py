@@ -1,0 +1,1 @@
+"""Strategies for computing Hessian-vector products."""

@@ -1,0 +1,1 @@
+"""A loss over data, evaluated without side effects on the model."""

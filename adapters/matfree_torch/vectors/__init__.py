@@ -1,0 +1,1 @@
+"""Named tensors as one flat vector."""

@@ -1,0 +1,292 @@
+r"""The search behind ``eigsh``: find the wanted pairs, then look for what was missed.
+
+A small residual proves that an eigenvalue is near; it does not prove that none was
+missed. A Krylov space from b start vectors sees at most b copies of a multiple
+eigenvalue, and every residual is small all the same. So when all pairs have converged, a
+fresh random block searches their orthogonal complement, and whatever it finds that
+belongs among the wanted is put there, until it finds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, final
+
+import numpy as np
+
+from matfree import probes
+from matfree.algorithms.eigen.missed_eigenvalues import absent, lead
+from matfree.algorithms.krylov.thick_restart import KrylovDecomposition, Which, order
+from matfree.algorithms.running.callbacks import asked_to_stop
+from matfree.algorithms.running.checkpoint import Checkpoint, restore
+from matfree.algorithms.running.counted_operator import Products
+from matfree.arrays import to_host
+from matfree.progress import Progress
+from matfree.protocol import Array, HostArray
+from matfree.results import EigenResult
+
+TIGHTER = 0.9
+"""The part of the tolerance that the search itself may use up."""
+
+_STARTS_APART = 1 << 16  # probe numbers between the starts of two searches
+
+
+class EigenStep(NamedTuple):
+    """What a callback sees after each block product."""
+
+    num_matvecs: int
+    values: HostArray
+    """The wanted Ritz values so far."""
+    residuals: HostArray
+    """Their residuals relative to ||A||."""
+
+
+@final
+class EigenSearch:
+    """The wanted pairs found so far, and the ways to find better ones."""
+
+    saved = (
+        *("phase", "end", "values", "residuals", "vectors", "norm"),
+        *("num_searches", "verified", "reason", "history", "krylov"),
+    )
+    by_row: ClassVar = {"vectors": 0}
+
+    def __init__(
+        self,
+        product: Products,
+        *,
+        k: int,
+        which: Which,
+        rtol: float,
+        capacity: int,
+        budget: int,
+        seed: int,
+        callback: Callable[[EigenStep], bool | None] | None,
+        bar: Progress,
+    ) -> None:
+        if not rtol > 0:
+            raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
+        if capacity < min(k + 2, product.space.size):
+            raise ValueError(f"num_vectors must be at least k + 2: got {capacity} for k = {k}.")
+        self.product, self.space = product, product.space
+        self.k, self.which, self.rtol = k, which, rtol
+        self.capacity, self.budget, self.seed = capacity, budget, seed
+        self.callback, self.bar = callback, bar
+        self.checkpoint: Checkpoint | None = None
+        self.phase: Literal["find", "verify"] = "find"
+        self.end = 0  # of the spectrum, under verification
+        self.krylov: KrylovDecomposition | None = None
+        self.values: HostArray = np.zeros(0)
+        self.residuals: HostArray = np.zeros(0)
+        self.vectors: Array = self.space.zeros(0)
+        self.norm = 0.0
+        self.num_searches = 0
+        self.verified = False
+        self.reason = "the budget of products ended first"
+        self.history: list[tuple[int, float, float]] = []
+
+    @property
+    def converged(self) -> HostArray:
+        """Which residuals are within the tolerance, with some room for the last rotation."""
+        return np.asarray(self.residuals <= TIGHTER * self.rtol * self.norm)
+
+    def problem(self, width: int) -> dict[str, Any]:
+        """What a checkpoint must share with this search."""
+        return {
+            "estimator": "eigsh",
+            "seed": self.seed,
+            "k": self.k,
+            "which": self.which,
+            "rtol": self.rtol,
+            "block_size": width,
+            "num_vectors": self.capacity,
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint from now on, after going back to where its run was."""
+        self.checkpoint = checkpoint
+        self.budget += checkpoint.overhead
+        restore(self, checkpoint.state, self.space)
+
+    def run(self, start: Array) -> None:
+        """Find k pairs from a start block."""
+        if self.phase != "find":
+            return
+        krylov = self._begun(
+            KrylovDecomposition(self.product, start, self._capacity(start.shape[1]), seed=self.seed)
+        )
+        wanted: HostArray | None = None  # coordinates of the wanted pairs, while V is as it was
+        try:
+            while True:
+                krylov.expand()
+                values, Y, residuals = krylov.ritz()
+                best = order(values, self.which, self.k)
+                wanted = Y[:, best]
+                self.norm = max(self.norm, krylov.norm, float(np.abs(values).max()))
+                self.values, self.residuals = values[best], residuals[best]
+                enough = len(best) == self.k and bool(self.converged.all())
+                if enough:
+                    self.reason = "every residual is within rtol"
+                if enough or self._must_stop(krylov) or self._stopped_by_callback():
+                    return
+                if krylov.restart_if_full(values, Y, self.which, self.k):
+                    wanted = np.eye(krylov.size)[:, : len(best)]
+                self._save()
+        finally:  # an interrupted run keeps what it had
+            if wanted is not None:
+                self.vectors = krylov.vectors(wanted)
+
+    def verify(self, block_size: int) -> None:
+        """Search the complement of what was found until nothing better turns up."""
+        ends: list[tuple[Which, int | None]] = [(self.which, None)]
+        if self.which == "BE":
+            ends = [("LA", 0), ("SA", 1)]
+        self._enter_search(self.end)
+        while self.end < len(ends):
+            found = self._search_complement(block_size, *ends[self.end])
+            if found is None:
+                self.reason = "every residual is within rtol; the search was cut short"
+                return
+            self._enter_search(self.end if found else self.end + 1)
+        self.verified = True
+        self.reason = "every residual is within rtol, and nothing better was found"
+
+    def _search_complement(self, block_size: int, end: Which, offset: int | None) -> bool | None:
+        """Whether the complement held something better (now inserted); None: out of budget."""
+        mine = self.values if offset is None else self.values[offset::2]
+        if len(mine) == 0 or len(self.values) == self.space.size:
+            return False
+        worst, margin = float(mine[-1]), self.rtol * self.norm
+        krylov = self._begun(self._fresh_decomposition(block_size))
+        width = krylov.Q.shape[1]
+        while not self._must_stop(krylov):
+            krylov.expand()
+            values, Y, residuals = krylov.ritz()
+            best = order(values, end, min(width, len(values)))
+            gains = lead(values[best], worst, end)
+            done = bool(residuals[best[0]] <= margin) or krylov.exhausted
+            if gains[0] > margin:  # something was missed: converge what beats the worst
+                better = best[gains > margin]
+                if krylov.exhausted or np.all(residuals[better] <= TIGHTER * margin):
+                    self._insert(values[better], residuals[better], krylov.vectors(Y[:, better]))
+                    return True
+            elif done or absent(krylov, values, worst, end):
+                return False
+            krylov.restart_if_full(values, Y, end, len(best))
+            self._save()
+        return None
+
+    def _fresh_decomposition(self, block_size: int) -> KrylovDecomposition:
+        """A new start in the complement of what was found."""
+        if not self._has_stored:  # else the search under way goes on
+            self.num_searches += 1
+        width = min(block_size, self.space.size - len(self.values))
+        block = self.space.probes(
+            width,
+            seed=self.seed,
+            start=_STARTS_APART * self.num_searches,
+            kind="gaussian",
+            stream=probes.START,
+        )
+        krylov = KrylovDecomposition(
+            self.product,
+            block,
+            self._capacity(width),
+            seed=self.seed,
+            first_refill=_STARTS_APART * self.num_searches,
+            locked=self.vectors,
+        )
+        krylov.norm = self.norm  # what is left may be rounding only: it is judged against all of A
+        return krylov
+
+    def _insert(self, values: HostArray, residuals: HostArray, vectors: Array) -> None:
+        """Take the new pairs among the wanted, in their place, and drop the worst."""
+        values = np.concatenate((self.values, values))
+        keep = order(values, self.which, self.k)
+        select = np.eye(len(values))[:, keep]
+        everything = self.space.xp.concat((self.vectors, vectors), axis=1)
+        self.vectors = everything @ self.space.asarray(select)
+        self.residuals = np.concatenate((self.residuals, residuals))[keep]
+        self.values = values[keep]
+
+    def result(self, reason: str, *, recompute: bool) -> EigenResult:
+        """The pairs in order, with residuals from fresh products where asked."""
+        values, residuals, U = self.values, self.residuals, self.vectors
+        if recompute:
+            values, residuals, U = self._rayleigh_ritz(U)
+        ranks = np.argsort(-values) if self.which == "BE" else order(values, self.which, self.k)
+        values, residuals = values[ranks], residuals[ranks]
+        U = U @ self.space.asarray(np.eye(len(ranks))[:, ranks])
+        relative = residuals / self.norm if self.norm > 0 else residuals
+        return EigenResult(
+            values=values,
+            vectors=U,
+            residuals=relative,
+            converged=relative <= self.rtol,
+            norm=self.norm,
+            which=self.which,
+            method="thick-restart block Lanczos",
+            num_matvecs=self.product.num_matvecs,
+            num_steps=len(self.history),
+            reason=reason,
+            seed=self.seed,
+            verified=self.verified,
+            history=tuple(self.history),
+            rows=self.space.piece,
+        )
+
+    def _rayleigh_ritz(self, U: Array) -> tuple[HostArray, HostArray, Array]:
+        """Values, residuals and vectors from one fresh product with every vector.
+
+        Vectors found in different searches are eigenvectors up to the tolerance only; the
+        rotation takes out what they hold of each other.
+        """
+        AU = self.product(U)
+        H = to_host(self.space.gram(U, AU))
+        self.product.require_finite(H)
+        values, Y = np.linalg.eigh((H + H.conj().T) / 2)
+        U, AU = U @ self.space.asarray(Y), AU @ self.space.asarray(Y)
+        R = AU - U * self.space.asarray(values)[None, :]
+        return values, to_host(self.space.norms(R)), U
+
+    @property
+    def _has_stored(self) -> bool:
+        """Whether the checkpoint holds a decomposition that waits to be taken up."""
+        return self.checkpoint is not None and self.checkpoint.holds("krylov")
+
+    def _begun(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
+        """A new decomposition, or, once, the one that was under way."""
+        if self.checkpoint is not None:
+            self.checkpoint.take_up("krylov", krylov)
+        self.krylov = krylov
+        return krylov
+
+    def _enter_search(self, end: int) -> None:
+        """Note in the checkpoint that a search begins, unless it is being gone on with."""
+        if not self._has_stored:
+            self.phase, self.end, self.krylov = "verify", end, None
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.save(self)
+
+    def _capacity(self, width: int) -> int:
+        return min(self.space.size, max(self.capacity, self.k + 3 * width))
+
+    def _must_stop(self, krylov: KrylovDecomposition) -> bool:
+        width = krylov.Q.shape[1]
+        return krylov.exhausted or self.product.num_matvecs + width > self.budget
+
+    def _stopped_by_callback(self) -> bool:
+        relative = self.residuals / self.norm if self.norm > 0 else self.residuals
+        worst = float(np.max(relative))
+        self.history.append((self.product.num_matvecs, float(self.values[0]), worst))
+        self.bar.show(
+            int(self.converged.sum()),
+            lambda: f"{self.product.num_matvecs} products, worst residual {worst:.1e}",
+        )
+        step = EigenStep(self.product.num_matvecs, self.values, relative)
+        stop = asked_to_stop(self.callback, step)
+        if stop:
+            self.reason = "stopped by the callback"
+        return stop

@@ -1,0 +1,257 @@
+r"""Power iteration, the textbook method, with the stopping rule the textbooks forget.
+
+v <- A v / ||A v|| turns towards the eigenvector of the eigenvalue largest in magnitude, by
+a factor |lambda_2 / lambda_1| a step. The Rayleigh quotient theta = v^H A v can stand still
+long before v is an eigenvector (for a spectrum {1, -1} it never is); the residual
+||A v - theta v|| cannot lie: some eigenvalue is within it of theta, always.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from matfree import probes
+from matfree.algorithms.running.callbacks import asked_to_stop
+from matfree.algorithms.running.counted_operator import Products
+from matfree.arrays import real_part, to_host
+from matfree.errors import ConvergenceWarning, Interrupted
+from matfree.protocol import Array, HostArray, Seed
+from matfree.results import EigenResult
+from matfree.spaces import RowSpace
+
+STEPS_PER_LOOK = 5
+"""Steps between two looks from the host: the device is not waited for in between."""
+
+
+class PowerStep(NamedTuple):
+    """What a callback sees after each look."""
+
+    pair: int
+    """Which eigenpair, counted from 0."""
+    step: int
+    """Steps spent on it so far."""
+    value: float
+    """Its Rayleigh quotient."""
+    residual: float
+    """||A v - theta v|| relative to the norm of A."""
+
+
+def power_iteration(
+    A: Any,
+    k: int = 1,
+    *,
+    rtol: float = 1e-3,
+    max_steps: int = 1000,
+    seed: Seed = None,
+    callback: Callable[[PowerStep], bool | None] | None = None,
+) -> EigenResult:
+    r"""The k eigenvalues largest in magnitude, by power iteration with deflation.
+
+    v <- A v / ||A v||, theta = v^H A v, until ||A v - theta v|| <= rtol ||A||. Each later
+    pair is iterated in the orthogonal complement of the earlier ones; at the end the k
+    vectors are rotated to the eigenvectors of their k x k projection of A.
+
+    It converges as |lambda_{k+1} / lambda_k|^steps and not at all where two eigenvalues
+    tie in magnitude with opposite signs: then the residual stays, ``converged`` is False
+    and a warning says so.
+
+    Parameters
+    ----------
+    A : Hermitian operator, or anything ``aslinearoperator`` accepts
+    k : int
+        In [1, n].
+    rtol : float
+        Bound on the residual relative to ||A||_2, the latter estimated by the largest
+        ||A v|| met on the way.
+    max_steps : int
+        The most steps for one pair.
+    seed : int, None or numpy.random.Generator
+        Of the start vectors (Gaussian).
+    callback : function, optional
+        Called with a ``PowerStep`` every 5 steps; returning True or raising StopIteration
+        goes on to the next pair.
+
+    Returns
+    -------
+    EigenResult
+        Sorted by magnitude; residuals recomputed; ``history`` holds every step of every
+        pair as (pair, theta, relative residual).
+
+    Raises
+    ------
+    ValueError
+        k not in [1, n], rtol or max_steps not positive.
+    NotHermitianError
+        The products made on the way contradict A = A^H.
+    NonFiniteError
+        A product holds NaN or infinity.
+
+    Warns
+    -----
+    ConvergenceWarning
+        A pair's residual is still above rtol after max_steps.
+
+    Cost
+    ----
+    One matvec a step, at most k * max_steps; 2 k + 6 vectors in memory, 6 k + 1 where the
+    pairs are rotated at the end.
+
+    References
+    ----------
+    R. von Mises, H. Pollaczek-Geiringer (1929), doi:10.1002/zamm.19290090206.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> result = mf.power_iteration(np.diag([1.0, 2.0, 5.0, -10.0]), k=2, rtol=1e-8, seed=0)
+    >>> result.values.round(10)
+    array([-10.,   5.])
+    >>> bool(result.converged.all())
+    True
+    """
+    product = Products(A)
+    n = product.space.size
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in [1, n]: got {k} for an operator of size {n}.")
+    if not rtol > 0:
+        raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
+    run = _Run(product, k, rtol, max_steps, probes.agreed_seed(seed, product.space.exchange))
+    try:
+        for pair in range(k):
+            run.iterate(pair, callback)
+    except KeyboardInterrupt as stop:
+        if not run.found:
+            raise
+        raise Interrupted(run.result("interrupted")) from stop
+    result = run.result("every pair reached its end")
+    if not result.converged.all():
+        _warn(result, rtol, max_steps)
+    return result
+
+
+@final
+class _Run:
+    """Vectors found so far, their products, and the norm they are measured against."""
+
+    def __init__(self, product: Products, k: int, rtol: float, max_steps: int, seed: int) -> None:
+        self.product, self.space = product, product.space
+        self.k, self.rtol, self.max_steps, self.seed = k, rtol, max_steps, seed
+        self.found = 0
+        self.U = self.space.zeros(k)
+        self.AU = self.space.zeros(k)
+        self.norm = 0.0
+        self.history: list[tuple[int, float, float]] = []
+
+    def iterate(self, pair: int, callback: Callable[[PowerStep], bool | None] | None) -> None:
+        """Find the next pair, to half of the tolerance: the other half is for the rotation."""
+        space = self.space
+        v = space.probes(1, seed=self.seed, start=pair, kind="gaussian", stream=probes.START)
+        v = _unit(space, self._deflated(v), fallback=v)
+        entries: list[Array] = []
+        first: tuple[Array, Array] | None = None
+        for step in range(1, self.max_steps + 1):
+            w = self.product(v)
+            entries.append(_measure(space, v, w, self._deflated(w)))
+            if step == 1 and pair == 0:
+                first = v, w
+            elif step == 2 and first is not None:
+                self._check_symmetry(*first, v, w)
+            if step % STEPS_PER_LOOK == 0 or step in (2, self.max_steps):
+                state = self._look(pair, step, entries)
+                entries = []
+                if state.residual <= self.rtol / 2 or asked_to_stop(callback, state):
+                    break
+            if step < self.max_steps:
+                v = _unit(space, self._deflated(w), fallback=v)
+        self.U[:, pair], self.AU[:, pair] = v[:, 0], w[:, 0]
+        self.found = pair + 1
+
+    def result(self, reason: str) -> EigenResult:
+        """Rayleigh-Ritz on what was found; residuals from the products already made."""
+        space, k = self.space, self.found
+        U, AU = self.U[:, :k], self.AU[:, :k]
+        H = to_host(space.gram(U, AU))
+        values, Y = np.linalg.eigh((H + H.conj().T) / 2)
+        order = np.argsort(-np.abs(values), kind="stable")
+        values, Y = values[order], space.asarray(Y[:, order])
+        U, AU = U @ Y, AU @ Y
+        residuals = to_host(space.norms(AU - U * space.asarray(values)[None, :]))
+        norm = max(self.norm, float(np.abs(values).max()))
+        relative = residuals / norm if norm > 0 else residuals
+        return EigenResult(
+            values=values,
+            vectors=U,
+            residuals=relative,
+            converged=relative <= self.rtol,
+            norm=norm,
+            which="LM",
+            method="power iteration",
+            num_matvecs=self.product.num_matvecs,
+            num_steps=self.product.num_matvecs,
+            reason=reason,
+            seed=self.seed,
+            history=tuple(self.history),
+            rows=space.piece,
+        )
+
+    def _deflated(self, w: Array) -> Array:
+        """w without its components along the vectors already found, projected twice."""
+        if self.found:
+            U = self.U[:, : self.found]
+            for _ in range(2):
+                w = w - U @ self.space.xp.astype(self.space.gram(U, w), self.space.dtype)
+        return w
+
+    def _look(self, pair: int, step: int, entries: list[Array]) -> PowerStep:
+        """Bring theta, residual and ||A v|| of the last steps to the host."""
+        numbers: HostArray = to_host(self.space.xp.stack(entries))
+        self.product.require_finite(numbers)
+        for theta, residual, length in numbers.tolist():
+            self.norm = max(self.norm, length)
+            relative = residual / self.norm if self.norm > 0 else 0.0
+            self.history.append((pair, theta, relative))
+        return PowerStep(pair, step, self.history[-1][1], self.history[-1][2])
+
+    def _check_symmetry(self, v1: Array, w1: Array, v2: Array, w2: Array) -> None:
+        """v1^H (A v2) and (A v1)^H v2 must be one number; both products are made anyway."""
+        xp = self.space.xp
+        defect = xp.abs(self.space.dots(v1, w2) - self.space.dots(w1, v2))[0]
+        scale = xp.maximum(self.space.norms(w1), self.space.norms(w2))[0]
+        gap, size = to_host(xp.stack((defect, scale))).tolist()
+        if np.isfinite(gap) and size > 0:
+            self.product.require_hermitian(gap / size)
+
+
+def _measure(space: RowSpace, v: Array, w: Array, deflated: Array) -> Array:
+    """(theta, ||residual||, ||A v||) on the device; the residual within the complement."""
+    xp = space.xp
+    theta = real_part(xp, space.dots(v, w))
+    residual = deflated - v * xp.astype(theta, space.dtype)[None, :]
+    return xp.concat((theta, space.norms(residual), space.norms(w)))
+
+
+def _unit(space: RowSpace, w: Array, *, fallback: Array) -> Array:
+    """w / ||w||; the previous vector where A v = 0, which is then an eigenvector already."""
+    xp = space.xp
+    length = space.norms(w)
+    zero = length == 0
+    safe = xp.astype(xp.where(zero, xp.ones_like(length), length), space.dtype)
+    return xp.where(zero[None, :], fallback, w / safe[None, :])
+
+
+def _warn(result: EigenResult, rtol: float, max_steps: int) -> None:
+    open_pairs = int(np.sum(~result.converged))
+    warnings.warn(
+        f"{open_pairs} of {len(result.values)} pairs did not reach rtol={rtol:g} within "
+        f"{max_steps} steps (worst residual {result.residuals.max():.1e} of ||A||): raise "
+        "max_steps, or expect eigenvalues of equal magnitude and opposite sign, which power "
+        "iteration cannot tell apart.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )

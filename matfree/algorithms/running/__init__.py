@@ -1,0 +1,1 @@
+"""What every run shares: counting, plans, checkpoints, the sampling loop, callbacks."""

@@ -1,0 +1,202 @@
+"""Long runs that survive: the state of a run in a file, written after every block.
+
+What a run holds between two blocks is a handful of arrays and numbers. An object names
+them in a tuple ``saved``; ``state_of`` collects them, following names to objects with a
+``saved`` of their own, and ``restore`` puts them back. Those that have the rows of vectors are
+in ``by_row`` as well, with the axis along which they do, so that another number of processes
+can take the run up. A file also says which problem it belongs to: the method, the seed, the
+options that shape the state, and what the operator does to one vector. A run that differs in
+any of it is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from matfree import probes
+from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.state_file import StateFile, opened
+from matfree.arrays import epsilon, to_host
+from matfree.protocol import HostArray, Seed
+from matfree.results import archive
+from matfree.spaces import RowSpace
+
+PathLike = str | os.PathLike[str]
+
+
+def resumed_seed(space: RowSpace, checkpoint: PathLike | None, seed: Seed) -> int:
+    """The seed of a run: the file's where one exists and none was given; all processes' own."""
+    agreed = probes.agreed_seed(seed, space.exchange)
+    if seed is not None or checkpoint is None:
+        return agreed
+    path = archive.npz_path(checkpoint)
+    stored = space.exchange(lambda: _stored_seed(path) if space.rank == 0 else None)[0]
+    return agreed if stored is None else stored
+
+
+@final
+class Checkpoint:
+    """The file of one run.
+
+    Parameters
+    ----------
+    path : path of the file; ``.npz`` is appended where it is missing
+        All processes of the space see it; where vectors are cut, its pieces lie beside it.
+    product : the operator, counted
+        One product tells it from others; it is counted like the rest.
+    problem : names and values that a file must share with the run that goes on from it
+
+    Raises
+    ------
+    ValueError
+        The file belongs to another run, and the text says what differs; or it is cut short.
+    """
+
+    def __init__(self, path: PathLike, product: Products, problem: dict[str, Any]) -> None:
+        self.file = StateFile(archive.npz_path(path), product.space)
+        self.path, self.product = self.file.path, product
+        self.problem = {
+            **problem,
+            "shape": tuple(product.operator.shape),
+            "dtype": to_host(product.space.zeros(0)).dtype.name,
+        }
+        self.overhead = 1
+        """Products spent on telling the operator, over all starts."""
+        stored = self.file.values
+        if stored:
+            self._require_same(stored["problem"])
+        self.operator_print = _operator_print(product)
+        if stored:
+            self._require_same_operator(stored.pop("operator_print"))
+            del stored["problem"]
+            product.num_matvecs += stored.pop("num_matvecs")
+            self.overhead += stored.pop("overhead")
+        self.state: archive.Values = stored
+        """What the file holds of the run; empty for a new one."""
+
+    def save(self, *holders: Any) -> None:
+        """Write what the holders call ``saved``."""
+        state: archive.Values = {}
+        axes: dict[str, int] = {}
+        for holder in holders:
+            values, by_row = state_of(holder)
+            state, axes = state | values, axes | by_row
+        self.file.write(
+            {
+                "problem": self.problem,
+                "operator_print": self.operator_print,
+                "num_matvecs": self.product.num_matvecs,
+                "overhead": self.overhead,
+                **state,
+            },
+            axes,
+        )
+
+    def holds(self, name: str) -> bool:
+        """Whether the file has something under this name that was not yet taken up."""
+        return any(key.startswith(f"{name}.") for key in self.state)
+
+    def take_up(self, name: str, holder: Any) -> None:
+        """Give an object made anew the state it had, where the file has one; once only."""
+        prefix = f"{name}."
+        if self.holds(name) and self._fits(holder, prefix):
+            restore(holder, self.state, self.product.space, prefix)
+        self.state = {k: value for k, value in self.state.items() if not k.startswith(prefix)}
+
+    def _fits(self, holder: Any, prefix: str) -> bool:
+        """Whether as many vectors are sent at once as were; else their block is made again."""
+        stored = self.state.get(f"{prefix}V")
+        return stored is None or stored.shape == tuple(holder.V.shape)
+
+    def _require_same(self, stored: dict[str, Any]) -> None:
+        different = [
+            f"{name} is {_plainly(stored.get(name))} there and {_plainly(value)} here"
+            for name, value in self.problem.items()
+            if not _equal(stored.get(name), value)
+        ]
+        if different:
+            raise ValueError(
+                f"checkpoint {self.path} belongs to another run: {'; '.join(different)}. Go on "
+                "with what the file was begun with, or give another path."
+            )
+
+    def _require_same_operator(self, stored: HostArray) -> None:
+        size = max(float(np.abs(stored[0])), float(np.abs(self.operator_print[0])))
+        slack = epsilon(self.product.space.xp, self.product.space.dtype) ** 0.5
+        if np.abs(stored - self.operator_print).max() > slack * size:
+            raise ValueError(
+                f"checkpoint {self.path} belongs to another operator: ||A u|| for a fixed vector "
+                f"u is {stored[0]:.6g} there and {self.operator_print[0]:.6g} here (other weights, "
+                "other data?). Give another path, or delete the file."
+            )
+
+
+def state_of(holder: Any, prefix: str = "") -> tuple[archive.Values, dict[str, int]]:
+    """What an object calls ``saved``, and the axes of what has rows, by name.
+
+    Names of nested objects are joined by dots.
+    """
+    state: archive.Values = {}
+    axes = {prefix + name: axis for name, axis in getattr(holder, "by_row", {}).items()}
+    for name in holder.saved:
+        value = getattr(holder, name)
+        if hasattr(value, "saved"):
+            inner, inner_axes = state_of(value, f"{prefix}{name}.")
+            state, axes = state | inner, axes | inner_axes
+        else:
+            state[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return state, axes
+
+
+def restore(holder: Any, state: archive.Values, space: Any, prefix: str = "") -> None:
+    """Put a state back; arrays return to the library, type and device of what they replace."""
+    for name in holder.saved:
+        current, key = getattr(holder, name), prefix + name
+        if hasattr(current, "saved"):
+            restore(current, state, space, f"{key}.")
+        elif key in state:
+            setattr(holder, name, _like(current, state[key], space))
+
+
+def _like(current: Any, value: Any, space: Any) -> Any:
+    if isinstance(current, list):
+        return list(value)
+    if isinstance(current, np.ndarray) or not hasattr(current, "shape"):
+        return value
+    return space.xp.asarray(np.asarray(value), dtype=current.dtype, device=space.device)
+
+
+def _operator_print(product: Products) -> HostArray:
+    """||A u||, Re u^H A u, Im u^H A u for a vector u that no run uses otherwise."""
+    u = product.space.probes(1, seed=0, kind="gaussian", stream=probes.CHECK)
+    Au = product(u)
+    if product.operator.shape[0] != product.operator.shape[1]:
+        length = to_host(product.operator.space.norms(Au))[0]
+        return np.array([length, 0.0, 0.0])
+    length, form = to_host(product.space.norms(Au))[0], to_host(product.space.dots(u, Au))[0]
+    size = product.space.size**0.5  # of u: the three are then of one size
+    return np.array([length, np.real(form) / size, np.imag(form) / size])
+
+
+def _stored_seed(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    with opened(path) as file:
+        return int(file.value("problem")["seed"])
+
+
+def _equal(left: Any, right: Any) -> bool:
+    """Whether two values of a problem are one; numbers of a tuple up to rounding."""
+    if isinstance(right, tuple) and isinstance(left, tuple) and len(left) == len(right):
+        return all(map(_equal, left, right))
+    if isinstance(right, float) and isinstance(left, float):
+        return left == right or bool(np.isclose(left, right, rtol=1e-9, atol=0, equal_nan=True))
+    return bool(left == right)
+
+
+def _plainly(value: Any) -> str:
+    return repr(value) if not isinstance(value, tuple) or len(value) < 4 else "different"

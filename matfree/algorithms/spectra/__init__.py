@@ -1,0 +1,1 @@
+"""Spectral densities, traces of matrix functions, eigenvalue counts and norms."""

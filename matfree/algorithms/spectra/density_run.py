@@ -1,0 +1,237 @@
+"""The run behind ``spectral_density``: probes done so far, as quadratures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, TypeAlias, final
+
+import numpy as np
+
+from matfree import probes
+from matfree.algorithms.krylov.memory_plan import Need, Storage, choose, vector_bytes
+from matfree.algorithms.krylov.recurrence import Reorthogonalize
+from matfree.algorithms.running.callbacks import asked_to_stop
+from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, restore
+from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.plan import block_size_for
+from matfree.algorithms.running.state_file import discard
+from matfree.algorithms.spectra.deflated_operator import Complement
+from matfree.algorithms.spectra.gauss_quadrature import LanczosQuadrature
+from matfree.algorithms.spectra.kpm import BOUND_STEPS, KernelPolynomial
+from matfree.arrays import epsilon
+from matfree.errors import Interrupted
+from matfree.progress import Progress
+from matfree.protocol import HostArray, ProbeKind
+from matfree.results import EigenResult, Quadrature, SpectralDensity
+from matfree.spaces import RowSpace
+
+DensityMethod: TypeAlias = Literal["lanczos", "kpm"]
+
+_BASIS_BYTES = 1 << 30  # Lanczos vectors kept at a time, which sets the default block
+_MOST_AT_ONCE = 8  # probes, where nothing is said
+
+
+@final
+class DensityRun:
+    """Probes done so far, as quadratures."""
+
+    saved = ("parts", "product", "complement", "quadrature", "storage_error")
+
+    def __init__(
+        self,
+        product: Products,
+        seed: int,
+        kind: ProbeKind,
+        first_probe: int,
+        measure_noise: bool,
+        storage: Storage,
+    ) -> None:
+        self.product, self.space = product, product.space
+        self.seed, self.kind = seed, kind
+        self.first_probe, self.measure_noise = first_probe, measure_noise
+        self.complement = Complement(product, seed=seed)
+        self.quadrature: LanczosQuadrature | KernelPolynomial | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.rules: list[Quadrature] = []
+        self.storage_error = 0.0
+        self.storage = storage
+
+    @property
+    def parts(self) -> tuple[HostArray, ...]:
+        """The quadratures as arrays, (3, steps) each."""
+        return tuple(np.stack(rule) for rule in self.rules)
+
+    @parts.setter
+    def parts(self, stored: tuple[HostArray, ...]) -> None:
+        self.rules = [Quadrature(*part) for part in stored]
+
+    def resume(
+        self,
+        path: PathLike,
+        method: DensityMethod,
+        num_steps: int,
+        eigenpairs: EigenResult | int,
+    ) -> None:
+        """Open the checkpoint, and go on from where its run was."""
+        problem = {
+            "estimator": "spectral_density",
+            "method": method,
+            "seed": self.seed,
+            "kind": self.kind,
+            "first_probe": self.first_probe,
+            "num_steps": num_steps,
+            "reorthogonalize": "full" if method == "kpm" else self.storage.reorthogonalize,
+            "eigenpairs": "given" if isinstance(eigenpairs, EigenResult) else eigenpairs,
+            "measure_noise": self.measure_noise,
+        }
+        self.checkpoint = Checkpoint(path, self.product, problem)
+        restore(self, self.checkpoint.state, self.space)
+
+    def prepare(
+        self,
+        eigenpairs: EigenResult | int,
+        method: DensityMethod,
+        num_steps: int,
+        checkpoint: PathLike | None,
+    ) -> None:
+        """Find what the probes need not see, and how they are to see the rest."""
+        if checkpoint is not None:
+            self.resume(checkpoint, method, num_steps, eigenpairs)
+        path = self.checkpoint and self.checkpoint.path.with_suffix(".eigenpairs.npz")
+        self.complement.find(eigenpairs, path)
+        self.save()
+        if path is not None:
+            discard(path, self.space)
+        if method == "kpm" and self.complement.size:
+            self.quadrature = KernelPolynomial(self.complement, num_steps, seed=self.seed)
+        else:
+            self.quadrature = LanczosQuadrature(
+                self.complement, num_steps, self.storage.reorthogonalize
+            )
+        if self.checkpoint is not None and method == "kpm":
+            self.checkpoint.take_up("quadrature", self.quadrature)
+        if self.measure_noise:
+            self.product.watch()
+
+    def save(self) -> None:
+        """Write the state into the checkpoint, where there is one."""
+        if self.checkpoint is not None:
+            self.checkpoint.save(self)
+
+    def complete(
+        self,
+        num_probes: int,
+        bar: Progress,
+        callback: Callable[[SpectralDensity], bool | None] | None,
+    ) -> SpectralDensity:
+        """The quadratures of all probes, or of those done when it is told to stop."""
+        try:
+            while len(self.rules) < num_probes:
+                self.advance(min(self.storage.at_once, num_probes - len(self.rules)))
+                bar.show(len(self.rules))
+                if callback and asked_to_stop(callback, self.result("under way")):
+                    return self.result("stopped by the callback")
+        except KeyboardInterrupt as stop:
+            if not self.rules:
+                raise
+            raise Interrupted(self.result("interrupted")) from stop
+        return self.result("all probes done")
+
+    def advance(self, count: int) -> None:
+        """The quadratures of ``count`` more probes."""
+        V = self.complement.probes(
+            count,
+            seed=self.seed,
+            start=self.first_probe + len(self.rules),
+            kind=self.kind,
+            stream=probes.PROBES,
+        )
+        assert self.quadrature is not None
+        fresh = self.quadrature(V, self.checkpoint, self.save)
+        self.storage_error = max(self.storage_error, self.quadrature.node_error)
+        if self.measure_noise:
+            self.product.measure_noise()
+        self.rules.extend(map(self.complement.whole, fresh))
+        self.save()
+
+    def result(self, reason: str) -> SpectralDensity:
+        """The density as it stands."""
+        assert self.quadrature is not None
+        norm = max(abs(rule.nodes[end]) for rule in self.rules for end in (0, -1))
+        return SpectralDensity(
+            nodes=tuple(rule.nodes for rule in self.rules),
+            weights=tuple(rule.weights for rule in self.rules),
+            residuals=tuple(rule.residuals for rule in self.rules),
+            size=self.space.size,
+            num_steps=self.quadrature.num_steps,
+            num_matvecs=self.product.num_matvecs,
+            epsilon=epsilon(self.space.xp, self.space.dtype),
+            seed=self.seed,
+            kind=self.kind,
+            probe_ranges=((self.first_probe, self.first_probe + len(self.rules)),),
+            reason=reason,
+            method=self.quadrature.method,
+            reorthogonalize=self.quadrature.reorthogonalize,
+            known=self.complement.values,
+            noise=float(self.product.noise / norm) if norm > 0 else 0.0,
+            storage_error=self.storage_error / norm if norm > 0 else 0.0,
+            memory=self.storage.memory,
+        )
+
+
+def density_storage(
+    product: Products,
+    method: DensityMethod,
+    num_steps: int,
+    num_probes: int,
+    *,
+    eigenpairs: EigenResult | int,
+    block_size: int | None,
+    reorthogonalize: Reorthogonalize,
+    memory: int | None,
+    copied: bool,
+    repeated: bool,
+) -> Storage:
+    """How many probes run together, and how their Lanczos vectors are kept."""
+    space = product.space
+    kpm, steps = method == "kpm", min(num_steps, space.size)
+    most = product.block_size(None) or _MOST_AT_ONCE
+    block = block_size or _default_block(space, 4 if kpm else steps, most)
+    block = block_size_for(space.size, block)
+    if memory is not None and block_size is None:  # the default was a budget of its own
+        block = most
+    wanted = Storage("none" if kpm else reorthogonalize, min(block, num_probes), keep_basis=False)
+    num_known, kept, before = _of_eigenpairs(space, eigenpairs)
+    need = Need(
+        space,
+        steps,
+        vectors=kept,
+        num_known=num_known,
+        before=before,
+        copied=copied,
+        repeated=repeated,
+    )
+    if kpm:
+        interval = replace(need, num_steps=min(BOUND_STEPS, space.size))
+        need = replace(need, before=interval.bytes(Storage("full", 1, keep_basis=False)))
+    return choose(need, wanted, memory)
+
+
+def _of_eigenpairs(space: RowSpace, eigenpairs: EigenResult | int) -> tuple[int, int, int]:
+    """How many pairs are known, the vectors they take, and the bytes to compute them."""
+    if isinstance(eigenpairs, EigenResult):
+        k = len(eigenpairs.values)
+        return k, 2 * k, 0  # the caller's and the adopted ones
+    k, n = eigenpairs if isinstance(eigenpairs, int) else 0, space.size  # refused later on
+    if k < 1:
+        return 0, 0, 0
+    vectors = min(n, max(20, 4 * k + 8)) + 2 * k + 32  # as ``eigsh`` says, in single precision
+    return k, k, vectors * vector_bytes(space)
+
+
+def _default_block(space: RowSpace, vectors_kept: int, most: int) -> int:
+    """As many probes as keep their Lanczos vectors within a gibibyte, ``most`` of them at most."""
+    rows = max(space.exchange(lambda: len(space.rows)))  # all processes send as many
+    bytes_a_probe = vectors_kept * rows * space.xp.finfo(space.dtype).bits // 8
+    return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_a_probe))))

@@ -1,0 +1,177 @@
+r"""Estimators behind the traces of functions: a quadrature of each probe."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any, final
+
+import numpy as np
+import scipy.linalg
+
+from matfree.algorithms.krylov.memory_plan import Need, Storage, choose, vector_bytes
+from matfree.algorithms.krylov.recurrence import (
+    Recurrence,
+    Reorthogonalize,
+    require_reorthogonalize,
+)
+from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.estimator import Summary
+from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
+from matfree.algorithms.spectra.spectral_functions import Checked, Function, FunctionName
+from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
+from matfree.arrays import epsilon, rounding, to_host
+from matfree.protocol import Array, HostArray
+from matfree.results import Tridiagonal
+
+_POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
+"""Where two functions are compared, to tell whether a checkpoint belongs to this one."""
+
+_DENSE = 6  # n x n matrices alive while the exact answer is computed
+
+
+class QuadratureRun(TraceEstimator):
+    """Whatever is a sum over eigenvalues, by the Lanczos quadrature of each probe."""
+
+    method = "Lanczos quadrature"
+    first_look = 10
+    saved: tuple[str, ...] = ("columns", "recurrence")
+
+    def __init__(
+        self, product: Products, plan: Plan, num_steps: int, reorthogonalize: Reorthogonalize
+    ) -> None:
+        super().__init__(product, plan)
+        self.cost = min(num_steps, self.space.size)
+        require_reorthogonalize(reorthogonalize)
+        self.recurrence: Recurrence | None = None
+        self.columns: HostArray = np.zeros((0, 0))
+        self.reorthogonalize: Reorthogonalize = reorthogonalize
+
+    def fit_into(self, memory: int | None, *, copied: bool) -> None:
+        """Choose the probes that run together, and how their vectors are kept."""
+        plan, n = self.plan, self.space.size
+        most = plan.num_probes or max(1, plan.budget // self.cost)
+        wanted = Storage(self.reorthogonalize, min(plan.block_size, most), keep_basis=False)
+        exact = plan.num_probes is None and plan.budget >= n  # by all unit vectors at once
+        before = _DENSE * n * vector_bytes(self.space) if exact else 0
+        need = Need(self.space, self.cost, before=before, copied=copied)
+        storage = choose(need, wanted, memory)
+        self.memory, self.reorthogonalize = storage.memory, storage.reorthogonalize
+        if memory is not None:
+            self.plan = replace(plan, block_size=storage.at_once)
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        return {"num_steps": self.cost, "reorthogonalize": self.reorthogonalize}
+
+    @abstractmethod
+    def take(self, T: Tridiagonal, p: int) -> None:
+        """Take in what the p-th probe of a block has seen."""
+
+    @abstractmethod
+    def sum_over(self, eigenvalues: HostArray) -> float:
+        """The exact answer."""
+
+    def advance(self, start: int, count: int) -> None:
+        T = self._factorized(self.probes(start, count))
+        for p in range(count):
+            self.take(T, p)
+
+    def exact(self) -> Summary:
+        """n products give the matrix, and its eigenvalues the answer."""
+        E = self.space.unit_vectors(range(self.space.size))
+        for part in slices(self.space.size, self.plan.block_size, self.columns.shape[1]):
+            Y = self.product(E[:, part])
+            fresh = to_host(self.space.gram(E, Y))
+            self.product.require_finite(fresh)
+            self.columns = np.hstack((self.columns, fresh)) if part.start else fresh
+            self.block_done()
+        dense = self.columns
+        scale = float(np.abs(dense).max())
+        if scale > 0:
+            self.product.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
+        total = self.sum_over(np.linalg.eigvalsh((dense + dense.conj().T) / 2))
+        return Summary(total, 0.0, abs(total), 0.0, math.inf)
+
+    def _factorized(self, W: Array) -> Tridiagonal:
+        """The recurrences of a block of probes, kept in the checkpoint from look to look."""
+        recurrence = Recurrence(
+            self.product, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
+        )
+        if self.checkpoint is not None:
+            self.checkpoint.take_up("recurrence", recurrence)
+        self.recurrence = recurrence
+        while not recurrence.finished:
+            recurrence.advance()
+            self.block_done()
+        self.recurrence = None
+        return recurrence.result()
+
+
+@final
+class QuadratureTrace(QuadratureRun):
+    """||w||^2 sum_j tau_j f(theta_j) per probe; their mean, raised to ``exponent``."""
+
+    saved = ("samples", "changes", "moved", "columns", "recurrence")
+
+    def __init__(
+        self,
+        product: Products,
+        plan: Plan,
+        f: Function | FunctionName,
+        num_steps: int,
+        reorthogonalize: Reorthogonalize,
+        *,
+        exponent: float = 1.0,
+        method: str = QuadratureRun.method,
+    ) -> None:
+        super().__init__(product, plan, num_steps, reorthogonalize)
+        self.evaluate = Checked(f, epsilon(self.space.xp, self.space.dtype))
+        self.rounding = rounding(self.space.xp, self.space.dtype)
+        self.exponent, self.method = exponent, method
+        self.mergeable = exponent == 1  # a mean of roots is not the root of the mean
+        self.samples = Samples()
+        self.changes: list[float] = []
+        self.moved: list[float] = []  # what a basis in 16 bits may have changed
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        seen = self.evaluate.values_at(_POINTS)
+        return {**super().identity(budget), "f at five points": seen}
+
+    def take(self, T: Tridiagonal, p: int) -> None:
+        rule, squared = gauss_rule(T, p, self.cost, self.rounding), T.start_norms[p] ** 2
+        half, error = math.ceil(len(rule.nodes) / 2), T.node_error(p)
+        fewer, vectors = scipy.linalg.eigh_tridiagonal(T.alphas[p][:half], T.betas[p][: half - 1])
+        whole = squared * float(rule.weights @ self.evaluate(rule.nodes))
+        part = squared * float(vectors[0, :] ** 2 @ self.evaluate(fewer))
+        exact = not (rule.residuals > error).any()
+        self.changes.append(0.0 if exact else whole - part)
+        if T.node_errors:  # moved inwards, where f is defined
+            middle = (rule.nodes[0] + rule.nodes[-1]) / 2
+            inwards = rule.nodes + error * np.sign(middle - rule.nodes)
+            self.moved.append(abs(squared * float(rule.weights @ self.evaluate(inwards)) - whole))
+        self.samples.add(np.asarray([whole]))
+
+    def sum_over(self, eigenvalues: HostArray) -> float:
+        return float(np.sum(self.evaluate(eigenvalues, complete=True)))
+
+    def summary(self) -> Summary:
+        bias = abs(float(np.mean(self.changes))) + float(np.mean(self.moved or [0.0]))
+        return power_of(self.samples.summary()._replace(bias=bias), self.exponent)
+
+    def exact(self) -> Summary:
+        return power_of(super().exact(), self.exponent)
+
+
+def power_of(summary: Summary, exponent: float) -> Summary:
+    """summary^exponent of a number that is not negative, its errors to first order."""
+    if exponent == 1:
+        return summary
+    value = max(float(summary.value), 0.0)
+    root = value**exponent
+    stderr, bias = (
+        exponent * root / value * error if value > 0 else error**exponent
+        for error in (summary.stderr, summary.bias)
+    )
+    return Summary(root, stderr, root, stderr, summary.degrees_of_freedom, bias=bias)

@@ -1,0 +1,136 @@
+r"""Diag++ and deflation: the diagonal of what a subspace knows, plus Hutchinson for the rest.
+
+For a Hermitian A, orthonormal Q and P = Q Q^H,
+
+    A = P A + A P - P A P  +  (I - P) A (I - P).
+
+The diagonal of the first three terms is known from A Q; leaving out the cross terms P A and
+A P, as is sometimes seen, biases the estimate. The last term is sampled.
+
+References
+----------
+R. A. Baston, Y. Nakatsukasa (2022), Stochastic diagonal estimation: probabilistic bounds
+and an improved algorithm, arXiv:2201.10684.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+import numpy as np
+
+from matfree import probes
+from matfree.algorithms.eigen.deflation import Deflation, outside
+from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.estimator import Summary
+from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.traces.hutchinson import DiagonalEstimator, Moments
+from matfree.algorithms.traces.hutchpp import sketch_columns
+from matfree.algorithms.traces.range_sketch import RangeSketch
+from matfree.arrays import conjugate, real_part, to_host
+from matfree.protocol import Array, HostArray
+from matfree.spaces import RowSpace
+
+
+class ResidualDiagonal(DiagonalEstimator):
+    """A known part of the diagonal, plus Hutchinson samples of the rest."""
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.known: Array = self.space.zeros(1)[:, 0]
+        self.moments = Moments(self.space)
+
+    def rest(self, W: Array) -> Array:
+        """What is not known, applied to probes."""
+        raise NotImplementedError
+
+    def advance(self, start: int, count: int) -> None:
+        W = self.probes(start, count)
+        self.moments.add(conjugate(self.space.xp, W) * self.rest(W))
+        self.product.require_finite(self._size(self.moments.mean))
+
+    def summary(self) -> Summary:
+        value = self.known + self.moments.mean
+        return self._summary(value, self.moments.stderr(), self.moments.count - 1)
+
+
+@final
+class DiagPlusPlus(ResidualDiagonal):
+    """A third of the products for the range, a third inside it, a third outside."""
+
+    method = "diag++"
+    mergeable = False
+    saved = ("sketch", "twice", "H", "moments", "units")
+    by_row: ClassVar = {"twice": 0}
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.sketch = RangeSketch(product, plan, stream=probes.SKETCH)
+        self.twice: Array = self.known
+        self.H: HostArray = np.zeros((0, 0))
+
+    def identity(self, budget: int) -> dict[str, Any]:
+        return {"columns of the sketch": sketch_columns(self.plan, budget)}
+
+    def prepare(self, budget: int) -> int:
+        columns, sketch = sketch_columns(self.plan, budget), self.sketch
+        sketch.reserve(columns)
+        sketch.complete(columns, self.block_done)
+        for part in slices(sketch.rank, self.plan.block_size, self.H.shape[1]):
+            Q = sketch.Q[:, part]
+            Z = self.product(Q)
+            fresh = to_host(self.space.gram(sketch.Q, Z))
+            self.H = np.hstack((self.H, fresh)) if part.start else fresh
+            self.twice = self.twice + 2 * row_dots(self.space, Q, Z)
+            self.block_done()
+        require_hermitian_core(self.product, self.H)
+        self.known = self.twice
+        for part in slices(sketch.rank, self.plan.block_size):
+            QH = sketch.Q @ self.space.asarray(self.H[:, part])
+            self.known = self.known - row_dots(self.space, QH, sketch.Q[:, part])
+        if self.plan.num_probes is not None:
+            return self.plan.num_probes - columns
+        return max(0, budget - columns - sketch.rank)
+
+    def rest(self, W: Array) -> Array:
+        Q = self.sketch.Q
+        return outside(self.space, Q, self.product(outside(self.space, Q, W)))
+
+
+@final
+class DeflatedDiagonal(ResidualDiagonal):
+    """diag(U Theta U^H), and samples of A - U Theta U^H: unbiased even for rough pairs."""
+
+    method = "deflated"
+    saved = ("pairs", "moments", "units")
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.pairs = Deflation(product, plan)
+
+    def prepare(self, budget: int) -> int:
+        self.pairs.find(budget, self.checkpoint, self.block_done)
+        self.U = self.pairs.vectors
+        self.scaled = self.U * self.space.asarray(self.pairs.values)[None, :]
+        self.known = row_dots(self.space, self.U, self.scaled)
+        return super().prepare(budget - self.pairs.cost)
+
+    def rest(self, W: Array) -> Array:
+        inside = self.space.xp.astype(self.space.gram(self.U, W), self.space.dtype)
+        return self.product(W) - self.scaled @ inside
+
+
+def row_dots(space: RowSpace, X: Array, Y: Array) -> Array:
+    """diag(X Y^H) for a Hermitian X Y^H + Y X^H: real, (rows,), in the space's dtype."""
+    xp, total = space.xp, real_part(space.xp, space.zeros(1)[:, 0])
+    for part in slices(X.shape[1], 8):  # the products of all columns would be a third block
+        total = total + xp.sum(real_part(xp, X[:, part] * conjugate(xp, Y[:, part])), axis=1)
+    return xp.astype(total, space.dtype)
+
+
+def require_hermitian_core(product: Products, H: HostArray) -> None:
+    """Refuse an operator whose projection H = Q^H A Q is not Hermitian."""
+    scale = float(np.linalg.norm(H, ord=2)) if H.size else 0.0
+    product.require_finite(H)
+    if scale > 0:
+        product.require_hermitian(float(np.linalg.norm(H - H.conj().T, ord=2)) / scale)

@@ -1,0 +1,137 @@
+r"""XDiag and XNysDiag: leave-one-out estimators of the diagonal.
+
+The same idea as XTrace, entry by entry: with P_i the projector on the products of all
+probes but the i-th,
+
+    d_i = diag(P_i A) + conj(w_i) * ((I - P_i) A w_i)
+
+is unbiased, and the mean over i costs one sketch and one product with its basis (XDiag,
+Hermitian A), or the sketch alone (XNysDiag, positive semidefinite A).
+
+References
+----------
+E. N. Epperly, J. A. Tropp, R. J. Webber (2024), doi:10.1137/23M1548323, section 4.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import final
+
+import numpy as np
+
+from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.estimator import Summary
+from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.traces.diagpp import require_hermitian_core, row_dots
+from matfree.algorithms.traces.hutchinson import DiagonalEstimator, Moments
+from matfree.algorithms.traces.range_sketch import Columns, RangeSketch
+from matfree.algorithms.traces.xnystrace import nystrom, nystrom_matrices
+from matfree.algorithms.traces.xtrace import left_out_directions
+from matfree.arrays import conjugate, epsilon, real_part, to_host
+from matfree.protocol import Array, HostArray
+
+BOTH_ROLES = 2**0.5
+"""The spread of the d_i shows each probe as a test; as part of the others' sketch it adds
+about as much variance again, which the spread cannot show. Without this factor nominal
+95 % bars cover 83 to 96 % of the entries; with it, at least 93 %."""
+
+
+class LeaveOneOutDiagonal(DiagonalEstimator):
+    """A common part, plus one vector per probe whose mean and spread are taken."""
+
+    first_look = 8
+    look_growth = 2.0
+    mergeable = False
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.sketch = RangeSketch(product, plan)
+
+    def reserve(self, num_probes: int) -> None:
+        self.sketch.reserve(num_probes)
+
+    def _averaged(
+        self, common: Array, left: tuple[Array, HostArray], right: tuple[Array, HostArray]
+    ) -> Summary:
+        """common + mean_i left_i * conj(right_i + w_i), with the spread over i as the bar.
+
+        left and right are given as (basis, coefficients) and made a block at a time: whole,
+        they would be as large as the sketch each.
+        """
+        space, (L, L_small), (R, R_small) = self.space, left, right
+        moments, begin, xp = Moments(self.space), 0, self.space.xp
+        for W in self.sketch.probe_blocks():
+            end = begin + W.shape[1]
+            tested = R @ space.asarray(R_small[:, begin:end]) + W
+            block = (L @ space.asarray(L_small[:, begin:end])) * conjugate(xp, tested)
+            moments.add(xp.astype(real_part(xp, block), self.space.dtype))
+            begin = end
+        return self._summary(
+            common + moments.mean, moments.stderr() * BOTH_ROLES, moments.count - 1
+        )
+
+    @abstractmethod
+    def summary(self) -> Summary: ...
+
+
+@final
+class XDiag(LeaveOneOutDiagonal):
+    """Two products a probe, Hermitian operators; Q and A Q are kept, 2 num_probes vectors."""
+
+    method = "xdiag"
+    cost = 2
+    saved = ("sketch", "products", "units")
+
+    def __init__(self, product: Products, plan: Plan) -> None:
+        super().__init__(product, plan)
+        self.products = Columns(self.space)  # Z = A Q
+
+    def reserve(self, num_probes: int) -> None:
+        super().reserve(num_probes)
+        self.products.reserve(num_probes)
+
+    def advance(self, start: int, count: int) -> None:
+        fresh = self.sketch.extend(count)
+        if fresh.shape[1]:
+            self.products.append(self.product(fresh))
+
+    def summary(self) -> Summary:
+        space, Q, R = self.space, self.sketch.Q, self.sketch.R
+        Z = self.products.block
+        H = to_host(space.gram(Q, Z))
+        require_hermitian_core(self.product, H)
+        common = row_dots(space, Q, Z)
+        S = left_out_directions(R)
+        if not S.any():  # the sketch holds the whole range: P A = A
+            return self._summary(common, space.xp.zeros_like(common), R.shape[1] - 1)
+        scale = np.sum(S.conj() * R, axis=0)  # s_i^H r_i
+        return self._averaged(common, (Q, S * scale), (Z, -S / scale.conj()))
+
+
+@final
+class XNysDiag(LeaveOneOutDiagonal):
+    """One product a probe, positive semidefinite operators; Q is kept, num_probes vectors."""
+
+    method = "xnysdiag"
+    cost = 1
+    saved = ("sketch", "units")
+
+    def advance(self, start: int, count: int) -> None:
+        self.sketch.extend(count)
+
+    def summary(self) -> Summary:
+        space, small = self.space, nystrom_matrices(self.sketch)
+        ny = nystrom(small, space.size, epsilon(space.xp, space.dtype))
+        Q, roots = self.sketch.Q, ny.Y @ ny.roots
+        common = self.space.zeros(1)[:, 0] - ny.nu
+        for part in slices(roots.shape[1], self.plan.block_size):
+            F = Q @ space.asarray(roots[:, part])
+            common = common + row_dots(space, F, F)
+        if not ny.full_rank:
+            share = ny.missed / space.size  # of the missed trace, one entry's
+            bars = space.xp.full_like(real_part(space.xp, common), share)
+            return self._summary(common, bars, small.R.shape[1] - 1)
+        weight = np.diag(ny.inverse).real
+        Z = ny.Y @ ny.inverse  # z_i = Q Z_i / sqrt(weight_i), and z_i^H w_i = 1 / sqrt(weight_i)
+        return self._averaged(common, (Q, Z / weight), (Q, -Z))

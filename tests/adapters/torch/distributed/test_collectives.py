@@ -1,0 +1,191 @@
+"""Curvatures of data that real processes share out, beside one process with all of the data."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+ROOT = Path(__file__).parents[4]
+WORKER = ROOT / "tests" / "support" / "processes.py"
+CUTS = (5, 0, 3, 2)
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each of four processes saw; the last one is killed at the end."""
+    folder = tmp_path_factory.mktemp("processes")
+    arguments = [str(folder), ",".join(map(str, CUTS))]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), *arguments],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(len(CUTS))
+    ]
+    outputs = [run.communicate(timeout=240)[0] for run in runs]
+    codes = [run.returncode for run in runs]
+    assert codes == [0, 0, 0, 3], "\n".join(outputs)
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(len(CUTS))]
+
+
+QUANTITIES = [
+    "hessian",
+    "sum loss",
+    "class weights and weight decay",
+    "ggn",
+    "fisher monte-carlo",
+    "fisher empirical",
+    "recomputed",
+    "gradient",
+    "loss",
+    "loss along a direction",
+    "trace",
+    "diagonal",
+    "eigsh",
+    "density",
+    "traces exact",
+    "traces by probes",
+    "traces per sample",
+    "activation eigsh",
+    "activation trace of a block",
+    "activation traces",
+    "activation sizes",
+]
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_all_processes_have_what_one_with_all_data_has(answers, name):
+    for answer in answers:
+        ours, alone = answer[name]
+        assert ours.shape == alone.shape
+        assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_all_processes_have_the_same_numbers_to_the_last_bit(answers, name):
+    assert len({answer[name][0].tobytes() for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("name", ["rows of a block's product", "rows of its adjoint's"])
+def test_a_process_holds_the_rows_of_its_own_samples(answers, name):
+    for answer in answers:
+        ours, alone = answer[name]
+        assert ours.shape == alone.shape
+        assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
+
+
+def test_a_mean_of_the_parts_would_be_another_matrix(answers):
+    far = answers[0]["mean of the parts"]
+    assert far > 0.05
+
+
+ERRORS = {
+    "other seeds": "the seeds are 0, 1, 2, 3; give all of them the same one, or none",
+    "other numbers of probes": "processes 1, 2, 3 have other numbers of vectors than process 0",
+    "other fisher seeds": "processes 1, 2, 3 got another seed than process 0",
+    "other weights": "process 2 has other weights than process 0",
+    "other buffers": "processes 1, 2, 3 have other buffers than process 0",
+    "other parameters": "process 3 has other parameters or weight decay than process 0",
+    "no data at all": "no process holds a batch that counts",
+    "batch by batch": "each sees its own only",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), ERRORS.items(), ids=ERRORS)
+def test_processes_that_disagree_are_named_in_all_of_them(answers, name, text):
+    for answer in answers:
+        kind, message = answer[name]
+        assert kind in ("OperatorError", "ValueError")
+        assert re.search(text, message)
+
+
+def test_a_failure_in_one_process_ends_the_others(answers):
+    kinds = [answer["failing loss"][0] for answer in answers]
+    assert kinds == ["OperatorError", "OperatorError", "ZeroDivisionError", "OperatorError"]
+    assert "process 2 failed here" in answers[0]["failing loss"][1]
+    assert "ZeroDivisionError: division by zero" in answers[0]["failing loss"][1]
+
+
+def test_a_failure_in_one_process_ends_the_others_before_there_is_an_operator(answers):
+    kinds = [answer["failing activations"][0] for answer in answers]
+    assert kinds == ["OperatorError", "ZeroDivisionError", "OperatorError", "OperatorError"]
+
+
+def test_work_goes_on_after_an_error_that_all_saw(answers):
+    for answer in answers:
+        ours, alone = answer["after the errors"]
+        assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
+
+
+def test_memory_is_shared_by_the_processes_of_one_machine(answers):
+    assert [answer["neighbours"] for answer in answers] == [4] * 4
+
+
+def test_a_wrapped_model_is_taken_with_its_group_and_warned_of_without(answers):
+    for answer in answers:
+        ours, alone = answer["wrapped"]
+        assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
+        assert "this process's own data" in answer["warning"]
+
+
+def test_the_death_of_a_process_ends_the_others_with_a_reason(answers):
+    for answer in answers[:3]:
+        kind, message, seconds = answer["after a death"]
+        assert kind == "LostProcessError"
+        assert "has died, hangs, or makes other calls" in message
+        assert "checkpoint=" in message
+        assert seconds < answer["timeout"] + 5
+
+
+def test_a_restart_with_other_processes_goes_on_from_the_checkpoint(answers):
+    """The dead run's file, taken up by one process with all of the data."""
+    resumed, alone, seen = answers[0]["resumed"]
+    assert abs(resumed - alone) <= 1e-12 * abs(alone)
+    assert seen == [6, 8], "the run that died had done four probes"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data_parallel.py", "activation trace of layer 2"),
+        ("sharded_density.py", "read again (404, 3)"),
+    ],
+)
+def test_the_examples_of_the_documentation_run_under_torchrun(name, text, tmp_path):
+    script = ROOT / "docs" / "how-to" / "examples" / name
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)],
+        env={**ENVIRONMENT, "RUN_FOLDER": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout
+
+
+def test_what_is_no_group_is_refused():
+    from torch import nn
+
+    from matfree_torch import hessian
+
+    data = torch.zeros(1, 1), torch.zeros(1, 1)
+    with pytest.raises(TypeError, match=r"torch\.distributed\.ProcessGroup"):
+        hessian(nn.Linear(1, 1), nn.MSELoss(), data, process_group="world")

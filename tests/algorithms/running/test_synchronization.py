@@ -1,0 +1,178 @@
+"""The device is waited for once a look, a block or a restart, and never once a step.
+
+What makes a host wait is counted at its two doors: copies to the host, which go through
+``numpy.from_dlpack``, and conversions of an array to a Python number or truth value.
+"""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from support.backends import MAKERS
+from support.matrices import laplacian_1d, nn_spectrum, with_spectrum
+
+import matfree as mf
+from matfree.algorithms.krylov.recurrence import STEPS_PER_LOOK
+
+N = 160
+A = with_spectrum(nn_spectrum(N))
+STEPS, PROBES, BLOCK = 48, 24, 4
+LOOKS = math.ceil(STEPS / STEPS_PER_LOOK) + 2  # after steps 1 and 3 as well: errors show early
+START = 1  # the norms of the start vectors
+BLOCKS = PROBES // BLOCK
+ORTHONORMALIZE = 1 + 2 * 3  # lengths; in each sweep two Gram matrices and lengths; two sweeps
+
+CONVERSIONS = ("__float__", "__bool__", "__int__", "__index__", "__complex__")
+
+
+@pytest.fixture(params=["strict", "torch"])
+def library(request):
+    return MAKERS[request.param]()
+
+
+@pytest.fixture
+def waits(library, monkeypatch):
+    """How often the host has waited, by the door."""
+    count: Counter[str] = Counter()
+
+    def counted(function, name):
+        def wrapper(*arguments, **options):
+            count[name] += 1
+            return function(*arguments, **options)
+
+        return wrapper
+
+    cls, more = type(library.xp.zeros(1)), ()
+    if library.name == "torch":
+        more = ("item", "tolist", "numpy", "nonzero", "__array__")
+    for name in (*CONVERSIONS, *more):
+        monkeypatch.setattr(cls, name, counted(getattr(cls, name), name))
+    monkeypatch.setattr(np, "from_dlpack", counted(np.from_dlpack, "to the host"))
+    return count
+
+
+def operator(library, matrix=A):
+    """Products of the library's own arrays; the front door's look at the first two is over."""
+    M = library.asarray(matrix)
+    space = mf.space_like(M, M.shape[0])
+    B = mf.FunctionOperator(lambda x: M @ x, space=space, matmat=lambda X: M @ X)
+    for _ in range(2):
+        B.matmat(space.probes(2, seed=9))
+    return B
+
+
+LANCZOS = {
+    "lanczos": lambda B, **o: mf.lanczos(B, B.space.probes(2, seed=0), STEPS, **o),
+    "density": lambda B, **o: mf.spectral_density(
+        B, num_steps=STEPS, num_probes=BLOCK, block_size=BLOCK, seed=0, **o
+    ),
+    "trace of a function": lambda B, **o: mf.trace_function(
+        B, np.exp, num_steps=STEPS, num_probes=BLOCK, block_size=BLOCK, seed=0, **o
+    ),
+    "eigenvalue count": lambda B, **o: mf.eigenvalue_count(
+        B, 0.5, 200.0, num_steps=STEPS, num_probes=BLOCK, block_size=BLOCK, seed=0, **o
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["full", "half", "none"])
+@pytest.mark.parametrize("name", LANCZOS)
+def test_a_lanczos_run_waits_once_a_look(library, waits, name, kind):
+    if kind == "half" and library.name != "torch":
+        pytest.skip("the library has no 16-bit numbers")
+    B = operator(library)
+    waits.clear()
+    LANCZOS[name](B, reorthogonalize=kind)
+    assert dict(waits) == {"to the host": START + LOOKS}
+
+
+def test_kernel_polynomials_wait_once_a_look(library, waits):
+    B = operator(library)
+    waits.clear()
+    mf.spectral_density(B, method="kpm", num_steps=STEPS, num_probes=2, block_size=2, seed=0)
+    interval = START + math.ceil(20 / STEPS_PER_LOOK) + 2
+    assert dict(waits) == {"to the host": interval + STEPS // STEPS_PER_LOOK}
+
+
+def test_power_iteration_waits_less_often_than_it_steps(library, waits):
+    B = operator(library)
+    waits.clear()
+    result = mf.power_iteration(B, 1, rtol=1e-7, seed=0)
+    assert set(waits) == {"to the host"}
+    assert waits["to the host"] <= result.num_steps / 2
+
+
+BY_BLOCKS = {  # waits a block of probes, and beside them
+    "hutchinson": (lambda B, o: mf.trace(B, **o), 1, 0),
+    "frobenius norm": (lambda B, o: mf.frobenius_norm(B, **o), 1, 0),
+    "diagonal": (lambda B, o: mf.diagonal(B, **o), 1, 2),
+    "hutch++": (lambda B, o: mf.trace(B, method="hutch++", **o), ORTHONORMALIZE + 2, 3),
+    "diag++": (lambda B, o: mf.diagonal(B, method="diag++", **o), ORTHONORMALIZE + 2, 5),
+    "xtrace": (lambda B, o: mf.trace(B, method="xtrace", **o), ORTHONORMALIZE + 6, 5),
+    "xdiag": (lambda B, o: mf.diagonal(B, method="xdiag", **o), ORTHONORMALIZE + 6, 5),
+    "xnystrace": (lambda B, o: mf.trace(B @ B, method="xnystrace", **o), ORTHONORMALIZE + 8, 5),
+}
+
+
+@pytest.mark.parametrize("name", BY_BLOCKS)
+def test_an_estimate_waits_a_fixed_number_of_times_a_block_of_probes(library, waits, name):
+    run, a_block, beside = BY_BLOCKS[name]
+    B = operator(library)
+    waits.clear()
+    run(B, {"num_probes": PROBES, "block_size": BLOCK, "seed": 0})
+    assert set(waits) == {"to the host"}
+    assert waits["to the host"] <= a_block * BLOCKS + beside
+
+
+def test_wider_blocks_wait_less(library, waits):
+    B, counted = operator(library), []
+    for block in (BLOCK, 2 * BLOCK):
+        waits.clear()
+        mf.trace(B, num_probes=PROBES, block_size=block, seed=0)
+        counted.append(sum(waits.values()))
+    assert counted == [BLOCKS, BLOCKS // 2]
+
+
+BY_PRODUCTS = {
+    "eigsh": lambda B: mf.eigsh(B, 4, seed=0),
+    "eigsh in wider blocks": lambda B: mf.eigsh(B, 4, block_size=4, seed=0),
+    "svds": lambda B: mf.svds(B, 4, seed=0),
+    "deflated trace": lambda B: mf.trace(
+        B, method="deflated", num_probes=PROBES, block_size=BLOCK, eigenpairs=4, seed=0
+    ),
+}
+
+
+@pytest.mark.parametrize("matrix", [A, laplacian_1d(N).toarray()], ids=["outliers", "laplacian"])
+@pytest.mark.parametrize("name", BY_PRODUCTS)
+def test_eigenpairs_wait_a_fixed_number_of_times_a_block_product(library, waits, matrix, name):
+    """Whether a block has lost rank, and what to keep at a restart, the host decides."""
+    B, products = operator(library, matrix), []
+    inner = B.matmat
+    counting = mf.FunctionOperator(
+        lambda x: inner(x[:, None])[:, 0],
+        space=B.space,
+        matmat=lambda X: (products.append(1), inner(X))[1],
+        rmatmat=lambda X: (products.append(1), inner(X))[1],
+    )
+    for _ in range(2):
+        counting.matmat(B.space.probes(2, seed=9))
+        counting.rmatmat(B.space.probes(2, seed=9))
+    waits.clear()
+    products.clear()
+    BY_PRODUCTS[name](counting)
+    assert waits.pop("__bool__", 0) <= 3  # of an operator that is made inside: its first products
+    assert set(waits) == {"to the host"}
+    assert waits["to the host"] <= 5.5 * len(products)
+
+
+def test_the_count_sees_an_algorithm_that_looks_at_every_step(library, waits):
+    x = library.asarray(np.ones(3))
+    waits.clear()
+    for _ in range(5):
+        if library.xp.sum(x) > 1:
+            x = x * 0.5 + 0.5
+    float(library.xp.sum(x))
+    assert waits["__bool__"] == 5
+    assert waits["__float__"] == 1
