@@ -36,7 +36,7 @@ from matfree.operators import (
     SlabOperator,
     aslinearoperator,
 )
-from matfree.protocol import LinearOperator, VectorSpace
+from matfree.protocol import LinearOperator
 from matfree.results import (
     EigenResult,
     Estimate,
@@ -45,7 +45,7 @@ from matfree.results import (
     Tridiagonal,
     load,
 )
-from matfree.spaces import ArraySpace, RowSpace, space_like
+from matfree.spaces import ArraySpace, RowSpace, VectorSpace, space_like
 
 _distribution.refuse_mixture(Path(__file__).parent)
 

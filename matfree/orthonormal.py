@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from matfree.arrays import epsilon, rounding, slabs, to_host
 from matfree.protocol import Array
-
-if TYPE_CHECKING:
-    from matfree.spaces import RowSpace
+from matfree.reductions import Reductions
 
 _MAX_SWEEPS = 8  # each gains half of the digits, two or three are used
 _FAR_FROM_DEPENDENT = 1e-2  # eigenvalues of a Gram matrix: one digit of rounding is lost
@@ -18,14 +16,14 @@ _NEARLY_ORTHOGONAL = 0.25  # two bits of it
 
 
 def orthonormal_range(
-    space: RowSpace,
+    space: Reductions,
     X: Array,
     *,
     against: Array | None,
     floor: float,
     removed: np.ndarray[Any, Any] | None = None,
 ) -> Array:
-    """:meth:`matfree.spaces.RowSpace.orthonormalize`, by the reductions of the space alone.
+    """:meth:`matfree.spaces.Reductions.orthonormalize`, by the reductions of the space alone.
 
     Where ``against`` has been taken off X once, ``removed`` says how long that was for each
     column: it is done again only where they lost half of their length.
@@ -56,14 +54,14 @@ def orthonormal_range(
     return space.xp.concat(found, axis=1) if found else X[:, :0]
 
 
-def take_off(space: RowSpace, X: Array, Q: Array) -> Array:
+def project_out(space: Reductions, X: Array, Q: Array) -> Array:
     """X -= Q (Q^H X), in place; the components Q^H X, (j, k) in double."""
     components = space.gram(Q, X)
     subtract(space, X, Q, components)
     return components
 
 
-def subtract(space: RowSpace, X: Array, Q: Array, components: Array) -> None:
+def subtract(space: Reductions, X: Array, Q: Array, components: Array) -> None:
     """X -= Q components, in place.
 
     In slabs: a library's product of a tall block with a small matrix is up to three times
@@ -78,11 +76,11 @@ def subtract(space: RowSpace, X: Array, Q: Array, components: Array) -> None:
 
 
 def _remainder(
-    space: RowSpace, bases: list[Array], X: Array, lengths: np.ndarray[Any, Any]
+    space: Reductions, bases: list[Array], X: Array, lengths: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
     """Take the components along the bases off X, whose columns' lengths are given; the new."""
     for _ in range(2):
-        _take_off(space, bases, X)
+        _project_out(space, bases, X)
         before, lengths = lengths, to_host(space.norms(X))
         if _enough(before, lengths):
             break
@@ -99,7 +97,7 @@ def _enough(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
     return bool(np.all(2 * after >= before))
 
 
-def _well_conditioned(space: RowSpace, bases: list[Array], X: Array, floor: float) -> Array:
+def _well_conditioned(space: Reductions, bases: list[Array], X: Array, floor: float) -> Array:
     """Orthonormal directions of X that one Gram matrix resolves.
 
     X is orthogonal to the bases to rounding, which grows where its columns are nearly
@@ -111,11 +109,11 @@ def _well_conditioned(space: RowSpace, bases: list[Array], X: Array, floor: floa
     if ratio > _NEARLY_ORTHOGONAL:
         return X
     if ratio < _FAR_FROM_DEPENDENT:
-        _take_off(space, bases, X)
+        _project_out(space, bases, X)
     return _whitened(space, X, floor)[0]
 
 
-def _whitened(space: RowSpace, X: Array, floor: float) -> tuple[Array, float]:
+def _whitened(space: Reductions, X: Array, floor: float) -> tuple[Array, float]:
     """X with its Gram matrix made I, and the least eigenvalue kept over the largest."""
     spread = epsilon(space.xp, space.dtype) ** (2 / 3)  # done again, it mends eps / spread
     values, vectors = np.linalg.eigh(to_host(space.gram(X, X)))
@@ -124,7 +122,7 @@ def _whitened(space: RowSpace, X: Array, floor: float) -> tuple[Array, float]:
     return X, float(values[keep].min(initial=np.inf) / values[-1])
 
 
-def _take_off(space: RowSpace, bases: list[Array], X: Array) -> None:
+def _project_out(space: Reductions, bases: list[Array], X: Array) -> None:
     """X -= its components along orthonormal bases that are orthogonal to each other."""
     for Q in bases:
-        take_off(space, X, Q)
+        project_out(space, X, Q)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from matfree import probes
 from matfree.arrays import is_complex
 from matfree.protocol import Array
-
-if TYPE_CHECKING:
-    from matfree.spaces import RowSpace
+from matfree.reductions import Reductions
 
 
-def draw(space: RowSpace, kind: str, numbers: range, *, seed: int, stream: int) -> Array:
-    """Probes of these numbers, (rows, len(numbers)): ``RowSpace.probes``."""
+def draw(space: Reductions, kind: str, numbers: range, *, seed: int, stream: int) -> Array:
+    """Probes of these numbers, (rows, len(numbers)): ``Reductions.probes``."""
     maker = _PROBE_MAKERS.get(kind)
     if maker is None:
         raise ValueError(
@@ -23,17 +20,17 @@ def draw(space: RowSpace, kind: str, numbers: range, *, seed: int, stream: int) 
     return maker(space, numbers, seed, stream)
 
 
-def _signs(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+def _signs(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
     return _draw(probes.rademacher, space, numbers, seed, stream)
 
 
-def _z4(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+def _z4(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
     if not is_complex(space.xp, space.dtype):
         raise ValueError("kind='z4' has complex entries; a real operator takes 'rademacher'.")
     return _draw(probes.fourth_roots, space, numbers, seed, stream)
 
 
-def _gaussian(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+def _gaussian(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
     if not is_complex(space.xp, space.dtype):
         return _draw(probes.gaussian, space, numbers, seed, stream)
     double = space.xp.float64  # real and imaginary part are neighbouring coordinates
@@ -45,14 +42,14 @@ def _gaussian(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
     return space.xp.astype(parts[:, 0, :] + 1j * parts[:, 1, :], space.dtype)
 
 
-def _sphere(space: RowSpace, numbers: range, seed: int, stream: int) -> Array:
+def _sphere(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
     W = _gaussian(space, numbers, seed, stream)
     W *= space.xp.astype(space.size**0.5 / space.norms(W), W.dtype)[None, :]  # in place
     return W
 
 
 def _draw(
-    maker: Callable[..., Array], space: RowSpace, numbers: range, seed: int, stream: int
+    maker: Callable[..., Array], space: Reductions, numbers: range, seed: int, stream: int
 ) -> Array:
     return maker(
         space.xp,
@@ -65,7 +62,7 @@ def _draw(
     )
 
 
-_PROBE_MAKERS: dict[str, Callable[[RowSpace, range, int, int], Array]] = {
+_PROBE_MAKERS: dict[str, Callable[[Reductions, range, int, int], Array]] = {
     "rademacher": _signs,
     "gaussian": _gaussian,
     "sphere": _sphere,

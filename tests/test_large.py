@@ -45,15 +45,18 @@ def gaussian(seed, probe, i):
     return math.sqrt(-2 * math.log(u)) * turn(2 * math.pi * v)
 
 
-class FewRows(mf.RowSpace):
+class FewRows(mf.VectorSpace):
     """A vector's rows around one place; the others are not there, and count as zero."""
 
     def __init__(self, backend, size, rows, dtype=np.float64):
         dtype = backend.asarray([0], dtype).dtype
         super().__init__(backend.xp, size, dtype, backend.device, rows=rows)
 
-    def add_up(self, partial):
+    def all_reduce(self, partial):
         return partial
+
+    def all_gather_object(self, local):
+        return [local()]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -468,7 +468,7 @@ def test_averaging_over_all_sign_vectors_gives_trace_diagonal_and_variance_exact
     G = np.random.default_rng(0).standard_normal((n, n))
     signs = np.array(list(itertools.product([1.0, -1.0], repeat=n))).T  # (6, 64)
     monkeypatch.setattr(
-        mf.RowSpace,
+        mf.VectorSpace,
         "probes",
         lambda self, num_probes, *, start=0, **_: signs[:, start : start + num_probes],
     )

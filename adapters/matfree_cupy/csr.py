@@ -29,7 +29,7 @@ from typing import Any, final
 import numpy as np
 
 from matfree.protocol import Array, DType
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 from matfree_cupy.kernels import THREADS, kernel, numbers, require_current
 
 SOURCE = Path(__file__).with_name("csr.cu")
@@ -73,7 +73,7 @@ class CsrProducts:
     space : of vectors of m entries
     """
 
-    def __init__(self, matrix: Any, space: RowSpace) -> None:
+    def __init__(self, matrix: Any, space: VectorSpace) -> None:
         self.matrix, self.space, self.rows = matrix, space, int(matrix.shape[0])
         self.chunks = -(-self.rows // ROWS)
         self.wide = np.result_type(matrix.dtype, np.float64)

@@ -1,6 +1,6 @@
 """What can be applied: the front door, matrices in memory and in files, functions, algebra."""
 
-from matfree.operators.base import Operator
+from matfree.operators.algebra import Operator
 from matfree.operators.dense import DenseOperator
 from matfree.operators.frontdoor import aslinearoperator
 from matfree.operators.function import FunctionOperator

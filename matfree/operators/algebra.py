@@ -2,13 +2,91 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
+
+import numpy as np
 
 from matfree.arrays import conjugate
 from matfree.errors import OperatorError
-from matfree.operators.base import Operator
+from matfree.operators.base import BlockMap
 from matfree.protocol import Array
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
+
+
+class Operator(BlockMap):
+    """A linear operator of ours: products checked at the door, and an algebra.
+
+    A subclass writes ``_apply`` for a block (and ``_apply_adjoint`` where it knows the
+    adjoint), and gets ``matvec``, ``matmat``, ``@``, ``+``, ``.H``, ``to_dense`` and the
+    rest. ``space`` is where the results live, ``domain`` where the arguments do; they are
+    one and the same for a square operator.
+
+    Parameters
+    ----------
+    space : the space of A @ x
+    domain : the space of x; ``space`` by default
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> class Reversal(mf.Operator):  # x backwards: its own adjoint
+    ...     def __init__(self, n):
+    ...         super().__init__(mf.space_like(np.zeros(1), n))
+    ...     def _apply(self, X):
+    ...         return X[::-1]
+    ...     _apply_adjoint = _apply
+    >>> A = Reversal(3)
+    >>> (A @ A.H + A.shift(2.0)).to_dense()
+    array([[3., 0., 1.],
+           [0., 4., 0.],
+           [1., 0., 3.]])
+    """
+
+    def restrict(self, start: int, stop: int) -> Operator:
+        """The principal submatrix A[start:stop, start:stop] as an operator."""
+        return Restricted(self, range(start, stop))
+
+    @property
+    def H(self) -> Operator:  # the field's name, SciPy's too
+        """The adjoint A^H."""
+        return Adjoint(self)
+
+    @property
+    def T(self) -> Operator:  # the field's name, SciPy's too
+        """The transpose, unconjugated."""
+        return Transpose(self)
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, Operator):
+            return Product(self, other)
+        return self.matvec(other) if getattr(other, "ndim", 2) == 1 else self.matmat(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """x^T @ A for an array: a row vector (m,), or rows (k, m)."""
+        return (self.T @ other.T).T if other.ndim == 2 else self.T @ other
+
+    def __mul__(self, factor: complex) -> Operator:
+        if not isinstance(factor, int | float | complex | np.number):
+            return NotImplemented
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: complex) -> Operator:
+        return self * (1 / factor)
+
+    def __neg__(self) -> Operator:
+        return self * -1
+
+    def __add__(self, other: Any) -> Operator:
+        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: Any) -> Operator:
+        return self + -other if isinstance(other, Operator) else NotImplemented
+
+    def shift(self, sigma: complex) -> Operator:
+        """A + sigma I."""
+        return self + Identity(self.space) * sigma
 
 
 @final
@@ -131,7 +209,7 @@ class Restricted(Operator):
         if not 0 <= rows.start < rows.stop <= n:
             raise ValueError(f"the range must be within [0, {n}] and not empty: got {rows}.")
         whole = operator.space
-        if whole.cut:
+        if whole.is_sharded:
             raise OperatorError("an operator on vectors cut into pieces cannot be restricted.")
         super().__init__(_resized(whole, len(rows)))
         self.operator, self.chosen = operator, slice(rows.start, rows.stop)
@@ -148,11 +226,11 @@ class Restricted(Operator):
         return whole
 
 
-def _resized(space: RowSpace, size: int) -> RowSpace:
+def _resized(space: VectorSpace, size: int) -> VectorSpace:
     return type(space)(space.xp, size, space.dtype, space.device, peers=space.peers)
 
 
-def _require_same_home(left: RowSpace, right: RowSpace) -> None:
+def _require_same_home(left: VectorSpace, right: VectorSpace) -> None:
     """Both operators' vectors must be of one library, precision and device."""
     if left.xp is right.xp and left.dtype == right.dtype and left.device == right.device:
         return

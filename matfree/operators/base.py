@@ -5,42 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, final
 
-import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree.arrays import describe, is_complex
 from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, LanczosStep, QuadraticForms
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace, require_space
 
 
-class Operator(ABC):
-    """A linear operator of ours: products checked at the door, and an algebra.
-
-    A subclass writes ``_apply`` for a block (and ``_apply_adjoint`` where it knows the
-    adjoint), and gets ``matvec``, ``matmat``, ``@``, ``+``, ``.H``, ``to_dense`` and the
-    rest. ``space`` is where the results live, ``domain`` where the arguments do; they are
-    one and the same for a square operator.
+class BlockMap(ABC):
+    """A linear map on blocks that checks its arguments: an operator without its algebra.
 
     Parameters
     ----------
     space : the space of A @ x
     domain : the space of x; ``space`` by default
-
-    Examples
-    --------
-    >>> import matfree as mf, numpy as np
-    >>> class Reversal(mf.Operator):  # x backwards: its own adjoint
-    ...     def __init__(self, n):
-    ...         super().__init__(mf.space_like(np.zeros(1), n))
-    ...     def _apply(self, X):
-    ...         return X[::-1]
-    ...     _apply_adjoint = _apply
-    >>> A = Reversal(3)
-    >>> (A @ A.H + A.shift(2.0)).to_dense()
-    array([[3., 0., 1.],
-           [0., 4., 0.],
-           [1., 0., 3.]])
     """
 
     ndim = 2
@@ -53,9 +32,9 @@ class Operator(ABC):
     __array_ufunc__ = None  # ndarray @ operator comes to __rmatmul__
     __array_priority__ = 1000  # and so does a CuPy array's
 
-    def __init__(self, space: RowSpace, domain: RowSpace | None = None) -> None:
-        self.space = space
-        self.domain = space if domain is None else domain
+    def __init__(self, space: VectorSpace, domain: VectorSpace | None = None) -> None:
+        self.space = require_space(space)
+        self.domain = space if domain is None else require_space(domain, "domain")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -132,58 +111,12 @@ class Operator(ABC):
         ]
         return self.space.xp.concat(blocks, axis=1)
 
-    def restrict(self, start: int, stop: int) -> Operator:
-        """The principal submatrix A[start:stop, start:stop] as an operator."""
-        return algebra.Restricted(self, range(start, stop))
-
-    @property
-    def H(self) -> Operator:  # the field's name, SciPy's too
-        """The adjoint A^H."""
-        return algebra.Adjoint(self)
-
-    @property
-    def T(self) -> Operator:  # the field's name, SciPy's too
-        """The transpose, unconjugated."""
-        return algebra.Transpose(self)
-
-    def __matmul__(self, other: Any) -> Any:
-        if isinstance(other, Operator):
-            return algebra.Product(self, other)
-        return self.matvec(other) if getattr(other, "ndim", 2) == 1 else self.matmat(other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        """x^T @ A for an array: a row vector (m,), or rows (k, m)."""
-        return (self.T @ other.T).T if other.ndim == 2 else self.T @ other
-
-    def __mul__(self, factor: complex) -> Operator:
-        if not isinstance(factor, int | float | complex | np.number):
-            return NotImplemented
-        return algebra.Scaled(self, factor)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, factor: complex) -> Operator:
-        return self * (1 / factor)
-
-    def __neg__(self) -> Operator:
-        return self * -1
-
-    def __add__(self, other: Any) -> Operator:
-        return algebra.Sum(self, other) if isinstance(other, Operator) else NotImplemented
-
-    def __sub__(self, other: Any) -> Operator:
-        return self + -other if isinstance(other, Operator) else NotImplemented
-
-    def shift(self, sigma: complex) -> Operator:
-        """A + sigma I."""
-        return self + algebra.Identity(self.space) * sigma
-
     def __repr__(self) -> str:
         rows, columns = self.shape
         return f"<{rows}x{columns} {type(self).__name__} of dtype {self.dtype}>"
 
 
-def _as_column(x: Any, space: RowSpace) -> Array:
+def _as_column(x: Any, space: VectorSpace) -> Array:
     if getattr(x, "ndim", None) != 1:
         raise OperatorError(
             f"matvec takes a vector of shape ({len(space.rows)},): got {describe(x)}; "
@@ -192,7 +125,7 @@ def _as_column(x: Any, space: RowSpace) -> Array:
     return x[:, None]
 
 
-def _checked(X: Any, space: RowSpace, name: str) -> Array:
+def _checked(X: Any, space: VectorSpace, name: str) -> Array:
     """The block, after asking whether it has this space's shape, library and precision."""
     if getattr(X, "ndim", None) != 2 or X.shape[0] != len(space.rows):
         raise OperatorError(
@@ -213,7 +146,3 @@ def _checked(X: Any, space: RowSpace, name: str) -> Array:
             "and imaginary part, or make the operator complex."
         )
     return xp.astype(X, space.dtype)
-
-
-# The algebra's classes are subclasses of the class above, so they can only come after it.
-from matfree.operators import algebra  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from matfree.arrays import conjugate
-from matfree.operators.base import Operator
+from matfree.operators.algebra import Operator
 from matfree.protocol import Array
 from matfree.spaces import space_like
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from matfree.arrays import describe
 from matfree.errors import OperatorError
-from matfree.operators.base import Operator
+from matfree.operators.algebra import Operator
 from matfree.operators.dense import DenseOperator
 from matfree.operators.function import FunctionOperator
 from matfree.operators.memmap_file import MappedFile
 from matfree.operators.streamed import SlabOperator
 from matfree.protocol import Array, DType
-from matfree.spaces import RowSpace, space_like
+from matfree.spaces import VectorSpace, require_space, space_like
 
 ADAPTER_GROUP = "matfree.adapters"
 """Entry points ``root_module = package:function``; the function takes an object and
@@ -140,9 +140,8 @@ def _from_duck(obj: Any, shape: tuple[int, ...], like: Array | None) -> Operator
             f"an operator has shape (m, n): {describe(obj)} has {shape}; apply the members "
             "of a batched operator one by one."
         )
-    space = getattr(obj, "space", None)
-    if isinstance(space, RowSpace):
-        domain = space if shape[0] == shape[1] else getattr(obj, "domain", space)
+    if getattr(obj, "space", None) is not None:
+        space, domain = _declared_spaces(obj, shape)
     else:
         space, domain = (_space_of(obj, size, like) for size in shape)
         domain = space if shape[0] == shape[1] else domain
@@ -164,7 +163,22 @@ def _from_duck(obj: Any, shape: tuple[int, ...], like: Array | None) -> Operator
     )
 
 
-def _space_of(obj: Any, size: int, like: Array | None) -> RowSpace:
+def _declared_spaces(obj: Any, shape: tuple[int, ...]) -> tuple[VectorSpace, VectorSpace]:
+    """The spaces of A @ x and of x that an operator declares, which must be usable."""
+    name = type(obj).__name__
+    space = require_space(obj.space, f"the space of {name}")
+    domain = space
+    if shape[0] != shape[1]:
+        domain = require_space(getattr(obj, "domain", None), f"the domain of {name}")
+    if (space.size, domain.size) != shape:
+        raise OperatorError(
+            f"{describe(obj)} has shape {shape}, but its spaces have sizes "
+            f"({space.size}, {domain.size}); declare spaces of these sizes."
+        )
+    return space, domain
+
+
+def _space_of(obj: Any, size: int, like: Array | None) -> VectorSpace:
     """Library and device from, in order: ``like``, the dtype's library, the declaration."""
     if like is not None:
         return space_like(like, size)

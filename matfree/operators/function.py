@@ -14,9 +14,9 @@ import array_api_compat
 
 from matfree.arrays import describe, is_complex
 from matfree.errors import NonFiniteError, OperatorError
-from matfree.operators.base import Operator
+from matfree.operators.algebra import Operator
 from matfree.protocol import Array, LanczosStep, QuadraticForms
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 Apply = Callable[[Array], Array]
 
@@ -56,8 +56,8 @@ class FunctionOperator(Operator):
         self,
         matvec: Apply,
         *,
-        space: RowSpace,
-        domain: RowSpace | None = None,
+        space: VectorSpace,
+        domain: VectorSpace | None = None,
         matmat: Apply | None = None,
         rmatvec: Apply | None = None,
         rmatmat: Apply | None = None,
@@ -92,8 +92,8 @@ class _Product:
         name: str,
         on_vector: Apply | None,
         on_block: Apply | None,
-        source: RowSpace,
-        target: RowSpace,
+        source: VectorSpace,
+        target: VectorSpace,
     ) -> None:
         self.name, self.source, self.target = name, source, target
         self.on_vector, self.on_block = on_vector, on_block

@@ -20,7 +20,7 @@ import numpy as np
 
 from matfree.arrays import conjugate, describe
 from matfree.errors import OperatorError
-from matfree.operators.base import Operator
+from matfree.operators.algebra import Operator
 from matfree.operators.memmap_file import MappedFile
 from matfree.protocol import Array
 from matfree.spaces import space_like

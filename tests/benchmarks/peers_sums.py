@@ -335,12 +335,12 @@ def _first_estimate(function, matrix, batch, seed):
     """The estimate after one batch: its ``converge`` argument is overwritten before use."""
     seen = []
 
-    def look(result):
+    def check_point(result):
         seen.append(result.estimate)
         raise _EnoughError
 
     try:
-        function(matrix, batch=batch, seed=seed, callback=look)
+        function(matrix, batch=batch, seed=seed, callback=check_point)
     except _EnoughError:
         return float(seen[0])
     raise ValueError("no estimate was seen")

@@ -17,7 +17,7 @@ from torch import nn
 import matfree as mf
 from matfree.results import archive
 from matfree_torch import hessian
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from support.forks import TIMEOUT, import_what_is_imported_late, together
 
 SAMPLES = {1: (10,), 2: (7, 3), 3: (5, 0, 5)}  # of each process, by how many there are
@@ -80,7 +80,10 @@ class Moments:
     def __init__(self, last, end):
         self.count, self.last, self.end = 0, last, end
         for owner, name in (
-            *((Processes, name) for name in ("sum", "exchange", "joined", "sum_of_rows")),
+            *(
+                (Communicator, name)
+                for name in ("all_reduce", "all_gather_object", "all_gather", "reduce_scatter")
+            ),
             (archive, "write"),
             (os, "fsync"),  # written, and not yet renamed
         ):

@@ -1,7 +1,7 @@
 """The test double for vectors cut into pieces: one thread plays one process.
 
 Every thread runs the same code on its own rows. The only things they share are the sums
-of ``ShardedSpace.add_up``, small answers, and the gathering of whole vectors inside the
+of ``ShardedSpace.all_reduce``, small answers, and the gathering of whole vectors inside the
 operator's product, which is the operator's own business.
 """
 
@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from matfree import FunctionOperator, RowSpace
+from matfree import FunctionOperator, VectorSpace
 from matfree.arrays import to_host
 
 
@@ -39,12 +39,12 @@ class Member:
     def __init__(self, group, rank):
         self.group, self.rank = group, rank
 
-    def exchange(self, local):
+    def all_gather_object(self, local):
         """Everybody's answers; an error in one thread ends all, by ``run_sharded``."""
         return self.group.gather(self.rank, local())
 
 
-class ShardedSpace(RowSpace):
+class ShardedSpace(VectorSpace):
     """One thread's rows; sums go over all threads, in the same order for each."""
 
     def __init__(self, group, rank, backend, dtype):
@@ -58,7 +58,7 @@ class ShardedSpace(RowSpace):
             peers=Member(group, rank),
         )
 
-    def add_up(self, partial):
+    def all_reduce(self, partial):
         pieces = self.group.gather(self.rank, partial)
         total = pieces[0]
         for piece in pieces[1:]:

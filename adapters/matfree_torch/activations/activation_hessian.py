@@ -107,6 +107,6 @@ def activation_hessian(
             "pass one batch, next(iter(loader)), or add the traces of all batches up with "
             "activation_traces(model, loss, loader, modules=...)."
         )
-    if objective.processes is None:
+    if objective.communicator is None:
         return ActivationHessian(objective, modules, at)
-    return SharedActivationHessian(objective, objective.processes, modules, at)
+    return SharedActivationHessian(objective, objective.communicator, modules, at)

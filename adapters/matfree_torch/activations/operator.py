@@ -146,7 +146,7 @@ class ActivationHessian(CurvatureOperator):
         if not curved:
             return Y
         for j, x in enumerate(X.T):
-            v = dict(zip(columns.names, columns.pieces(x), strict=True))
+            v = dict(zip(columns.names, columns.unpack(x), strict=True))
             pieces = torch.autograd.grad(
                 [gradients[name] for name in curved],
                 rows.tensors,
@@ -155,7 +155,7 @@ class ActivationHessian(CurvatureOperator):
                 allow_unused=True,
                 materialize_grads=True,
             )
-            Y[:, j] = rows.flat(pieces, self.dtype)
+            Y[:, j] = rows.pack(pieces, self.dtype)
         return Y
 
     def __repr__(self) -> str:

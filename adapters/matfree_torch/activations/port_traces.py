@@ -129,7 +129,7 @@ def _gaps(A: ActivationHessian, network: Linearized) -> dict[str, float]:
     """||H v - G v|| over the larger of the two, at each port, for one probe across all."""
     v = A.space.probes(1, seed=0, start=2, stream=CHECK)
     Hv = A.layout.unflatten(A.matmat(v)[:, 0])
-    pushed = network.push(dict(zip(A.names, A.layout.pieces(v[:, 0]), strict=True)))
+    pushed = network.push(dict(zip(A.names, A.layout.unpack(v[:, 0]), strict=True)))
     Gv = network.pull(network.matrix.product(pushed), A.layout)
     gaps = {}
     for (name, h), g in zip(Hv.items(), Gv, strict=True):

@@ -18,7 +18,7 @@ from matfree_torch.activations.port_traces import (
     summed,
 )
 from matfree_torch.activations.ports import Selection, Where
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.space import ShardedSpace
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout, Patterns
@@ -45,7 +45,7 @@ class SharedActivationHessian(Operator):
     """
 
     def __init__(
-        self, objective: Objective, processes: Processes, modules: Selection, at: Where
+        self, objective: Objective, communicator: Communicator, modules: Selection, at: Where
     ) -> None:
         def found() -> tuple[ActivationHessian, float]:
             model, loss, data = objective.model, objective.loss, objective.batches.data
@@ -53,10 +53,10 @@ class SharedActivationHessian(Operator):
             local = ActivationHessian(alone, modules, at)
             return local, alone.batches.divisor
 
-        self.objective, self.processes = objective, processes
+        self.objective, self.communicator = objective, communicator
         self.local, self._weight = objective.together(found)
         own = self.local.names, self.local.layout.sizes, self._weight
-        everyone = processes.exchange(lambda: own)
+        everyone = communicator.all_gather_object(lambda: own)
         others = [rank for rank, (names, *_) in enumerate(everyone) if names != everyone[0][0]]
         if others:
             raise OperatorError(
@@ -129,7 +129,7 @@ class SharedActivationHessian(Operator):
 
         def traced() -> list[tuple[float, dict[str, PortTrace]]]:
             with self.objective.precision():
-                return [(self._part, port_traces(self.local, settings, self.processes.rank))]
+                return [(self._part, port_traces(self.local, settings, self.communicator.rank))]
 
         return summed(self.objective.collect(traced), settings)
 
@@ -150,11 +150,11 @@ class SharedActivationHessian(Operator):
     def _space(self, layout: Layout) -> ShardedSpace:
         by_port = [self._sizes[name] for name in layout.names]
         counts = [sum(sizes) for sizes in zip(*by_port, strict=True)]
-        return ShardedSpace(self.processes, counts, self.local.dtype)
+        return ShardedSpace(self.communicator, counts, self.local.dtype)
 
     def __repr__(self) -> str:
         n = self.shape[0]
-        return f"<{n}x{n} over {self.processes.size} processes, here {self.local!r}>"
+        return f"<{n}x{n} over {self.communicator.size} processes, here {self.local!r}>"
 
 
 @final

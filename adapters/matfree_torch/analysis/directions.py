@@ -169,7 +169,7 @@ class Reader:
             for name, b in self.curvature.model.named_buffers()
             if b.is_floating_point() and name in state
         }
-        return self.layout.flat(pieces, self.curvature.dtype), buffers
+        return self.layout.pack(pieces, self.curvature.dtype), buffers
 
     def _by_parameter(self, directions: Mapping[str, Any]) -> bool:
         """Whether a mapping is one direction, by names of parameters."""
@@ -201,7 +201,7 @@ def filter_normalized(step: Step, layout: Layout) -> Step:
         own = d.to(torch.float64).flatten(1).norm(dim=1)
         scale = torch.where(own > 0, wanted / own, 0.0)
         pieces.append(d * scale.reshape(-1, *[1] * (p.ndim - 1)).to(d.dtype))
-    return step._replace(vector=layout.flat(pieces, step.vector.dtype))
+    return step._replace(vector=layout.pack(pieces, step.vector.dtype))
 
 
 def _columns(directions: Any) -> list[Any] | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import part
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ _SHARE = 16  # of the free memory, what vectors that are whole may take
 _COPIES = 4  # of a block while it is multiplied: whole, by vectors, joined again, summed
 
 
-def columns_at_once(processes: Processes, size: int, dtype: torch.dtype) -> int:
+def columns_at_once(communicator: Communicator, size: int, dtype: torch.dtype) -> int:
     """Vectors that may be whole at a time, as many in every process."""
-    free = available(processes.device)
+    free = available(communicator.device)
     vector = _COPIES * size * torch.finfo(dtype).bits // 8
-    fit = 1 if free is None else free // (_SHARE * processes.neighbours * vector)
-    return max(1, min(processes.exchange(lambda: int(fit))))
+    fit = 1 if free is None else free // (_SHARE * communicator.neighbours * vector)
+    return max(1, min(communicator.all_gather_object(lambda: int(fit))))

@@ -94,7 +94,10 @@ class Softmax(Likelihood):
         self.weight = torch.ones_like(self.p[0]) if loss.weight is None else loss.weight.to(self.p)
         self.smoothing = getattr(loss, "label_smoothing", 0.0)
         if targets.is_floating_point():
-            self.labels, self.counts = self.rows(targets).to(self.p), torch.ones_like(self.p[:, 0])
+            self.labels, self.counts = (
+                self.rows(targets).to(self.p),
+                torch.ones_like(self.p[:, 0]),
+            )
             own, divisor = self.labels @ self.weight, self.counts.sum()
         else:
             labels = targets.reshape(-1)

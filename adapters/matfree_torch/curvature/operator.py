@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matfree import NonFiniteError, Operator, RowSpace, space_like
+from matfree import NonFiniteError, Operator, VectorSpace, space_like
 from matfree.arrays import to_host
 from matfree.probes import CHECK
 from matfree.protocol import Array
 from matfree_torch.autograd.graph_memory import columns_at_once
 from matfree_torch.autograd.precision import TF32_EPS
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.space import ShardedSpace
 from matfree_torch.objective import faulty_modules
 from matfree_torch.objective.objective import Objective
@@ -43,7 +43,7 @@ class CurvatureOperator(Operator):
     """Whether x^T A x >= 0 for every x, by construction."""
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
-        super().__init__(_space(layout, layout.dtype, objective.processes))
+        super().__init__(_space(layout, layout.dtype, objective.communicator))
         self.objective, self.layout = objective, layout
         self._inspected, self._noise = False, 0.0
         self._fitting: int | None = None
@@ -125,18 +125,22 @@ class CurvatureOperator(Operator):
         with self.differentiating():
             step = self._columns_at_once(X.shape[1])
             parts = [
-                rows.rows(self._between(columns.shards(X[:, j : j + step].clone()), rows, columns))
+                rows.to_rows(
+                    self._between(columns.to_shards(X[:, j : j + step].clone()), rows, columns)
+                )
                 for j in range(0, max(X.shape[1], 1), step)
             ]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _columns_at_once(self, k: int) -> int:
         """Columns of a block of k for which whole vectors fit, where these are made at all."""
-        exchange = self.layout.exchange
-        if exchange is None or not exchange.whole:
+        redistribution = self.layout.redistribution
+        if redistribution is None or not redistribution.whole:
             return max(k, 1)
         if self._fitting is None:
-            self._fitting = columns_at_once(exchange.processes, self.layout.size, self.dtype)
+            self._fitting = columns_at_once(
+                redistribution.communicator, self.layout.size, self.dtype
+            )
         return self._fitting
 
     @contextlib.contextmanager
@@ -220,7 +224,7 @@ class BlockOperator(Operator):
     """
 
     def __init__(self, whole: CurvatureOperator, rows: Layout, columns: Layout) -> None:
-        peers = whole.objective.processes
+        peers = whole.objective.communicator
         space = _space(rows, whole.dtype, peers)
         super().__init__(space, space if rows is columns else _space(columns, whole.dtype, peers))
         self.whole, self.rows, self.columns = whole, rows, columns
@@ -239,10 +243,10 @@ class BlockOperator(Operator):
         return f"<{m}x{n} block {' x '.join(sides)} of {self.whole!r}>"
 
 
-def _space(layout: Layout, dtype: torch.dtype, peers: Processes | None) -> RowSpace:
-    if layout.exchange is not None:
-        counts = [len(rows) for rows in layout.exchange.held]
-        return ShardedSpace(layout.exchange.processes, counts, dtype)
+def _space(layout: Layout, dtype: torch.dtype, peers: Communicator | None) -> VectorSpace:
+    if layout.redistribution is not None:
+        counts = [len(rows) for rows in layout.redistribution.row_ranges]
+        return ShardedSpace(layout.redistribution.communicator, counts, dtype)
     example = torch.empty(0, dtype=dtype, device=layout.device)
     return space_like(example, layout.size, peers=peers)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from matfree_torch.curvature.operator import CurvatureOperator
 from matfree_torch.curvature.sharded import ShardedCurvature
-from matfree_torch.distributed.checksums import Mark
+from matfree_torch.distributed.checksums import Checksum
 from matfree_torch.distributed.dtensors import part, whole
 from matfree_torch.hvp.graph_cache import GraphMemory, KeptBatches, Retention
 from matfree_torch.objective import faulty_modules
@@ -60,10 +60,12 @@ class ParameterCurvature(CurvatureOperator):
         self.strategy = strategy
         self.weight_decay = _decay(parameters, weight_decay)
         self._kept = KeptBatches(objective, parameters.tensors, retention)
-        if objective.processes is not None:
+        if objective.communicator is not None:
             chosen = zlib.crc32(repr((parameters.names, self.weight_decay)).encode())
             numbers = float(parameters.size), float(chosen)
-            objective.processes.require_same(Mark("parameters or weight decay", _SAME, numbers))
+            objective.communicator.require_same(
+                Checksum("parameters or weight decay", _SAME, numbers)
+            )
 
     @abstractmethod
     def _prepare(self, batch: Batch) -> Any:
@@ -120,7 +122,7 @@ class ParameterCurvature(CurvatureOperator):
         moved, given = dict(zip(self.names, self.layout.tensors, strict=True)), None
         if direction is not None:
             steps = self.layout.unflatten(direction)
-            given = self.layout.flat(list(steps.values()), self.dtype)[:, None]
+            given = self.layout.pack(list(steps.values()), self.dtype)[:, None]
             moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
 
         def summed() -> Tensor:
@@ -135,8 +137,8 @@ class ParameterCurvature(CurvatureOperator):
             return total
 
         like = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
-        processes = self.objective.processes
-        reduce = None if processes is None else processes.sum
+        communicator = self.objective.communicator
+        reduce = None if communicator is None else communicator.all_reduce
         total = float(self.objective.average(summed, like, given, reduce))
         for name, decay in self.weight_decay.items():
             total += decay / 2 * float(whole(moved[name].detach().to(torch.float64).square().sum()))
@@ -151,14 +153,14 @@ class ParameterCurvature(CurvatureOperator):
                 for batch in self.batches:
                     with self.objective.guarded():  # the same random numbers as products draw
                         pieces = self.objective.gradients(batch, self.layout.tensors)
-                    total += batch.weight * self.layout.flat(pieces)
+                    total += batch.weight * self.layout.pack(pieces)
             return total
 
         total = self.objective.average(summed, self._zeros(self.layout))
         for name, p in zip(self.names, self.layout.tensors, strict=True):
             decay = self.weight_decay.get(name, 0.0)
-            total[self.layout.places[name]] += decay * part(p.detach()).reshape(-1)
-        return self.layout.rows(total[:, None])[:, 0]
+            total[self.layout.local_slices[name]] += decay * part(p.detach()).reshape(-1)
+        return self.layout.to_rows(total[:, None])[:, 0]
 
     def sharded(
         self, rows: Sequence[int] | None = None, *, block_size: int | None = None
@@ -202,14 +204,14 @@ class ParameterCurvature(CurvatureOperator):
         ...
         ValueError: sharded vectors need several processes; make the operator with process_group=.
         """
-        if self.layout.exchange is not None:
+        if self.layout.redistribution is not None:
             raise ValueError("the vectors of this operator are cut up already, as its space tells.")
         return ShardedCurvature(self, rows, block_size)
 
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         block = self.summed(X, rows, columns)
         for name in set(rows.names) & set(columns.names) & set(self.weight_decay):
-            source, target = columns.places[name], rows.places[name]
+            source, target = columns.local_slices[name], rows.local_slices[name]
             block[target] += self.weight_decay[name] * X[source]
         return block
 
@@ -225,15 +227,15 @@ class ParameterCurvature(CurvatureOperator):
         What the processes do not all have, ``reduce`` makes of the sum, with vectors that are
         known to be the same in all of them.
         """
-        nothing = X.new_zeros((rows.held, X.shape[1]))
+        nothing = X.new_zeros((rows.local_size, X.shape[1]))
 
         def summed() -> Tensor:
             Y = [self._zeros(rows) for _ in X.T]
 
             def add(weight: float, prepared: Any) -> None:
                 for y, x in zip(Y, X.T, strict=True):
-                    v = dict(zip(columns.names, columns.pieces(x), strict=True))
-                    y += weight * rows.flat(self._multiply(prepared, v, rows), self.dtype)
+                    v = dict(zip(columns.names, columns.unpack(x), strict=True))
+                    y += weight * rows.pack(self._multiply(prepared, v, rows), self.dtype)
 
             with self.parameters.differentiable():
                 self._kept.visit(self._shared, add)
@@ -242,7 +244,7 @@ class ParameterCurvature(CurvatureOperator):
         return self.objective.average(summed, nothing, X if reduce is None else None, reduce)
 
     def _zeros(self, layout: Layout) -> Tensor:
-        return torch.zeros(layout.held, dtype=self.dtype, device=layout.device)
+        return torch.zeros(layout.local_size, dtype=self.dtype, device=layout.device)
 
     def by_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
         """Show a visitor each batch, and the product of its own curvature, without decay."""
@@ -261,9 +263,9 @@ class ParameterCurvature(CurvatureOperator):
     def _columns(self, prepared: Any, X: Tensor) -> Tensor:
         columns = []
         for x in X.T:
-            v = dict(zip(self.names, self.layout.pieces(x), strict=True))
+            v = dict(zip(self.names, self.layout.unpack(x), strict=True))
             pieces = self._multiply(prepared, v, self.layout)
-            columns.append(self.layout.flat(pieces, self.dtype))
+            columns.append(self.layout.pack(pieces, self.dtype))
         return torch.stack(columns, dim=1)
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from matfree import Operator, OperatorError
 from matfree.protocol import Array
 from matfree_torch.autograd.graph_memory import columns_at_once
-from matfree_torch.distributed.checksums import Mark
+from matfree_torch.distributed.checksums import Checksum
 from matfree_torch.distributed.redistribution import even_rows
 from matfree_torch.distributed.space import ShardedSpace
 
@@ -51,21 +51,23 @@ class ShardedCurvature(Operator):
     def __init__(
         self, whole: ParameterCurvature, rows: Sequence[int] | None, block_size: int | None
     ) -> None:
-        processes = whole.objective.processes
-        if processes is None:
+        communicator = whole.objective.communicator
+        if communicator is None:
             raise ValueError(
                 "sharded vectors need several processes; make the operator with process_group=."
             )
-        self.whole, self.processes, self._block_size = whole, processes, block_size
-        counts = list(rows or map(len, even_rows(whole.layout.size, processes.size)))
-        told = processes.exchange(lambda: self._sensible(counts))  # one that is wrong ends all
+        self.whole, self.communicator, self._block_size = whole, communicator, block_size
+        counts = list(rows or map(len, even_rows(whole.layout.size, communicator.size)))
+        told = communicator.all_gather_object(
+            lambda: self._sensible(counts)
+        )  # one that is wrong ends all
         others = [rank for rank, answer in enumerate(told) if answer != told[0]]
         if others:
             raise OperatorError(
                 f"process {others[0]} was given other rows or another block_size, "
                 f"{told[others[0]]}, than process 0, {told[0]}; give all of them the same."
             )
-        super().__init__(ShardedSpace(processes, counts, whole.dtype))
+        super().__init__(ShardedSpace(communicator, counts, whole.dtype))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ class ShardedCurvature(Operator):
 
     def _apply(self, X: Array) -> Array:
         count = float(X.shape[1])
-        self.processes.require_same(Mark("numbers of vectors", _ARGUMENTS, (count,)))
+        self.communicator.require_same(Checksum("numbers of vectors", _ARGUMENTS, (count,)))
         self.whole.inspect()
         step = self._columns()
         parts = [self._product(X[:, j : j + step]) for j in range(0, X.shape[1], step)]
@@ -118,7 +120,7 @@ class ShardedCurvature(Operator):
                 space.gather(X.clone()),
                 layout,
                 layout,
-                lambda block: self.processes.sum_of_rows(block, space.held),
+                lambda block: self.communicator.reduce_scatter(block, space.row_ranges),
             )
         for name, decay in self.whole.weight_decay.items():
             place = layout.partition[name]
@@ -132,11 +134,11 @@ class ShardedCurvature(Operator):
     def _columns(self) -> int:
         """Vectors that are whole at a time, as many in every process."""
         if self._block_size is None:
-            self._block_size = columns_at_once(self.processes, self.space.size, self.dtype)
+            self._block_size = columns_at_once(self.communicator, self.space.size, self.dtype)
         return self._block_size
 
     def _sensible(self, counts: list[int]) -> tuple[list[int], int | None]:
-        n, size = self.whole.layout.size, self.processes.size
+        n, size = self.whole.layout.size, self.communicator.size
         if len(counts) != size or sum(counts) != n or min(counts) < 0:
             raise ValueError(
                 f"rows must be {size} numbers that add up to {n}, one for each process: got "

@@ -14,7 +14,7 @@ _FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
 _HASH_BITS = 20  # small enough to travel as a float32
 
 
-class Mark(NamedTuple):
+class Checksum(NamedTuple):
     """A few numbers that must be the same in all processes."""
 
     what: str
@@ -25,15 +25,15 @@ class Mark(NamedTuple):
     tolerance: float = 0.0
 
 
-def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Mark:
+def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Checksum:
     """A mark of tensors that must agree to the last bit."""
     total = 0
     for number, x in enumerate(tensors):
         total += (2 * number + 1) * _hash(x.detach())
-    return Mark(what, remedy, (float(total % (1 << _HASH_BITS)),))
+    return Checksum(what, remedy, (float(total % (1 << _HASH_BITS)),))
 
 
-def same_block(what: str, remedy: str, X: Tensor) -> Mark:
+def same_block(what: str, remedy: str, X: Tensor) -> Checksum:
     """A mark of vectors that must agree to rounding: processes may round differently."""
     flat = X.detach().reshape(-1)
     sums = torch.zeros(3, dtype=torch.float64, device=X.device)
@@ -44,9 +44,9 @@ def same_block(what: str, remedy: str, X: Tensor) -> Mark:
         sums += torch.stack([part @ part, *(part @ wave for wave in waves)])
     square, *parts = sums.tolist()  # the host waits once
     if not 0 < square < math.inf:
-        return Mark(what, remedy, (0.0, 0.0))
+        return Checksum(what, remedy, (0.0, 0.0))
     size, tolerance = math.sqrt(square), math.sqrt(torch.finfo(X.dtype).eps)
-    return Mark(what, remedy, tuple(part / size for part in parts), tolerance)
+    return Checksum(what, remedy, tuple(part / size for part in parts), tolerance)
 
 
 def _hash(x: Tensor) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 from matfree import MatfreeError, OperatorError
 from matfree.probes import agreed_seed
 from matfree.protocol import Seed
-from matfree_torch.distributed.checksums import Mark
+from matfree_torch.distributed.checksums import Checksum
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class LostProcessError(MatfreeError, RuntimeError):
 
 
 @final
-class Processes:
+class Communicator:
     """The processes of a group, this one among them.
 
     Parameters
@@ -76,11 +76,11 @@ class Processes:
         if self.rank < 0:
             raise ValueError("this process does not belong to process_group; leave it out here.")
         name = zlib.crc32(socket.gethostname().encode())
-        here = sum(int(other) == name for (other,) in self.gathered([name]))
+        here = sum(int(other) == name for (other,) in self.all_gather_numbers([name]))
         self.neighbours = here if device.type == "cpu" else 1
         """How many of the processes share one memory."""
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place, the same to the bit in all of them.
 
         Raises
@@ -92,23 +92,23 @@ class Processes:
             dist.all_reduce(_real(x), group=self.group)
         return x
 
-    def joined(self, own: Tensor, held: Sequence[range]) -> Tensor:
+    def all_gather(self, own: Tensor, row_ranges: Sequence[range]) -> Tensor:
         """A block of whose rows each process has some, whole in all of them."""
-        whole = own.new_empty((held[-1].stop, *own.shape[1:]))
-        whole[_slice(held[self.rank])] = own
+        whole = own.new_empty((row_ranges[-1].stop, *own.shape[1:]))
+        whole[_slice(row_ranges[self.rank])] = own
         with self._together():
-            for rank, part in _parts(whole, held):
+            for rank, part in _parts(whole, row_ranges):
                 dist.broadcast(part, group=self.group, group_src=rank)
         return whole
 
-    def sum_of_rows(self, x: Tensor, held: Sequence[range]) -> Tensor:
+    def reduce_scatter(self, x: Tensor, row_ranges: Sequence[range]) -> Tensor:
         """The rows of this process of a block's sum over all; what is in ``x`` is lost."""
         with self._together():
-            for rank, part in _parts(x, held):
+            for rank, part in _parts(x, row_ranges):
                 dist.reduce(part, group=self.group, group_dst=rank)
-        return x[_slice(held[self.rank])].clone()
+        return x[_slice(row_ranges[self.rank])].clone()
 
-    def exchanged(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Some rows of a block to each process, and theirs to this one; all in rank order.
 
         Raises
@@ -116,7 +116,7 @@ class Processes:
         OperatorError
             The processes have other numbers of columns.
         """
-        self.require_same(Mark(*_SIZES, (float(x.shape[1]),)))
+        self.require_same(Checksum(*_SIZES, (float(x.shape[1]),)))
         y = x.new_empty((sum(received), x.shape[1]))
         if x.shape[1]:
             with self._together():
@@ -125,22 +125,22 @@ class Processes:
                 )
         return y
 
-    def gathered(self, numbers: Sequence[float]) -> list[list[float]]:
+    def all_gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every process's numbers, by rank."""
         table = torch.zeros(self.size, len(numbers), dtype=torch.float64, device=self.device)
         table[self.rank] = torch.tensor(numbers, dtype=torch.float64)
-        gathered: list[list[float]] = self.sum(table).tolist()
+        gathered: list[list[float]] = self.all_reduce(table).tolist()
         return gathered
 
-    def require_same(self, *marks: Mark) -> None:
+    def require_same(self, *marks: Checksum) -> None:
         """Raise OperatorError in all processes where they disagree."""
-        self._compare(self.gathered(_numbers(marks)), marks)
+        self._compare(self.all_gather_numbers(_numbers(marks)), marks)
 
-    def add_up(
+    def reduce_checked(
         self,
         local: Callable[[], tuple[Tensor, float]],
         like: Tensor,
-        marks: Sequence[Mark],
+        marks: Sequence[Checksum],
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, float]:
         """The sums over all processes of a tensor like ``like`` and of a number.
@@ -167,17 +167,17 @@ class Processes:
             part, weight = local()
         except Exception as error:  # whatever it is, the others must not wait for it
             failure = error
-        marks = [Mark(*_SIZES, (float(like.numel()),)), *marks]
+        marks = [Checksum(*_SIZES, (float(like.numel()),)), *marks]
         own = [float(failure is not None), weight, *_numbers(marks)]
         assert len(own) <= _HEADER
-        rows = self.gathered(own + [0.0] * (_HEADER - len(own)))
+        rows = self.all_gather_numbers(own + [0.0] * (_HEADER - len(own)))
         if any(row[0] for row in rows):
             self._give_up(failure)
         self._compare([row[2:] for row in rows], marks)
-        total = (reduce or self.sum)(part.contiguous()) if part.numel() or reduce else part
+        total = (reduce or self.all_reduce)(part.contiguous()) if part.numel() or reduce else part
         return total, math.fsum(row[1] for row in rows)
 
-    def exchange(self, local: Callable[[], T]) -> list[T]:
+    def all_gather_object(self, local: Callable[[], T]) -> list[T]:
         """What this function returns in every process, by rank; small things.
 
         Raises as ``add_up`` does.
@@ -194,7 +194,7 @@ class Processes:
 
     def agreed_seed(self, seed: Seed) -> int:
         """A seed that all processes have: process 0's entropy, where none is given."""
-        return agreed_seed(seed, self.exchange)
+        return agreed_seed(seed, self.all_gather_object)
 
     def _objects(self, own: Any) -> list[Any]:
         """Small things of all processes, by rank."""
@@ -230,7 +230,7 @@ class Processes:
             f"{failed[0]} is {told[failed[0]]}"
         )
 
-    def _compare(self, rows: list[list[float]], marks: Sequence[Mark]) -> None:
+    def _compare(self, rows: list[list[float]], marks: Sequence[Checksum]) -> None:
         begin = 0
         for mark in marks:
             end = begin + len(mark.numbers)
@@ -251,9 +251,9 @@ class Processes:
             begin = end
 
 
-def _parts(x: Tensor, held: Sequence[range]) -> Iterator[tuple[int, Tensor]]:
+def _parts(x: Tensor, row_ranges: Sequence[range]) -> Iterator[tuple[int, Tensor]]:
     """The rows of each process in a contiguous block, where there are any."""
-    for rank, rows in enumerate(held):
+    for rank, rows in enumerate(row_ranges):
         part = _real(x[_slice(rows)])
         if part.numel():
             yield rank, part
@@ -267,7 +267,7 @@ def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def _numbers(marks: Sequence[Mark]) -> list[float]:
+def _numbers(marks: Sequence[Checksum]) -> list[float]:
     return [number for mark in marks for number in mark.numbers]
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 
 Mesh: TypeAlias = Any
 """A ``torch.distributed.device_mesh.DeviceMesh``."""
@@ -63,7 +63,7 @@ def joined_like(local: Tensor, p: Tensor) -> Tensor:
     return made
 
 
-def partners(tensors: Iterable[Tensor]) -> Processes | None:
+def partners(tensors: Iterable[Tensor]) -> Communicator | None:
     """The processes that tensors are cut up over; None where none is.
 
     All of them call this.
@@ -89,14 +89,16 @@ def partners(tensors: Iterable[Tensor]) -> Processes | None:
         group = dist.group.WORLD
     else:
         group = mesh._flatten().get_group()
-    return Processes(group, part(cut[0]).device)
+    return Communicator(group, part(cut[0]).device)
 
 
-def require_apart(together: Processes | None, apart: Processes | None) -> None:
+def require_apart(together: Communicator | None, apart: Communicator | None) -> None:
     """Refuse processes that compute a batch together where each would have batches of its own."""
     if together is None or apart is None:
         return
-    ranks = [set(dist.get_process_group_ranks(processes.group)) for processes in (together, apart)]
+    ranks = [
+        set(dist.get_process_group_ranks(communicator.group)) for communicator in (together, apart)
+    ]
     if len(set.intersection(*ranks)) > 1:
         raise ValueError(
             "process_group= holds several processes of the mesh that parameters are cut up over, "

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import Mesh, is_cut, part
 
 
@@ -63,7 +63,7 @@ class Region(NamedTuple):
         return found
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """Entries of a tensor that are in one process's rows and in one process's shard."""
 
     region: Region
@@ -76,7 +76,7 @@ class Piece(NamedTuple):
 
 
 @final
-class Exchange:
+class Redistribution:
     """Rows of vectors to shards of parameters, and back.
 
     Parameters
@@ -95,14 +95,14 @@ class Exchange:
     """
 
     def __init__(
-        self, processes: Processes, tensors: Sequence[Tensor], held: Sequence[range]
+        self, communicator: Communicator, tensors: Sequence[Tensor], row_ranges: Sequence[range]
     ) -> None:
-        self.processes, self.held = processes, tuple(held)
-        self.rows = held[processes.rank]
+        self.communicator, self.row_ranges = communicator, tuple(row_ranges)
+        self.rows = row_ranges[communicator.rank]
         self.whole = not any(map(is_cut, tensors))
         """Whether all tensors are whole in every process."""
-        me, ranks = processes.rank, range(processes.size)
-        members = dist.get_process_group_ranks(processes.group)
+        me, ranks = communicator.rank, range(communicator.size)
+        members = dist.get_process_group_ranks(communicator.group)
         regions = [[_region(p, member) for member in members] for p in tensors]
         for p, by_rank in zip(tensors, regions, strict=True):
             if tuple(part(p).shape) != tuple(map(len, by_rank[me].sides)):
@@ -110,7 +110,7 @@ class Exchange:
                     f"a parameter of shape {tuple(p.shape)} is cut up as {_placements(p)}, which "
                     "is not even ranges of its dimensions; distribute it anew, by Shard(0) for one."
                 )
-        pieces = partial(_pieces, regions, held)
+        pieces = partial(_pieces, regions, row_ranges)
         self._out = [pieces(me, rank, None) for rank in ranks]
         self._in = [pieces(rank, me, None) for rank in ranks]
         self._back_out = [pieces(rank, me, me) for rank in ranks]
@@ -137,30 +137,34 @@ class Exchange:
             begin = end
         return X
 
-    def _places(self, piece: Piece) -> slice | Tensor:
-        found = piece.region.entries(piece.numbers, self.processes.device)
+    def _places(self, piece: Segment) -> slice | Tensor:
+        found = piece.region.entries(piece.numbers, self.communicator.device)
         if isinstance(found, slice):
             return slice(found.start + piece.start, found.stop + piece.start)
         return found + piece.start
 
     def _sent(
-        self, parts: list[Tensor], like: Tensor, out: list[list[Piece]], into: list[list[Piece]]
+        self, parts: list[Tensor], like: Tensor, out: list[list[Segment]], into: list[list[Segment]]
     ) -> Tensor:
         ours = torch.cat(parts) if parts else like.new_empty((0, like.shape[1]))
         sizes = [sum(len(piece.numbers) for piece in pieces) for pieces in into]
         sent = [sum(len(piece.numbers) for piece in pieces) for pieces in out]
-        return self.processes.exchanged(ours, sent, sizes)
+        return self.communicator.all_to_all(ours, sent, sizes)
 
 
-def even_rows(n: int, processes: int) -> list[range]:
+def even_rows(n: int, communicator: int) -> list[range]:
     """About as many rows for each process."""
-    edges = [n * rank // processes for rank in range(processes + 1)]
+    edges = [n * rank // communicator for rank in range(communicator + 1)]
     return [range(*pair) for pair in itertools.pairwise(edges)]
 
 
 def _pieces(
-    regions: list[list[Region]], held: Sequence[range], owner: int, holder: int, source: int | None
-) -> list[Piece]:
+    regions: list[list[Region]],
+    row_ranges: Sequence[range],
+    owner: int,
+    holder: int,
+    source: int | None,
+) -> list[Segment]:
     """What of a process's rows is in a process's shards.
 
     With a source: what comes back from there. Of several processes that hold the same, the owner
@@ -170,11 +174,11 @@ def _pieces(
     for by_rank in regions:
         region = by_rank[holder]
         size = math.prod(region.shape)
-        begin = min(max(held[owner].start - start, 0), size)
-        end = min(max(held[owner].stop - start, 0), size)
+        begin = min(max(row_ranges[owner].start - start, 0), size)
+        end = min(max(row_ranges[owner].stop - start, 0), size)
         numbers = range(region.below(begin), region.below(end))
         if numbers and (source is None or source == _asked(by_rank, holder, owner)):
-            found.append(Piece(region, start - held[owner].start, numbers, offset))
+            found.append(Segment(region, start - row_ranges[owner].start, numbers, offset))
         start, offset = start + size, offset + region.size
     return found
 

@@ -176,8 +176,10 @@ class FiniteDifference(Products):
     def _length(self, tensors: list[Tensor]) -> float:
         parts = [part(x.detach()).to(torch.float64).square().sum() for x in tensors]
         square = torch.stack(parts).sum()
-        exchange = self.layout.exchange  # parts of one vector, where tensors are cut up
-        return math.sqrt(square if exchange is None else exchange.processes.sum(square))
+        redistribution = self.layout.redistribution  # parts of one vector, where tensors are cut up
+        return math.sqrt(
+            square if redistribution is None else redistribution.communicator.all_reduce(square)
+        )
 
 
 def gradient_along(

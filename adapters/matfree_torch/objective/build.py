@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Normalizer
 from matfree_torch.objective.fsdp import FullySharded, Unsharded, is_fully_sharded
@@ -44,7 +44,7 @@ def prepared(
         model = sharding.module
     isolation.refuse_random_layers(model)
     ordered = ordered or isolation.layer_with_batch_statistics(model) is not None
-    processes = None if process_group is None else Processes(process_group, _device(model))
+    communicator = None if process_group is None else Communicator(process_group, _device(model))
     objective = Objective(
         model,
         loss,
@@ -52,10 +52,10 @@ def prepared(
         normalizer,
         ordered=ordered,
         allow_tf32=allow_tf32,
-        processes=processes,
+        communicator=communicator,
         sharding=sharding,
     )
-    if not objective.batches.single or processes is not None:
+    if not objective.batches.single or communicator is not None:
         isolation.warn_of_batch_statistics(model)
     return model, objective
 

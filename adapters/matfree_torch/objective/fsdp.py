@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matfree import OperatorError
 from matfree_torch.autograd.graph_memory import available, readable
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import is_cut, partners, whole
 from matfree_torch.objective import isolation
 
@@ -64,7 +64,7 @@ def resharded(model: nn.Module) -> Iterator[None]:
             module.unshard()
 
 
-def holders(tensors: Sequence[Tensor]) -> Processes:
+def holders(tensors: Sequence[Tensor]) -> Communicator:
     """The processes that ``fully_shard`` cut parameters up over, each with data of its own.
 
     Raises
@@ -82,9 +82,9 @@ def holders(tensors: Sequence[Tensor]) -> Processes:
                 f"a parameter is cut up as {placements}, by fully_shard and by something else; use "
                 "tensor parallelism alone, with process_group= for the data, or fully_shard alone."
             )
-    processes = partners(tensors)
-    assert processes is not None  # fully_shard leaves nothing whole
-    return processes
+    communicator = partners(tensors)
+    assert communicator is not None  # fully_shard leaves nothing whole
+    return communicator
 
 
 @final
@@ -100,7 +100,7 @@ class FullySharded:
         self.module = model
         with resharded(model):
             self.tensors: list[Tensor] = list(model.parameters())
-        self.processes = holders(self.tensors)
+        self.communicator = holders(self.tensors)
 
     @contextmanager
     def around(self, context: AbstractContextManager[None]) -> Iterator[None]:
@@ -128,12 +128,12 @@ class FullySharded:
     def _found(self, p: Tensor) -> Tensor:
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
         if is_cut(p):
-            return gradient * self.processes.size
-        return self.processes.sum(gradient)
+            return gradient * self.communicator.size
+        return self.communicator.all_reduce(gradient)
 
     def require_same_number(self, batches: Callable[[], int]) -> None:
         """Refuse data of which processes have other numbers of batches: they would wait forever."""
-        counts = self.processes.exchange(batches)
+        counts = self.communicator.all_gather_object(batches)
         if len(set(counts)) > 1:
             raise ValueError(
                 f"fully_shard needs as many batches in all processes: got {counts}; take a sampler "
@@ -168,7 +168,7 @@ class Unsharded:
         self._model = model
         with resharded(model):
             tensors: list[Tensor] = list(model.parameters())
-            self.processes = holders(tensors)
+            self.communicator = holders(tensors)
             self._require_room(tensors)
             pairs = [(p, _gathered(p)) for p in tensors]
             self.module = _copied(model, pairs)
@@ -180,7 +180,7 @@ class Unsharded:
         for module, twin in zip(self._model.modules(), self.module.modules(), strict=True):
             twin.training = module.training
         now = self._state()
-        changed = self.processes.gathered([float(now != self._seen)])
+        changed = self.communicator.all_gather_numbers([float(now != self._seen)])
         if any(flag for (flag,) in changed):
             with torch.no_grad():
                 for p, entire in self._pairs:
@@ -192,15 +192,17 @@ class Unsharded:
 
     def _require_room(self, tensors: list[Tensor]) -> None:
         size = sum(p.numel() * p.element_size() for p in tensors)
-        free = available(self.processes.device)
-        share = None if free is None else free // self.processes.neighbours
-        shares = [room for room in self.processes.exchange(lambda: share) if room is not None]
+        free = available(self.communicator.device)
+        share = None if free is None else free // self.communicator.neighbours
+        shares = [
+            room for room in self.communicator.all_gather_object(lambda: share) if room is not None
+        ]
         if shares and _COPIES * size > min(shares):
             raise MemoryError(
                 f"the parameters take {readable(size)} when they are whole, with a vector and its "
                 f"product {readable(_COPIES * size)}, and a process has {readable(min(shares))} on "
-                f"{self.processes.device}. Give each process more memory; or cut the model up by "
-                "tensor parallelism, where no parameter is ever whole; or take "
+                f"{self.communicator.device}. Give each process more memory; or cut the model up "
+                "by tensor parallelism, where no parameter is ever whole; or take "
                 "strategy='finite-difference', which uses fully_shard's own passes and is right "
                 "to about eps^(2/3) for a smooth network."
             )

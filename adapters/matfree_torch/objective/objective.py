@@ -15,8 +15,8 @@ from matfree import OperatorError
 from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch.autograd.precision import full_precision
-from matfree_torch.distributed.checksums import Mark, same_block, same_tensors
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.checksums import Checksum, same_block, same_tensors
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import is_cut, part, partners, require_apart, whole
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch, Batches, Loss, Normalizer, digest
@@ -72,7 +72,7 @@ class Objective:
         *,
         ordered: bool = False,
         allow_tf32: bool = False,
-        processes: Processes | None = None,
+        communicator: Communicator | None = None,
         sharding: Unsharded | FullySharded | None = None,
     ) -> None:
         if loss is not None and not callable(loss):
@@ -83,15 +83,15 @@ class Objective:
         self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
         self._twin = sharding if isinstance(sharding, Unsharded) else None
         self._layers = sharding if isinstance(sharding, FullySharded) else None
-        self.processes = processes if sharding is None else sharding.processes
-        self._holders = None if sharding is None else sharding.processes
+        self.communicator = communicator if sharding is None else sharding.communicator
+        self._holders = None if sharding is None else sharding.communicator
         self.partners = partners(model.parameters()) if self._layers is None else None
         """The processes that compute a batch together, where parameters are cut up over them."""
-        require_apart(self.partners, self.processes)
+        require_apart(self.partners, self.communicator)
         self.batches = Batches(
-            data, loss, normalizer, ordered=ordered, share=self.processes is not None
+            data, loss, normalizer, ordered=ordered, share=self.communicator is not None
         )
-        self._marks: tuple[Any, list[Mark]] = (None, [])
+        self._marks: tuple[Any, list[Checksum]] = (None, [])
         self._random_state = isolation.get_random_state(model)
         if self._layers is not None:
             with self.guarded():
@@ -159,16 +159,16 @@ class Objective:
         given : (rows, k) Tensor, optional
             The vectors that it is a function of, the same in all processes.
         reduce : function, optional
-            As for :meth:`Processes.add_up`.
+            As for :meth:`Communicator.reduce_checked`.
         """
-        if self.processes is None:
+        if self.communicator is None:
             return local() / self.batches.divisor
         marks = self._weights()
         if self._layers is not None:  # whose backward passes have added up what is local
             reduce, like = reduce or _itself, like.new_zeros(like.shape[1:])
         elif given is not None:
             marks = [*marks, same_block("vectors", _SEED, given)]
-        total, counted = self.processes.add_up(
+        total, counted = self.communicator.reduce_checked(
             lambda: (local(), self.batches.total or 0.0), like, marks, reduce
         )
         if not self.batches.averaged:
@@ -179,7 +179,7 @@ class Objective:
 
     def together(self, local: Callable[[], T]) -> T:
         """What a process computes for itself, where a failure in any of them ends all."""
-        if self.processes is None:
+        if self.communicator is None:
             return local()
         found: list[T] = []
 
@@ -187,38 +187,40 @@ class Objective:
             found.append(local())
             return nothing, 0.0
 
-        nothing = torch.zeros(0, device=self.processes.device)
-        self.processes.add_up(run, nothing, self._weights())
+        nothing = torch.zeros(0, device=self.communicator.device)
+        self.communicator.reduce_checked(run, nothing, self._weights())
         return found[0]
 
     def agreed(self, seed: Seed) -> int:
         """A seed that all processes have: process 0's entropy, where none is given."""
-        return resolve_seed(seed) if self.processes is None else self.processes.agreed_seed(seed)
+        return (
+            resolve_seed(seed) if self.communicator is None else self.communicator.agreed_seed(seed)
+        )
 
     def number_samples(self) -> int:
         """Number this process's samples after those of the processes before it.
 
         Returns the number of batches before the first one here.
         """
-        if self.processes is None:
+        if self.communicator is None:
             return 0
-        counts = self.processes.exchange(self.batches.count)[: self.processes.rank]
+        counts = self.communicator.all_gather_object(self.batches.count)[: self.communicator.rank]
         self.batches.before = sum(samples for samples, _ in counts)
         return sum(batches for _, batches in counts)
 
     def collect(self, local: Callable[[], list[T]]) -> list[T]:
         """A list of what this process's batches give, and after it the other processes'."""
-        if self.processes is None:
+        if self.communicator is None:
             return local()
-        self.processes.require_same(*self._weights())
-        items = [item for part in self.processes.exchange(local) for item in part]
+        self.communicator.require_same(*self._weights())
+        items = [item for part in self.communicator.all_gather_object(local) for item in part]
         if not items:
             raise ValueError(_NOTHING)
         return items
 
     def require_alone(self, what: str) -> None:
         """Refuse what a process does by itself, where others have data or parameters, too."""
-        if self.processes is not None or self.partners is not None:
+        if self.communicator is not None or self.partners is not None:
             raise OperatorError(
                 f"{what} is computed by one process, and here batches or parameters are shared out "
                 "among several; each sees its own only. Make it of a whole model and all the data."
@@ -235,12 +237,14 @@ class Objective:
     @property
     def neighbours(self) -> int:
         """How many of the processes that work on this share one memory, at most."""
-        groups = [group for group in (self.processes, self.partners) if group is not None]
+        groups = [group for group in (self.communicator, self.partners) if group is not None]
         return math.prod(group.neighbours for group in groups)
 
     def among_partners(self, number: int) -> list[int]:
         """A number in all processes that compute a batch together: they keep the same graphs."""
-        return [number] if self.partners is None else self.partners.exchange(lambda: number)
+        return (
+            [number] if self.partners is None else self.partners.all_gather_object(lambda: number)
+        )
 
     def require_same(self, batch: Batch) -> None:
         """Refuse batches that differ among the processes that compute one together."""
@@ -250,11 +254,11 @@ class Objective:
         tensors = *self.model.parameters(), *self.model.buffers()
         entire = [x for x in tensors if not is_cut(x)]
         self.partners.require_same(
-            Mark("batches", _BATCHES, mark, _ROUNDING * mark[1]),
+            Checksum("batches", _BATCHES, mark, _ROUNDING * mark[1]),
             same_tensors("weights or buffers that are whole", _ENTIRE, entire),
         )
 
-    def _weights(self) -> list[Mark]:
+    def _weights(self) -> list[Checksum]:
         """Marks of the model, made again when it changes; a twin takes its weights over first."""
         if self._twin is not None:
             self._twin.follow()

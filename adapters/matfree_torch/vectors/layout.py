@@ -16,9 +16,9 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from matfree_torch.distributed.collectives import Processes
+from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import joined_like, part, part_like, partners
-from matfree_torch.distributed.redistribution import Exchange, even_rows
+from matfree_torch.distributed.redistribution import Redistribution, even_rows
 
 Patterns: TypeAlias = str | Sequence[str]
 """Names, or patterns with ``*`` and ``?`` for several of them."""
@@ -43,7 +43,7 @@ class Layout:
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], noun: str, processes: Processes | None = None
+        self, tensors: Mapping[str, Tensor], noun: str, communicator: Communicator | None = None
     ) -> None:
         devices = {p.device for p in tensors.values()}
         if len(devices) > 1:
@@ -58,12 +58,12 @@ class Layout:
         self.size = sum(self.sizes)
         self.device = self.tensors[0].device
         self.partition = _laid(self.names, self.sizes)
-        self.exchange = _exchange(self.tensors, processes)
+        self.redistribution = _redistribution(self.tensors, communicator)
         self._shapes = [part(p).shape for p in self.tensors]
         self._lengths = [math.prod(shape) for shape in self._shapes]
-        self.held = sum(self._lengths)
+        self.local_size = sum(self._lengths)
         """Entries of the parts that are here: ``size`` where nothing is cut up."""
-        self.places = _laid(self.names, self._lengths)
+        self.local_slices = _laid(self.names, self._lengths)
         """Where the part of each tensor that is here lies among the others."""
 
     @property
@@ -79,10 +79,10 @@ class Layout:
         return Layout(
             matching(dict(zip(self.names, self.tensors, strict=True)), patterns, self.noun),
             self.noun,
-            None if self.exchange is None else self.exchange.processes,
+            None if self.redistribution is None else self.redistribution.communicator,
         )
 
-    def pieces(self, vector: Tensor) -> list[Tensor]:
+    def unpack(self, vector: Tensor) -> list[Tensor]:
         """The parts that are here, (held,), as tensors cut up as the layout's, of their dtypes."""
         return [
             joined_like(x.reshape(shape).to(p.dtype), p)
@@ -91,7 +91,7 @@ class Layout:
             )
         ]
 
-    def flat(self, pieces: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    def pack(self, pieces: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
         """The parts that are here, (held,), of the layout's dtype or the one given."""
         target = dtype or self.dtype
         parts = [
@@ -101,11 +101,11 @@ class Layout:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat vector (rows,) as tensors by name, cut up as the layout's are."""
-        rows = self.size if self.exchange is None else len(self.exchange.rows)
+        rows = self.size if self.redistribution is None else len(self.redistribution.rows)
         if tuple(vector.shape) != (rows,):
             raise ValueError(f"vector must have shape ({rows},): got {tuple(vector.shape)}.")
-        if self.exchange is not None:
-            vector = self.exchange.to_shards(vector[:, None])[:, 0]
+        if self.redistribution is not None:
+            vector = self.redistribution.to_shards(vector[:, None])[:, 0]
         parts = zip(torch.split(vector, self._lengths), self._shapes, self.tensors, strict=True)
         joined = [joined_like(x.reshape(shape), p) for x, shape, p in parts]
         return dict(zip(self.names, joined, strict=True))
@@ -115,15 +115,15 @@ class Layout:
         if set(tensors) != set(self.names):
             different = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"tensors must name every {self.noun} once: {different} do not match.")
-        return self.rows(self.flat([tensors[name] for name in self.names])[:, None])[:, 0]
+        return self.to_rows(self.pack([tensors[name] for name in self.names])[:, None])[:, 0]
 
-    def shards(self, X: Tensor) -> Tensor:
+    def to_shards(self, X: Tensor) -> Tensor:
         """Rows of vectors (rows, k) as the parts of the tensors that are here, (held, k)."""
-        return X if self.exchange is None else self.exchange.to_shards(X)
+        return X if self.redistribution is None else self.redistribution.to_shards(X)
 
-    def rows(self, Y: Tensor) -> Tensor:
+    def to_rows(self, Y: Tensor) -> Tensor:
         """The parts that are here, (held, k), as the rows of vectors that are, (rows, k)."""
-        return Y if self.exchange is None else self.exchange.to_rows(Y)
+        return Y if self.redistribution is None else self.redistribution.to_rows(Y)
 
 
 def _laid(names: Sequence[str], sizes: Sequence[int]) -> dict[str, slice]:
@@ -132,13 +132,15 @@ def _laid(names: Sequence[str], sizes: Sequence[int]) -> dict[str, slice]:
     return {name: slice(*pair) for name, pair in zip(names, itertools.pairwise(edges), strict=True)}
 
 
-def _exchange(tensors: list[Tensor], processes: Processes | None) -> Exchange | None:
+def _redistribution(
+    tensors: list[Tensor], communicator: Communicator | None
+) -> Redistribution | None:
     """The way from rows to parts and back, where processes share out the rows."""
-    processes = processes or partners(tensors)
-    if processes is None:
+    communicator = communicator or partners(tensors)
+    if communicator is None:
         return None
     size = sum(math.prod(p.shape) for p in tensors)
-    return Exchange(processes, tensors, even_rows(size, processes.size))
+    return Redistribution(communicator, tensors, even_rows(size, communicator.size))
 
 
 def matching(everything: Mapping[str, Any], patterns: Patterns, noun: str) -> dict[str, Any]:
@@ -182,7 +184,7 @@ class Parameters(Layout):
         self,
         model: nn.Module,
         patterns: Patterns | None = None,
-        processes: Processes | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         everything: dict[str, Tensor] = dict(model.named_parameters())
         if patterns is None:
@@ -195,7 +197,7 @@ class Parameters(Layout):
                 f"the model has no parameter to differentiate ({len(everything)} in all, none "
                 "that requires a gradient); unfreeze some, or name them with params=."
             )
-        super().__init__(chosen, "parameter", processes)
+        super().__init__(chosen, "parameter", communicator)
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:

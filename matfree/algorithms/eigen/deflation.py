@@ -11,14 +11,14 @@ import numpy as np
 
 from matfree.algorithms.eigen.eigsh import eigsh
 from matfree.algorithms.running.checkpoint import Checkpoint
-from matfree.algorithms.running.counted_operator import Products, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, adopted
 from matfree.algorithms.running.plan import Plan, slices
 from matfree.algorithms.running.state_file import discard
 from matfree.arrays import rounding, to_host
 from matfree.errors import ConvergenceWarning
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 ROUGH = 1e-3
 """Residual, relative to ||A||, at which computed pairs are good enough to deflate with. At
@@ -42,8 +42,8 @@ class Deflation:
     saved = ("found", "cost", "values", "vectors")
     by_row: ClassVar = {"vectors": 0}
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        self.product, self.space, self.plan = product, product.space, plan
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        self.A, self.space, self.plan = A, A.space, plan
         self.found = False
         self.cost = 0
         """Products spent on them here."""
@@ -60,14 +60,14 @@ class Deflation:
         """
         if self.found:
             return
-        before = self.product.num_matvecs
+        before = self.A.num_matvecs
         if isinstance(self.plan.eigenpairs, EigenResult):
             self._take(self.plan.eigenpairs)
             path = None
         else:
             path = checkpoint and checkpoint.path.with_suffix(".eigenpairs.npz")
             self._compute(self.plan.eigenpairs, budget, path)
-        self.cost = self.product.num_matvecs - before
+        self.cost = self.A.num_matvecs - before
         self.found = True
         block_done()
         if path is not None:
@@ -81,7 +81,7 @@ class Deflation:
         """
         self.values = np.asarray(pairs.values, dtype=np.float64)
         self.vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
-        residual = mixed_residual(self.product, self.values, self.vectors, self.plan.seed)
+        residual = mixed_residual(self.A, self.values, self.vectors, self.plan.seed)
         allowed = 2 * float(np.linalg.norm(pairs.residuals))
         allowed += rounding(self.space.xp, self.space.dtype)
         if residual <= allowed * pairs.norm:
@@ -89,16 +89,16 @@ class Deflation:
         quotients = []
         for part in slices(len(self.values), self.plan.block_size):
             U = self.vectors[:, part]
-            quotients.append(to_host(self.space.dots(U, self.product(U))).real)
+            quotients.append(to_host(self.space.dots(U, self.A(U))).real)
         self.values = np.concatenate(quotients)
-        self.product.require_finite(self.values)
+        self.A.require_finite(self.values)
 
     def _compute(self, count: int, budget: int, checkpoint: Path | None) -> None:
         """The largest in magnitude, to a rough tolerance."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # rough is what was asked for
             pairs = eigsh(
-                self.product.operator,
+                self.A.operator,
                 min(count, self.space.size),
                 rtol=ROUGH,
                 max_matvecs=None if self.plan.num_probes is not None else max(1, budget // 2),
@@ -106,24 +106,24 @@ class Deflation:
                 seed=self.plan.seed,
                 checkpoint=checkpoint,
             )
-        self.product.num_matvecs += pairs.num_matvecs
+        self.A.num_matvecs += pairs.num_matvecs
         self.values, self.vectors = pairs.values, pairs.vectors
 
 
-def mixed_residual(product: Products, values: HostArray, vectors: Array, seed: int) -> float:
+def mixed_residual(A: CountedOperator, values: HostArray, vectors: Array, seed: int) -> float:
     """||A u - U diag(theta) U^H u|| for a random unit vector u in the span of U.
 
     One product tells the pairs of another operator.
     """
-    space = product.space
+    space = A.space
     mix = np.random.default_rng(seed).standard_normal((len(values), 1))
     mix /= np.linalg.norm(mix)
-    here = product(vectors @ space.asarray(mix))
+    here = A(vectors @ space.asarray(mix))
     residual = to_host(space.norms(here - vectors @ space.asarray(values[:, None] * mix)))
-    product.require_finite(residual)
+    A.require_finite(residual)
     return float(residual[0])
 
 
-def outside(space: RowSpace, Q: Array, W: Array) -> Array:
+def outside(space: VectorSpace, Q: Array, W: Array) -> Array:
     """(I - Q Q^H) W."""
     return W - Q @ space.xp.astype(space.gram(Q, W), space.dtype)

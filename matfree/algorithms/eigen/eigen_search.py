@@ -18,7 +18,7 @@ from matfree.algorithms.eigen.missed_eigenvalues import absent, lead
 from matfree.algorithms.krylov.thick_restart import KrylovDecomposition, Which, order
 from matfree.algorithms.running.callbacks import asked_to_stop
 from matfree.algorithms.running.checkpoint import Checkpoint, restore
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arrays import to_host
 from matfree.progress import Progress
 from matfree.protocol import Array, HostArray
@@ -52,7 +52,7 @@ class EigenSearch:
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         *,
         k: int,
         which: Which,
@@ -65,9 +65,9 @@ class EigenSearch:
     ) -> None:
         if not rtol > 0:
             raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
-        if capacity < min(k + 2, product.space.size):
+        if capacity < min(k + 2, A.space.size):
             raise ValueError(f"num_vectors must be at least k + 2: got {capacity} for k = {k}.")
-        self.product, self.space = product, product.space
+        self.A, self.space = A, A.space
         self.k, self.which, self.rtol = k, which, rtol
         self.capacity, self.budget, self.seed = capacity, budget, seed
         self.callback, self.bar = callback, bar
@@ -112,7 +112,7 @@ class EigenSearch:
         if self.phase != "find":
             return
         krylov = self._begun(
-            KrylovDecomposition(self.product, start, self._capacity(start.shape[1]), seed=self.seed)
+            KrylovDecomposition(self.A, start, self._capacity(start.shape[1]), seed=self.seed)
         )
         wanted: HostArray | None = None  # coordinates of the wanted pairs, while V is as it was
         try:
@@ -188,7 +188,7 @@ class EigenSearch:
             stream=probes.START,
         )
         krylov = KrylovDecomposition(
-            self.product,
+            self.A,
             block,
             self._capacity(width),
             seed=self.seed,
@@ -225,13 +225,13 @@ class EigenSearch:
             norm=self.norm,
             which=self.which,
             method="thick-restart block Lanczos",
-            num_matvecs=self.product.num_matvecs,
+            num_matvecs=self.A.num_matvecs,
             num_steps=len(self.history),
             reason=reason,
             seed=self.seed,
             verified=self.verified,
             history=tuple(self.history),
-            rows=self.space.piece,
+            rows=self.space.row_range,
         )
 
     def _rayleigh_ritz(self, U: Array) -> tuple[HostArray, HostArray, Array]:
@@ -240,9 +240,9 @@ class EigenSearch:
         Vectors found in different searches are eigenvectors up to the tolerance only; the
         rotation takes out what they hold of each other.
         """
-        AU = self.product(U)
+        AU = self.A(U)
         H = to_host(self.space.gram(U, AU))
-        self.product.require_finite(H)
+        self.A.require_finite(H)
         values, Y = np.linalg.eigh((H + H.conj().T) / 2)
         U, AU = U @ self.space.asarray(Y), AU @ self.space.asarray(Y)
         R = AU - U * self.space.asarray(values)[None, :]
@@ -275,17 +275,17 @@ class EigenSearch:
 
     def _must_stop(self, krylov: KrylovDecomposition) -> bool:
         width = krylov.Q.shape[1]
-        return krylov.exhausted or self.product.num_matvecs + width > self.budget
+        return krylov.exhausted or self.A.num_matvecs + width > self.budget
 
     def _stopped_by_callback(self) -> bool:
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
         worst = float(np.max(relative))
-        self.history.append((self.product.num_matvecs, float(self.values[0]), worst))
+        self.history.append((self.A.num_matvecs, float(self.values[0]), worst))
         self.bar.show(
             int(self.converged.sum()),
-            lambda: f"{self.product.num_matvecs} products, worst residual {worst:.1e}",
+            lambda: f"{self.A.num_matvecs} products, worst residual {worst:.1e}",
         )
-        step = EigenStep(self.product.num_matvecs, self.values, relative)
+        step = EigenStep(self.A.num_matvecs, self.values, relative)
         stop = asked_to_stop(self.callback, step)
         if stop:
             self.reason = "stopped by the callback"

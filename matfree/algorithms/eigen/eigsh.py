@@ -10,7 +10,7 @@ from matfree import probes
 from matfree.algorithms.eigen.eigen_search import EigenSearch, EigenStep
 from matfree.algorithms.krylov.thick_restart import Which
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import Products, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, adopted
 from matfree.algorithms.running.plan import require_whole
 from matfree.arrays import epsilon
 from matfree.errors import ConvergenceWarning, Interrupted
@@ -110,26 +110,26 @@ def eigsh(
     >>> mf.eigsh(A, 4, seed=0).values.round(9)  # 8 three times: none is missed
     array([8., 8., 8., 5.])
     """
-    product = Products(A)
-    n = product.space.size
+    A = CountedOperator(A)
+    n = A.space.size
     _require_sensible(n, k, which, block_size=block_size, max_matvecs=max_matvecs)
     if rtol is None:
-        rtol = max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype))
+        rtol = max(1e-6, 100 * epsilon(A.space.xp, A.space.dtype))
     bar = Progress("eigsh", progress)
     search = EigenSearch(
-        product,
+        A,
         k=k,
         which=which,
         rtol=rtol,
         capacity=min(n, num_vectors or max(20, 4 * k + 8)),
         budget=max_matvecs or max(1000, 100 * k),
-        seed=resumed_seed(product.space, checkpoint, seed),
+        seed=resumed_seed(A.space, checkpoint, seed),
         callback=callback,
         bar=bar,
     )
-    V = _start_block(product, start, min(block_size, n), search.seed)
+    V = _start_block(A, start, min(block_size, n), search.seed)
     if checkpoint is not None:
-        search.resume(Checkpoint(checkpoint, product, search.problem(V.shape[1])))
+        search.resume(Checkpoint(checkpoint, A, search.problem(V.shape[1])))
     with bar:
         bar.start(k)
         _complete(search, V, verify)
@@ -161,9 +161,9 @@ def _complete(search: EigenSearch, start: Array, verify: bool) -> None:
 
 
 def _start_block(
-    product: Products, start: Array | EigenResult | None, width: int, seed: int
+    A: CountedOperator, start: Array | EigenResult | None, width: int, seed: int
 ) -> Array:
-    space = product.space
+    space = A.space
     if start is None:
         return space.probes(width, seed=seed, kind="gaussian", stream=probes.START)
     return adopted(space, start.vectors if isinstance(start, EigenResult) else start, "start")

@@ -16,14 +16,14 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.running.callbacks import asked_to_stop
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arrays import real_part, to_host
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.protocol import Array, HostArray, Seed
 from matfree.results import EigenResult
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
-STEPS_PER_LOOK = 5
+STEPS_PER_CHECK = 5
 """Steps between two looks from the host: the device is not waited for in between."""
 
 
@@ -113,15 +113,15 @@ def power_iteration(
     >>> bool(result.converged.all())
     True
     """
-    product = Products(A)
-    n = product.space.size
+    A = CountedOperator(A)
+    n = A.space.size
     if not 1 <= k <= n:
         raise ValueError(f"k must be in [1, n]: got {k} for an operator of size {n}.")
     if not rtol > 0:
         raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
-    run = _Run(product, k, rtol, max_steps, probes.agreed_seed(seed, product.space.exchange))
+    run = _Run(A, k, rtol, max_steps, probes.agreed_seed(seed, A.space.all_gather_object))
     try:
         for pair in range(k):
             run.iterate(pair, callback)
@@ -139,8 +139,8 @@ def power_iteration(
 class _Run:
     """Vectors found so far, their products, and the norm they are measured against."""
 
-    def __init__(self, product: Products, k: int, rtol: float, max_steps: int, seed: int) -> None:
-        self.product, self.space = product, product.space
+    def __init__(self, A: CountedOperator, k: int, rtol: float, max_steps: int, seed: int) -> None:
+        self.A, self.space = A, A.space
         self.k, self.rtol, self.max_steps, self.seed = k, rtol, max_steps, seed
         self.found = 0
         self.U = self.space.zeros(k)
@@ -156,14 +156,14 @@ class _Run:
         entries: list[Array] = []
         first: tuple[Array, Array] | None = None
         for step in range(1, self.max_steps + 1):
-            w = self.product(v)
+            w = self.A(v)
             entries.append(_measure(space, v, w, self._deflated(w)))
             if step == 1 and pair == 0:
                 first = v, w
             elif step == 2 and first is not None:
                 self._check_symmetry(*first, v, w)
-            if step % STEPS_PER_LOOK == 0 or step in (2, self.max_steps):
-                state = self._look(pair, step, entries)
+            if step % STEPS_PER_CHECK == 0 or step in (2, self.max_steps):
+                state = self._check(pair, step, entries)
                 entries = []
                 if state.residual <= self.rtol / 2 or asked_to_stop(callback, state):
                     break
@@ -192,12 +192,12 @@ class _Run:
             norm=norm,
             which="LM",
             method="power iteration",
-            num_matvecs=self.product.num_matvecs,
-            num_steps=self.product.num_matvecs,
+            num_matvecs=self.A.num_matvecs,
+            num_steps=self.A.num_matvecs,
             reason=reason,
             seed=self.seed,
             history=tuple(self.history),
-            rows=space.piece,
+            rows=space.row_range,
         )
 
     def _deflated(self, w: Array) -> Array:
@@ -208,10 +208,10 @@ class _Run:
                 w = w - U @ self.space.xp.astype(self.space.gram(U, w), self.space.dtype)
         return w
 
-    def _look(self, pair: int, step: int, entries: list[Array]) -> PowerStep:
+    def _check(self, pair: int, step: int, entries: list[Array]) -> PowerStep:
         """Bring theta, residual and ||A v|| of the last steps to the host."""
         numbers: HostArray = to_host(self.space.xp.stack(entries))
-        self.product.require_finite(numbers)
+        self.A.require_finite(numbers)
         for theta, residual, length in numbers.tolist():
             self.norm = max(self.norm, length)
             relative = residual / self.norm if self.norm > 0 else 0.0
@@ -225,10 +225,10 @@ class _Run:
         scale = xp.maximum(self.space.norms(w1), self.space.norms(w2))[0]
         gap, size = to_host(xp.stack((defect, scale))).tolist()
         if np.isfinite(gap) and size > 0:
-            self.product.require_hermitian(gap / size)
+            self.A.require_hermitian(gap / size)
 
 
-def _measure(space: RowSpace, v: Array, w: Array, deflated: Array) -> Array:
+def _measure(space: VectorSpace, v: Array, w: Array, deflated: Array) -> Array:
     """(theta, ||residual||, ||A v||) on the device; the residual within the complement."""
     xp = space.xp
     theta = real_part(xp, space.dots(v, w))
@@ -236,7 +236,7 @@ def _measure(space: RowSpace, v: Array, w: Array, deflated: Array) -> Array:
     return xp.concat((theta, space.norms(residual), space.norms(w)))
 
 
-def _unit(space: RowSpace, w: Array, *, fallback: Array) -> Array:
+def _unit(space: VectorSpace, w: Array, *, fallback: Array) -> Array:
     """w / ||w||; the previous vector where A v = 0, which is then an eigenvector already."""
     xp = space.xp
     length = space.norms(w)

@@ -30,13 +30,13 @@ from matfree import probes
 from matfree.algorithms.eigen.deflation import outside
 from matfree.algorithms.eigen.eigen_search import EigenStep
 from matfree.algorithms.eigen.eigsh import eigsh
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.errors import ConvergenceWarning, Interrupted, NotHermitianError, OperatorError
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray
 from matfree.results import SingularResult
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 _SPAN = 100.0
 """How far below the largest a round looks for singular values, where the precision bears it."""
@@ -81,8 +81,8 @@ class SingularSearch:
         self.wide = operator.shape[0] < operator.shape[1]
         even = even.H if self.wide else even
         self.scale, self.spent = scale, spent
-        self.forward = Products(even, square=False)
-        self.backward = Products(even.H, square=False)
+        self.forward = CountedOperator(even, square=False)
+        self.backward = CountedOperator(even.H, square=False)
         self.source, self.target = even.domain, even.space
         self.k, self.rtol, self.budget, self.seed = k, rtol, budget, seed
         self.options, self.callback, self.checkpoint = options, callback, checkpoint
@@ -262,7 +262,7 @@ class SingularSearch:
         """The triplets of the operator as it was given."""
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
         left, right = (self.V, self.U) if self.wide else (self.U, self.V)
-        rows = self.target.piece, self.source.piece
+        rows = self.target.row_range, self.source.row_range
         rows = rows[::-1] if self.wide else rows
         return SingularResult(
             left=left,
@@ -281,7 +281,7 @@ class SingularSearch:
         )
 
 
-def completed(space: RowSpace, Q: Array, count: int, seed: int) -> Array:
+def completed(space: VectorSpace, Q: Array, count: int, seed: int) -> Array:
     """Q, orthonormal, with random directions in its complement up to ``count`` columns."""
     for attempt in range(2):  # a random direction is inside Q only where that is all
         missing = count - Q.shape[1]

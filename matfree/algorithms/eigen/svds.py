@@ -11,7 +11,7 @@ from matfree import probes
 from matfree.algorithms.eigen.eigen_search import EigenStep
 from matfree.algorithms.eigen.singular_search import SingularSearch
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import Products, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, adopted
 from matfree.algorithms.running.plan import require_whole
 from matfree.arrays import epsilon, to_host
 from matfree.errors import ConvergenceWarning, Interrupted, OperatorError
@@ -103,12 +103,12 @@ def svds(
     >>> mf.svds(A, 4, rtol=1e-13, seed=0).values
     array([8.e+00, 3.e+00, 1.e-03, 1.e-10])
     """
-    product = Products(A, square=False)
-    operator = product.operator
+    A = CountedOperator(A, square=False)
+    operator = A.operator
     _require_sensible(operator, k, rtol, block_size, num_vectors, max_matvecs)
     if rtol is None:
-        rtol = max(1e-6, 100 * epsilon(product.space.xp, product.space.dtype))
-    seed = resumed_seed(product.space, checkpoint, seed)
+        rtol = max(1e-6, 100 * epsilon(A.space.xp, A.space.dtype))
+    seed = resumed_seed(A.space, checkpoint, seed)
     scale = _scale(operator, seed)
     block, spent = _start_block(operator * (1 / scale), start)
     search = SingularSearch(
@@ -174,7 +174,7 @@ def _scale(operator: Operator, seed: int) -> float:
     divided by this do not, and the division is exact.
     """
     w = operator.space.probes(1, seed=seed, kind="gaussian", stream=probes.CHECK)
-    adjoint = Products(operator.H, square=False)
+    adjoint = CountedOperator(operator.H, square=False)
     try:
         sizes = to_host(operator.domain.norms(adjoint(w))) / to_host(operator.space.norms(w))
     except NotImplementedError as cause:

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from matfree.arrays import half_type, is_complex, slabs
 from matfree.protocol import Array, HostArray
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 _SCALE = 2.0**15
 """What vectors are multiplied by on their way to 16 bits.
@@ -30,7 +30,7 @@ class Bases:
     saved = ("filled",)
     by_row: ClassVar = {"filled": 1}
 
-    def __init__(self, space: RowSpace, V: Array, num_steps: int) -> None:
+    def __init__(self, space: VectorSpace, V: Array, num_steps: int) -> None:
         self.space = space
         shape = (num_steps, len(space.rows))
         self.rows = [
@@ -105,7 +105,7 @@ class HalfBases:
     saved = ("filled",)
     by_row: ClassVar = {"filled": 2}
 
-    def __init__(self, space: RowSpace, V: Array, num_steps: int) -> None:
+    def __init__(self, space: VectorSpace, V: Array, num_steps: int) -> None:
         half = half_type(space.xp)
         if half is None:
             raise ValueError(
@@ -142,7 +142,7 @@ class HalfBases:
             if self.complex:
                 basis[1, step, :] = xp.astype(xp.imag(v), self.half)
 
-    def take_off(self, R: Array) -> Array:
+    def project_out(self, R: Array) -> Array:
         """R -= its components along all but the last two vectors, in two passes; their lengths."""
         xp, lengths = self.space.xp, []
         if self.size <= _RECENT:

@@ -6,10 +6,10 @@ from typing import final
 
 import numpy as np
 
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arrays import real_part, rounding, to_host
 from matfree.protocol import Array, HostArray
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 _HALF_ASYMMETRY = 2.0**-9
 """The asymmetry that a basis in 16 bits explains: a few roundings of 2^-11."""
@@ -28,8 +28,8 @@ class Coefficients:
 
     saved = ("entries",)
 
-    def __init__(self, product: Products, num_runs: int, *, half: bool) -> None:
-        self.product, self.space = product, product.space
+    def __init__(self, A: CountedOperator, num_runs: int, *, half: bool) -> None:
+        self.A, self.space = A, A.space
         self.allowance = _HALF_ASYMMETRY if half else 0.0
         self.share = _HALF_SHARE if half else 0.0
         self.factor = max(rounding(self.space.xp, self.space.dtype), _rounding_of_sums(self.space))
@@ -75,7 +75,7 @@ class Coefficients:
         self.on_device.append((alpha, beta, defect))
         return alive
 
-    def look(self) -> None:
+    def check_point(self) -> None:
         """Bring the new entries to the host, and judge them: NaN, then asymmetry.
 
         This is the one place where the device is waited for.
@@ -84,9 +84,9 @@ class Coefficients:
         fresh = to_host(xp.stack([xp.stack(entry) for entry in self.on_device]))
         self.on_device = []
         self.on_host.extend(tuple(step) for step in fresh)
-        self.product.require_finite(fresh)
+        self.A.require_finite(fresh)
         defect = self.defect
-        self.product.require_hermitian(defect if defect > self.allowance else 0.0)
+        self.A.require_hermitian(defect if defect > self.allowance else 0.0)
 
     @property
     def scales(self) -> HostArray:
@@ -145,7 +145,7 @@ class Coefficients:
         )
 
 
-def _rounding_of_sums(space: RowSpace) -> float:
+def _rounding_of_sums(space: VectorSpace) -> float:
     """What the summing alone leaves of beta, relative to alpha, where a start is an eigenvector.
 
     Of equal terms, such as those of signs and a multiple of the identity, every addition can

@@ -21,11 +21,11 @@ from matfree.algorithms.krylov.recurrence import (
     require_reorthogonalize,
     tridiagonalize,
 )
-from matfree.algorithms.running.counted_operator import Products, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, adopted
 from matfree.algorithms.running.plan import slices
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 
 def lanczos(
@@ -102,20 +102,20 @@ def lanczos(
     >>> len(T.alphas[0]), np.linalg.eigvalsh(T.dense()).round(12)  # 4 distinct eigenvalues
     (4, array([ 1.,  2.,  5., 10.]))
     """
-    product = Products(A)
-    V = start_block(product.space, start)
-    if not 1 <= num_steps <= product.space.size:
+    A = CountedOperator(A)
+    V = start_block(A.space, start)
+    if not 1 <= num_steps <= A.space.size:
         raise ValueError(
             f"num_steps must be in [1, n]: got {num_steps} for an operator of size "
-            f"{product.space.size}; pass num_steps={product.space.size} or fewer."
+            f"{A.space.size}; pass num_steps={A.space.size} or fewer."
         )
     require_reorthogonalize(reorthogonalize)
     k = V.shape[1]
-    need = Need(product.space, num_steps, vectors=2 * k, num_kept=k)  # the caller's block too
+    need = Need(A.space, num_steps, vectors=2 * k, num_kept=k)  # the caller's block too
     storage = choose(need, Storage(reorthogonalize, k, keep_basis), memory)
     runs = [
         tridiagonalize(
-            product,
+            A,
             V[:, part],
             num_steps,
             reorthogonalize=storage.reorthogonalize,
@@ -140,7 +140,7 @@ def _joined(runs: list[Tridiagonal]) -> Tridiagonal:
     )
 
 
-def start_block(space: RowSpace, start: Array) -> Array:
+def start_block(space: VectorSpace, start: Array) -> Array:
     """The start vectors as a block of the operator's own space."""
     ndim, rows = getattr(start, "ndim", None), len(space.rows)
     if ndim not in (1, 2) or start.shape[0] != rows:

@@ -23,7 +23,7 @@ import numpy as np
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.arrays import half_type, is_complex, slab_bytes, to_host, widest
 from matfree.results.record import readable
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 _REPEATED = 8  # vectors behind a repeated product
 
@@ -77,7 +77,7 @@ class Need:
         Whether a product is repeated to measure its noise.
     """
 
-    space: RowSpace
+    space: VectorSpace
     num_steps: int
     vectors: int = 0
     num_known: int = 0
@@ -130,7 +130,7 @@ class Need:
         return (6 * runs + 2 if storage.reorthogonalize == "full" else 8 * runs) + projecting
 
 
-def vector_bytes(space: RowSpace) -> int:
+def vector_bytes(space: VectorSpace) -> int:
     """What a vector takes on this process."""
     parts = 2 if is_complex(space.xp, space.dtype) else 1
     return int(len(space.rows) * parts * space.xp.finfo(space.dtype).bits // 8)
@@ -161,7 +161,7 @@ def choose(need: Need, wanted: Storage, memory: int | None) -> Storage:
     ]
     too_much = np.asarray([float(way.predicted > memory) for way in ways])
     space = need.space  # every process must take the same way: one that fits all of them
-    misfits = np.real(to_host(space.add_up(space.asarray(too_much))))
+    misfits = np.real(to_host(space.all_reduce(space.asarray(too_much))))
     if misfits.all():
         raise MemoryError(_refusal(ways, int(memory)))
     return ways[int(np.argmin(misfits > 0))]

@@ -13,15 +13,15 @@ import numpy as np
 
 from matfree.algorithms.krylov.bases import Bases, HalfBases
 from matfree.algorithms.krylov.coefficients import Coefficients
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arrays import real_part, to_host
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 Reorthogonalize: TypeAlias = Literal["full", "half", "none"]
 
-STEPS_PER_LOOK = 8
+STEPS_PER_CHECK = 8
 """Steps between two looks from the host: the device is not waited for in between."""
 
 
@@ -41,7 +41,7 @@ def require_reorthogonalize(reorthogonalize: str) -> None:
 
 
 def tridiagonalize(
-    product: Products,
+    A: CountedOperator,
     start: Array,
     num_steps: int,
     *,
@@ -49,9 +49,7 @@ def tridiagonalize(
     keep_basis: bool,
 ) -> Tridiagonal:
     """``lanczos`` behind the door: ``start`` is a checked block, products are counted."""
-    run = Recurrence(
-        product, start, num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis
-    )
+    run = Recurrence(A, start, num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis)
     while not run.finished:
         run.advance()
     return run.result()
@@ -77,7 +75,7 @@ class Recurrence:
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         start: Array,
         num_steps: int,
         *,
@@ -85,10 +83,10 @@ class Recurrence:
         keep_basis: bool,
         listener: Listener | None = None,
     ) -> None:
-        self.product, self.space, self.num_steps = product, product.space, num_steps
+        self.A, self.space, self.num_steps = A, A.space, num_steps
         self.reorthogonalize, self.keep_basis = reorthogonalize, keep_basis
         self.full = reorthogonalize == "full"
-        self.made_before = product.num_matvecs
+        self.made_before = A.num_matvecs
         self.norms = to_host(self.space.norms(start))
         if not np.all(self.norms > 0):
             column = int(np.argmin(self.norms))
@@ -104,7 +102,7 @@ class Recurrence:
         self.listeners = [holder for holder in (self.bases, listener) if holder is not None]
         if listener is not None:
             listener.append(V, 0)
-        self.record = Coefficients(product, start.shape[1], half=reorthogonalize == "half")
+        self.record = Coefficients(A, start.shape[1], half=reorthogonalize == "half")
         self.step = 0
 
     @property
@@ -137,9 +135,9 @@ class Recurrence:
             R, beta, alive = self._step()
             self.step += 1
             last = self.step == self.num_steps
-            looked = last or self.step % STEPS_PER_LOOK == 0 or self.step in (1, 3)
+            looked = last or self.step % STEPS_PER_CHECK == 0 or self.step in (1, 3)
             if looked:  # the first ones early: bad operators show soon
-                self.record.look()
+                self.record.check_point()
             if not last:
                 if not self.full:
                     self._previous = self._newest
@@ -157,14 +155,14 @@ class Recurrence:
         V, beta = self.V, self.record.beta
         before = self.space.xp.asarray(self.previous, copy=True) if half else self.previous
         if isinstance(self.bases, Bases) and self.full:
-            R, alpha, defect = self.bases.orthogonalize(self.product(V), self.step, beta)
+            R, alpha, defect = self.bases.orthogonalize(self.A(V), self.step, beta)
             lengths = self.space.norms(R)
         else:
             R, alpha, lengths, defect = _three_terms(
-                self.space, self.product(V), V, self.previous, beta, self.step
+                self.space, self.A(V), V, self.previous, beta, self.step
             )
         if isinstance(self.bases, HalfBases):
-            defect = self.space.xp.maximum(defect, self.bases.take_off(R))
+            defect = self.space.xp.maximum(defect, self.bases.project_out(R))
             alpha = alpha + _take_off_once(self.space, R, V)  # T would miss it to first order
             _take_off_once(self.space, R, before)
             lengths = self.space.norms(R)
@@ -175,7 +173,7 @@ class Recurrence:
         V, previous = self._newest, self._previous
         beta = self.record.beta
         back = self.space.xp.zeros_like(V.scale) if beta is None else beta * previous.scale
-        made = self.product.lanczos_step(V.block, previous.block, back, V.scale)
+        made = self.A.lanczos_step(V.block, previous.block, back, V.scale)
         if made is None:
             return None
         R, alpha, lengths = made
@@ -193,10 +191,10 @@ class Recurrence:
             residual_norms=residuals,
             start_norms=tuple(float(x) for x in self.norms),
             bases=bases.cut(alphas) if bases is not None else (),
-            num_matvecs=self.product.num_matvecs - self.made_before,
+            num_matvecs=self.A.num_matvecs - self.made_before,
             reorthogonalize=self.reorthogonalize,
             node_errors=self.record.node_errors() if half else (),
-            rows=self.space.piece if bases is not None else None,
+            rows=self.space.row_range if bases is not None else None,
         )
 
 
@@ -208,7 +206,7 @@ class Unscaled:
     its columns' lengths would be one more pass over memory.
     """
 
-    def __init__(self, space: RowSpace, block: Array, scale: Array | None = None) -> None:
+    def __init__(self, space: VectorSpace, block: Array, scale: Array | None = None) -> None:
         self.space, self.block, self._scale = space, block, scale
 
     @property
@@ -229,7 +227,7 @@ class Unscaled:
 
 
 def _three_terms(
-    space: RowSpace, W: Array, V: Array, previous: Array, beta: Array | None, step: int
+    space: VectorSpace, W: Array, V: Array, previous: Array, beta: Array | None, step: int
 ) -> tuple[Array, Array, Array, Array]:
     """The bare recurrence in Paige's stable order, beta first, then alpha: R, alpha, ||R||, defect.
 
@@ -249,36 +247,36 @@ def _three_terms(
         R *= factor
         R += W[rows, :]
         dots = dots + space.partial_dots(V[rows, :], R)
-    alpha = space.add_up(dots)
+    alpha = space.all_reduce(dots)
     for rows, factor in _slabs(space, V, alpha):
         R = previous[rows, :]
         R -= V[rows, :] * factor
         squares = squares + space.partial_dots(R, R)
-    lengths = xp.sqrt(space.add_up(real_part(xp, squares)))
+    lengths = xp.sqrt(space.all_reduce(real_part(xp, squares)))
     return previous, alpha, lengths, xp.zeros_like(lengths) if defect is None else defect
 
 
-def _take_off_once(space: RowSpace, R: Array, V: Array) -> Array:
+def _take_off_once(space: VectorSpace, R: Array, V: Array) -> Array:
     """R -= its components along the vectors of V, column by column; those components."""
     components = space.dots(V, R)
     R -= V * space.xp.astype(components, space.dtype)[None, :]
     return components
 
 
-def _zeros(space: RowSpace, X: Array) -> Array:
+def _zeros(space: VectorSpace, X: Array) -> Array:
     """A zero for each column, of the type that lengths come in."""
     nothing = X[:0, :]
     return real_part(space.xp, space.partial_dots(nothing, nothing))
 
 
-def _inverse(space: RowSpace, beta: Array, alive: Array) -> Array:
+def _inverse(space: VectorSpace, beta: Array, alive: Array) -> Array:
     """1 / beta, and 0 where the run broke down: never a division by noise."""
     xp = space.xp
     inverse = 1.0 / xp.where(alive, beta, xp.ones_like(beta))
     return xp.where(alive, inverse, xp.zeros_like(beta))
 
 
-def _slabs(space: RowSpace, X: Array, factors: Array) -> Iterator[tuple[slice, Array]]:
+def _slabs(space: VectorSpace, X: Array, factors: Array) -> Iterator[tuple[slice, Array]]:
     """Slices of a block's rows that stay in the cache, and its columns' factors for each.
 
     The factors stand in every row of a slab: arrays of one shape are multiplied in one

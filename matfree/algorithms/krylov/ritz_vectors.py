@@ -22,12 +22,12 @@ import scipy.linalg
 from matfree.algorithms.krylov.lanczos import start_block
 from matfree.algorithms.krylov.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.krylov.thick_restart import Which, order
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import require_whole
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult, Tridiagonal
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 _CERTAIN_STEPS = 3  # that two runs share to rounding, whatever comes later
 
@@ -94,14 +94,14 @@ def ritz_vectors(
     require_whole("k", k)
     if not 0 <= index < len(T.alphas):
         raise ValueError(f"index must be in [0, {len(T.alphas)}), one a start vector: got {index}.")
-    product = Products(A)
-    V = start_block(product.space, start)
+    A = CountedOperator(A)
+    V = start_block(A.space, start)
     if V.shape[1] != len(T.alphas):
         raise ValueError(f"start must have {len(T.alphas)} vectors, like T: got {V.shape[1]}.")
     values, Y = scipy.linalg.eigh_tridiagonal(T.alphas[index], T.betas[index])
-    apart = _apart(T, index, values, Y, order(values, which, len(values)), k, product.space)
-    X = _combined(product, T, index, V, Y[:, apart])
-    return _projected(product, X, which, rtol, T)
+    apart = _apart(T, index, values, Y, order(values, which, len(values)), k, A.space)
+    X = _combined(A, T, index, V, Y[:, apart])
+    return _projected(A, X, which, rtol, T)
 
 
 def _apart(
@@ -111,7 +111,7 @@ def _apart(
     Y: HostArray,
     ordered: HostArray,
     k: int,
-    space: RowSpace,
+    space: VectorSpace,
 ) -> list[int]:
     """The first k that are no copies of one already there: those come without a basis."""
     residuals = T.residual_norms[index] * np.abs(Y[-1, :]) + T.node_error(index)
@@ -124,9 +124,9 @@ def _apart(
     return found[:k]
 
 
-def _combined(product: Products, T: Tridiagonal, index: int, start: Array, Y: HostArray) -> Array:
+def _combined(A: CountedOperator, T: Tridiagonal, index: int, start: Array, Y: HostArray) -> Array:
     """V^T Y, from the basis or by the same run again."""
-    space, steps = product.space, len(T.alphas[index])
+    space, steps = A.space, len(T.alphas[index])
     if T.bases:
         basis = space.xp.asarray(T.bases[index], dtype=space.dtype, device=space.device)
         return basis.T @ space.asarray(Y)
@@ -134,7 +134,7 @@ def _combined(product: Products, T: Tridiagonal, index: int, start: Array, Y: Ho
     group = slice(index - index % at_once, min(index - index % at_once + at_once, len(T.alphas)))
     combination = _Combination(space, index - group.start, Y)
     run = Recurrence(
-        product,
+        A,
         start[:, group],
         max(len(alpha) for alpha in T.alphas[group]),
         reorthogonalize=_kind(T),
@@ -164,7 +164,7 @@ def _kind(T: Tridiagonal) -> Reorthogonalize:
 class _Combination:
     """sum_j v_j Y[j, :] for one of the start vectors, while the v_j come by."""
 
-    def __init__(self, space: RowSpace, column: int, Y: HostArray) -> None:
+    def __init__(self, space: VectorSpace, column: int, Y: HostArray) -> None:
         self.space, self.column, self.Y = space, column, Y
         self.X = space.zeros(Y.shape[1])
 
@@ -179,15 +179,15 @@ class _Combination:
 
 
 def _projected(
-    product: Products, X: Array, which: Which, rtol: float, T: Tridiagonal
+    A: CountedOperator, X: Array, which: Which, rtol: float, T: Tridiagonal
 ) -> EigenResult:
     """Rayleigh and Ritz on the range of X, with the residuals of actual products."""
-    space = product.space
+    space = A.space
     norms = to_host(space.norms(X))
     Q = space.orthonormalize(X / space.asarray(np.where(norms > 0, norms, 1.0))[None, :])
-    W = product(Q)
+    W = A(Q)
     H = to_host(space.gram(Q, W))
-    product.require_finite(H)
+    A.require_finite(H)
     values, S = np.linalg.eigh((H + H.conj().T) / 2)
     best = order(values, which, len(values))
     values, S = values[best], S[:, best]
@@ -203,9 +203,9 @@ def _projected(
         norm=norm,
         which=which,
         method="Lanczos" if T.bases else "Lanczos, run twice",
-        num_matvecs=product.num_matvecs,
+        num_matvecs=A.num_matvecs,
         num_steps=max(len(alpha) for alpha in T.alphas),
         reason="the pairs of T that were asked for",
         seed=0,
-        rows=space.piece,
+        rows=space.row_range,
     )

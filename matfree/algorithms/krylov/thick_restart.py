@@ -21,10 +21,10 @@ from typing import ClassVar, Literal, TypeAlias, final
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import slices
 from matfree.arrays import rounding, to_host
-from matfree.orthonormal import orthonormal_range, subtract, take_off
+from matfree.orthonormal import orthonormal_range, project_out, subtract
 from matfree.protocol import Array, HostArray
 
 _ROWS_AT_ONCE = 1 << 12
@@ -73,7 +73,7 @@ class KrylovDecomposition:
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         start: Array,
         capacity: int,
         *,
@@ -81,7 +81,7 @@ class KrylovDecomposition:
         first_refill: int = 0,
         locked: Array | None = None,
     ) -> None:
-        self.product, self.space, self.seed = product, product.space, seed
+        self.A, self.space, self.seed = A, A.space, seed
         self.capacity, width = capacity, start.shape[1]
         self.num_locked = 0 if locked is None else int(locked.shape[1])
         # [locked V] in one block, so that projecting off both needs no copy of either; vector
@@ -128,10 +128,10 @@ class KrylovDecomposition:
     def expand(self) -> None:
         """Append Q to V, multiply it, and make the product's remainder the next Q."""
         space, begin, width = self.space, self.size, self.Q.shape[1]
-        W = space.xp.asarray(self.product(self.Q), copy=True)  # ours to write on
+        W = space.xp.asarray(self.A(self.Q), copy=True)  # ours to write on
         self.size += self._put(self.Q)
-        C, removed = self._take_off(W)
-        self.product.require_finite(C)
+        C, removed = self._project_out(W)
+        self.A.require_finite(C)
         self._grow(C)
         floor = rounding(space.xp, space.dtype) * self.norm
         Q = orthonormal_range(space, W, against=self.taken, floor=floor, removed=removed)
@@ -142,7 +142,7 @@ class KrylovDecomposition:
         self.norm = max(self.norm, _norm(B))
         self.num_steps += 1
 
-    def _take_off(self, W: Array) -> tuple[HostArray, HostArray]:
+    def _project_out(self, W: Array) -> tuple[HostArray, HostArray]:
         """W = A Q without what lies in V; C = V^H A Q, and how much the last pass took off.
 
         Nearly all of that is known: S, most of whose rows are zero, and Q's own part, by the
@@ -155,7 +155,7 @@ class KrylovDecomposition:
         own = space.gram(self.Q, W)
         expected = space.xp.asarray(self.S[first:, :], dtype=own.dtype, device=space.device)
         subtract(space, W, self.V[:, first:], space.xp.concat((expected, own)))
-        left = take_off(space, W, self.taken)
+        left = project_out(space, W, self.taken)
         both = to_host(space.xp.concat((left, own)))
         num_taken = left.shape[0]
         removed = np.linalg.norm(both[:num_taken, :], axis=0)
@@ -229,7 +229,7 @@ class KrylovDecomposition:
         self.norm = max(self.norm, _norm(C))
         defect = float(np.linalg.norm(C[:known, :] - self.S))  # what C repeats
         defect = max(defect, float(np.linalg.norm(corner - corner.conj().T)))
-        self.product.require_hermitian(defect / self.norm if self.norm > 0 else 0.0)
+        self.A.require_hermitian(defect / self.norm if self.norm > 0 else 0.0)
         grown: HostArray = np.zeros((self.size, self.size), dtype=np.result_type(self.H, C))
         grown[:known, :known] = self.H
         grown[:, known:] = C

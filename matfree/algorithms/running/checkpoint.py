@@ -12,29 +12,30 @@ any of it is refused.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.state_file import StateFile, opened
 from matfree.arrays import epsilon, to_host
 from matfree.protocol import HostArray, Seed
 from matfree.results import archive
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 PathLike = str | os.PathLike[str]
 
 
-def resumed_seed(space: RowSpace, checkpoint: PathLike | None, seed: Seed) -> int:
+def resumed_seed(space: VectorSpace, checkpoint: PathLike | None, seed: Seed) -> int:
     """The seed of a run: the file's where one exists and none was given; all processes' own."""
-    agreed = probes.agreed_seed(seed, space.exchange)
+    agreed = probes.agreed_seed(seed, space.all_gather_object)
     if seed is not None or checkpoint is None:
         return agreed
     path = archive.npz_path(checkpoint)
-    stored = space.exchange(lambda: _stored_seed(path) if space.rank == 0 else None)[0]
+    stored = space.all_gather_object(lambda: _stored_seed(path) if space.rank == 0 else None)[0]
     return agreed if stored is None else stored
 
 
@@ -56,24 +57,24 @@ class Checkpoint:
         The file belongs to another run, and the text says what differs; or it is cut short.
     """
 
-    def __init__(self, path: PathLike, product: Products, problem: dict[str, Any]) -> None:
-        self.file = StateFile(archive.npz_path(path), product.space)
-        self.path, self.product = self.file.path, product
+    def __init__(self, path: PathLike, A: CountedOperator, problem: dict[str, Any]) -> None:
+        self.file = StateFile(archive.npz_path(path), A.space)
+        self.path, self.A = self.file.path, A
         self.problem = {
             **problem,
-            "shape": tuple(product.operator.shape),
-            "dtype": to_host(product.space.zeros(0)).dtype.name,
+            "shape": tuple(A.operator.shape),
+            "dtype": to_host(A.space.zeros(0)).dtype.name,
         }
         self.overhead = 1
         """Products spent on telling the operator, over all starts."""
         stored = self.file.values
         if stored:
             self._require_same(stored["problem"])
-        self.operator_print = _operator_print(product)
+        self.operator_print = _operator_print(A)
         if stored:
             self._require_same_operator(stored.pop("operator_print"))
             del stored["problem"]
-            product.num_matvecs += stored.pop("num_matvecs")
+            A.num_matvecs += stored.pop("num_matvecs")
             self.overhead += stored.pop("overhead")
         self.state: archive.Values = stored
         """What the file holds of the run; empty for a new one."""
@@ -89,7 +90,7 @@ class Checkpoint:
             {
                 "problem": self.problem,
                 "operator_print": self.operator_print,
-                "num_matvecs": self.product.num_matvecs,
+                "num_matvecs": self.A.num_matvecs,
                 "overhead": self.overhead,
                 **state,
             },
@@ -104,7 +105,7 @@ class Checkpoint:
         """Give an object made anew the state it had, where the file has one; once only."""
         prefix = f"{name}."
         if self.holds(name) and self._fits(holder, prefix):
-            restore(holder, self.state, self.product.space, prefix)
+            restore(holder, self.state, self.A.space, prefix)
         self.state = {k: value for k, value in self.state.items() if not k.startswith(prefix)}
 
     def _fits(self, holder: Any, prefix: str) -> bool:
@@ -126,7 +127,7 @@ class Checkpoint:
 
     def _require_same_operator(self, stored: HostArray) -> None:
         size = max(float(np.abs(stored[0])), float(np.abs(self.operator_print[0])))
-        slack = epsilon(self.product.space.xp, self.product.space.dtype) ** 0.5
+        slack = epsilon(self.A.space.xp, self.A.space.dtype) ** 0.5
         if np.abs(stored - self.operator_print).max() > slack * size:
             raise ValueError(
                 f"checkpoint {self.path} belongs to another operator: ||A u|| for a fixed vector "
@@ -136,30 +137,37 @@ class Checkpoint:
 
 
 def state_of(holder: Any, prefix: str = "") -> tuple[archive.Values, dict[str, int]]:
-    """What an object calls ``saved``, and the axes of what has rows, by name.
+    """The attributes that an object lists in ``saved``, and the axes of those with rows, by key.
 
-    Names of nested objects are joined by dots.
+    The keys of nested objects are joined by dots.
     """
     state: archive.Values = {}
     axes = {prefix + name: axis for name, axis in getattr(holder, "by_row", {}).items()}
-    for name in holder.saved:
+    for name, key in _keys(holder, prefix):
         value = getattr(holder, name)
         if hasattr(value, "saved"):
-            inner, inner_axes = state_of(value, f"{prefix}{name}.")
+            inner, inner_axes = state_of(value, f"{key}.")
             state, axes = state | inner, axes | inner_axes
         else:
-            state[prefix + name] = tuple(value) if isinstance(value, list) else value
+            state[key] = tuple(value) if isinstance(value, list) else value
     return state, axes
 
 
 def restore(holder: Any, state: archive.Values, space: Any, prefix: str = "") -> None:
-    """Put a state back; arrays return to the library, type and device of what they replace."""
-    for name in holder.saved:
-        current, key = getattr(holder, name), prefix + name
+    """Put a state back; arrays return to the library, dtype and device of those they replace."""
+    for name, key in _keys(holder, prefix):
+        current = getattr(holder, name)
         if hasattr(current, "saved"):
             restore(current, state, space, f"{key}.")
         elif key in state:
             setattr(holder, name, _like(current, state[key], space))
+
+
+def _keys(holder: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """The attributes in ``saved`` and their keys in the file, as ``stored_as`` names them."""
+    stored_as = getattr(holder, "stored_as", {})
+    for name in holder.saved:
+        yield name, prefix + stored_as.get(name, name)
 
 
 def _like(current: Any, value: Any, space: Any) -> Any:
@@ -170,15 +178,15 @@ def _like(current: Any, value: Any, space: Any) -> Any:
     return space.xp.asarray(np.asarray(value), dtype=current.dtype, device=space.device)
 
 
-def _operator_print(product: Products) -> HostArray:
+def _operator_print(A: CountedOperator) -> HostArray:
     """||A u||, Re u^H A u, Im u^H A u for a vector u that no run uses otherwise."""
-    u = product.space.probes(1, seed=0, kind="gaussian", stream=probes.CHECK)
-    Au = product(u)
-    if product.operator.shape[0] != product.operator.shape[1]:
-        length = to_host(product.operator.space.norms(Au))[0]
+    u = A.space.probes(1, seed=0, kind="gaussian", stream=probes.CHECK)
+    Au = A(u)
+    if A.operator.shape[0] != A.operator.shape[1]:
+        length = to_host(A.operator.space.norms(Au))[0]
         return np.array([length, 0.0, 0.0])
-    length, form = to_host(product.space.norms(Au))[0], to_host(product.space.dots(u, Au))[0]
-    size = product.space.size**0.5  # of u: the three are then of one size
+    length, form = to_host(A.space.norms(Au))[0], to_host(A.space.dots(u, Au))[0]
+    size = A.space.size**0.5  # of u: the three are then of one size
     return np.array([length, np.real(form) / size, np.imag(form) / size])
 
 

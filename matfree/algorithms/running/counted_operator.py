@@ -10,14 +10,14 @@ from matfree.arrays import epsilon, to_host
 from matfree.errors import NonFiniteError, NotHermitianError, OperatorError
 from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import Array, HostArray
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 _NOISY = 30.0
 """The asymmetry that noise explains, in multiples of what one product showed."""
 
 
 @final
-class Products:
+class CountedOperator:
     """An operator in the hands of one algorithm; its count belongs to every checkpoint.
 
     Parameters
@@ -92,7 +92,7 @@ class Products:
     @property
     def _may_sum(self) -> bool:
         """Whether sums over rows may be the operator's own: it has all of them."""
-        return not self.space.cut and not self._blocks_to_watch
+        return not self.space.is_sharded and not self._blocks_to_watch
 
     def watch(self) -> None:
         """Measure the noise on the second block from here, unless it is known.
@@ -145,7 +145,7 @@ class Products:
             )
 
 
-def adopted(space: RowSpace, block: Any, name: str) -> Array:
+def adopted(space: VectorSpace, block: Any, name: str) -> Array:
     """A block (rows, k), k > 0, of any library, as a block of this space.
 
     Raises

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from matfree.algorithms.running.checkpoint import Checkpoint
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import Plan
 from matfree.protocol import Array, HostArray
 from matfree.results.intervals import student_quantile
 
-FIRST_LOOK = 20
+FIRST_CHECK = 20
 """Probes before the first look: an error bar from fewer is itself too uncertain."""
 
-LOOK_GROWTH = 1.25
+CHECK_GROWTH = 1.25
 """The factor from one look to the next: many looks would inflate the error."""
 
 
@@ -58,15 +58,15 @@ class Estimator(ABC):
     """Products a probe."""
     mergeable = True
     """Whether the probes enter independently of each other."""
-    first_look = FIRST_LOOK
-    look_growth = LOOK_GROWTH
+    first_check = FIRST_CHECK
+    check_growth = CHECK_GROWTH
     memory: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole, never written into
     """How vectors are kept within a budget of memory, where there is one."""
     saved: tuple[str, ...] = ()
     """Attributes that change from block to block, for a checkpoint."""
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        self.product, self.space, self.plan = product, product.space, plan
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        self.A, self.space, self.plan = A, A.space, plan
         self.block_done: Callable[[], None] = lambda: None
         """To be called after every block of products outside of ``advance``."""
         self.checkpoint: Checkpoint | None = None
@@ -99,11 +99,11 @@ class Estimator(ABC):
         first = self.plan.first_probe + start
         return self.space.probes(count, seed=self.plan.seed, start=first, kind=self.plan.kind)
 
-    def looks(self, limit: int) -> Iterator[int]:
+    def check_points(self, limit: int) -> Iterator[int]:
         """Numbers of probes after which the tolerance is looked at, ending with the limit."""
-        look = float(self.first_look)
-        while self.plan.adaptive and look < limit:
-            yield int(look)
-            look *= self.look_growth
+        check_point = float(self.first_check)
+        while self.plan.adaptive and check_point < limit:
+            yield int(check_point)
+            check_point *= self.check_growth
         if limit:
             yield limit

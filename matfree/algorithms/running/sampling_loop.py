@@ -15,7 +15,7 @@ import numpy as np
 
 from matfree.algorithms.running.callbacks import Callback, asked_to_stop
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, restore
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator, Summary
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.progress import Progress
@@ -23,7 +23,7 @@ from matfree.results import Estimate
 
 
 def estimate(
-    product: Products,
+    A: CountedOperator,
     estimator: Estimator,
     *,
     progress: bool,
@@ -31,7 +31,7 @@ def estimate(
     checkpoint: PathLike | None = None,
 ) -> Estimate:
     """Run an estimator over probes until its plan is fulfilled."""
-    run = _Run(product, estimator, callback, checkpoint)
+    run = _Run(A, estimator, callback, checkpoint)
     with Progress(estimator.method, progress) as bar:
         try:
             return run.complete(bar)
@@ -49,12 +49,12 @@ class _Run:
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         estimator: Estimator,
         callback: Callback | None,
         checkpoint: PathLike | None,
     ) -> None:
-        self.product, self.estimator, self.plan = product, estimator, estimator.plan
+        self.A, self.estimator, self.plan = A, estimator, estimator.plan
         self.callback, self.path = callback, checkpoint
         self.checkpoint: Checkpoint | None = None
         self.done = 0
@@ -71,13 +71,13 @@ class _Run:
                 f"the checkpoint holds {self.done} probes already, and only {limit} were asked "
                 "for; ask for as many or more."
             )
-        bar.start(limit or self.product.space.size)
-        for look in self.estimator.looks(limit):
-            if look < self.done:  # looked at before the run was interrupted
+        bar.start(limit or self.A.space.size)
+        for check_point in self.estimator.check_points(limit):
+            if check_point < self.done:  # looked at before the run was interrupted
                 continue
-            self.estimator.reserve(look)
-            while self.done < look:
-                count = min(self.plan.block_size, look - self.done)
+            self.estimator.reserve(check_point)
+            while self.done < check_point:
+                count = min(self.plan.block_size, check_point - self.done)
                 self.estimator.advance(self.done, count)
                 self.done += count
                 self._save()
@@ -105,9 +105,9 @@ class _Run:
             "first_probe": plan.first_probe,
             **estimator.identity(budget),
         }
-        self.checkpoint = Checkpoint(path, self.product, problem)
+        self.checkpoint = Checkpoint(path, self.A, problem)
         for holder in (self, estimator):
-            restore(holder, self.checkpoint.state, self.product.space)
+            restore(holder, self.checkpoint.state, self.A.space)
         estimator.block_done, estimator.checkpoint = self._save, self.checkpoint
 
     def _save(self) -> None:
@@ -131,23 +131,23 @@ class _Run:
         A budget of n pays for the exact answer. Sampling comes first where a tolerance may
         be met sooner, as long as it leaves enough, and no longer than the exact answer.
         """
-        size, budget = self.product.space.size, self.plan.budget
+        size, budget = self.A.space.size, self.plan.budget
         if self.plan.num_probes is not None or budget < size:
             return budget, False
         before = min(size, budget - size) if self.plan.adaptive else 0
-        enough = before >= self.estimator.first_look * self.estimator.cost
+        enough = before >= self.estimator.first_check * self.estimator.cost
         return (before if enough else 0), True
 
     def _met(self) -> bool:
         """Write the state into the history; whether it is within the tolerance."""
         summary = self._summary()
-        self.history.append((self.product.num_matvecs, summary.level, summary.half_width))
+        self.history.append((self.A.num_matvecs, summary.level, summary.half_width))
         return self.plan.adaptive and summary.half_width <= self.plan.tolerance(summary.size)
 
     def _exact(self) -> Estimate:
         summary = self.estimator.exact()
-        self.history.append((self.product.num_matvecs, summary.level, 0.0))
-        n = self.product.space.size
+        self.history.append((self.A.num_matvecs, summary.level, 0.0))
+        n = self.A.space.size
         reason = f"the budget allowed the exact answer, from all {n} unit vectors"
         return self._estimate(summary, reason, True, "exact", 0)
 
@@ -160,19 +160,19 @@ class _Run:
             stderr=summary.stderr,
             method=method,
             num_probes=num_probes,
-            num_matvecs=self.product.num_matvecs,
+            num_matvecs=self.A.num_matvecs,
             degrees_of_freedom=summary.degrees_of_freedom,
             converged=converged,
             reason=reason,
             seed=self.plan.seed,
             kind=self.plan.kind,
-            size=self.product.space.size,
+            size=self.A.space.size,
             samples=summary.samples,
             probe_ranges=((first, first + num_probes),) if num_probes else (),
             mergeable=self.estimator.mergeable and num_probes > 0,
             bias=summary.bias,
             history=tuple(self.history),
-            rows=self.product.space.piece if np.ndim(summary.value) else None,
+            rows=self.A.space.row_range if np.ndim(summary.value) else None,
             memory=self.estimator.memory,
         )
 

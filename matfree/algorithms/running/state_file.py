@@ -24,7 +24,7 @@ import numpy as np
 
 from matfree.errors import OperatorError
 from matfree.results import archive
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 KIND = "checkpoint"
 _PIECE = "piece of a checkpoint"
@@ -42,11 +42,11 @@ class StateFile:
     space : tells the rows of this process
     """
 
-    def __init__(self, path: Path, space: RowSpace) -> None:
+    def __init__(self, path: Path, space: VectorSpace) -> None:
         self.path, self.space = path, space
         self.values: archive.Values = {}
         """What the file held when it was opened, of rows those of this process."""
-        answers = space.exchange(lambda: (self._opened(), secrets.token_hex(8)))
+        answers = space.all_gather_object(lambda: (self._opened(), secrets.token_hex(8)))
         stamps = [stamp for stamp, _ in answers]
         others = [rank for rank, stamp in enumerate(stamps) if stamp != stamps[0]]
         if others:
@@ -65,9 +65,9 @@ class StateFile:
         axes : of the values that hold rows of this process, the axis along which they do
         """
         generation, pieces = self.generation + 1, []
-        if self.space.cut and axes:
+        if self.space.is_sharded and axes:
             own = {name: values[name] for name in axes}
-            pieces = self.space.exchange(lambda: self._write_piece(own, generation))
+            pieces = self.space.all_gather_object(lambda: self._write_piece(own, generation))
             values = {name: value for name, value in values.items() if name not in axes}
         everything = {
             **values,
@@ -75,7 +75,7 @@ class StateFile:
             "pieces": tuple(pieces),
             "stamp": (self.run, generation),
         }
-        self.space.exchange(lambda: self._commit(everything, generation))
+        self.space.all_gather_object(lambda: self._commit(everything, generation))
         self.generation = generation
 
     def _write_piece(self, own: Mapping[str, Any], generation: int) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def opened(path: Path) -> Iterator[archive.OpenFile]:
         ) from cause
 
 
-def discard(path: Path, space: RowSpace) -> None:
+def discard(path: Path, space: VectorSpace) -> None:
     """Delete a checkpoint that is not needed any more."""
     if space.rank == 0:
         path.unlink(missing_ok=True)

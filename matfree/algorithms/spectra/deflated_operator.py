@@ -20,7 +20,7 @@ import numpy as np
 
 from matfree.algorithms.eigen.deflation import mixed_residual, outside
 from matfree.algorithms.eigen.eigsh import eigsh
-from matfree.algorithms.running.counted_operator import Products, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, adopted
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray, ProbeKind
 from matfree.results import EigenResult, Quadrature
@@ -43,8 +43,8 @@ class Complement:
     saved = ("found", "values", "U")
     by_row: ClassVar = {"U": 0}
 
-    def __init__(self, product: Products, *, seed: int) -> None:
-        self.product, self.space, self.seed = product, product.space, seed
+    def __init__(self, A: CountedOperator, *, seed: int) -> None:
+        self.A, self.space, self.seed = A, A.space, seed
         self.found = False
         self.values: HostArray = np.zeros(0)
         self.U: Array = self.space.zeros(0)
@@ -64,7 +64,7 @@ class Complement:
             self._find(eigenpairs, checkpoint)
         self.found = True
         if len(self.values):
-            self.product.operator = self._projected(self.product.operator)
+            self.A.operator = self._projected(self.A.operator)
 
     def _find(self, eigenpairs: EigenResult | int, checkpoint: Path | None) -> None:
         """Take given pairs, or compute them."""
@@ -76,9 +76,9 @@ class Complement:
                 f"eigenpairs must be an EigenResult or a number of pairs: got {eigenpairs!r}."
             )
         elif eigenpairs > 0:
-            count, A = min(eigenpairs, self.space.size), self.product.operator
+            count, A = min(eigenpairs, self.space.size), self.A.operator
             pairs = eigsh(A, count, verify=False, seed=self.seed, checkpoint=checkpoint)
-            self.product.num_matvecs += pairs.num_matvecs
+            self.A.num_matvecs += pairs.num_matvecs
             if np.any(pairs.residuals <= GOOD):
                 self._take(pairs)
 
@@ -120,7 +120,7 @@ class Complement:
 
     def _require_residual(self, norm: float) -> None:
         """Refuse the pairs of another operator."""
-        residual = mixed_residual(self.product, self.values, self.U, self.seed)
+        residual = mixed_residual(self.A, self.values, self.U, self.seed)
         if residual > GOOD * norm:
             raise ValueError(
                 f"eigenpairs are not those of this operator: their residual is {residual:.1e} "

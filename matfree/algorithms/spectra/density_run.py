@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from matfree.algorithms.krylov.memory_plan import Need, Storage, choose, vector_
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.callbacks import asked_to_stop
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, restore
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import block_size_for
 from matfree.algorithms.running.state_file import discard
 from matfree.algorithms.spectra.deflated_operator import Complement
@@ -24,7 +24,7 @@ from matfree.errors import Interrupted
 from matfree.progress import Progress
 from matfree.protocol import HostArray, ProbeKind
 from matfree.results import EigenResult, Quadrature, SpectralDensity
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 DensityMethod: TypeAlias = Literal["lanczos", "kpm"]
 
@@ -36,21 +36,22 @@ _MOST_AT_ONCE = 8  # probes, where nothing is said
 class DensityRun:
     """Probes done so far, as quadratures."""
 
-    saved = ("parts", "product", "complement", "quadrature", "storage_error")
+    saved = ("parts", "A", "complement", "quadrature", "storage_error")
+    stored_as: ClassVar = {"A": "product"}
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         seed: int,
         kind: ProbeKind,
         first_probe: int,
         measure_noise: bool,
         storage: Storage,
     ) -> None:
-        self.product, self.space = product, product.space
+        self.A, self.space = A, A.space
         self.seed, self.kind = seed, kind
         self.first_probe, self.measure_noise = first_probe, measure_noise
-        self.complement = Complement(product, seed=seed)
+        self.complement = Complement(A, seed=seed)
         self.quadrature: LanczosQuadrature | KernelPolynomial | None = None
         self.checkpoint: Checkpoint | None = None
         self.rules: list[Quadrature] = []
@@ -85,7 +86,7 @@ class DensityRun:
             "eigenpairs": "given" if isinstance(eigenpairs, EigenResult) else eigenpairs,
             "measure_noise": self.measure_noise,
         }
-        self.checkpoint = Checkpoint(path, self.product, problem)
+        self.checkpoint = Checkpoint(path, self.A, problem)
         restore(self, self.checkpoint.state, self.space)
 
     def prepare(
@@ -112,7 +113,7 @@ class DensityRun:
         if self.checkpoint is not None and method == "kpm":
             self.checkpoint.take_up("quadrature", self.quadrature)
         if self.measure_noise:
-            self.product.watch()
+            self.A.watch()
 
     def save(self) -> None:
         """Write the state into the checkpoint, where there is one."""
@@ -151,7 +152,7 @@ class DensityRun:
         fresh = self.quadrature(V, self.checkpoint, self.save)
         self.storage_error = max(self.storage_error, self.quadrature.node_error)
         if self.measure_noise:
-            self.product.measure_noise()
+            self.A.measure_noise()
         self.rules.extend(map(self.complement.whole, fresh))
         self.save()
 
@@ -165,7 +166,7 @@ class DensityRun:
             residuals=tuple(rule.residuals for rule in self.rules),
             size=self.space.size,
             num_steps=self.quadrature.num_steps,
-            num_matvecs=self.product.num_matvecs,
+            num_matvecs=self.A.num_matvecs,
             epsilon=epsilon(self.space.xp, self.space.dtype),
             seed=self.seed,
             kind=self.kind,
@@ -174,14 +175,14 @@ class DensityRun:
             method=self.quadrature.method,
             reorthogonalize=self.quadrature.reorthogonalize,
             known=self.complement.values,
-            noise=float(self.product.noise / norm) if norm > 0 else 0.0,
+            noise=float(self.A.noise / norm) if norm > 0 else 0.0,
             storage_error=self.storage_error / norm if norm > 0 else 0.0,
             memory=self.storage.memory,
         )
 
 
 def density_storage(
-    product: Products,
+    A: CountedOperator,
     method: DensityMethod,
     num_steps: int,
     num_probes: int,
@@ -194,9 +195,9 @@ def density_storage(
     repeated: bool,
 ) -> Storage:
     """How many probes run together, and how their Lanczos vectors are kept."""
-    space = product.space
+    space = A.space
     kpm, steps = method == "kpm", min(num_steps, space.size)
-    most = product.block_size(None) or _MOST_AT_ONCE
+    most = A.block_size(None) or _MOST_AT_ONCE
     block = block_size or _default_block(space, 4 if kpm else steps, most)
     block = block_size_for(space.size, block)
     if memory is not None and block_size is None:  # the default was a budget of its own
@@ -218,7 +219,7 @@ def density_storage(
     return choose(need, wanted, memory)
 
 
-def _of_eigenpairs(space: RowSpace, eigenpairs: EigenResult | int) -> tuple[int, int, int]:
+def _of_eigenpairs(space: VectorSpace, eigenpairs: EigenResult | int) -> tuple[int, int, int]:
     """How many pairs are known, the vectors they take, and the bytes to compute them."""
     if isinstance(eigenpairs, EigenResult):
         k = len(eigenpairs.values)
@@ -230,8 +231,8 @@ def _of_eigenpairs(space: RowSpace, eigenpairs: EigenResult | int) -> tuple[int,
     return k, k, vectors * vector_bytes(space)
 
 
-def _default_block(space: RowSpace, vectors_kept: int, most: int) -> int:
+def _default_block(space: VectorSpace, vectors_kept: int, most: int) -> int:
     """As many probes as keep their Lanczos vectors within a gibibyte, ``most`` of them at most."""
-    rows = max(space.exchange(lambda: len(space.rows)))  # all processes send as many
+    rows = max(space.all_gather_object(lambda: len(space.rows)))  # all processes send as many
     bytes_a_probe = vectors_kept * rows * space.xp.finfo(space.dtype).bits // 8
     return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_a_probe))))

@@ -24,7 +24,7 @@ import numpy as np
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.callbacks import Callback
 from matfree.algorithms.running.checkpoint import PathLike
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import estimate
@@ -47,14 +47,14 @@ class EigenvalueCount(QuadratureRun):
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         plan: Plan,
         low: float,
         high: float,
         num_steps: int,
         reorthogonalize: Reorthogonalize,
     ) -> None:
-        super().__init__(product, plan, num_steps, reorthogonalize)
+        super().__init__(A, plan, num_steps, reorthogonalize)
         self.low, self.high = float(low), float(high)
         self.rounding = rounding(self.space.xp, self.space.dtype)
         self.nodes: list[HostArray] = []
@@ -187,7 +187,7 @@ def eigenvalue_count(
     """
     if not low <= high:
         raise ValueError(f"low must be at most high: got [{low}, {high}].")
-    product, plan = prepared(
+    A, plan = prepared(
         A,
         num_steps=num_steps,
         num_probes=num_probes,
@@ -200,9 +200,7 @@ def eigenvalue_count(
         kind=kind,
         first_probe=first_probe,
     )
-    estimator = EigenvalueCount(product, plan, low, high, num_steps, reorthogonalize)
+    estimator = EigenvalueCount(A, plan, low, high, num_steps, reorthogonalize)
     estimator.fit_into(memory, copied=checkpoint is not None)
-    count = estimate(
-        product, estimator, progress=progress, callback=callback, checkpoint=checkpoint
-    )
-    return replace(count, limits=(0.0, float(product.space.size)))
+    count = estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    return replace(count, limits=(0.0, float(A.space.size)))

@@ -53,7 +53,7 @@ class LanczosQuadrature:
     ) -> Tridiagonal:
         """The recurrences of a block of probes, kept in the checkpoint from look to look."""
         recurrence = Recurrence(
-            self.complement.product,
+            self.complement.A,
             V,
             self.num_steps,
             reorthogonalize=self.reorthogonalize,

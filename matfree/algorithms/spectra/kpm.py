@@ -23,9 +23,9 @@ import numpy as np
 import scipy.fft
 
 from matfree import probes
-from matfree.algorithms.krylov.recurrence import STEPS_PER_LOOK, tridiagonalize
+from matfree.algorithms.krylov.recurrence import STEPS_PER_CHECK, tridiagonalize
 from matfree.algorithms.running.checkpoint import Checkpoint
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.spectra.deflated_operator import Complement
 from matfree.arrays import epsilon, real_part, to_host
 from matfree.protocol import Array, HostArray
@@ -63,7 +63,7 @@ class KernelPolynomial:
     saved = ("centre", "half")
 
     def __init__(self, complement: Complement, num_steps: int, *, seed: int) -> None:
-        self.complement, self.product = complement, complement.product
+        self.complement, self.A = complement, complement.A
         self.num_steps, self.seed = num_steps, seed
         self.centre, self.half = 0.0, 0.0  # not known yet
 
@@ -73,7 +73,7 @@ class KernelPolynomial:
             self.find_interval()
             save()
         for _ in range(_ATTEMPTS):
-            moments = chebyshev_moments(self.product, V, self.num_steps, self.centre, self.half)
+            moments = chebyshev_moments(self.A, V, self.num_steps, self.centre, self.half)
             if np.abs(moments).max() <= _GROWTH:
                 return [damped_quadrature(mu, self.centre, self.half) for mu in moments.T]
             self.half *= 1.5
@@ -90,17 +90,17 @@ class KernelPolynomial:
             1, seed=self.seed, start=0, kind="gaussian", stream=probes.START
         )
         steps = min(BOUND_STEPS, self.complement.size)
-        self.centre, self.half = _enclosing_interval(self.product, start, steps)
+        self.centre, self.half = _enclosing_interval(self.A, start, steps)
 
 
 def chebyshev_moments(
-    product: Products, V: Array, num_steps: int, centre: float, half: float
+    A: CountedOperator, V: Array, num_steps: int, centre: float, half: float
 ) -> HostArray:
     """mu_0 = 1, mu_1, ..., mu_{2 num_steps} of each column's measure, (2 num_steps + 1, k).
 
     They are looked at every few steps: where one has outgrown 1, the rest stays 0.
     """
-    space, xp = product.space, product.space.xp
+    space, xp = A.space, A.space.xp
     norms = space.norms(V)
     inverse = xp.astype(1.0 / norms, space.dtype)
     previous, current = None, V * inverse[None, :]
@@ -108,14 +108,14 @@ def chebyshev_moments(
     moments[0] = 1.0
     fresh: list[Array] = []
     for step in range(num_steps):
-        W = (product(current) - centre * current) * (1.0 / half)
+        W = (A(current) - centre * current) * (1.0 / half)
         W = W if previous is None else 2.0 * W - previous
         previous, current = current, W
         odd, even = space.dots(current, previous), space.dots(current, current)
         fresh.append(xp.stack((real_part(xp, odd), real_part(xp, even))))
-        if (step + 1) % STEPS_PER_LOOK == 0 or step + 1 == num_steps:
+        if (step + 1) % STEPS_PER_CHECK == 0 or step + 1 == num_steps:
             pairs = to_host(xp.stack(fresh))
-            product.require_finite(pairs)
+            A.require_finite(pairs)
             first = step + 1 - len(fresh)
             _double(moments, pairs, first)
             fresh = []
@@ -155,16 +155,16 @@ def _double(moments: HostArray, pairs: HostArray, first: int) -> None:
         moments[2 * k + 2] = 2 * even - 1.0
 
 
-def _enclosing_interval(product: Products, start: Array, num_steps: int) -> tuple[float, float]:
+def _enclosing_interval(A: CountedOperator, start: Array, num_steps: int) -> tuple[float, float]:
     """The centre and half-width of an interval that holds the spectrum.
 
     Its ends are the extreme Ritz values moved outwards by their residuals, and a little
     more. Where the spectrum is a point the interval is wide enough for rounding.
     """
-    T = tridiagonalize(product, start, num_steps, reorthogonalize="full", keep_basis=False)
+    T = tridiagonalize(A, start, num_steps, reorthogonalize="full", keep_basis=False)
     rule = T.ritz()
     low = float(rule.nodes[0] - rule.residuals[0])
     high = float(rule.nodes[-1] + rule.residuals[-1])
-    least = epsilon(product.space.xp, product.space.dtype) ** 0.5 * max(abs(low), abs(high))
+    least = epsilon(A.space.xp, A.space.dtype) ** 0.5 * max(abs(low), abs(high))
     centre, half = (low + high) / 2, (high - low) / 2
     return centre, max((1 + 2 * _WIDENING) * half, least) or 1.0

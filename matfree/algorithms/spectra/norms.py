@@ -14,7 +14,7 @@ import numpy as np
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.callbacks import Callback
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import estimate
@@ -35,14 +35,14 @@ class NormEstimator(TraceEstimator):
     mergeable = False  # a mean of roots is not the root of the mean
     saved = ("samples", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
         self.samples = Samples()
 
     def advance(self, start: int, count: int) -> None:
-        Y = self.product(self.probes(start, count))
-        lengths = to_host(self.product.operator.space.norms(Y))
-        self.product.require_finite(lengths)
+        Y = self.A(self.probes(start, count))
+        lengths = to_host(self.A.operator.space.norms(Y))
+        self.A.require_finite(lengths)
         self.samples.add(lengths**2)
 
     def summary(self) -> Summary:
@@ -50,8 +50,8 @@ class NormEstimator(TraceEstimator):
 
     def exact(self) -> Summary:
         for E, Y in self.units.products():
-            lengths = to_host(self.product.operator.space.norms(Y))
-            self.product.require_finite(lengths)
+            lengths = to_host(self.A.operator.space.norms(Y))
+            self.A.require_finite(lengths)
             self.units.add(float(np.sum(lengths**2)), E.shape[1])
             self.block_done()
         norm = math.sqrt(self.units.total)
@@ -112,20 +112,20 @@ def frobenius_norm(
     >>> estimate.value  # signs see a diagonal matrix exactly
     5.0
     """
-    product = Products(A, square=False)
+    A = CountedOperator(A, square=False)
     plan = Plan.make(
-        product.space.size,
+        A.space.size,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=product.block_size(block_size),
-        seed=resumed_seed(product.space, checkpoint, seed),
+        block_size=A.block_size(block_size),
+        seed=resumed_seed(A.space, checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )
-    estimator = NormEstimator(product, plan)
-    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    estimator = NormEstimator(A, plan)
+    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
 
 
 def schatten_norm(
@@ -194,11 +194,9 @@ def schatten_norm(
     else:  # the smaller square, which has no zeros of the shape's making
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
-    product, plan = prepared(
-        hermitian, num_steps=num_steps, seed=seed, checkpoint=checkpoint, **options
-    )
+    A, plan = prepared(hermitian, num_steps=num_steps, seed=seed, checkpoint=checkpoint, **options)
     estimator = QuadratureTrace(
-        product,
+        A,
         plan,
         lambda x: np.abs(x) ** power,
         num_steps,
@@ -207,4 +205,4 @@ def schatten_norm(
         method=f"Schatten {p:g}-norm",
     )
     estimator.fit_into(memory, copied=checkpoint is not None)
-    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)

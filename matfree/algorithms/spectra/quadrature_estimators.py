@@ -16,7 +16,7 @@ from matfree.algorithms.krylov.recurrence import (
     Reorthogonalize,
     require_reorthogonalize,
 )
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan, slices
 from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
@@ -36,13 +36,13 @@ class QuadratureRun(TraceEstimator):
     """Whatever is a sum over eigenvalues, by the Lanczos quadrature of each probe."""
 
     method = "Lanczos quadrature"
-    first_look = 10
+    first_check = 10
     saved: tuple[str, ...] = ("columns", "recurrence")
 
     def __init__(
-        self, product: Products, plan: Plan, num_steps: int, reorthogonalize: Reorthogonalize
+        self, A: CountedOperator, plan: Plan, num_steps: int, reorthogonalize: Reorthogonalize
     ) -> None:
-        super().__init__(product, plan)
+        super().__init__(A, plan)
         self.cost = min(num_steps, self.space.size)
         require_reorthogonalize(reorthogonalize)
         self.recurrence: Recurrence | None = None
@@ -82,22 +82,22 @@ class QuadratureRun(TraceEstimator):
         """n products give the matrix, and its eigenvalues the answer."""
         E = self.space.unit_vectors(range(self.space.size))
         for part in slices(self.space.size, self.plan.block_size, self.columns.shape[1]):
-            Y = self.product(E[:, part])
+            Y = self.A(E[:, part])
             fresh = to_host(self.space.gram(E, Y))
-            self.product.require_finite(fresh)
+            self.A.require_finite(fresh)
             self.columns = np.hstack((self.columns, fresh)) if part.start else fresh
             self.block_done()
         dense = self.columns
         scale = float(np.abs(dense).max())
         if scale > 0:
-            self.product.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
+            self.A.require_hermitian(float(np.abs(dense - dense.conj().T).max()) / scale)
         total = self.sum_over(np.linalg.eigvalsh((dense + dense.conj().T) / 2))
         return Summary(total, 0.0, abs(total), 0.0, math.inf)
 
     def _factorized(self, W: Array) -> Tridiagonal:
         """The recurrences of a block of probes, kept in the checkpoint from look to look."""
         recurrence = Recurrence(
-            self.product, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
+            self.A, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
         )
         if self.checkpoint is not None:
             self.checkpoint.take_up("recurrence", recurrence)
@@ -117,7 +117,7 @@ class QuadratureTrace(QuadratureRun):
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         plan: Plan,
         f: Function | FunctionName,
         num_steps: int,
@@ -126,7 +126,7 @@ class QuadratureTrace(QuadratureRun):
         exponent: float = 1.0,
         method: str = QuadratureRun.method,
     ) -> None:
-        super().__init__(product, plan, num_steps, reorthogonalize)
+        super().__init__(A, plan, num_steps, reorthogonalize)
         self.evaluate = Checked(f, epsilon(self.space.xp, self.space.dtype))
         self.rounding = rounding(self.space.xp, self.space.dtype)
         self.exponent, self.method = exponent, method

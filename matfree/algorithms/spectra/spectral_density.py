@@ -12,7 +12,7 @@ from typing import Any
 
 from matfree.algorithms.krylov.recurrence import Reorthogonalize, require_reorthogonalize
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import require_whole
 from matfree.algorithms.spectra.density_run import DensityMethod, DensityRun, density_storage
 from matfree.progress import Progress
@@ -140,9 +140,9 @@ def spectral_density(
     array([0.25, 0.25, 0.25, 0.25])
     """
     _require_sensible(method, reorthogonalize, num_steps=num_steps, num_probes=num_probes)
-    product = Products(A)
+    A = CountedOperator(A)
     storage = density_storage(
-        product,
+        A,
         method,
         num_steps,
         num_probes,
@@ -153,8 +153,8 @@ def spectral_density(
         copied=checkpoint is not None,
         repeated=measure_noise,
     )
-    seed = resumed_seed(product.space, checkpoint, seed)
-    run = DensityRun(product, seed, kind, first_probe, measure_noise, storage)
+    seed = resumed_seed(A.space, checkpoint, seed)
+    run = DensityRun(A, seed, kind, first_probe, measure_noise, storage)
     run.prepare(eigenpairs, method, num_steps, checkpoint)
     with Progress("spectral density", progress) as bar:
         bar.start(num_probes)

@@ -18,7 +18,7 @@ from typing import Any
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.callbacks import Callback
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import Plan, require_whole
 from matfree.algorithms.running.sampling_loop import estimate
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureTrace
@@ -111,7 +111,7 @@ def trace_function(
     >>> bool(abs(inverse.value / np.sum(1 / np.diag(A)) - 1) < 1e-10)  # signs see it exactly
     True
     """
-    product, plan = prepared(
+    A, plan = prepared(
         A,
         num_steps=num_steps,
         num_probes=num_probes,
@@ -124,9 +124,9 @@ def trace_function(
         kind=kind,
         first_probe=first_probe,
     )
-    estimator = QuadratureTrace(product, plan, f, num_steps, reorthogonalize)
+    estimator = QuadratureTrace(A, plan, f, num_steps, reorthogonalize)
     estimator.fit_into(memory, copied=checkpoint is not None)
-    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
 
 
 def prepared(
@@ -142,20 +142,20 @@ def prepared(
     block_size: int | None = None,
     kind: ProbeKind = "rademacher",
     first_probe: int = 0,
-) -> tuple[Products, Plan]:
+) -> tuple[CountedOperator, Plan]:
     """The operator and the plan of a run by quadrature: 10 probes where nothing is said."""
     require_whole("num_steps", num_steps)
-    product = Products(A)
+    A = CountedOperator(A)
     if num_probes is None and rtol is None and atol is None and max_matvecs is None:
         num_probes = DEFAULT_PROBES
-    return product, Plan.make(
-        product.space.size,
+    return A, Plan.make(
+        A.space.size,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=product.block_size(block_size),
-        seed=resumed_seed(product.space, checkpoint, seed),
+        block_size=A.block_size(block_size),
+        seed=resumed_seed(A.space, checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )

@@ -10,8 +10,8 @@ import numpy as np
 
 from matfree.algorithms.running.callbacks import asked_to_stop
 from matfree.algorithms.running.checkpoint import Checkpoint, restore
-from matfree.algorithms.running.counted_operator import Products
-from matfree.algorithms.running.estimator import FIRST_LOOK, LOOK_GROWTH, Summary
+from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.estimator import CHECK_GROWTH, FIRST_CHECK, Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import Samples
 from matfree.arrays import to_host
@@ -68,14 +68,14 @@ class BlockRun:
 
     def __init__(
         self,
-        product: Products,
+        A: CountedOperator,
         plan: Plan,
         blocks: list[Block],
         *,
         joint: bool,
         callback: Callable[[Estimates], bool | None] | None,
     ) -> None:
-        self.product, self.space, self.plan, self.blocks = product, product.space, plan, blocks
+        self.A, self.space, self.plan, self.blocks = A, A.space, plan, blocks
         self.joint, self.callback = joint, callback
         self.checkpoint: Checkpoint | None = None
         self.samples = [Samples() for _ in blocks]
@@ -117,7 +117,7 @@ class BlockRun:
 
     def complete(self, bar: Progress) -> None:
         """Probes for every block that still needs some, round after round."""
-        target = float(self.plan.num_probes or FIRST_LOOK)
+        target = float(self.plan.num_probes or FIRST_CHECK)
         bar.start(len(self.blocks))
         while not self.stopped:
             jobs = self._jobs(int(target))
@@ -132,7 +132,7 @@ class BlockRun:
                 return
             if not jobs and self._left < 1:
                 return
-            target *= LOOK_GROWTH
+            target *= CHECK_GROWTH
 
     def estimates(self) -> Estimates:
         """The estimates as they stand."""
@@ -147,7 +147,7 @@ class BlockRun:
         overhead = self.checkpoint.overhead if self.checkpoint is not None else 0
         if not self.plan.adaptive:
             return 1 << 62
-        return self.plan.budget + overhead - self.product.num_matvecs
+        return self.plan.budget + overhead - self.A.num_matvecs
 
     def _jobs(self, target: int) -> list[Job]:
         """What brings every block that is not done to ``target`` probes, or to the end."""
@@ -201,7 +201,7 @@ class BlockRun:
     def _send(self, batch: list[Job]) -> None:
         """One product of a block of vectors, and what it says of each job's block."""
         X = self.space.xp.concat([self._vectors(job) for job in batch], axis=1)
-        Y = self.product(X)
+        Y = self.A(X)
         if self.joint and not batch[0].exact:
             for b, block in enumerate(self.blocks):
                 rows = block.within(self.space.rows)
@@ -236,7 +236,7 @@ class BlockRun:
 
     def _take(self, job: Job, X: Array, Y: Array) -> None:
         fresh = to_host(self.space.dots(X, Y))
-        self.product.require_finite(fresh)
+        self.A.require_finite(fresh)
         if job.exact:
             self.totals[job.block] += fresh.sum().item()
             self.num_units[job.block] += len(job.numbers)
@@ -254,10 +254,10 @@ class BlockRun:
         done = self.samples[b].values.size
         if self.num_units[b] == self.blocks[b].size or not self.plan.adaptive:
             return self._within(b)
-        look = float(FIRST_LOOK)
-        while int(look) < done:
-            look *= LOOK_GROWTH
-        return int(look) == done and self._within(b)
+        check_point = float(FIRST_CHECK)
+        while int(check_point) < done:
+            check_point *= CHECK_GROWTH
+        return int(check_point) == done and self._within(b)
 
     def _within(self, b: int) -> bool:
         """Whether a block is known as well as was asked."""
@@ -280,7 +280,7 @@ class BlockRun:
             stderr=summary.stderr,
             method="exact" if exact else "hutchinson",
             num_probes=done,
-            num_matvecs=self.product.num_matvecs if self.joint else own,
+            num_matvecs=self.A.num_matvecs if self.joint else own,
             degrees_of_freedom=summary.degrees_of_freedom,
             converged=converged,
             reason=reason if converged else f"{reason}; stopped before more were made",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan, require_whole
 from matfree.algorithms.traces.block_run import Block, BlockRun, Estimates
 from matfree.algorithms.traces.diagonal import diagonal
@@ -28,7 +28,7 @@ from matfree.operators import aslinearoperator
 from matfree.progress import Progress
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import Estimate, archive
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 
 def block_traces(
@@ -109,24 +109,24 @@ def block_traces(
     >>> {name: (trace.value, trace.method) for name, trace in traces.items()}
     {'first': (2.0, 'exact'), 'rest': (12.0, 'exact')}
     """
-    product = Products(A)
-    blocks = _blocks(partition, product.space.size)
+    A = CountedOperator(A)
+    blocks = _blocks(partition, A.space.size)
     if num_probes is None and rtol is None and atol is None:
         num_probes, max_matvecs = _shared(max_matvecs, 1 if joint else len(blocks)), None
     plan = Plan.make(
-        product.space.size,
+        A.space.size,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=product.block_size(block_size),
-        seed=resumed_seed(product.space, checkpoint, seed),
+        block_size=A.block_size(block_size),
+        seed=resumed_seed(A.space, checkpoint, seed),
         kind=kind,
         first_probe=first_probe,
     )
-    run = BlockRun(product, plan, blocks, joint=joint, callback=callback)
+    run = BlockRun(A, plan, blocks, joint=joint, callback=callback)
     if checkpoint is not None:
-        run.resume(Checkpoint(checkpoint, product, run.problem()))
+        run.resume(Checkpoint(checkpoint, A, run.problem()))
     with Progress("block traces", progress) as bar:
         try:
             run.complete(bar)
@@ -209,9 +209,9 @@ def block_diagonals(
     }
 
 
-def _piece(block: Block, space: RowSpace) -> tuple[int, int, int] | None:
+def _piece(block: Block, space: VectorSpace) -> tuple[int, int, int] | None:
     """Which of a block's entries a process holds; None where vectors are whole."""
-    if not space.cut:
+    if not space.is_sharded:
         return None
     start, stop = (
         min(max(end - block.start, 0), block.size) for end in (space.rows.start, space.rows.stop)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import estimate
@@ -107,21 +107,21 @@ def diagonal(
     True
     """
     estimator_type = _estimator_type(method, kind)
-    product = Products(A)
+    A = CountedOperator(A)
     plan = Plan.make(
-        product.space.size,
+        A.space.size,
         num_probes=num_probes,
         rtol=rtol,
         atol=atol,
         max_matvecs=max_matvecs,
-        block_size=product.block_size(block_size),
-        seed=resumed_seed(product.space, checkpoint, seed),
+        block_size=A.block_size(block_size),
+        seed=resumed_seed(A.space, checkpoint, seed),
         kind=kind,
         eigenpairs=eigenpairs,
         first_probe=first_probe,
     )
-    estimator = estimator_type(product, plan)
-    return estimate(product, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    estimator = estimator_type(A, plan)
+    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
 
 
 def _estimator_type(method: str, kind: str) -> type[Estimator]:

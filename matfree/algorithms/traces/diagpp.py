@@ -21,7 +21,7 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.eigen.deflation import Deflation, outside
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan, slices
 from matfree.algorithms.traces.hutchinson import DiagonalEstimator, Moments
@@ -29,14 +29,14 @@ from matfree.algorithms.traces.hutchpp import sketch_columns
 from matfree.algorithms.traces.range_sketch import RangeSketch
 from matfree.arrays import conjugate, real_part, to_host
 from matfree.protocol import Array, HostArray
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 
 class ResidualDiagonal(DiagonalEstimator):
     """A known part of the diagonal, plus Hutchinson samples of the rest."""
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
         self.known: Array = self.space.zeros(1)[:, 0]
         self.moments = Moments(self.space)
 
@@ -47,7 +47,7 @@ class ResidualDiagonal(DiagonalEstimator):
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
         self.moments.add(conjugate(self.space.xp, W) * self.rest(W))
-        self.product.require_finite(self._size(self.moments.mean))
+        self.A.require_finite(self._size(self.moments.mean))
 
     def summary(self) -> Summary:
         value = self.known + self.moments.mean
@@ -63,9 +63,9 @@ class DiagPlusPlus(ResidualDiagonal):
     saved = ("sketch", "twice", "H", "moments", "units")
     by_row: ClassVar = {"twice": 0}
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.sketch = RangeSketch(product, plan, stream=probes.SKETCH)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.sketch = RangeSketch(A, plan, stream=probes.SKETCH)
         self.twice: Array = self.known
         self.H: HostArray = np.zeros((0, 0))
 
@@ -78,12 +78,12 @@ class DiagPlusPlus(ResidualDiagonal):
         sketch.complete(columns, self.block_done)
         for part in slices(sketch.rank, self.plan.block_size, self.H.shape[1]):
             Q = sketch.Q[:, part]
-            Z = self.product(Q)
+            Z = self.A(Q)
             fresh = to_host(self.space.gram(sketch.Q, Z))
             self.H = np.hstack((self.H, fresh)) if part.start else fresh
             self.twice = self.twice + 2 * row_dots(self.space, Q, Z)
             self.block_done()
-        require_hermitian_core(self.product, self.H)
+        require_hermitian_core(self.A, self.H)
         self.known = self.twice
         for part in slices(sketch.rank, self.plan.block_size):
             QH = sketch.Q @ self.space.asarray(self.H[:, part])
@@ -94,7 +94,7 @@ class DiagPlusPlus(ResidualDiagonal):
 
     def rest(self, W: Array) -> Array:
         Q = self.sketch.Q
-        return outside(self.space, Q, self.product(outside(self.space, Q, W)))
+        return outside(self.space, Q, self.A(outside(self.space, Q, W)))
 
 
 @final
@@ -104,9 +104,9 @@ class DeflatedDiagonal(ResidualDiagonal):
     method = "deflated"
     saved = ("pairs", "moments", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.pairs = Deflation(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.pairs = Deflation(A, plan)
 
     def prepare(self, budget: int) -> int:
         self.pairs.find(budget, self.checkpoint, self.block_done)
@@ -117,10 +117,10 @@ class DeflatedDiagonal(ResidualDiagonal):
 
     def rest(self, W: Array) -> Array:
         inside = self.space.xp.astype(self.space.gram(self.U, W), self.space.dtype)
-        return self.product(W) - self.scaled @ inside
+        return self.A(W) - self.scaled @ inside
 
 
-def row_dots(space: RowSpace, X: Array, Y: Array) -> Array:
+def row_dots(space: VectorSpace, X: Array, Y: Array) -> Array:
     """diag(X Y^H) for a Hermitian X Y^H + Y X^H: real, (rows,), in the space's dtype."""
     xp, total = space.xp, real_part(space.xp, space.zeros(1)[:, 0])
     for part in slices(X.shape[1], 8):  # the products of all columns would be a third block
@@ -128,9 +128,9 @@ def row_dots(space: RowSpace, X: Array, Y: Array) -> Array:
     return xp.astype(total, space.dtype)
 
 
-def require_hermitian_core(product: Products, H: HostArray) -> None:
+def require_hermitian_core(A: CountedOperator, H: HostArray) -> None:
     """Refuse an operator whose projection H = Q^H A Q is not Hermitian."""
     scale = float(np.linalg.norm(H, ord=2)) if H.size else 0.0
-    product.require_finite(H)
+    A.require_finite(H)
     if scale > 0:
-        product.require_hermitian(float(np.linalg.norm(H - H.conj().T, ord=2)) / scale)
+        A.require_hermitian(float(np.linalg.norm(H - H.conj().T, ord=2)) / scale)

@@ -17,25 +17,25 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator, Summary
 from matfree.algorithms.running.plan import Plan, slices
 from matfree.arrays import conjugate, real_part, to_host, widest
 from matfree.protocol import Array, HostArray
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 
 class TraceEstimator(Estimator):
     """Whatever estimates a trace: its exact answer is a sum over unit vectors."""
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.units = UnitVectors(product, plan, 0.0)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.units = UnitVectors(A, plan, 0.0)
 
     def exact(self) -> Summary:
         for E, Y in self.units.products():
             entries = to_host(self.space.dots(E, Y))
-            self.product.require_finite(entries)
+            self.A.require_finite(entries)
             self.units.add(entries.sum().item(), E.shape[1])
             self.block_done()
         total = self.units.total
@@ -45,14 +45,14 @@ class TraceEstimator(Estimator):
 class DiagonalEstimator(Estimator):
     """Whatever estimates a diagonal: its exact answer is read off unit vectors."""
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.units = UnitVectors(product, plan, self.space.zeros(1)[:, 0])
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.units = UnitVectors(A, plan, self.space.zeros(1)[:, 0])
 
     def exact(self) -> Summary:
         for E, Y in self.units.products():
             self.units.add(self.space.xp.sum(E * Y, axis=1), E.shape[1])
-            self.product.require_finite(self._size(self.units.total))
+            self.A.require_finite(self._size(self.units.total))
             self.block_done()
         entries = self.units.total
         zeros = self.space.xp.zeros_like(real_part(self.space.xp, entries))
@@ -74,16 +74,16 @@ class UnitVectors:
 
     saved = ("done", "total")
 
-    def __init__(self, product: Products, plan: Plan, zero: Any) -> None:
-        self.product, self.block_size = product, plan.block_size
+    def __init__(self, A: CountedOperator, plan: Plan, zero: Any) -> None:
+        self.A, self.block_size = A, plan.block_size
         self.done, self.total = 0, zero
         self.by_row = {} if isinstance(zero, float) else {"total": 0}
 
     def products(self) -> Iterator[tuple[Array, Array]]:
         """Blocks of the unit vectors that are left, and their products."""
-        for part in slices(self.product.space.size, self.block_size, self.done):
-            E = self.product.space.unit_vectors(range(part.start, part.stop))
-            yield E, self.product(E)
+        for part in slices(self.A.space.size, self.block_size, self.done):
+            E = self.A.space.unit_vectors(range(part.start, part.stop))
+            yield E, self.A(E)
 
     def add(self, part: Any, count: int) -> None:
         """Take in what a block of ``count`` unit vectors contributes."""
@@ -97,14 +97,14 @@ class HutchinsonTrace(TraceEstimator):
     method = "hutchinson"
     saved = ("samples", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
         self.samples = Samples()
 
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
-        fresh = to_host(self.product.quadratic_forms(W))
-        self.product.require_finite(fresh)
+        fresh = to_host(self.A.quadratic_forms(W))
+        self.A.require_finite(fresh)
         self.samples.add(fresh)
 
     def summary(self) -> Summary:
@@ -118,14 +118,14 @@ class HutchinsonDiagonal(DiagonalEstimator):
     method = "hutchinson"
     saved = ("moments", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
         self.moments = Moments(self.space)
 
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
-        self.moments.add(conjugate(self.space.xp, W) * self.product(W))
-        self.product.require_finite(self._size(self.moments.mean))
+        self.moments.add(conjugate(self.space.xp, W) * self.A(W))
+        self.A.require_finite(self._size(self.moments.mean))
 
     def summary(self) -> Summary:
         return self._summary(self.moments.mean, self.moments.stderr(), self.moments.count - 1)
@@ -165,7 +165,7 @@ class Moments:
     saved = ("count", "mean", "squares")
     by_row: ClassVar = {"mean": 0, "squares": 0}
 
-    def __init__(self, space: RowSpace) -> None:
+    def __init__(self, space: VectorSpace) -> None:
         self.xp = space.xp
         self.count = 0
         self.mean: Array = space.zeros(1)[:, 0]

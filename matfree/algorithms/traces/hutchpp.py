@@ -22,7 +22,7 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.eigen.deflation import Deflation, outside
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan, slices
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
@@ -37,8 +37,8 @@ ADAPTIVE_SKETCH = 32
 class ResidualTrace(TraceEstimator):
     """tr(Q^H A Q), known, plus Hutchinson samples outside of Q."""
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
         self.Q: Array = self.space.zeros(0)
         self.inside: complex = 0.0
         self.samples = Samples()
@@ -46,8 +46,8 @@ class ResidualTrace(TraceEstimator):
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
         W = outside(self.space, self.Q, W)
-        fresh = to_host(self.space.dots(W, self.product(W)))
-        self.product.require_finite(fresh)
+        fresh = to_host(self.space.dots(W, self.A(W)))
+        self.A.require_finite(fresh)
         self.samples.add(fresh + self.inside)
 
     def summary(self) -> Summary:
@@ -62,9 +62,9 @@ class HutchPlusPlus(ResidualTrace):
     mergeable = False
     saved = ("sketch", "inside", "num_inside", "samples", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.sketch = RangeSketch(product, plan, stream=probes.SKETCH)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.sketch = RangeSketch(A, plan, stream=probes.SKETCH)
         self.num_inside = 0
 
     def identity(self, budget: int) -> dict[str, Any]:
@@ -77,8 +77,8 @@ class HutchPlusPlus(ResidualTrace):
         self.Q = self.sketch.Q
         for part in slices(self.sketch.rank, self.plan.block_size, self.num_inside):
             Q = self.Q[:, part]  # tr(Q^H A Q), a product a column
-            entries = to_host(self.space.dots(Q, self.product(Q)))
-            self.product.require_finite(entries)
+            entries = to_host(self.space.dots(Q, self.A(Q)))
+            self.A.require_finite(entries)
             self.inside += entries.sum().item()
             self.num_inside = part.stop
             self.block_done()
@@ -94,9 +94,9 @@ class DeflatedTrace(ResidualTrace):
     method = "deflated"
     saved = ("pairs", "samples", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.pairs = Deflation(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.pairs = Deflation(A, plan)
 
     def prepare(self, budget: int) -> int:
         self.pairs.find(budget, self.checkpoint, self.block_done)

@@ -14,12 +14,12 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import SMALL_ENTRIES, Plan
 from matfree.arrays import to_host
 from matfree.probes import PROBES
 from matfree.protocol import Array, HostArray
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 
 @final
@@ -34,7 +34,7 @@ class Columns:
     saved = ("block",)
     by_row: ClassVar = {"block": 0}
 
-    def __init__(self, space: RowSpace) -> None:
+    def __init__(self, space: VectorSpace) -> None:
         self.space = space
         self.room: Array = space.zeros(0)
         self.count = 0
@@ -78,8 +78,8 @@ class RangeSketch:
 
     saved = ("num_probes", "basis", "R")
 
-    def __init__(self, product: Products, plan: Plan, *, stream: int = PROBES) -> None:
-        self.product, self.space, self.plan, self.stream = product, product.space, plan, stream
+    def __init__(self, A: CountedOperator, plan: Plan, *, stream: int = PROBES) -> None:
+        self.A, self.space, self.plan, self.stream = A, A.space, plan, stream
         self.num_probes = 0
         # The range that Hutch++ learns is the same whichever probes test what is left.
         self.first_probe = plan.first_probe if stream == PROBES else 0
@@ -105,11 +105,11 @@ class RangeSketch:
         """Sketch with ``count`` more probes; the columns that Q gained."""
         old_rank = self.rank
         for W in self.probe_blocks(range(self.num_probes, self.num_probes + count)):
-            Y = self.product(W)
+            Y = self.A(W)
             del W  # it is made again where it is needed
             self.basis.append(self.space.orthonormalize(Y, against=self.Q))
             columns = to_host(self.space.gram(self.Q, Y))
-            self.product.require_finite(columns)
+            self.A.require_finite(columns)
             rows = np.zeros((self.rank - self.R.shape[0], self.R.shape[1]), columns.dtype)
             self.R = np.hstack((np.vstack((self.R, rows)), columns))
         self.num_probes += count

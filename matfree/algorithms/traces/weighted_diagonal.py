@@ -24,13 +24,13 @@ from __future__ import annotations
 import math
 from typing import ClassVar, final
 
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import DiagonalEstimator
 from matfree.arrays import conjugate, real_part, widest
 from matfree.protocol import Array
-from matfree.spaces import RowSpace
+from matfree.spaces import VectorSpace
 
 
 @final
@@ -41,14 +41,14 @@ class NormalisedDiagonal(DiagonalEstimator):
     mergeable = False  # a ratio of sums: means of ratios are something else
     saved = ("fit", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
         self.fit = Slopes(self.space)
 
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
-        self.fit.add(W, self.product(W))
-        self.product.require_finite(self._size(self.fit.slope()))
+        self.fit.add(W, self.A(W))
+        self.A.require_finite(self._size(self.fit.slope()))
 
     def summary(self) -> Summary:
         return self._summary(self.fit.slope(), self.fit.stderr(), self.fit.count - 1)
@@ -65,7 +65,7 @@ class Slopes:
     saved = ("count", "centre", "weights", "products", "squares")
     by_row: ClassVar = dict.fromkeys(("centre", "weights", "products", "squares"), 0)
 
-    def __init__(self, space: RowSpace) -> None:
+    def __init__(self, space: VectorSpace) -> None:
         self.xp, self.space = space.xp, space
         self.wide = widest(space.xp, space.dtype, space.device)
         self.count = 0

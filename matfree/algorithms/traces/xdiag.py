@@ -20,7 +20,7 @@ from typing import final
 
 import numpy as np
 
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan, slices
 from matfree.algorithms.traces.diagpp import require_hermitian_core, row_dots
@@ -40,13 +40,13 @@ about as much variance again, which the spread cannot show. Without this factor 
 class LeaveOneOutDiagonal(DiagonalEstimator):
     """A common part, plus one vector per probe whose mean and spread are taken."""
 
-    first_look = 8
-    look_growth = 2.0
+    first_check = 8
+    check_growth = 2.0
     mergeable = False
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.sketch = RangeSketch(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.sketch = RangeSketch(A, plan)
 
     def reserve(self, num_probes: int) -> None:
         self.sketch.reserve(num_probes)
@@ -83,8 +83,8 @@ class XDiag(LeaveOneOutDiagonal):
     cost = 2
     saved = ("sketch", "products", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
         self.products = Columns(self.space)  # Z = A Q
 
     def reserve(self, num_probes: int) -> None:
@@ -94,13 +94,13 @@ class XDiag(LeaveOneOutDiagonal):
     def advance(self, start: int, count: int) -> None:
         fresh = self.sketch.extend(count)
         if fresh.shape[1]:
-            self.products.append(self.product(fresh))
+            self.products.append(self.A(fresh))
 
     def summary(self) -> Summary:
         space, Q, R = self.space, self.sketch.Q, self.sketch.R
         Z = self.products.block
         H = to_host(space.gram(Q, Z))
-        require_hermitian_core(self.product, H)
+        require_hermitian_core(self.A, H)
         common = row_dots(space, Q, Z)
         S = left_out_directions(R)
         if not S.any():  # the sketch holds the whole range: P A = A

@@ -21,7 +21,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import TraceEstimator
@@ -153,14 +153,14 @@ class XNysTrace(TraceEstimator):
 
     method = "xnystrace"
     cost = 1
-    first_look = 8
-    look_growth = 2.0
+    first_check = 8
+    check_growth = 2.0
     mergeable = False
     saved = ("sketch", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.sketch = RangeSketch(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.sketch = RangeSketch(A, plan)
         self.resphere = plan.kind in ("sphere", "gaussian")
         self.eps = epsilon(self.space.xp, self.space.dtype)
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import TraceEstimator
@@ -141,14 +141,14 @@ class XTrace(TraceEstimator):
 
     method = "xtrace"
     cost = 2
-    first_look = 8
-    look_growth = 2.0
+    first_check = 8
+    check_growth = 2.0
     mergeable = False
     saved = ("sketch", "products", "units")
 
-    def __init__(self, product: Products, plan: Plan) -> None:
-        super().__init__(product, plan)
-        self.sketch = RangeSketch(product, plan)
+    def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        super().__init__(A, plan)
+        self.sketch = RangeSketch(A, plan)
         self.products = Columns(self.space)  # Z = A Q
         self.resphere = plan.kind in ("sphere", "gaussian")
 
@@ -159,7 +159,7 @@ class XTrace(TraceEstimator):
     def advance(self, start: int, count: int) -> None:
         fresh = self.sketch.extend(count)
         if fresh.shape[1]:
-            self.products.append(self.product(fresh))
+            self.products.append(self.A(fresh))
 
     def summary(self) -> Summary:
         small = self._small()
@@ -174,5 +174,5 @@ class XTrace(TraceEstimator):
         Z = self.products.block
         O, ZW, lengths = self.sketch.against_probes(self.sketch.Q, Z)  # noqa: E741
         H = to_host(self.space.gram(self.sketch.Q, Z))
-        self.product.require_finite(H)
+        self.A.require_finite(H)
         return SmallMatrices(self.sketch.R, H, O, ZW.conj().T, lengths)

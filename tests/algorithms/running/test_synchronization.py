@@ -13,12 +13,12 @@ from support.backends import MAKERS
 from support.matrices import laplacian_1d, nn_spectrum, with_spectrum
 
 import matfree as mf
-from matfree.algorithms.krylov.recurrence import STEPS_PER_LOOK
+from matfree.algorithms.krylov.recurrence import STEPS_PER_CHECK
 
 N = 160
 A = with_spectrum(nn_spectrum(N))
 STEPS, PROBES, BLOCK = 48, 24, 4
-LOOKS = math.ceil(STEPS / STEPS_PER_LOOK) + 2  # after steps 1 and 3 as well: errors show early
+LOOKS = math.ceil(STEPS / STEPS_PER_CHECK) + 2  # after steps 1 and 3 as well: errors show early
 START = 1  # the norms of the start vectors
 BLOCKS = PROBES // BLOCK
 ORTHONORMALIZE = 1 + 2 * 3  # lengths; in each sweep two Gram matrices and lengths; two sweeps
@@ -91,8 +91,8 @@ def test_kernel_polynomials_wait_once_a_look(library, waits):
     B = operator(library)
     waits.clear()
     mf.spectral_density(B, method="kpm", num_steps=STEPS, num_probes=2, block_size=2, seed=0)
-    interval = START + math.ceil(20 / STEPS_PER_LOOK) + 2
-    assert dict(waits) == {"to the host": interval + STEPS // STEPS_PER_LOOK}
+    interval = START + math.ceil(20 / STEPS_PER_CHECK) + 2
+    assert dict(waits) == {"to the host": interval + STEPS // STEPS_PER_CHECK}
 
 
 def test_power_iteration_waits_less_often_than_it_steps(library, waits):

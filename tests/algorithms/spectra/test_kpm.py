@@ -15,7 +15,7 @@ from support.matrices import (
 from support.measures import relative_distance
 
 import matfree as mf
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.spectra import kpm
 from matfree.algorithms.spectra.deflated_operator import Complement
 
@@ -33,7 +33,7 @@ def test_m_products_give_2m_moments(backend, dtype):
     exact = A.astype(np.complex128 if dtype is np.complex128 else np.float64)
     ends = np.linalg.eigvalsh(exact)[[0, -1]]
     centre, half = float(ends.mean()), float(0.51 * (ends[1] - ends[0]))
-    product = Products(backend.asarray(A))
+    product = CountedOperator(backend.asarray(A))
     V = product.space.probes(3, seed=0)
     moments = kpm.chebyshev_moments(product, V, 11, centre, half)
     assert product.num_matvecs == 33
@@ -89,7 +89,7 @@ def test_the_interval_encloses_the_spectrum(seed):
     ]
     for spectrum in spectra:
         A = scipy.sparse.diags_array(spectrum).tocsr()
-        run = kpm.KernelPolynomial(Complement(Products(A), seed=seed), 5, seed=seed)
+        run = kpm.KernelPolynomial(Complement(CountedOperator(A), seed=seed), 5, seed=seed)
         run.find_interval()
         assert run.centre - run.half <= spectrum.min()
         assert run.centre + run.half >= spectrum.max()
@@ -98,15 +98,15 @@ def test_the_interval_encloses_the_spectrum(seed):
 
 def test_growing_moments_widen_an_interval_that_was_too_narrow():
     spectrum = np.linspace(0, 1, 100)
-    run = kpm.KernelPolynomial(Complement(Products(np.diag(spectrum)), seed=0), 40, seed=0)
+    run = kpm.KernelPolynomial(Complement(CountedOperator(np.diag(spectrum)), seed=0), 40, seed=0)
     run.find_interval()
     run.half /= 2
-    rule = run(run.product.space.probes(1, seed=0), None, lambda: None)[0]
+    rule = run(run.A.space.probes(1, seed=0), None, lambda: None)[0]
     assert run.half >= 0.5
     assert rule.weights @ rule.nodes == pytest.approx(0.5, abs=0.01)
     run.half = 1e-9
     with pytest.raises(ValueError, match="Chebyshev moments grow"):
-        run(run.product.space.probes(1, seed=0), None, lambda: None)
+        run(run.A.space.probes(1, seed=0), None, lambda: None)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

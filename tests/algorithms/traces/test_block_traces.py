@@ -26,7 +26,7 @@ def test_averaging_over_all_sign_vectors_gives_each_blocks_trace_and_variance(jo
     G = np.random.default_rng(0).standard_normal((n, n))
     signs = np.array(list(itertools.product([1.0, -1.0], repeat=n))).T
     monkeypatch.setattr(
-        mf.RowSpace,
+        mf.VectorSpace,
         "probes",
         lambda self, num_probes, *, start=0, **_: signs[:, start : start + num_probes],
     )

@@ -5,7 +5,7 @@ import pytest
 from support.matrices import complex_hermitian, with_spectrum
 
 import matfree as mf
-from matfree.algorithms.running.counted_operator import Products
+from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.range_sketch import spread
 from matfree.algorithms.traces.xnystrace import XNysTrace
@@ -23,7 +23,7 @@ def general(dtype):
 
 
 def run(estimator_type, A, kind, num_probes=K):
-    product = Products(A)
+    product = CountedOperator(A)
     plan = Plan.make(
         N,
         num_probes=num_probes,

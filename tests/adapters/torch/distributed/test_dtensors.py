@@ -26,7 +26,7 @@ def answers(tmp_path_factory):
     """What each of four processes saw, forked from one."""
     folder = tmp_path_factory.mktemp("cut")
     done = subprocess.run(
-        [sys.executable, "-m", "support.cut", str(folder)],
+        [sys.executable, "-m", "support.dtensors", str(folder)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

@@ -125,7 +125,7 @@ def whole(x):
 
 def vectors(A, x):
     """All rows of what an operator gave, wherever they are."""
-    return A.space.gather(x) if A.space.cut else x
+    return A.space.gather(x) if A.space.is_sharded else x
 
 
 def products(A):
@@ -227,7 +227,7 @@ def without_help(net, cut, x, y):
 def untouched(model, work):
     """What a model is made of, before and after some work."""
 
-    def look():
+    def check_point():
         modules = [
             (type(m).__name__, m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
             for m in model.modules()
@@ -239,9 +239,9 @@ def untouched(model, work):
         buffers = [b.clone() for b in model.buffers()]
         return modules, tensors, buffers, DTensor.__dict__["from_local"]
 
-    before = look()
+    before = check_point()
     work()
-    after = look()
+    after = check_point()
     return (
         before[:2] == after[:2]
         and before[3] is after[3]

@@ -1,0 +1,95 @@
+"""Sums over the rows of vectors, in double precision, wherever the rows are held.
+
+:class:`Reductions` is the part of a vector space that the construction of random probes and
+of orthonormal bases is written against. It derives inner products, norms and Gram matrices
+from one abstract method, ``all_reduce``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from matfree.arrays import conjugate, is_complex, real_part, slabs, widest
+from matfree.protocol import Array, DType
+
+
+class Reductions(ABC):
+    """Sums over rows for vectors of length ``size`` of which this process holds ``rows``.
+
+    Parameters
+    ----------
+    xp : array namespace
+    size : int
+        The length n of a vector, counted over everything that holds rows.
+    dtype : real or complex floating-point data type of ``xp``
+    device : device of ``xp``
+    rows : range
+        The coordinates held by this process, with step 1.
+    """
+
+    def __init__(self, xp: Any, size: int, dtype: DType, device: Any, rows: range) -> None:
+        self.xp, self.size, self.dtype, self.device, self.rows = xp, size, dtype, device, rows
+
+    @abstractmethod
+    def all_reduce(self, partial: Array) -> Array:
+        """The sum of ``partial`` over everything that holds rows, returned on every rank.
+
+        Parameters
+        ----------
+        partial : array of any shape
+            The sum over the rows that this process holds. It must not be modified.
+        """
+
+    def asarray(self, x: Any) -> Array:
+        """Small host numbers as an array of this space's library, dtype and device."""
+        host = np.asarray(x)
+        if not is_complex(self.xp, self.dtype):
+            host = np.real(host)
+        return self.xp.asarray(host, dtype=self.dtype, device=self.device)
+
+    def gram(self, X: Array, Y: Array) -> Array:
+        """X^H Y, (j, k), accumulated in double precision whatever the dtype of the vectors."""
+        xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
+        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 16  # the average of both
+        total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
+        for slab in slabs(X.shape[0], width, self.device):  # also faster for tall blocks
+            x, y = X[slab, :], Y[slab, :]
+            if X.dtype != wide:
+                x, y = xp.astype(x, wide), xp.astype(y, wide)
+            total += _adjoint_times(xp, x, y)
+        return self.all_reduce(total)
+
+    def dots(self, X: Array, Y: Array) -> Array:
+        """The inner products x_j^H y_j of matching columns, (k,), in double precision."""
+        return self.all_reduce(self.partial_dots(X, Y))
+
+    def partial_dots(self, X: Array, Y: Array) -> Array:
+        """The same sums over some of the local rows, (k,), before ``all_reduce``."""
+        xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
+        total = xp.zeros((1, X.shape[1]), dtype=wide, device=self.device)
+        for slab in slabs(X.shape[0], X.shape[1] * xp.finfo(wide).bits // 8, self.device):
+            x, y = X[slab, :], Y[slab, :]
+            if X.dtype != wide:  # before the product: squares leave the range of float32
+                x, y = xp.astype(x, wide), xp.astype(y, wide)
+            terms = conjugate(xp, x) * y
+            if X.shape[1] == 1:  # contiguous numbers, which the library sums pairwise
+                total += xp.sum(terms)
+            else:  # a library's sum over the first axis is not pairwise, and slower than this
+                total += xp.ones((1, x.shape[0]), dtype=wide, device=self.device) @ terms
+        return total[0, :]
+
+    def norms(self, X: Array) -> Array:
+        """The 2-norms of the columns of X, (k,) real, in double precision."""
+        return self.xp.sqrt(real_part(self.xp, self.dots(X, X)))
+
+
+def _adjoint_times(xp: Any, X: Array, Y: Array) -> Array:
+    """X^H Y; of two complex blocks the narrower one is conjugated."""
+    if not is_complex(xp, X.dtype):
+        return X.T @ Y
+    if X.shape[1] <= Y.shape[1]:
+        return xp.conj(X).T @ Y
+    return xp.conj(X.T @ xp.conj(Y))
