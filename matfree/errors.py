@@ -5,7 +5,13 @@ Not converging is not among them: it is a result, and comes with a ConvergenceWa
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
+
+_PASSED_OVER = ("matfree", "torch", "contextlib")
+"""Packages whose frames a warning does not point at: a hook or a context manager of ours may be
+called from torch or contextlib, which in turn were called from the user's line."""
 
 
 class MatfreeError(Exception):
@@ -102,3 +108,37 @@ class ConvergenceWarning(RuntimeWarning):
     ...         print(str(warning).split(" with")[0])
     hutchinson stopped at its budget of 20 products
     """
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning that points at the line of the caller's code, at any depth of our own.
+
+    That line is the innermost frame outside matfree and its adapters (in Python 3.11,
+    ``warnings.warn`` cannot skip frames by file name). A thread whose frames are all ours is
+    reported at its outermost frame.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn("the budget is used up", ConvergenceWarning)
+    >>> caught[0].filename == __file__, str(caught[0].message)
+    (False, 'the budget is used up')
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_passed_over(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _is_passed_over(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in _PASSED_OVER or package.startswith("matfree_")

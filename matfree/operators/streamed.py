@@ -11,7 +11,6 @@ not their sum.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
@@ -19,7 +18,7 @@ from typing import Any, final
 import numpy as np
 
 from matfree.arrays import conjugate, describe
-from matfree.errors import OperatorError
+from matfree.errors import OperatorError, warn
 from matfree.operators.algebra import Operator
 from matfree.operators.memmap_file import MappedFile
 from matfree.protocol import Array
@@ -207,14 +206,13 @@ def _layout(matrix: Any, shape: tuple[int, int], width: int, slab_bytes: int) ->
     height = max(1, slab_bytes // max(1, across * width))
     if height >= lines:
         return by_columns, height // lines * lines
-    warnings.warn(
+    warn(
         f"a slab of {slab_bytes} bytes holds {height} of the {lines} "
         f"{'columns' if by_columns else 'rows'} of a chunk of {describe(matrix)}, so that each "
         f"chunk is read {-(-lines // height)} times a product; pass "
         f"SlabOperator(matrix, slab_bytes={lines * across * width}) or more, or store it in "
         "smaller chunks.",
         RuntimeWarning,
-        stacklevel=3,
     )
     return by_columns, height
 
