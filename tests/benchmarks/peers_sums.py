@@ -17,7 +17,7 @@ import roofline
 from contest import Answer, Entry
 
 import matfree as mf
-from matfree.algorithms.running.plan import block_size_for
+from matfree.arguments import block_size_for
 
 PROBES, STEPS = 20, 40
 SHIFT = 0.1

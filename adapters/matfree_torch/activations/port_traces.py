@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from matfree import Estimate, OperatorError
-from matfree.algorithms.running.plan import block_size_for, require_whole, slices
+from matfree.arguments import block_size_for, require_whole, slices
 from matfree.arrays import to_host
 from matfree.probes import CHECK, resolve_seed
 from matfree.protocol import HostArray, Seed

@@ -24,8 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from matfree import EigenResult, OperatorError
-from matfree.algorithms.krylov.thick_restart import order
-from matfree.algorithms.running.plan import block_size_for, require_whole, slices
+from matfree.arguments import block_size_for, order, require_whole, slices
 from matfree.arrays import to_host
 from matfree.probes import resolve_seed
 from matfree.protocol import HostArray, Seed

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matfree.algorithms.running.plan import require_whole
+from matfree.arguments import require_whole
 from matfree.probes import resolve_seed
 from matfree.progress import Progress
 from matfree.protocol import HostArray, Seed

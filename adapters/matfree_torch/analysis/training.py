@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 import matfree
-from matfree.algorithms.krylov.thick_restart import Which
-from matfree.algorithms.running.plan import require_whole
+from matfree.arguments import Which, require_whole
 from matfree.arrays import epsilon, to_host
 from matfree.operators import Operator
 from matfree.probes import resolve_seed

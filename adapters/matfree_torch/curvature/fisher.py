@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from matfree import OperatorError, probes
-from matfree.algorithms.running.plan import require_whole
+from matfree.arguments import require_whole
 from matfree.protocol import Seed
 from matfree_torch.curvature.gauss_newton import (
     _DRAWS_AT_ONCE,

@@ -12,8 +12,9 @@ import numpy as np
 from matfree.algorithms.eigen.eigsh import eigsh
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
-from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.state_file import discard
+from matfree.arguments import slices
 from matfree.arrays import rounding, to_host
 from matfree.errors import ConvergenceWarning
 from matfree.protocol import Array, HostArray

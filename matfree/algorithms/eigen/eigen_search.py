@@ -15,10 +15,11 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.eigen.missed_eigenvalues import absent, lead
-from matfree.algorithms.krylov.thick_restart import KrylovDecomposition, Which, order
+from matfree.algorithms.krylov.thick_restart import KrylovDecomposition
 from matfree.algorithms.running.callbacks import asked_to_stop
 from matfree.algorithms.running.checkpoint import Checkpoint, restore
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.arguments import Which, order
 from matfree.arrays import to_host
 from matfree.progress import Progress
 from matfree.protocol import Array, HostArray

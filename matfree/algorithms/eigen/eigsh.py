@@ -8,10 +8,9 @@ from typing import Any
 
 from matfree import probes
 from matfree.algorithms.eigen.eigen_search import EigenSearch, EigenStep
-from matfree.algorithms.krylov.thick_restart import Which
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, resumed_seed
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
-from matfree.algorithms.running.plan import require_whole
+from matfree.arguments import Which, require_whole
 from matfree.arrays import epsilon
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.progress import Progress

@@ -12,7 +12,8 @@ import math
 
 import numpy as np
 
-from matfree.algorithms.krylov.thick_restart import KrylovDecomposition, Which
+from matfree.algorithms.krylov.thick_restart import KrylovDecomposition
+from matfree.arguments import Which
 from matfree.protocol import HostArray
 
 _RESOLUTION = 1e4

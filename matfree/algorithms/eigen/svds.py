@@ -12,7 +12,7 @@ from matfree.algorithms.eigen.eigen_search import EigenStep
 from matfree.algorithms.eigen.singular_search import SingularSearch
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
-from matfree.algorithms.running.plan import require_whole
+from matfree.arguments import require_whole
 from matfree.arrays import epsilon, to_host
 from matfree.errors import ConvergenceWarning, Interrupted, OperatorError
 from matfree.operators import Operator

@@ -22,7 +22,7 @@ from matfree.algorithms.krylov.recurrence import (
     tridiagonalize,
 )
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
-from matfree.algorithms.running.plan import slices
+from matfree.arguments import slices
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
 from matfree.spaces import VectorSpace

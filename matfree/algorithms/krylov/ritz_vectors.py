@@ -21,9 +21,8 @@ import scipy.linalg
 
 from matfree.algorithms.krylov.lanczos import start_block
 from matfree.algorithms.krylov.recurrence import Recurrence, Reorthogonalize
-from matfree.algorithms.krylov.thick_restart import Which, order
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import require_whole
+from matfree.arguments import Which, order, require_whole
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult, Tridiagonal

@@ -16,38 +16,19 @@ problems, doi:10.1137/S0895479898334605.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias, final
+from typing import ClassVar, final
 
 import numpy as np
 
 from matfree import probes
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import slices
+from matfree.arguments import Which, order, slices
 from matfree.arrays import rounding, to_host
 from matfree.orthonormal import orthonormal_range, project_out, subtract
 from matfree.protocol import Array, HostArray
 
 _ROWS_AT_ONCE = 1 << 12
 """Rows of V turned together at a restart: turned at once, V would be there nearly twice."""
-
-Which: TypeAlias = Literal["LM", "LA", "SA", "BE"]
-
-
-def order(values: HostArray, which: Which, k: int) -> HostArray:
-    """Indices of the k wanted values, best first; for both ends, alternating from the top."""
-    if which == "LM":
-        return np.argsort(-np.abs(values), kind="stable")[:k]
-    ascending = np.argsort(values, kind="stable")
-    if which == "SA":
-        return ascending[:k]
-    descending = ascending[::-1]
-    if which == "LA":
-        return descending[:k]
-    k = min(k, len(values))  # or the two ends would overlap
-    high, low = descending[: (k + 1) // 2], ascending[: k // 2]
-    both = np.empty(len(high) + len(low), dtype=int)
-    both[0::2], both[1::2] = high, low
-    return both
 
 
 @final

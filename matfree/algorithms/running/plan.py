@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
+from matfree.arguments import block_size_for, require_whole
 from matfree.protocol import ProbeKind
 from matfree.results import EigenResult
 
@@ -15,11 +15,6 @@ DEFAULT_PROBES = 32
 
 DEFAULT_BUDGET = 1000
 """Products where a tolerance is given without a budget."""
-
-_BLOCK_ENTRIES = 1 << 25  # entries of the default block of probes
-SMALL_ENTRIES = 1 << 18
-"""Of a block that costs next to no memory: up to here it is wider, since a dense matrix is read
-once for all of it, and probes may be kept."""
 
 
 @final
@@ -76,33 +71,3 @@ class Plan:
     def tolerance(self, size: float) -> float:
         """The half-width to reach for a value of this size."""
         return (self.atol or 0.0) + (self.rtol or 0.0) * size
-
-
-def block_size_for(size: int, block_size: int | None, total: int | None = None) -> int:
-    """The number of vectors to send at once: as asked, or what fits a moderate memory.
-
-    Where a ``total`` is known it is dealt out evenly, in multiples of 4: a narrow block at
-    the end costs nearly as much as a wide one.
-    """
-    require_whole("block_size", block_size)
-    if block_size is not None:
-        return block_size
-    widest = min(64, max(32, SMALL_ENTRIES // size))
-    most = max(1, min(widest, _BLOCK_ENTRIES // size))
-    if total is None or total <= most:
-        return most
-    share = math.ceil(total / math.ceil(total / most))
-    return min(most, 4 * math.ceil(share / 4))
-
-
-def slices(size: int, block_size: int, start: int = 0) -> Iterator[slice]:
-    """Consecutive slices of at most ``block_size``, from ``start`` to ``size``."""
-    for begin in range(start, size, block_size):
-        yield slice(begin, min(begin + block_size, size))
-
-
-def require_whole(name: str, count: Any) -> None:
-    """Refuse anything but None and positive whole numbers."""
-    whole = hasattr(count, "__index__") and not isinstance(count, bool)
-    if count is not None and (not whole or count < 1):
-        raise ValueError(f"{name} must be a whole number, at least 1: got {count!r}.")

@@ -14,11 +14,11 @@ from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.callbacks import asked_to_stop
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, restore
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import block_size_for
 from matfree.algorithms.running.state_file import discard
 from matfree.algorithms.spectra.deflated_operator import Complement
 from matfree.algorithms.spectra.gauss_quadrature import LanczosQuadrature
 from matfree.algorithms.spectra.kpm import BOUND_STEPS, KernelPolynomial
+from matfree.arguments import block_size_for
 from matfree.arrays import epsilon
 from matfree.errors import Interrupted
 from matfree.progress import Progress

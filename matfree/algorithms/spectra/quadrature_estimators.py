@@ -18,10 +18,11 @@ from matfree.algorithms.krylov.recurrence import (
 )
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
-from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
 from matfree.algorithms.spectra.spectral_functions import Checked, Function, FunctionName
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
+from matfree.arguments import slices
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import Tridiagonal

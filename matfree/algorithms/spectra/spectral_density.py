@@ -13,8 +13,8 @@ from typing import Any
 from matfree.algorithms.krylov.recurrence import Reorthogonalize, require_reorthogonalize
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import require_whole
 from matfree.algorithms.spectra.density_run import DensityMethod, DensityRun, density_storage
+from matfree.arguments import require_whole
 from matfree.progress import Progress
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, SpectralDensity

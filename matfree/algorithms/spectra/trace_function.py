@@ -19,10 +19,11 @@ from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.callbacks import Callback
 from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import Plan, require_whole
+from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import estimate
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureTrace
 from matfree.algorithms.spectra.spectral_functions import Function, FunctionName
+from matfree.arguments import require_whole
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import Estimate
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, resumed_seed
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan, require_whole
+from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan
 from matfree.algorithms.traces.block_run import Block, BlockRun, Estimates
 from matfree.algorithms.traces.diagonal import diagonal
+from matfree.arguments import require_whole
 from matfree.errors import ConvergenceWarning, Interrupted
 from matfree.operators import aslinearoperator
 from matfree.progress import Progress

@@ -23,10 +23,11 @@ from matfree import probes
 from matfree.algorithms.eigen.deflation import Deflation, outside
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
-from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import DiagonalEstimator, Moments
 from matfree.algorithms.traces.hutchpp import sketch_columns
 from matfree.algorithms.traces.range_sketch import RangeSketch
+from matfree.arguments import slices
 from matfree.arrays import conjugate, real_part, to_host
 from matfree.protocol import Array, HostArray
 from matfree.spaces import VectorSpace

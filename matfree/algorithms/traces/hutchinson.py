@@ -19,7 +19,8 @@ import numpy as np
 
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator, Summary
-from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.running.plan import Plan
+from matfree.arguments import slices
 from matfree.arrays import conjugate, real_part, to_host, widest
 from matfree.protocol import Array, HostArray
 from matfree.spaces import VectorSpace

@@ -24,9 +24,10 @@ from matfree import probes
 from matfree.algorithms.eigen.deflation import Deflation, outside
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
-from matfree.algorithms.running.plan import Plan, slices
+from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
 from matfree.algorithms.traces.range_sketch import RangeSketch
+from matfree.arguments import slices
 from matfree.arrays import to_host
 from matfree.protocol import Array
 

@@ -15,7 +15,8 @@ from typing import ClassVar, final
 import numpy as np
 
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import SMALL_ENTRIES, Plan
+from matfree.algorithms.running.plan import Plan
+from matfree.arguments import SMALL_ENTRIES
 from matfree.arrays import to_host
 from matfree.probes import PROBES
 from matfree.protocol import Array, HostArray
