@@ -353,11 +353,11 @@ def errors(mesh, square):
     old = FullyShardedDataParallel(nn.Linear(5, 3).double(), device_id=torch.device("cpu"))
 
     def on_a_small_machine():
-        fsdp.available = lambda device: 4 * 500 * WORLD
+        fsdp.available_memory = lambda device: 4 * 500 * WORLD
         try:
             hessian(model, CE, data)
         finally:
-            fsdp.available = graph_memory.available
+            fsdp.available_memory = graph_memory.available_memory
 
     other_norm = copy.deepcopy(cut)
     with torch.no_grad():

@@ -149,7 +149,7 @@ def errors(share):
         "failing loss": caught(lambda: operator(loss=failing).gradient()),
         "batch by batch": caught(lambda: batch_jackknife(operator(), seed=0)),
         "after the errors": share.both(hessian),
-        "neighbours": operator().objective.communicator.neighbours,
+        "neighbours": operator().objective.communicator.num_sharing_memory,
     }
 
 

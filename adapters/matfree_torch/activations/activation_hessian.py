@@ -21,7 +21,7 @@ from matfree import OperatorError
 from matfree_torch.activations.operator import ActivationHessian
 from matfree_torch.activations.ports import Selection, Where
 from matfree_torch.activations.shared_operator import SharedActivationHessian
-from matfree_torch.objective.build import prepared
+from matfree_torch.objective.build import build_objective
 
 
 def activation_hessian(
@@ -97,10 +97,10 @@ def activation_hessian(
     >>> bool(torch.isclose(torch.tensor(A.traces()["2"].value), 2 * (weight**2).sum()))
     True
     """
-    model, objective = prepared(
+    model, objective = build_objective(
         model, loss, data, None, allow_tf32=allow_tf32, process_group=process_group
     )
-    objective.require_whole_parameters("an activation Hessian")
+    objective.require_unsharded("an activation Hessian")
     if not objective.batches.single:
         raise OperatorError(
             "an activation Hessian is over one batch, because perturbations belong to samples: "

@@ -20,7 +20,7 @@ from matfree_torch.activations.port_traces import (
 )
 from matfree_torch.activations.ports import Selection, Where
 from matfree_torch.objective.batches import Normalizer
-from matfree_torch.objective.build import prepared
+from matfree_torch.objective.build import build_objective
 from matfree_torch.objective.objective import Objective
 
 Parts: TypeAlias = list[tuple[float, dict[str, PortTrace]]]
@@ -107,14 +107,14 @@ def activation_traces(
     [('0', 'exact'), ('1', 'exact'), ('2', 'exact')]
     """
     Settings.make(method, num_probes, 0, per_sample)  # refuses before anything is computed
-    model, objective = prepared(model, loss, data, normalizer, process_group=process_group)
-    objective.require_whole_parameters("an activation trace")
-    settings = Settings.make(method, num_probes, objective.agreed(seed), per_sample)
+    model, objective = build_objective(model, loss, data, normalizer, process_group=process_group)
+    objective.require_unsharded("an activation trace")
+    settings = Settings.make(method, num_probes, objective.agreed_seed(seed), per_sample)
     before = objective.number_samples()
 
     def traced() -> Parts:
         parts: Parts = []
-        with objective.guarded():
+        with objective.isolated():
             for number, batch in enumerate(objective.batches, start=before):
                 whole = isinstance(batch.targets, Mapping)
                 raw = batch.targets if whole else (batch.inputs, batch.targets)
@@ -122,6 +122,6 @@ def activation_traces(
                 parts.append((batch.weight, port_traces(A, settings, number)))
         return parts
 
-    parts = objective.collect(traced)
+    parts = objective.gather_items(traced)
     divisor = sum(weight for weight, _ in parts) if objective.batches.averaged else 1.0
     return summed([(weight / divisor, part) for weight, part in parts], settings)

@@ -24,7 +24,7 @@ from matfree.results import Estimate
 from matfree_torch.activations import ports
 from matfree_torch.activations.port_traces import Settings, TraceMethod, port_traces, summed
 from matfree_torch.activations.ports import Selection, Where
-from matfree_torch.autograd.convolutions import lean
+from matfree_torch.autograd.convolutions import fast_double_backward
 from matfree_torch.curvature.gauss_newton import Linearized, output_hessian
 from matfree_torch.curvature.operator import CurvatureOperator
 from matfree_torch.objective import isolation
@@ -38,7 +38,7 @@ _READS = {"input": "inputs", "output": "outputs", "tensor": "tensors read by"}
 class Prepared(NamedTuple):
     """The graph of one batch: outputs, and the loss's gradient in every perturbation."""
 
-    fingerprint: Any
+    version_counters: Any
     outputs: Any
     gradients: dict[str, Tensor]
 
@@ -62,13 +62,13 @@ class ActivationHessian(CurvatureOperator):
         if at not in _READS:
             raise ValueError(f"at must be 'input', 'output' or 'tensor': got {at!r}.")
         chosen = ports.choose(objective.model, modules)
-        with objective.guarded():
+        with objective.isolated():
             (batch,) = objective.batches
             self.ports, self._plain_loss = ports.find(objective, batch, chosen, at)
             deltas = {port.name: port.zeros() for port in self.ports}
         super().__init__(objective, Layout(deltas, "port"))
         self.at, self._batch = at, batch
-        self._found_at = isolation.fingerprint(objective.model)
+        self._found_at = isolation.version_counters(objective.model)
         self._kept: Prepared | None = None
 
     def traces(
@@ -105,10 +105,10 @@ class ActivationHessian(CurvatureOperator):
 
     def graph(self) -> Prepared:
         """The batch's graph, made anew where the model has changed."""
-        now = isolation.fingerprint(self.objective.model)
-        if self._kept is None or self._kept.fingerprint != now:
+        now = isolation.version_counters(self.objective.model)
+        if self._kept is None or self._kept.version_counters != now:
             self._kept = None
-            with torch.inference_mode(False), self.objective.guarded():
+            with torch.inference_mode(False), self.objective.isolated():
                 self._kept = self._prepare(now)
         return self._kept
 
@@ -119,14 +119,14 @@ class ActivationHessian(CurvatureOperator):
             matrix = output_hessian(self.objective, self._batch, outputs)
             return Linearized.make(output_tensor(outputs), self.layout, matrix)
 
-    def _prepare(self, fingerprint: Any) -> Prepared:
+    def _prepare(self, version_counters: Any) -> Prepared:
         deltas, batch = self.layout.tensors, self._batch
-        with lean():
+        with fast_double_backward():
             outputs = ports.perturbed(self.objective, batch, self.ports, deltas, self.at)
         value = self.objective.value(outputs, batch.targets)
         before, after = float(self._plain_loss), float(value.detach())
         rounding = 100 * torch.finfo(value.dtype).eps * abs(before)
-        if fingerprint == self._found_at and abs(after - before) > rounding:
+        if version_counters == self._found_at and abs(after - before) > rounding:
             raise OperatorError(
                 f"adding zero at the ports changes the loss from {before:.8g} to {after:.8g}: a "
                 "chosen module works in place on an input that others read afterwards. Give it "
@@ -137,7 +137,7 @@ class ActivationHessian(CurvatureOperator):
         gradients = torch.autograd.grad(
             value, deltas, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        return Prepared(fingerprint, outputs, dict(zip(self.names, gradients, strict=True)))
+        return Prepared(version_counters, outputs, dict(zip(self.names, gradients, strict=True)))
 
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         gradients = self.graph().gradients

@@ -54,7 +54,7 @@ class SharedActivationHessian(Operator):
             return local, alone.batches.divisor
 
         self.objective, self.communicator = objective, communicator
-        self.local, self._weight = objective.together(found)
+        self.local, self._weight = objective.run_checked(found)
         own = self.local.names, self.local.layout.sizes, self._weight
         everyone = communicator.all_gather_object(lambda: own)
         others = [rank for rank, (names, *_) in enumerate(everyone) if names != everyone[0][0]]
@@ -125,13 +125,13 @@ class SharedActivationHessian(Operator):
         As for :func:`activation_traces`, and one exchange.
         """
         Settings.make(method, num_probes, 0, per_sample)  # refuses before anything is exchanged
-        settings = Settings.make(method, num_probes, self.objective.agreed(seed), per_sample)
+        settings = Settings.make(method, num_probes, self.objective.agreed_seed(seed), per_sample)
 
         def traced() -> list[tuple[float, dict[str, PortTrace]]]:
             with self.objective.precision():
                 return [(self._part, port_traces(self.local, settings, self.communicator.rank))]
 
-        return summed(self.objective.collect(traced), settings)
+        return summed(self.objective.gather_items(traced), settings)
 
     def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         """A[rows, columns] @ X, whose rows here need the rows here alone."""
@@ -140,7 +140,7 @@ class SharedActivationHessian(Operator):
             self.local.inspect()
             return self._part * self.local.between(X, rows, columns)
 
-        return self.objective.together(product)
+        return self.objective.run_checked(product)
 
     def _apply(self, X: Array) -> Array:
         return self.between(X, self.local.layout, self.local.layout)

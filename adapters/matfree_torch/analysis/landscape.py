@@ -116,7 +116,7 @@ def loss_landscape(
     curvature = hessian(
         model, loss, data, params=params, normalizer=normalizer, weight_decay=weight_decay
     )
-    curvature.objective.require_alone("a landscape")
+    curvature.objective.require_single_process("a landscape")
     steps, is_surface = Reader(curvature, seed).read(directions)
     if filter_normalize:
         steps = [filter_normalized(step, curvature.layout) for step in steps]
@@ -159,7 +159,7 @@ def _evaluate(
 ) -> HostArray:
     """The loss at every row of the grid, one pass over the data."""
     objective, totals = curvature.objective, np.zeros(len(grid))
-    with objective.guarded(), torch.no_grad():
+    with objective.isolated(), torch.no_grad():
         for number, batch in enumerate(objective.batches):
             state = isolation.get_random_state(objective.model)
             for i, multiples in enumerate(grid):

@@ -27,7 +27,7 @@ _convolution = torch.ops.aten.convolution
 _convolution_backward = torch.ops.aten.convolution_backward
 
 
-def lean() -> Replaced:
+def fast_double_backward() -> Replaced:
     """A context for forward passes whose gradients are differentiated backwards."""
     return Replaced(_LEAN)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import part
+from matfree_torch.distributed.dtensors import local_tensor
 
 if TYPE_CHECKING:
     pass
@@ -33,8 +33,8 @@ class SavedTensors:
     """
 
     def __init__(self, known: list[Tensor], device: torch.device) -> None:
-        self._known = set(storages(known))
-        self._device, self._limit = device, available(device)
+        self._known = set(storage_sizes(known))
+        self._device, self._limit = device, available_memory(device)
         self._alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
         self._packed = 0
 
@@ -46,13 +46,13 @@ class SavedTensors:
 
     def bytes(self) -> int:
         """What the graphs that are still alive hold: every storage once."""
-        found = storages(saved.tensor for saved in self._alive)
+        found = storage_sizes(saved.tensor for saved in self._alive)
         return sum(size for place, size in found.items() if place not in self._known)
 
     def _pack(self, x: Tensor) -> _Saved:
         saved = _Saved(x)
         self._alive.add(saved)
-        self._packed += sum(storages([x]).values())
+        self._packed += sum(storage_sizes([x]).values())
         if self._limit is not None and self._packed > self._limit:  # shared ones counted again
             self._packed = self.bytes()
             if self._packed > self._limit:
@@ -75,14 +75,14 @@ class _Saved:
         return self.tensor
 
 
-def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+def storage_sizes(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Where tensors lie, and how many bytes each place takes; sparse tensors do not tell."""
-    parts = [getattr(x, "elem", x) for x in map(part, tensors)]  # what is still on its way
+    parts = [getattr(x, "elem", x) for x in map(local_tensor, tensors)]  # what is still on its way
     dense = [x.untyped_storage() for x in parts if x.layout == torch.strided]
     return {storage.data_ptr(): storage.nbytes() for storage in dense}
 
 
-def available(device: torch.device) -> int | None:
+def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on a device; None where nothing tells."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -132,7 +132,7 @@ _COPIES = 4  # of a block while it is multiplied: whole, by vectors, joined agai
 
 def columns_at_once(communicator: Communicator, size: int, dtype: torch.dtype) -> int:
     """Vectors that may be whole at a time, as many in every process."""
-    free = available(communicator.device)
+    free = available_memory(communicator.device)
     vector = _COPIES * size * torch.finfo(dtype).bits // 8
-    fit = 1 if free is None else free // (_SHARE * communicator.neighbours * vector)
+    fit = 1 if free is None else free // (_SHARE * communicator.num_sharing_memory * vector)
     return max(1, min(communicator.all_gather_object(lambda: int(fit))))

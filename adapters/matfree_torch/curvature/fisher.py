@@ -25,8 +25,8 @@ from matfree_torch.curvature.output_hessians import Outer, OutputMatrix
 from matfree_torch.curvature.over_batches import WeightDecay
 from matfree_torch.hvp.strategies import GraphStrategy
 from matfree_torch.objective.batches import Batch, Normalizer
-from matfree_torch.objective.build import prepared
-from matfree_torch.objective.model_calls import as_module, output_tensor
+from matfree_torch.objective.build import build_objective
+from matfree_torch.objective.model_calls import loss_module, output_tensor
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Parameters, Patterns
 
@@ -80,7 +80,7 @@ class EmpiricalFisher(GaussNewtonOperator):
 
     def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
         z = output_tensor(outputs)
-        like = likelihood(as_module(self.objective.loss), z, batch.targets)
+        like = likelihood(loss_module(self.objective.loss), z, batch.targets)
         if like is not None:
             return Averaged(like, like.observed()[None])
         return Outer(_differentiated(self.objective, batch, outputs).gradient, batch.weight)
@@ -211,7 +211,7 @@ def fisher(
         raise ValueError(f"kind must be 'exact', 'monte-carlo' or 'empirical': got {kind!r}.")
     require_whole("num_samples", num_samples)
     ordered = kind == "monte-carlo"
-    _, objective = prepared(
+    _, objective = build_objective(
         model,
         loss,
         data,
@@ -224,7 +224,7 @@ def fisher(
     if kind == "empirical":
         return EmpiricalFisher(objective, parameters, weight_decay, strategy, memory)
     if kind == "monte-carlo":
-        seed = objective.agreed(seed)
+        seed = objective.agreed_seed(seed)
         objective.number_samples()
         return MonteCarloFisher(
             objective, parameters, weight_decay, strategy, memory, num_samples, seed

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from matfree import OperatorError
-from matfree_torch.autograd.convolutions import lean
+from matfree_torch.autograd.convolutions import fast_double_backward
 from matfree_torch.curvature.likelihoods import Likelihood, likelihood
 from matfree_torch.curvature.output_hessians import Differentiated, OutputMatrix
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
 from matfree_torch.hvp.strategies import GraphStrategy, graph_retention, require_strategy
 from matfree_torch.objective.batches import Batch
-from matfree_torch.objective.model_calls import as_module, output_tensor
+from matfree_torch.objective.model_calls import loss_module, output_tensor
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout, Parameters
 
@@ -112,7 +112,7 @@ class GaussNewtonOperator(ParameterCurvature):
         """M for one batch."""
 
     def _prepare(self, batch: Batch) -> Linearized:
-        with lean():
+        with fast_double_backward():
             outputs = self.objective.outputs(batch)
         return Linearized.make(output_tensor(outputs), self.layout, self._matrix(batch, outputs))
 
@@ -132,7 +132,7 @@ def _likelihood(objective: Objective, batch: Batch, outputs: Any) -> Likelihood 
     z = output_tensor(outputs)
     with torch.no_grad():
         objective.value(outputs, batch.targets)  # refuses what is no scalar
-    return likelihood(as_module(objective.loss), z, batch.targets)
+    return likelihood(loss_module(objective.loss), z, batch.targets)
 
 
 def _differentiated(objective: Objective, batch: Batch, outputs: Any) -> Differentiated:

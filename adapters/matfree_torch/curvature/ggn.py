@@ -14,8 +14,8 @@ from matfree_torch.curvature.output_hessians import OutputMatrix
 from matfree_torch.curvature.over_batches import WeightDecay
 from matfree_torch.hvp.strategies import GraphStrategy
 from matfree_torch.objective.batches import Batch, Normalizer
-from matfree_torch.objective.build import prepared
-from matfree_torch.objective.model_calls import as_module
+from matfree_torch.objective.build import build_objective
+from matfree_torch.objective.model_calls import loss_module
 from matfree_torch.vectors.layout import Patterns
 
 
@@ -89,7 +89,7 @@ def ggn(
     >>> G.positive_semidefinite, bool(torch.linalg.eigvalsh(G.to_dense())[0] > -1e-6)
     (True, True)
     """
-    _, objective = prepared(
+    _, objective = build_objective(
         model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
     )
     parameters = objective.parameters(params)
@@ -105,7 +105,7 @@ class GaussNewton(GaussNewtonOperator):
     @property
     def positive_semidefinite(self) -> bool:  # type: ignore[override]  # told from the loss
         """Whether the loss is one of those known to be convex in the outputs."""
-        return type(as_module(self.objective.loss)) in KNOWN
+        return type(loss_module(self.objective.loss)) in KNOWN
 
     def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
         return output_hessian(self.objective, batch, outputs)

@@ -22,8 +22,8 @@ from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
 from matfree_torch.hvp.select import products_by
 from matfree_torch.hvp.strategies import Strategy
 from matfree_torch.objective.batches import Batch, Normalizer
-from matfree_torch.objective.build import prepared
-from matfree_torch.objective.model_calls import Function
+from matfree_torch.objective.build import build_objective
+from matfree_torch.objective.model_calls import FunctionModule
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout, Parameters, Patterns
 
@@ -159,7 +159,7 @@ def hessian(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    _, objective = prepared(
+    _, objective = build_objective(
         model,
         loss,
         data,
@@ -234,7 +234,7 @@ def hessian_of(
     tensor([[4., 2.],
             [2., 0.]])
     """
-    model = Function(function, parameters)
+    model = FunctionModule(function, parameters)
     nothing = torch.zeros(1)
     objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
     return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)

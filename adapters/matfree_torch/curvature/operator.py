@@ -135,7 +135,7 @@ class CurvatureOperator(Operator):
     def _columns_at_once(self, k: int) -> int:
         """Columns of a block of k for which whole vectors fit, where these are made at all."""
         redistribution = self.layout.redistribution
-        if redistribution is None or not redistribution.whole:
+        if redistribution is None or not redistribution.unsharded:
             return max(k, 1)
         if self._fitting is None:
             self._fitting = columns_at_once(
@@ -150,7 +150,7 @@ class CurvatureOperator(Operator):
             torch.inference_mode(False),
             torch.enable_grad(),
             self.objective.precision(),
-            faulty_modules.explained(self.objective),
+            faulty_modules.explain_missing_derivatives(self.objective),
         ):
             yield
 
@@ -186,12 +186,12 @@ class CurvatureOperator(Operator):
             self._noise = float(np.sqrt(np.mean(gaps**2)) / size)
         if gaps.max() > faulty_modules.symmetry_limit(self._eps()) * size:
             # Each process looks for the culprit in its own data: one that finds it ends all.
-            self.objective.together(lambda: self._refuse_asymmetry(float(gaps.max() / size)))
+            self.objective.run_checked(lambda: self._refuse_asymmetry(float(gaps.max() / size)))
         self._inspected = True
 
     def _refuse_asymmetry(self, defect: float) -> None:
         """Raise or warn: the operator is not symmetric."""
-        faulty_modules.refuse_asymmetry(self.objective, defect)
+        faulty_modules.report_asymmetry(self.objective, defect)
 
     def _eps(self) -> float:
         """The coarsest eps that products are computed with."""

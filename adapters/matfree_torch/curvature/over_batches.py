@@ -15,7 +15,7 @@ from torch import Tensor
 from matfree_torch.curvature.operator import CurvatureOperator
 from matfree_torch.curvature.sharded import ShardedCurvature
 from matfree_torch.distributed.checksums import Checksum
-from matfree_torch.distributed.dtensors import part, whole
+from matfree_torch.distributed.dtensors import full_tensor, local_tensor
 from matfree_torch.hvp.graph_cache import GraphMemory, KeptBatches, Retention
 from matfree_torch.objective import faulty_modules
 from matfree_torch.objective.batches import Batch
@@ -73,7 +73,7 @@ class ParameterCurvature(CurvatureOperator):
 
     def _shared(self, batch: Batch) -> Any:
         """The same, once all processes that compute it together are known to have this batch."""
-        self.objective.require_same(batch)
+        self.objective.require_same_batch(batch)
         return self._prepare(batch)
 
     @abstractmethod
@@ -127,9 +127,9 @@ class ParameterCurvature(CurvatureOperator):
 
         def summed() -> Tensor:
             total = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
-            with self.objective.guarded():
+            with self.objective.isolated():
                 for batch in self.batches:
-                    with self.objective.guarded(), torch.no_grad():
+                    with self.objective.isolated(), torch.no_grad():
                         parameters = None if direction is None else moved
                         outputs = self.objective.outputs(batch, parameters)
                         value = self.objective.value(outputs, batch.targets)
@@ -141,7 +141,11 @@ class ParameterCurvature(CurvatureOperator):
         reduce = None if communicator is None else communicator.all_reduce
         total = float(self.objective.average(summed, like, given, reduce))
         for name, decay in self.weight_decay.items():
-            total += decay / 2 * float(whole(moved[name].detach().to(torch.float64).square().sum()))
+            total += (
+                decay
+                / 2
+                * float(full_tensor(moved[name].detach().to(torch.float64).square().sum()))
+            )
         return total
 
     def gradient(self) -> Tensor:
@@ -149,9 +153,9 @@ class ParameterCurvature(CurvatureOperator):
 
         def summed() -> Tensor:
             total = self._zeros(self.layout)
-            with self.parameters.differentiable(), self.objective.guarded():
+            with self.parameters.differentiable(), self.objective.isolated():
                 for batch in self.batches:
-                    with self.objective.guarded():  # the same random numbers as products draw
+                    with self.objective.isolated():  # the same random numbers as products draw
                         pieces = self.objective.gradients(batch, self.layout.tensors)
                     total += batch.weight * self.layout.pack(pieces)
             return total
@@ -159,7 +163,7 @@ class ParameterCurvature(CurvatureOperator):
         total = self.objective.average(summed, self._zeros(self.layout))
         for name, p in zip(self.names, self.layout.tensors, strict=True):
             decay = self.weight_decay.get(name, 0.0)
-            total[self.layout.local_slices[name]] += decay * part(p.detach()).reshape(-1)
+            total[self.layout.local_slices[name]] += decay * local_tensor(p.detach()).reshape(-1)
         return self.layout.to_rows(total[:, None])[:, 0]
 
     def sharded(
@@ -248,14 +252,14 @@ class ParameterCurvature(CurvatureOperator):
 
     def by_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
         """Show a visitor each batch, and the product of its own curvature, without decay."""
-        self.objective.require_alone("what is done batch by batch")
+        self.objective.require_single_process("what is done batch by batch")
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             self.objective.precision(),
-            faulty_modules.explained(self.objective),
+            faulty_modules.explain_missing_derivatives(self.objective),
             self.parameters.differentiable(),
-            self.objective.guarded(),
+            self.objective.isolated(),
         ):
             for batch in self.batches:
                 visitor(batch, partial(self._columns, self._shared(batch)))

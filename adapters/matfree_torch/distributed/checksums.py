@@ -25,7 +25,7 @@ class Checksum(NamedTuple):
     tolerance: float = 0.0
 
 
-def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Checksum:
+def checksum_of_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Checksum:
     """A mark of tensors that must agree to the last bit."""
     total = 0
     for number, x in enumerate(tensors):
@@ -33,7 +33,7 @@ def same_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Checksum:
     return Checksum(what, remedy, (float(total % (1 << _HASH_BITS)),))
 
 
-def same_block(what: str, remedy: str, X: Tensor) -> Checksum:
+def checksum_of_vectors(what: str, remedy: str, X: Tensor) -> Checksum:
     """A mark of vectors that must agree to rounding: processes may round differently."""
     flat = X.detach().reshape(-1)
     sums = torch.zeros(3, dtype=torch.float64, device=X.device)

@@ -77,7 +77,7 @@ class Communicator:
             raise ValueError("this process does not belong to process_group; leave it out here.")
         name = zlib.crc32(socket.gethostname().encode())
         here = sum(int(other) == name for (other,) in self.all_gather_numbers([name]))
-        self.neighbours = here if device.type == "cpu" else 1
+        self.num_sharing_memory = here if device.type == "cpu" else 1
         """How many of the processes share one memory."""
 
     def all_reduce(self, x: Tensor) -> Tensor:

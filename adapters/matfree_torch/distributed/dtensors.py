@@ -21,35 +21,35 @@ Mesh: TypeAlias = Any
 """A ``torch.distributed.device_mesh.DeviceMesh``."""
 
 
-def is_cut(x: Any) -> bool:
+def is_dtensor(x: Any) -> bool:
     """Whether a tensor is a DTensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
 
-def part(x: Tensor) -> Tensor:
+def local_tensor(x: Tensor) -> Tensor:
     """What of a tensor lies in this process: the tensor itself, where it is not cut up."""
-    local: Tensor = x.to_local() if is_cut(x) else x  # type: ignore[attr-defined]
+    local: Tensor = x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
     return local
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """A tensor with all of its entries; where it is cut up all processes of its mesh call this."""
-    entire: Tensor = x.full_tensor() if is_cut(x) else x  # type: ignore[attr-defined]
+    entire: Tensor = x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
     return entire
 
 
-def part_like(x: Tensor, p: Tensor) -> Tensor:
+def shard_like(x: Tensor, p: Tensor) -> Tensor:
     """What of a tensor lies in this process, once it is cut up as ``p`` is."""
-    if not is_cut(p):
-        return whole(x)
+    if not is_dtensor(p):
+        return full_tensor(x)
     x_cut, p_cut = _dtensor(x), _dtensor(p)
-    return part(x_cut.redistribute(p_cut.device_mesh, p_cut.placements))
+    return local_tensor(x_cut.redistribute(p_cut.device_mesh, p_cut.placements))
 
 
-def joined_like(local: Tensor, p: Tensor) -> Tensor:
+def dtensor_like(local: Tensor, p: Tensor) -> Tensor:
     """The tensor cut up as ``p`` is whose parts the processes hold."""
-    if not is_cut(p):
+    if not is_dtensor(p):
         return local
     p_cut = _dtensor(p)
     made: Tensor = type(p_cut).from_local(
@@ -63,7 +63,7 @@ def joined_like(local: Tensor, p: Tensor) -> Tensor:
     return made
 
 
-def partners(tensors: Iterable[Tensor]) -> Communicator | None:
+def mesh_communicator(tensors: Iterable[Tensor]) -> Communicator | None:
     """The processes that tensors are cut up over; None where none is.
 
     All of them call this.
@@ -73,7 +73,7 @@ def partners(tensors: Iterable[Tensor]) -> Communicator | None:
     ValueError
         They are cut up over several meshes.
     """
-    cut = [_dtensor(x) for x in tensors if is_cut(x)]
+    cut = [_dtensor(x) for x in tensors if is_dtensor(x)]
     meshes = {x.device_mesh for x in cut}
     if not meshes:
         return None
@@ -89,10 +89,10 @@ def partners(tensors: Iterable[Tensor]) -> Communicator | None:
         group = dist.group.WORLD
     else:
         group = mesh._flatten().get_group()
-    return Communicator(group, part(cut[0]).device)
+    return Communicator(group, local_tensor(cut[0]).device)
 
 
-def require_apart(together: Communicator | None, apart: Communicator | None) -> None:
+def require_disjoint(together: Communicator | None, apart: Communicator | None) -> None:
     """Refuse processes that compute a batch together where each would have batches of its own."""
     if together is None or apart is None:
         return

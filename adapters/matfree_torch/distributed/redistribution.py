@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import Mesh, is_cut, part
+from matfree_torch.distributed.dtensors import Mesh, is_dtensor, local_tensor
 
 
 class Region(NamedTuple):
@@ -99,13 +99,13 @@ class Redistribution:
     ) -> None:
         self.communicator, self.row_ranges = communicator, tuple(row_ranges)
         self.rows = row_ranges[communicator.rank]
-        self.whole = not any(map(is_cut, tensors))
+        self.unsharded = not any(map(is_dtensor, tensors))
         """Whether all tensors are whole in every process."""
         me, ranks = communicator.rank, range(communicator.size)
         members = dist.get_process_group_ranks(communicator.group)
         regions = [[_region(p, member) for member in members] for p in tensors]
         for p, by_rank in zip(tensors, regions, strict=True):
-            if tuple(part(p).shape) != tuple(map(len, by_rank[me].sides)):
+            if tuple(local_tensor(p).shape) != tuple(map(len, by_rank[me].sides)):
                 raise ValueError(
                     f"a parameter of shape {tuple(p.shape)} is cut up as {_placements(p)}, which "
                     "is not even ranges of its dimensions; distribute it anew, by Shard(0) for one."
@@ -191,7 +191,7 @@ def _asked(by_rank: list[Region], holder: int, owner: int) -> int:
 def _region(p: Tensor, member: int) -> Region:
     """What of a tensor a process of the mesh holds."""
     sides = [range(length) for length in p.shape]
-    if is_cut(p):
+    if is_dtensor(p):
         mesh: Mesh = p.device_mesh  # type: ignore[attr-defined]
         (coordinates,) = (mesh.mesh == member).nonzero().tolist()
         counts = mesh.mesh.shape

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from matfree import OperatorError
 from matfree_torch.autograd.composites import decomposed_losses
-from matfree_torch.autograd.graph_memory import storages
+from matfree_torch.autograd.graph_memory import storage_sizes
 from matfree_torch.hvp.cuda_graphs import Captured, Recorder, recorder_for
 from matfree_torch.hvp.graph_cache import Retention
 from matfree_torch.hvp.graph_rewrites import simplify, taken_out
@@ -58,11 +58,11 @@ class FoldedProducts(Products):
             return along(dict(zip(names, pieces, strict=True)), self.layout)
 
         example = [torch.zeros_like(x.detach()) for x in self.layout.tensors]
-        with self.objective.guarded(), decomposed_losses(), lacking_explained("folded"):
+        with self.objective.isolated(), decomposed_losses(), lacking_explained("folded"):
             self._refuse_what_crashes(batch)
             # Functionalized, so that no constant is written into by a later product.
             program = make_fx(torch.func.functionalize(product))(*example)
-        with self.objective.guarded(), torch.no_grad():  # random numbers are drawn once more
+        with self.objective.isolated(), torch.no_grad():  # random numbers are drawn once more
             return Fold(program, self._recorder)
 
     def multiply(self, prepared: Fold, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
@@ -119,7 +119,7 @@ class Fold:
         if recorder is not None:
             self._product = Captured(self._product, recorder)
         tensors = [x for x in vars(self._constants).values() if isinstance(x, Tensor)]
-        self.nbytes = sum(storages(tensors).values())
+        self.nbytes = sum(storage_sizes(tensors).values())
         self.operations = [str(node.target) for node in program.graph.nodes]
 
     def __call__(self, *pieces: Tensor) -> tuple[Tensor, ...]:
@@ -187,11 +187,11 @@ def _evaluated(traced: fx.GraphModule, linear: dict[fx.Node, None]) -> dict[fx.N
 
 def _separated(constants: dict[fx.Node, Any], arguments: list[Any]) -> set[fx.Node]:
     """Copy the constants that lie in the memory of these arguments; which ones they were."""
-    places = storages(x for x in arguments if isinstance(x, Tensor)).keys()
+    places = storage_sizes(x for x in arguments if isinstance(x, Tensor)).keys()
     shared = {
         source
         for source, x in constants.items()
-        if isinstance(x, Tensor) and storages([x]).keys() & places
+        if isinstance(x, Tensor) and storage_sizes([x]).keys() & places
     }
     constants.update({source: constants[source].clone() for source in shared})
     return shared

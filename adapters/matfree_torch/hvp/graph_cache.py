@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 from torch import Tensor, nn
 
-from matfree_torch.autograd.graph_memory import SavedTensors, available, readable
+from matfree_torch.autograd.graph_memory import SavedTensors, available_memory, readable
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch, tensors_in
 from matfree_torch.objective.objective import Objective
@@ -74,7 +74,7 @@ class Retention:
 class _Kept(NamedTuple):
     prepared: Any
     weight: float
-    digest: tuple[float, float] | None
+    checksum: tuple[float, float] | None
     size: int
 
 
@@ -100,7 +100,7 @@ class KeptBatches:
         self._complete = self._confirmed = self._reordered = False
         self._first: tuple[int, int] | None = None  # bytes of its graph, and its extent
         self._unwatched = False
-        self._neighbours = objective.neighbours
+        self._num_sharing_memory = objective.num_sharing_memory
 
     def visit(self, prepare: Prepare, visitor: Callable[[float, Any], None]) -> None:
         """Show every batch's weight, and what is prepared from it, to a visitor.
@@ -112,7 +112,7 @@ class KeptBatches:
         if now != self._made_at:  # never the graph of other weights
             self._forget()
             if self._made_at is not None and now[1:] != self._made_at[1:]:
-                self.batches.forget()  # other data, on purpose
+                self.batches.reset()  # other data, on purpose
             self._made_at = now
         if self._complete:
             self._confirm()
@@ -121,7 +121,7 @@ class KeptBatches:
             return
         self._confirmed = self.batches.single or self.batches.total is not None
         count = 0
-        with self.objective.guarded():
+        with self.objective.isolated():
             for batch in self.batches:
                 visitor(batch.weight, self._take(prepare, count, batch))
                 count += 1
@@ -131,10 +131,10 @@ class KeptBatches:
     def budget(self) -> int:
         """Bytes that kept batches may take together."""
         if self._budget is None:
-            free = available(self._known[0].device)
-            share = _SHARE / self._neighbours
+            free = available_memory(self._known[0].device)
+            share = _SHARE / self._num_sharing_memory
             own = 2**31 if free is None else math.floor(share * free)
-            self._budget = min(self.objective.among_partners(own))
+            self._budget = min(self.objective.gather_over_mesh(own))
         return self._budget
 
     def memory(self, prepare: Prepare) -> GraphMemory:
@@ -142,7 +142,7 @@ class KeptBatches:
         if self._first is None and self.contents == "folds":
             self.visit(prepare, lambda weight, prepared: None)
         elif self._first is None:
-            with self.objective.guarded():
+            with self.objective.isolated():
                 first = next(iter(self.batches), None)
             if first is not None:
                 self._measure(prepare, first)
@@ -170,9 +170,9 @@ class KeptBatches:
         loss, data = self.objective.loss, self.batches.data
         lying = tensors_in(data) if isinstance(data, tuple | list | Mapping) else ()
         return (
-            isolation.fingerprint(self.objective.model),
-            isolation.fingerprint(loss) if isinstance(loss, nn.Module) else None,
-            [isolation.version(x) for x in lying],
+            isolation.version_counters(self.objective.model),
+            isolation.version_counters(loss) if isinstance(loss, nn.Module) else None,
+            [isolation.version_counter(x) for x in lying],
         )
 
     def _take(self, prepare: Prepare, place: int, batch: Batch) -> Any:
@@ -182,21 +182,21 @@ class KeptBatches:
         whichever others are made.
         """
         if place < len(self._kept):
-            if self._kept[place].digest == batch.digest:
+            if self._kept[place].checksum == batch.checksum:
                 return self._kept[place].prepared
             self._forget()  # the same samples, in other batches: none of these comes again
             self._reordered = True
         measured = self._first is None and self.contents == "graphs"
         if measured and self._budget != 0 and not self._reordered:
             self._measure(prepare, batch)
-        with self.objective.guarded():
+        with self.objective.isolated():
             prepared = prepare(batch)
         if self._budget == 0 or self._reordered:
             return prepared
         size = self._size(prepared, batch)
         used = sum(kept.size for kept in self._kept)
         if place == len(self._kept) and used + size <= self.budget:
-            self._kept.append(_Kept(prepared, batch.weight, batch.digest, size))
+            self._kept.append(_Kept(prepared, batch.weight, batch.checksum, size))
         elif self.contents == "folds":
             raise MemoryError(
                 f"what is folded from {place + 1} batches takes {readable(used + size)}, and the "
@@ -208,7 +208,7 @@ class KeptBatches:
     def _measure(self, prepare: Prepare, batch: Batch) -> None:
         saved = SavedTensors(self._known, self._known[0].device)
         try:
-            with self.objective.guarded(), saved.watched():
+            with self.objective.isolated(), saved.watched():
                 graph = prepare(batch)
         except RuntimeError as refusal:
             if "saved tensor hooks" not in str(refusal):
@@ -216,7 +216,7 @@ class KeptBatches:
             self._first = 0, _extent(batch)  # torch.func inside the loss cannot be watched
             self._unwatched = True
             return
-        size = max(self.objective.among_partners(saved.bytes()))
+        size = max(self.objective.gather_over_mesh(saved.bytes()))
         self._first = size, _extent(batch)
         del graph  # with hooks on every saved tensor it would be slow
 
@@ -233,7 +233,7 @@ class KeptBatches:
     def _confirm(self) -> None:
         """Read the data once more, for themselves: another content is an error."""
         if not self._confirmed:
-            with self.objective.guarded():
+            with self.objective.isolated():
                 for _ in self.batches:
                     pass
             self._confirmed = True

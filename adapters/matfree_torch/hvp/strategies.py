@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from matfree import OperatorError
 from matfree_torch.autograd.composites import decomposed_losses
-from matfree_torch.autograd.convolutions import lean
-from matfree_torch.distributed.dtensors import is_cut, part
+from matfree_torch.autograd.convolutions import fast_double_backward
+from matfree_torch.distributed.dtensors import is_dtensor, local_tensor
 from matfree_torch.hvp.graph_cache import Retention
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
@@ -66,7 +66,7 @@ class Products(ABC):
     """Whether it goes through parameters that are cut up over processes."""
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
-        if objective.partners is not None and not self.through_parts:
+        if objective.mesh_communicator is not None and not self.through_parts:
             raise ValueError(
                 "parameters that are cut up over processes can be differentiated backwards only; "
                 "take strategy='auto' or 'recompute'."
@@ -97,7 +97,7 @@ class DoubleBackward(Products):
         self.retention = retention
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        with lean():
+        with fast_double_backward():
             gradients = self.objective.gradients(batch, self.layout.tensors, create_graph=True)
         return dict(zip(self.layout.names, gradients, strict=True))
 
@@ -120,7 +120,7 @@ class ForwardOverReverse(Products):
     """The gradient's derivative along v in forward mode, with nothing kept between products."""
 
     def multiply(self, prepared: Batch, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        with self.objective.guarded(), decomposed_losses(), lacking_explained("forward"):
+        with self.objective.isolated(), decomposed_losses(), lacking_explained("forward"):
             return gradient_along(self.objective, prepared, self.layout)(v, rows)
 
 
@@ -170,11 +170,11 @@ class FiniteDifference(Products):
         with contextlib.ExitStack() as stack:
             for x, direction in moved:
                 stack.enter_context(_stepped(x, step * direction))
-            with self.objective.guarded():  # the same random numbers on both sides
+            with self.objective.isolated():  # the same random numbers on both sides
                 return self.objective.gradients(batch, rows.tensors)
 
     def _length(self, tensors: list[Tensor]) -> float:
-        parts = [part(x.detach()).to(torch.float64).square().sum() for x in tensors]
+        parts = [local_tensor(x.detach()).to(torch.float64).square().sum() for x in tensors]
         square = torch.stack(parts).sum()
         redistribution = self.layout.redistribution  # parts of one vector, where tensors are cut up
         return math.sqrt(
@@ -246,17 +246,17 @@ def graph_retention(strategy: str, memory: int | None) -> Retention:
 def _stepped(x: Tensor, step: Tensor) -> Iterator[None]:
     """A tensor somewhere else for a while."""
     original = x.data
-    if not is_cut(x):
+    if not is_dtensor(x):
         try:
             x.data = original + step
             yield
         finally:
             x.data = original
         return
-    here = part(original)  # whoever gathers the parts knows where they lie
+    here = local_tensor(original)  # whoever gathers the parts knows where they lie
     before = here.clone()
     try:
-        here += part(step)
+        here += local_tensor(step)
         yield
     finally:
         here.copy_(before)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from matfree_torch.distributed.dtensors import whole
-from matfree_torch.objective.model_calls import as_module
+from matfree_torch.distributed.dtensors import full_tensor
+from matfree_torch.objective.model_calls import loss_module
 
 Normalizer = Callable[[Any], float]
 Loss = Callable[[Any, Any], Tensor]
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     """What the loss divides its sum by; 1 where it is a sum."""
     first: int
     """Samples that came before it in this pass."""
-    digest: tuple[float, float] | None
+    checksum: tuple[float, float] | None
     """A number that tells it from other batches, and its size; None for the only one."""
 
     @property
@@ -86,7 +86,7 @@ class Batches:
                     "product needs one; pass the DataLoader itself, or list(data)."
                 )
         self.data, self.normalizer, self.ordered, self.share = data, normalizer, ordered, share
-        self.loss = as_module(loss) or loss
+        self.loss = loss_module(loss) or loss
         self.total: float | None = None
         self.before = 0
         """Samples that other processes hold, and that count before the first one here."""
@@ -112,7 +112,7 @@ class Batches:
                 )
             inputs, targets = _parts(raw)
             weight = self._weight(raw) if self.averaged else 1.0
-            mark = None if self.single else digest(raw)
+            mark = None if self.single else checksum_of_batch(raw)
             if weight:  # a mean over targets that are all ignored is 0 / 0
                 yield Batch(_recordable(inputs), _recordable(targets), weight, first, mark)
             total, first = total + weight, first + _samples(targets, inputs)
@@ -141,7 +141,7 @@ class Batches:
         ]
         return sum(samples), len(samples)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Take the next pass for the first: the data are meant to be others."""
         self.total, self._seen = None, []
 
@@ -240,10 +240,10 @@ def tensors_in(x: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def digest(batch: Any) -> tuple[float, float]:
+def checksum_of_batch(batch: Any) -> tuple[float, float]:
     """A number that tells batches apart whatever the order of their samples, and its size."""
     total = torch.zeros(2, dtype=torch.float64)
-    for x in filter(torch.numel, map(whole, tensors_in(batch))):
+    for x in filter(torch.numel, map(full_tensor, tensors_in(batch))):
         rows = x.detach().reshape(len(x) if x.ndim else 1, -1).to(torch.float64)
         places = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
         marks = rows @ torch.cos(places)

@@ -17,7 +17,7 @@ from matfree_torch.objective.fsdp import FullySharded, Unsharded, is_fully_shard
 from matfree_torch.objective.objective import Objective
 
 
-def prepared(
+def build_objective(
     model: nn.Module,
     loss: Any,
     data: Any,

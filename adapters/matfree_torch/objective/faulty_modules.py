@@ -31,7 +31,7 @@ def symmetry_limit(eps: float) -> float:
 
 
 @contextlib.contextmanager
-def explained(objective: Objective) -> Iterator[None]:
+def explain_missing_derivatives(objective: Objective) -> Iterator[None]:
     """Turn torch's refusal to differentiate twice into an error that names the culprit."""
     try:
         yield
@@ -48,7 +48,7 @@ def explained(objective: Objective) -> Iterator[None]:
         ) from cause
 
 
-def refuse_asymmetry(objective: Objective, defect: float) -> None:
+def report_asymmetry(objective: Objective, defect: float) -> None:
     """Raise OperatorError naming the module, or the loss, that makes an operator asymmetric.
 
     Where neither is wrong by itself it is rounding, of a curvature that is tiny beside the
@@ -88,7 +88,7 @@ def _faulty_module(objective: Objective) -> tuple[str, str] | None:
 
 def _faulty_loss(objective: Objective) -> tuple[str, str] | None:
     """The same for the loss, as a function of the outputs near what the model makes of a batch."""
-    with objective.guarded():
+    with objective.isolated():
         batch = next(iter(objective.batches), None)
         if batch is None:
             return None  # other processes hold the data
@@ -116,7 +116,7 @@ def _recorded_calls(objective: Objective) -> dict[nn.Module, tuple[Any, Any]]:
         for module in objective.model.modules()
     ]
     try:
-        with objective.guarded(), contextlib.suppress(RuntimeError):
+        with objective.isolated(), contextlib.suppress(RuntimeError):
             for batch in itertools.islice(objective.batches, 1):
                 objective.outputs(batch)
     finally:
@@ -138,7 +138,7 @@ def _complaint(objective: Objective, module: nn.Module, args: Any, kwargs: Any) 
     args, kwargs = _unleafed(args), _unleafed(kwargs)  # some modules work in place
     noise = _noise()
     try:
-        with objective.guarded():
+        with objective.isolated():
             outputs = list(_floating(twin(*args, **kwargs)))
             terms = [(noise(y) * (y + y**2)).sum() for y in outputs if y.requires_grad]
             value = torch.stack(terms).sum()  # not linear, so that every backward is needed twice

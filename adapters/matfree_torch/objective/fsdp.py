@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from matfree import OperatorError
-from matfree_torch.autograd.graph_memory import available, readable
+from matfree_torch.autograd.graph_memory import available_memory, readable
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import is_cut, partners, whole
+from matfree_torch.distributed.dtensors import full_tensor, is_dtensor, mesh_communicator
 from matfree_torch.objective import isolation
 
 LIBRARY = "torch.distributed.fsdp"
@@ -73,7 +73,7 @@ def holders(tensors: Sequence[Tensor]) -> Communicator:
         They are cut up for something else, too.
     """
     for p in tensors:
-        placements = p.placements if is_cut(p) else ()  # type: ignore[attr-defined]
+        placements = p.placements if is_dtensor(p) else ()  # type: ignore[attr-defined]
         replicated, last = placements[:-1], placements[-1:]
         if any(place.is_shard() for place in replicated) or not all(
             place.is_shard() for place in last
@@ -82,7 +82,7 @@ def holders(tensors: Sequence[Tensor]) -> Communicator:
                 f"a parameter is cut up as {placements}, by fully_shard and by something else; use "
                 "tensor parallelism alone, with process_group= for the data, or fully_shard alone."
             )
-    communicator = partners(tensors)
+    communicator = mesh_communicator(tensors)
     assert communicator is not None  # fully_shard leaves nothing whole
     return communicator
 
@@ -127,7 +127,7 @@ class FullySharded:
 
     def _found(self, p: Tensor) -> Tensor:
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        if is_cut(p):
+        if is_dtensor(p):
             return gradient * self.communicator.size
         return self.communicator.all_reduce(gradient)
 
@@ -172,7 +172,7 @@ class Unsharded:
             self._require_room(tensors)
             pairs = [(p, _gathered(p)) for p in tensors]
             self.module = _copied(model, pairs)
-        self._pairs = [(p, twin) for p, twin in pairs if is_cut(p)]
+        self._pairs = [(p, twin) for p, twin in pairs if is_dtensor(p)]
         self._seen = self._state()
 
     def follow(self) -> None:
@@ -184,16 +184,16 @@ class Unsharded:
         if any(flag for (flag,) in changed):
             with torch.no_grad():
                 for p, entire in self._pairs:
-                    entire.copy_(whole(p.detach()))
+                    entire.copy_(full_tensor(p.detach()))
             self._seen = now
 
     def _state(self) -> list[tuple[int, int]]:
-        return [isolation.version(p) for p, _ in self._pairs]
+        return [isolation.version_counter(p) for p, _ in self._pairs]
 
     def _require_room(self, tensors: list[Tensor]) -> None:
         size = sum(p.numel() * p.element_size() for p in tensors)
-        free = available(self.communicator.device)
-        share = None if free is None else free // self.communicator.neighbours
+        free = available_memory(self.communicator.device)
+        share = None if free is None else free // self.communicator.num_sharing_memory
         shares = [
             room for room in self.communicator.all_gather_object(lambda: share) if room is not None
         ]
@@ -246,4 +246,4 @@ def _without_hooks(name: str, value: Any) -> Any:
 
 
 def _gathered(p: Tensor) -> Tensor:
-    return nn.Parameter(whole(p.detach()).clone(), p.requires_grad)
+    return nn.Parameter(full_tensor(p.detach()).clone(), p.requires_grad)

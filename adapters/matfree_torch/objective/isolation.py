@@ -13,14 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from matfree_torch.autograd.composites import composites
 from matfree_torch.autograd.precision import full_precision, without_cudnn
-from matfree_torch.distributed.dtensors import part, twice_differentiable
+from matfree_torch.distributed.dtensors import local_tensor, twice_differentiable
 
 _BATCH_NORMS = nn.modules.batchnorm._NormBase
 _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, random_state: Any, *, allow_tf32: bool = False) -> Iterator[None]:
+def isolated(model: nn.Module, random_state: Any, *, allow_tf32: bool = False) -> Iterator[None]:
     """Run a forward pass that changes nothing, with the same random numbers every time.
 
     Buffers are replaced by copies for a while, so that running statistics go nowhere, and so
@@ -123,15 +123,17 @@ def warn_of_batch_statistics(model: nn.Module) -> None:
         )
 
 
-def fingerprint(model: nn.Module) -> tuple[Any, ...]:
+def version_counters(model: nn.Module) -> tuple[Any, ...]:
     """Changes whenever a weight, a buffer or a mode does."""
     tensors = [*model.parameters(), *(b for b in model.buffers() if b is not None)]
-    return tuple(map(version, tensors)), tuple(module.training for module in model.modules())
+    return tuple(map(version_counter, tensors)), tuple(
+        module.training for module in model.modules()
+    )
 
 
-def version(x: torch.Tensor) -> tuple[int, int]:
+def version_counter(x: torch.Tensor) -> tuple[int, int]:
     """Changes whenever a tensor is written to, or replaced; inference tensors do not tell."""
-    here = part(x)
+    here = local_tensor(x)
     place = here.data_ptr() if x.layout == torch.strided else id(x)
     if x.is_inference():
         return place, 0

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from matfree import OperatorError
-from matfree_torch.distributed.dtensors import whole
+from matfree_torch.distributed.dtensors import full_tensor
 
 
 @final
-class Function(nn.Module):
+class FunctionModule(nn.Module):
     """A function of a dictionary of tensors, dressed as a model.
 
     Parameters
@@ -33,7 +33,7 @@ class Function(nn.Module):
         return self.function({**dict(self.named_parameters()), **(tensors or {})})
 
 
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs as the positional and keyword arguments of a model."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
@@ -42,16 +42,16 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def output_tensor(outputs: Any) -> Tensor:
     """The one tensor that a loss is a function of: the outputs, or their ``logits``."""
-    found = outputs if isinstance(outputs, Tensor) else entry(outputs, "logits")
+    found = outputs if isinstance(outputs, Tensor) else tensor_entry(outputs, "logits")
     if not isinstance(found, Tensor):
         raise OperatorError(
             "the model's outputs must be one tensor, or hold one as .logits: got "
             f"{type(outputs).__name__}; wrap the model so that it returns what the loss takes."
         )
-    return whole(found)
+    return full_tensor(found)
 
 
-def entry(outputs: Any, name: str) -> Any:
+def tensor_entry(outputs: Any, name: str) -> Any:
     """A tensor in outputs that are a mapping or a record; None where there is none."""
     found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
     return found if isinstance(found, Tensor) else None
@@ -66,7 +66,7 @@ _MODULES: dict[Any, nn.Module] = {
 """Losses as functions, and the modules they equal when called with outputs and targets alone."""
 
 
-def as_module(loss: Any) -> nn.Module | None:
+def loss_module(loss: Any) -> nn.Module | None:
     """One of torch's own losses as a module, also where it is given as a function."""
     if isinstance(loss, nn.modules.loss._Loss):
         return loss

@@ -15,13 +15,25 @@ from matfree import OperatorError
 from matfree.probes import resolve_seed
 from matfree.protocol import Seed
 from matfree_torch.autograd.precision import full_precision
-from matfree_torch.distributed.checksums import Checksum, same_block, same_tensors
+from matfree_torch.distributed.checksums import Checksum, checksum_of_tensors, checksum_of_vectors
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import is_cut, part, partners, require_apart, whole
+from matfree_torch.distributed.dtensors import (
+    full_tensor,
+    is_dtensor,
+    local_tensor,
+    mesh_communicator,
+    require_disjoint,
+)
 from matfree_torch.objective import isolation
-from matfree_torch.objective.batches import Batch, Batches, Loss, Normalizer, digest
+from matfree_torch.objective.batches import Batch, Batches, Loss, Normalizer, checksum_of_batch
 from matfree_torch.objective.fsdp import FullySharded, Unsharded
-from matfree_torch.objective.model_calls import Function, arguments, as_module, entry, output_tensor
+from matfree_torch.objective.model_calls import (
+    FunctionModule,
+    call_arguments,
+    loss_module,
+    output_tensor,
+    tensor_entry,
+)
 from matfree_torch.vectors.layout import Parameters, Patterns
 
 T = TypeVar("T")
@@ -29,7 +41,7 @@ T = TypeVar("T")
 _SEED = "give all of them the same arguments, an explicit seed= among them"
 _BATCHES = "parameters that are cut up need the same data in all processes of their mesh"
 _ENTIRE = "copy process 0's to the others with torch.distributed.broadcast"
-_ROUNDING = 1e-9  # of the digests of one batch in several processes
+_ROUNDING = 1e-9  # of the checksums of one batch in several processes
 _NOTHING = "no process holds a batch that counts; are the loaders exhausted?"
 _BUFFERS = (
     "running statistics are each process's own: copy one's to the others with "
@@ -85,21 +97,23 @@ class Objective:
         self._layers = sharding if isinstance(sharding, FullySharded) else None
         self.communicator = communicator if sharding is None else sharding.communicator
         self._holders = None if sharding is None else sharding.communicator
-        self.partners = partners(model.parameters()) if self._layers is None else None
+        self.mesh_communicator = (
+            mesh_communicator(model.parameters()) if self._layers is None else None
+        )
         """The processes that compute a batch together, where parameters are cut up over them."""
-        require_apart(self.partners, self.communicator)
+        require_disjoint(self.mesh_communicator, self.communicator)
         self.batches = Batches(
             data, loss, normalizer, ordered=ordered, share=self.communicator is not None
         )
         self._marks: tuple[Any, list[Checksum]] = (None, [])
         self._random_state = isolation.get_random_state(model)
         if self._layers is not None:
-            with self.guarded():
+            with self.isolated():
                 self._layers.require_same_number(lambda: sum(1 for _ in self.batches))
 
-    def guarded(self) -> AbstractContextManager[None]:
+    def isolated(self) -> AbstractContextManager[None]:
         """A context in which the model may run, and is afterwards as it was."""
-        context = isolation.untouched(self.model, self._random_state, allow_tf32=self.allow_tf32)
+        context = isolation.isolated(self.model, self._random_state, allow_tf32=self.allow_tf32)
         return context if self._layers is None else self._layers.around(context)
 
     def parameters(self, patterns: Patterns | None) -> Parameters:
@@ -114,9 +128,9 @@ class Objective:
 
     def outputs(self, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """What the model makes of a batch, at its own parameters or at others."""
-        if isinstance(self.model, Function):
+        if isinstance(self.model, FunctionModule):
             return self.model(parameters)
-        args, kwargs = arguments(batch.inputs)
+        args, kwargs = call_arguments(batch.inputs)
         if parameters is None:
             return self.model(*args, **kwargs)
         return functional_call(self.model, dict(parameters), args, kwargs)
@@ -124,13 +138,13 @@ class Objective:
     def value(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of a batch, a differentiable scalar."""
         if self.loss is None:
-            value = entry(outputs, "loss")
+            value = tensor_entry(outputs, "loss")
             if value is None:
                 raise OperatorError(
                     "loss=None takes the loss that the model returns as outputs.loss, and there is "
                     "none; pass a loss, or labels in the batch."
                 )
-        elif as_module(self.loss) is not None:
+        elif loss_module(self.loss) is not None:
             value = self.loss(output_tensor(outputs), targets)
         else:
             value = self.loss(outputs, targets)
@@ -139,7 +153,7 @@ class Objective:
             raise OperatorError(
                 f"the loss must be a scalar tensor: got {shape}; give it reduction='mean' or 'sum'."
             )
-        return whole(value).reshape(())
+        return full_tensor(value).reshape(())
 
     def average(
         self,
@@ -167,7 +181,7 @@ class Objective:
         if self._layers is not None:  # whose backward passes have added up what is local
             reduce, like = reduce or _itself, like.new_zeros(like.shape[1:])
         elif given is not None:
-            marks = [*marks, same_block("vectors", _SEED, given)]
+            marks = [*marks, checksum_of_vectors("vectors", _SEED, given)]
         total, counted = self.communicator.reduce_checked(
             lambda: (local(), self.batches.total or 0.0), like, marks, reduce
         )
@@ -177,7 +191,7 @@ class Objective:
             raise ValueError(_NOTHING)
         return total / counted
 
-    def together(self, local: Callable[[], T]) -> T:
+    def run_checked(self, local: Callable[[], T]) -> T:
         """What a process computes for itself, where a failure in any of them ends all."""
         if self.communicator is None:
             return local()
@@ -191,7 +205,7 @@ class Objective:
         self.communicator.reduce_checked(run, nothing, self._weights())
         return found[0]
 
-    def agreed(self, seed: Seed) -> int:
+    def agreed_seed(self, seed: Seed) -> int:
         """A seed that all processes have: process 0's entropy, where none is given."""
         return (
             resolve_seed(seed) if self.communicator is None else self.communicator.agreed_seed(seed)
@@ -208,69 +222,79 @@ class Objective:
         self.batches.before = sum(samples for samples, _ in counts)
         return sum(batches for _, batches in counts)
 
-    def collect(self, local: Callable[[], list[T]]) -> list[T]:
+    def gather_items(self, local: Callable[[], list[T]]) -> list[T]:
         """A list of what this process's batches give, and after it the other processes'."""
         if self.communicator is None:
             return local()
         self.communicator.require_same(*self._weights())
-        items = [item for part in self.communicator.all_gather_object(local) for item in part]
+        items = [
+            item
+            for local_tensor in self.communicator.all_gather_object(local)
+            for item in local_tensor
+        ]
         if not items:
             raise ValueError(_NOTHING)
         return items
 
-    def require_alone(self, what: str) -> None:
+    def require_single_process(self, what: str) -> None:
         """Refuse what a process does by itself, where others have data or parameters, too."""
-        if self.communicator is not None or self.partners is not None:
+        if self.communicator is not None or self.mesh_communicator is not None:
             raise OperatorError(
                 f"{what} is computed by one process, and here batches or parameters are shared out "
                 "among several; each sees its own only. Make it of a whole model and all the data."
             )
 
-    def require_whole_parameters(self, what: str) -> None:
+    def require_unsharded(self, what: str) -> None:
         """Refuse parameters that are cut up."""
-        if self.partners is not None:
+        if self.mesh_communicator is not None:
             raise OperatorError(
                 f"{what} is not computed where parameters are cut up over processes, because "
                 "activations are cut up, too; load the weights into a model that is whole."
             )
 
     @property
-    def neighbours(self) -> int:
+    def num_sharing_memory(self) -> int:
         """How many of the processes that work on this share one memory, at most."""
-        groups = [group for group in (self.communicator, self.partners) if group is not None]
-        return math.prod(group.neighbours for group in groups)
+        groups = [
+            group for group in (self.communicator, self.mesh_communicator) if group is not None
+        ]
+        return math.prod(group.num_sharing_memory for group in groups)
 
-    def among_partners(self, number: int) -> list[int]:
+    def gather_over_mesh(self, number: int) -> list[int]:
         """A number in all processes that compute a batch together: they keep the same graphs."""
         return (
-            [number] if self.partners is None else self.partners.all_gather_object(lambda: number)
+            [number]
+            if self.mesh_communicator is None
+            else self.mesh_communicator.all_gather_object(lambda: number)
         )
 
-    def require_same(self, batch: Batch) -> None:
+    def require_same_batch(self, batch: Batch) -> None:
         """Refuse batches that differ among the processes that compute one together."""
-        if self.partners is None:
+        if self.mesh_communicator is None:
             return
-        mark = batch.digest or digest((batch.inputs, batch.targets))
+        mark = batch.checksum or checksum_of_batch((batch.inputs, batch.targets))
         tensors = *self.model.parameters(), *self.model.buffers()
-        entire = [x for x in tensors if not is_cut(x)]
-        self.partners.require_same(
+        entire = [x for x in tensors if not is_dtensor(x)]
+        self.mesh_communicator.require_same(
             Checksum("batches", _BATCHES, mark, _ROUNDING * mark[1]),
-            same_tensors("weights or buffers that are whole", _ENTIRE, entire),
+            checksum_of_tensors("weights or buffers that are whole", _ENTIRE, entire),
         )
 
     def _weights(self) -> list[Checksum]:
         """Marks of the model, made again when it changes; a twin takes its weights over first."""
         if self._twin is not None:
             self._twin.follow()
-        now = isolation.fingerprint(self.model)
+        now = isolation.version_counters(self.model)
         if now != self._marks[0]:
             parameters = [
-                part(p) for p in self.model.parameters() if self._layers is None or not is_cut(p)
+                local_tensor(p)
+                for p in self.model.parameters()
+                if self._layers is None or not is_dtensor(p)
             ]
-            buffers = list(map(part, self.model.buffers()))
+            buffers = list(map(local_tensor, self.model.buffers()))
             marks = [
-                same_tensors("weights", "load the same ones everywhere", parameters),
-                same_tensors("buffers", _BUFFERS, buffers),
+                checksum_of_tensors("weights", "load the same ones everywhere", parameters),
+                checksum_of_tensors("buffers", _BUFFERS, buffers),
             ]
             self._marks = now, marks
         return list(self._marks[1])

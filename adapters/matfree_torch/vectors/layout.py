@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import joined_like, part, part_like, partners
+from matfree_torch.distributed.dtensors import (
+    dtensor_like,
+    local_tensor,
+    mesh_communicator,
+    shard_like,
+)
 from matfree_torch.distributed.redistribution import Redistribution, even_rows
 
 Patterns: TypeAlias = str | Sequence[str]
@@ -59,7 +64,7 @@ class Layout:
         self.device = self.tensors[0].device
         self.partition = _laid(self.names, self.sizes)
         self.redistribution = _redistribution(self.tensors, communicator)
-        self._shapes = [part(p).shape for p in self.tensors]
+        self._shapes = [local_tensor(p).shape for p in self.tensors]
         self._lengths = [math.prod(shape) for shape in self._shapes]
         self.local_size = sum(self._lengths)
         """Entries of the parts that are here: ``size`` where nothing is cut up."""
@@ -85,7 +90,7 @@ class Layout:
     def unpack(self, vector: Tensor) -> list[Tensor]:
         """The parts that are here, (held,), as tensors cut up as the layout's, of their dtypes."""
         return [
-            joined_like(x.reshape(shape).to(p.dtype), p)
+            dtensor_like(x.reshape(shape).to(p.dtype), p)
             for x, shape, p in zip(
                 torch.split(vector, self._lengths), self._shapes, self.tensors, strict=True
             )
@@ -95,7 +100,7 @@ class Layout:
         """The parts that are here, (held,), of the layout's dtype or the one given."""
         target = dtype or self.dtype
         parts = [
-            part_like(piece.detach(), p) for piece, p in zip(pieces, self.tensors, strict=True)
+            shard_like(piece.detach(), p) for piece, p in zip(pieces, self.tensors, strict=True)
         ]
         return torch.cat([x.reshape(-1).to(target) for x in parts])
 
@@ -107,7 +112,7 @@ class Layout:
         if self.redistribution is not None:
             vector = self.redistribution.to_shards(vector[:, None])[:, 0]
         parts = zip(torch.split(vector, self._lengths), self._shapes, self.tensors, strict=True)
-        joined = [joined_like(x.reshape(shape), p) for x, shape, p in parts]
+        joined = [dtensor_like(x.reshape(shape), p) for x, shape, p in parts]
         return dict(zip(self.names, joined, strict=True))
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -136,7 +141,7 @@ def _redistribution(
     tensors: list[Tensor], communicator: Communicator | None
 ) -> Redistribution | None:
     """The way from rows to parts and back, where processes share out the rows."""
-    communicator = communicator or partners(tensors)
+    communicator = communicator or mesh_communicator(tensors)
     if communicator is None:
         return None
     size = sum(math.prod(p.shape) for p in tensors)

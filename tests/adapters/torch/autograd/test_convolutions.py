@@ -14,7 +14,7 @@ from support.networks import (  # noqa: E402  # only where torch is
 from torch import nn  # noqa: E402
 
 from matfree_torch import activation_hessian, ggn, hessian  # noqa: E402
-from matfree_torch.autograd.convolutions import lean  # noqa: E402
+from matfree_torch.autograd.convolutions import fast_double_backward  # noqa: E402
 
 CE = nn.CrossEntropyLoss()
 TOLERANCE = 1e-10
@@ -133,7 +133,7 @@ def kinds(root):
 def test_the_general_rules_of_torch_are_out_of_the_graph():
     model, (x, y) = problem("normalised")
     parameters = list(model.parameters())
-    for context, general in ((torch.enable_grad(), True), (lean(), False)):
+    for context, general in ((torch.enable_grad(), True), (fast_double_backward(), False)):
         with context:
             value = CE(model(x), y)
         gradients = torch.autograd.grad(value, parameters, create_graph=True)
@@ -146,5 +146,5 @@ def test_the_general_rules_of_torch_are_out_of_the_graph():
 
 def test_under_autocast_a_convolution_is_left_to_torch():
     layer, x = nn.Conv2d(2, 3, 3), torch.randn(1, 2, 4, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16), lean():
+    with torch.autocast("cpu", dtype=torch.bfloat16), fast_double_backward():
         assert layer(x).dtype == torch.bfloat16

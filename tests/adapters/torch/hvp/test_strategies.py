@@ -340,11 +340,11 @@ def test_the_graphs_memory_is_predicted_before_it_is_taken():
 
 def test_memory_that_is_not_there_is_an_error_before_it_is_taken(monkeypatch):
     model, data = problem("tanh")
-    monkeypatch.setattr(graph_memory, "available", lambda device: 1000)
+    monkeypatch.setattr(graph_memory, "available_memory", lambda device: 1000)
     H = hessian(model, CE, data, memory=10**9)
     with pytest.raises(MemoryError, match=r"graph of the first batch passes .*smaller batches"):
         H @ H.space.probes(1, seed=0)
-    monkeypatch.setattr(graph_cache, "available", lambda device: None)
+    monkeypatch.setattr(graph_cache, "available_memory", lambda device: None)
     assert hessian(model, CE, data, strategy="folded").memory.budget == 2**31
     folded = hessian(model, CE, ragged(data), strategy="folded", memory=1000)
     with pytest.raises(MemoryError, match=r"folded .*raise memory="):
@@ -352,9 +352,9 @@ def test_memory_that_is_not_there_is_an_error_before_it_is_taken(monkeypatch):
 
 
 def test_what_is_available_is_told_by_machine_and_container(tmp_path, monkeypatch):
-    there = graph_memory.available(torch.device("cpu"))
+    there = graph_memory.available_memory(torch.device("cpu"))
     assert there is None or there > 2**20
-    assert graph_memory.available(torch.device("meta")) is None
+    assert graph_memory.available_memory(torch.device("meta")) is None
     for name, text in {
         "memory.max": "1000000",
         "memory.current": "900000",
@@ -362,9 +362,9 @@ def test_what_is_available_is_told_by_machine_and_container(tmp_path, monkeypatc
     }.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(graph_memory, "_GROUP", tmp_path)
-    assert graph_memory.available(torch.device("cpu")) == 150000
+    assert graph_memory.available_memory(torch.device("cpu")) == 150000
     (tmp_path / "memory.max").write_text("max")
-    assert graph_memory.available(torch.device("cpu")) != 150000
+    assert graph_memory.available_memory(torch.device("cpu")) != 150000
     assert graph_memory.readable(3 * 2**30) == "3 GiB"
 
 
