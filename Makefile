@@ -1,19 +1,10 @@
-# Every target sets itself up: an interpreter in PYTHON is all that must be there.
+# Every target sets itself up; the interpreter named by PYTHON is the only prerequisite.
 #
-#   make demo     the main job on an embedded default; the report goes to matfree-report/
-#   make test     checks, then the whole test suite
-#   make check    formatter, linter, types, import rules
-#   make docs     the documentation site, every page executed, into docs/_build/html
-#   make gpu      the tests that need a GPU, with the torch, CuPy, NumPy and SciPy of PYTHON
-#   make bench    ratios against hand-written code and other libraries, into docs/benchmarks.md
-#   make bench-peers   the same work by other libraries, in an environment of their own;
-#                 with MATFREE_BENCH=quick on tiny problems
+# make test PYTHON=python3.13 uses a separate environment with the newest NumPy and SciPy and without
+# torch. Tests that need torch are skipped there, with this reason.
 #
-# make test PYTHON=python3.13 uses an environment of its own, the newest NumPy and SciPy, and
-# no torch: what needs torch is skipped and says so.
-#
-# For a machine with a GPU and no internet: `make wheels` elsewhere, carry the folder there with the
-# checkout, and `make gpu WHEELS=wheels`.
+# On a machine with a GPU and no internet access: run `make wheels` elsewhere, copy the folder next to
+# the checkout, and run `make gpu WHEELS=wheels`.
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
@@ -21,48 +12,60 @@ VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet --retries 10
 PINS := $(if $(filter 3.11,$(VERSION)),--constraint .ci/constraints.txt)
-# Where torch is left out, modules that import it are skipped and say so.
+# Without torch, modules whose import fails are skipped when doctests are collected.
 WITHOUT_TORCH := $(if $(filter 3.11,$(VERSION)),,--doctest-ignore-import-errors)
-# What the tests need beside the libraries that a machine with a GPU has: small, and no library of
-# theirs among it.
+# What the tests need in addition to the libraries of a machine with a GPU. All of it is small, and none
+# of it replaces one of those libraries.
 CARRIED := array-api-compat array-api-strict hypothesis sortedcontainers pytest iniconfig pluggy \
 	packaging pygments hatchling pathspec trove-classifiers editables
 SETUP := pyproject.toml .ci/constraints.txt
 PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --retries 10
 
-.PHONY: demo test check docs bench bench-peers gpu wheels clean
-.DEFAULT_GOAL := test
-
-# The problems of the demo and the tests are small, and threads that wait for each other take five
-# times as long on a machine that is not idle.
+# The problems of the demo and of the tests are small. On a busy machine, threads that synchronize with
+# each other make them five times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-demo: $(VENV)/installed
+.PHONY: help demo test check coverage docs bench bench-peers gpu wheels clean
+.DEFAULT_GOAL := test
+
+help: ## Print the targets with one line each.
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/installed ## Run the demo on embedded data; the report goes to matfree-report/.
 	$(ONE_THREAD) $(VENV)/bin/matfree demo
 
-# Two processes share the files out.
-test: check
+# Two processes share the test files.
+test: check ## Run the checks, then the whole test suite (the default).
 	$(ONE_THREAD) $(RUN) -m pytest $(WITHOUT_TORCH) \
 		--numprocesses 2 --dist loadfile
 
-check: $(VENV)/installed
+check: $(VENV)/installed ## Run the formatter, the linter, the type checker and the import rules.
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy $(if $(filter 3.11,$(VERSION)),,--exclude adapters/matfree_torch)
 	$(VENV)/bin/lint-imports
 
-docs: $(VENV)/documented
+# Subprocesses are measured as well. The report is printed even if a test fails, because tests of time and
+# memory may fail under the tracer. Kernels that Numba compiles cannot be traced and count as missed.
+coverage: $(VENV)/installed ## Run the tests under coverage; list the lines missed, fail below 95 %.
+	$(RUN) -m coverage erase
+	-$(ONE_THREAD) $(RUN) -m coverage run -m pytest $(WITHOUT_TORCH) \
+		--numprocesses 2 --dist loadfile
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report
+
+docs: $(VENV)/documented ## Build the documentation into docs/_build/html; every page is executed.
 	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed ## Compare with hand-written code; the tables go to docs/benchmarks.md.
 	$(RUN) tests/benchmarks/run.py $(ONLY)
 
-bench-peers: $(PEERS)/installed
+bench-peers: $(PEERS)/installed ## Compare with other libraries (MATFREE_BENCH=quick: tiny problems).
 	$(PEERS)/bin/python tests/benchmarks/run.py peers
 
-# The machine's own libraries are seen, also where PYTHON belongs to an environment of its own.
-gpu:
+# The environment sees the libraries of PYTHON, even if PYTHON itself belongs to a virtual environment.
+gpu: ## Run the tests that need a GPU, with the torch, CuPy, NumPy and SciPy of PYTHON.
 	$(PYTHON) -m venv --clear .venv-gpu
 	$(PYTHON) -c "import sys; print(*[p for p in sys.path if 'site-packages' in p or 'dist-packages' in p], \
 		sep='\n')" > $$(echo .venv-gpu/lib/python*/site-packages)/machine.pth
@@ -72,14 +75,14 @@ gpu:
 		--no-index --no-build-isolation --editable .
 	$(ONE_THREAD) .venv-gpu/bin/python -m pytest -m gpu
 
-wheels:
+wheels: ## Download into wheels/ what `make gpu` needs on a machine without internet access.
 	$(PYTHON) -m pip --disable-pip-version-check download --no-deps --only-binary :all: \
 		--dest wheels $(CARRIED)
 
-clean:
+clean: ## Delete the environments and the built documentation.
 	rm -rf .venv .venv-* docs/_build
 
-# An unpinned torch brings gigabytes of CUDA libraries, so it is installed first, by itself.
+# torch is installed first and pinned, because an unpinned torch brings gigabytes of CUDA libraries.
 $(VENV)/installed: $(SETUP)
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(VERSION),3.11)
@@ -90,8 +93,8 @@ else
 endif
 	touch $@
 
-# Other libraries ask for versions of their own: they stay out of the environment of the tests.
-# One that cannot be installed leaves a row that says so.
+# Other libraries require versions of their own, so they are kept out of the environment of the tests.
+# A library that cannot be installed is reported in its row of the table.
 $(PEERS)/installed: $(SETUP) tests/benchmarks/peers.txt tests/benchmarks/peers-alone.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS_PIP) install torch==2.13.0

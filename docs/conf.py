@@ -1,7 +1,8 @@
-"""The documentation: every page executed, every link followed, nothing fetched to read it.
+"""Configuration of the documentation.
 
-A cell that fails, an assertion among them, a warning, a formula that cannot be drawn or a
-link that leads nowhere ends the build.
+Every page is executed, every link is checked, and the site loads nothing from other servers.
+The build fails on a cell that raises (assertions included), on a warning, on a formula that
+cannot be converted, and on a broken link.
 """
 
 import hashlib
@@ -16,17 +17,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE / "_support"))
 
-# Pages work on small matrices, where threads that wait for each other cost ten times the work.
+# The matrices on the pages are small; there, synchronizing threads costs ten times the arithmetic.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The kernels that execute pages find the modules that a page shares with the tests.
+# The kernels that execute the pages import modules that pages share with the tests.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(HERE / "_support"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
 project = "matfree"
-author = "The matfree authors"
-copyright = "2026, The matfree authors"
+author = "matfree contributors"
+copyright = "2026, matfree contributors"
 release = matfree.__version__
 
 extensions = [
@@ -42,7 +43,7 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*")]  # types in docstrings are prose
-suppress_warnings = ["ref.python"]  # and prose may hold a name that several classes have
+suppress_warnings = ["ref.python"]  # a name in prose may belong to several classes
 
 html_theme = "furo"
 html_title = f"matfree {release}"
@@ -57,8 +58,8 @@ myst_heading_anchors = 3
 
 
 def _code_version():
-    """A page is executed again when the library changes, not only when the page does."""
-    digest = hashlib.sha256(sys.version.encode())
+    """Checksum of the library; a page is executed again when the library or the page changes."""
+    checksum = hashlib.sha256(sys.version.encode())
     pins = [ROOT / ".ci/constraints.txt"]
     for path in [
         *pins,
@@ -66,8 +67,8 @@ def _code_version():
         *sorted(ROOT.glob("adapters/**/*.py")),
         *sorted(HERE.glob("_support/*.py")),
     ]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+        checksum.update(path.read_bytes())
+    return checksum.hexdigest()[:12]
 
 
 nb_execution_mode = "cache"
@@ -75,44 +76,62 @@ nb_execution_cache_path = str(HERE / "_build" / "executed" / _code_version())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
-nb_output_stderr = "warn"  # a page that warns says so in its code
+nb_output_stderr = "warn"  # a page declares the warnings that it expects
 
-autodoc_typehints = "none"  # the docstrings say types, shapes and units
+autodoc_typehints = "none"  # the docstrings state types, shapes and units
 autodoc_class_signature = "separated"
 napoleon_google_docstring = False
-napoleon_custom_sections = ["Cost"]  # every docstring says products and memory
+napoleon_custom_sections = ["Cost"]  # matvecs and memory
 
 
-def _escaped(text):
-    return text.replace("|", r"\|").replace("**", r"\*\*")
+_LITERAL = re.compile(r"(``.*?``|:math:`.*?`)")
+_DIRECTIVE = re.compile(r"\s*\.\. math::")
 
 
-def plain_mathematics(app, what, name, obj, options, lines):
-    """Docstrings write |x| and a_ as a mathematician does, not as reStructuredText means them."""
+def _escape(line):
+    """Escape | and ** outside of literals and inline formulas."""
+    return "".join(
+        piece if _LITERAL.fullmatch(piece) else piece.replace("|", r"\|").replace("**", r"\*\*")
+        for piece in _LITERAL.split(line)
+    )
+
+
+def _indentation(line):
+    return len(line) - len(line.lstrip())
+
+
+def escape_mathematics(app, what, name, obj, options, lines):
+    """Escape |x| and x**2 in prose, which reStructuredText would read as markup.
+
+    Examples and the bodies of ``.. math::`` directives are left unchanged: in TeX, an escaped
+    bar is a double bar.
+    """
+    directive = None  # the indentation of the directive whose body is being read
     for number, line in enumerate(lines):
-        if not line.lstrip().startswith((">>>", "...")):
-            pieces = re.split(r"(``.*?``)", line)
-            lines[number] = "".join(
-                piece if piece.startswith("``") else _escaped(piece) for piece in pieces
-            )
+        if line.strip() and directive is not None and _indentation(line) <= directive:
+            directive = None
+        if _DIRECTIVE.match(line):
+            directive = _indentation(line)
+        elif directive is None and not line.lstrip().startswith((">>>", "...")):
+            lines[number] = _escape(line)
 
 
-_COLON = "\ue000"  # of no alphabet
+_COLON = "\ue000"  # a private-use character, which no text contains
 
 
-def colons_hidden(app, what, name, obj, options, lines):
-    """Napoleon takes what stands before a colon in an attribute's docstring for its type."""
-    if what in ("attribute", "property") and lines:
+def hide_colons(app, what, name, obj, options, lines):
+    """Hide colons from napoleon, which reads the text before one as an attribute's type."""
+    if what in ("attribute", "property") and lines and not _DIRECTIVE.match(lines[0]):
         lines[0] = lines[0].replace(":", _COLON)
 
 
-def colons_shown(app, what, name, obj, options, lines):
-    """Put back what was hidden."""
+def restore_colons(app, what, name, obj, options, lines):
+    """Undo ``hide_colons``."""
     lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
 def setup(app):
-    """Docstrings are reworked before and after napoleon reads them."""
-    app.connect("autodoc-process-docstring", plain_mathematics, priority=1)
-    app.connect("autodoc-process-docstring", colons_hidden, priority=2)
-    app.connect("autodoc-process-docstring", colons_shown, priority=900)
+    """Process docstrings before and after napoleon does."""
+    app.connect("autodoc-process-docstring", escape_mathematics, priority=1)
+    app.connect("autodoc-process-docstring", hide_colons, priority=2)
+    app.connect("autodoc-process-docstring", restore_colons, priority=900)

@@ -1,8 +1,8 @@
-"""Looks at every page of the built site: links lead somewhere, and nothing is fetched.
+"""Check the links of every page of the built site.
 
-A link inside the site must name a file that exists and an anchor that its page has. A
-stylesheet, script, font or picture must come with the site. Links for people to click may
-leave it; they are not followed.
+A link inside the site must name an existing file and an existing anchor of its page. A
+stylesheet, script, font or image must be part of the site. Links that readers click may lead
+to other sites; they are not followed.
 """
 
 import re
@@ -16,7 +16,7 @@ _STYLE_URL = re.compile(r"""(?:url\(|@import)\s*["']?([^"')]+)""")
 
 
 class Page(HTMLParser):
-    """The anchors of one page, the links on it and the files that it loads."""
+    """The anchors of a page, its links, and the files that it loads."""
 
     def __init__(self, path):
         super().__init__()
@@ -24,7 +24,7 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
-        """Read one element's attributes."""
+        """Record the anchors, links and loaded files of one element."""
         values = dict(attrs)
         self.anchors.update(values[key] for key in ("id", "name") if values.get(key))
         if tag == "a" and values.get("href"):
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 
 def problems(folder):
-    """What is wrong with the links of the pages under a folder, as sentences."""
+    """Describe every broken link of the pages under a folder, one sentence each."""
     folder = Path(folder).resolve()
     pages = {path: Page(path) for path in sorted(folder.rglob("*.html"))}
     found = []
@@ -61,9 +61,9 @@ def _faults(link, origin, pages):
         return
     target = (origin.parent / unquote(parts.path)).resolve() if parts.path else origin
     if not target.is_file():
-        yield f"{link} leads to no file"
+        yield f"{link} names a file that does not exist"
     elif target in pages and unquote(parts.fragment) not in pages[target].anchors | {""}:
-        yield f"{link} leads to no anchor of its page"
+        yield f"{link} names an anchor that its page does not have"
 
 
 def _loads(link, origin):
@@ -71,13 +71,13 @@ def _loads(link, origin):
     if parts.scheme == "data":
         return
     if parts.scheme or parts.netloc:
-        yield f"{link} is fetched from elsewhere; bring it with the site"
+        yield f"{link} is loaded from another server; make it part of the site"
     elif parts.path and not (origin.parent / unquote(parts.path)).is_file():
-        yield f"{link} is loaded and does not exist"
+        yield f"{link} is loaded but does not exist"
 
 
 def check(app, error):
-    """Refuse a site with a problem."""
+    """Fail the build if a link is broken."""
     if error is None and app.builder.format == "html":
         for problem in problems(app.outdir):
             print(f"ERROR: {problem}", file=sys.stderr)
@@ -85,12 +85,12 @@ def check(app, error):
 
 
 def renew_sources(app):
-    """Forget the listings of an earlier build: Sphinx keeps them without their new anchors."""
+    """Delete the source listings of an earlier build, which Sphinx keeps without new anchors."""
     shutil.rmtree(app.outdir / "_modules", ignore_errors=True)
 
 
 def setup(app):
-    """Look when all is written."""
+    """Check the links after all pages have been written."""
     app.connect("builder-inited", renew_sources)
     app.connect("build-finished", check, priority=900)
     return {"parallel_read_safe": True}

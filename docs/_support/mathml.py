@@ -1,8 +1,8 @@
-"""Equations as MathML, which browsers draw themselves: no script, no network.
+"""Render equations as MathML, which browsers display without scripts or network access.
 
-TeX is converted when the site is built. The one thing that a browser may lack is a font with
-a mathematical table, for brackets that grow and sums that are large, so the site brings one,
-cut down to the characters of mathematics.
+TeX is converted when the site is built. A browser may lack a font with a mathematical table,
+which scalable brackets and large operators need. The site therefore contains such a font,
+reduced to the mathematical characters.
 """
 
 import logging
@@ -27,33 +27,33 @@ _CHARACTERS = (
 
 _CORRECTIONS = (
     ("<mi>&#x000B1;</mi>", "<mo>&#x000B1;</mo>"),  # plus-minus is an operator
-    # A strut: a root over a small letter hangs below the line without.
+    # Without this strut, a root over a small letter is drawn below the line.
     ("<msqrt>", '<msqrt><mspace width="0" height="0.75em" depth="0.05em" />'),
 )
 
 
 def convert(tex, *, display):
-    """One formula in TeX as a MathML element."""
+    """Convert a formula from TeX to a MathML element."""
     try:
         element = latex2mathml.converter.convert(tex, display="block" if display else "inline")
-    except Exception as cause:  # its errors have no base of their own
-        raise ExtensionError(f"this is no formula: {tex!r} ({cause!r})") from cause
-    if "\\" in element:  # what it does not know it prints
-        raise ExtensionError(f"a command in this formula is unknown: {tex!r} gave {element}")
+    except Exception as cause:  # the converter's errors have no common base class
+        raise ExtensionError(f"this formula cannot be converted: {tex!r} ({cause!r})") from cause
+    if "\\" in element:  # the converter copies unknown commands
+        raise ExtensionError(f"this formula contains an unknown command: {tex!r} gave {element}")
     for written, meant in _CORRECTIONS:
         element = element.replace(written, meant)
     return element
 
 
 def write_font(app, error):
-    """Put the font's part that mathematics uses into the site."""
+    """Add the mathematical characters of the font to the site."""
     if error is None and app.builder.format == "html":
         logging.getLogger("fontTools.subset").setLevel(logging.WARNING)
         options = subset.Options(flavor="woff", layout_features=["*"], notdef_outline=True)
         font = subset.load_font(str(files("ziamath") / f"fonts/{FONT}-Regular.ttf"), options)
-        cut = subset.Subsetter(options)
-        cut.populate(unicodes=_CHARACTERS)
-        cut.subset(font)
+        subsetter = subset.Subsetter(options)
+        subsetter.populate(unicodes=_CHARACTERS)
+        subsetter.subset(font)
         subset.save_font(font, str(app.outdir / f"_static/{FONT}.woff"), options)
 
 
@@ -68,7 +68,7 @@ def _visit_block(translator, node):
 
 
 def setup(app):
-    """Register the renderer; conf.py chooses it."""
+    """Register the renderer that conf.py selects."""
     app.add_html_math_renderer("mathml", (_visit_inline, None), (_visit_block, None))
     app.connect("build-finished", write_font, priority=100)  # before the links are checked
     return {"parallel_read_safe": True}

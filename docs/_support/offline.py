@@ -1,6 +1,7 @@
-"""matplotlib's animations without the icons that they fetch from a server, described, and smaller.
+"""Make matplotlib's animations work offline, give them an alternative text, and shrink them.
 
-Pages write ``HTML(animation.to_jshtml())`` as anybody would, in a notebook or here.
+matplotlib's player loads icons from a server. Pages contain ``HTML(animation.to_jshtml())``, as
+any notebook does.
 """
 
 import base64
@@ -10,9 +11,9 @@ import re
 from PIL import Image
 
 LARGEST = 1_000_000
-"""Bytes of the frames of one page."""
+"""The largest number of bytes that the frames of one page may take."""
 
-_COLOURS = 32  # lines, points and the grey edges of letters
+_COLOURS = 32  # enough for lines, points and anti-aliased letters
 _STYLESHEET = re.compile(r'<link rel="stylesheet"\s+href="https://[^"]*font-awesome[^"]*">')
 _ICON = re.compile(r'<i class="fa (fa-[a-z-]+(?: fa-flip-horizontal)?)"></i>')
 _FRAME = re.compile(r'(frames\[\d+\] = "data:image/png;base64,)([^"]*)"')
@@ -30,7 +31,7 @@ _SIGNS = {
 
 
 def rework(app, pagename, templatename, context, doctree):
-    """Replace the icons of the player by signs, and the frames by ones of few colours."""
+    """Replace the player's icons with characters, and reduce the colours of the frames."""
     body = context.get("body", "")
     if 'class="fa fa-' in body:
         body = _STYLESHEET.sub("", body)
@@ -39,18 +40,20 @@ def rework(app, pagename, templatename, context, doctree):
         body = _FRAME.sub(_smaller, body)
         size = sum(len(match[2]) for match in _FRAME.finditer(body))
         if size > LARGEST:
-            raise ValueError(f"{pagename}: the frames take {size} bytes; at most {LARGEST}.")
+            raise ValueError(
+                f"{pagename}: the frames take {size} bytes, more than {LARGEST}; use fewer frames."
+            )
         context["body"] = body
 
 
 def _smaller(match):
-    picture = Image.open(io.BytesIO(base64.b64decode(match[2].replace("\\\n", ""))))
+    image = Image.open(io.BytesIO(base64.b64decode(match[2].replace("\\\n", ""))))
     result = io.BytesIO()
-    picture.convert("RGB").quantize(_COLOURS).save(result, "png", optimize=True)
+    image.convert("RGB").quantize(_COLOURS).save(result, "png", optimize=True)
     return f'{match[1]}{base64.b64encode(result.getvalue()).decode()}"'
 
 
 def setup(app):
-    """Look at each page before it is written."""
+    """Process each page before it is written."""
     app.connect("html-page-context", rework)
     return {"parallel_read_safe": True}

@@ -1,14 +1,14 @@
-"""What cells print, in lines that fit: an error message is one line of any length."""
+"""Wrap the printed outputs of cells; error messages, for example, are long single lines."""
 
 import textwrap
 
 from docutils import nodes
 
-COLUMNS = 100  # as many as code has
+COLUMNS = 100  # the line length of the code
 
 
 def fold(text):
-    """Long lines broken between words; all others as they are."""
+    """Break long lines between words and leave all others unchanged."""
     return "\n".join(
         piece
         for line in text.split("\n")
@@ -17,7 +17,7 @@ def fold(text):
 
 
 def rework(app, doctree):
-    """Fold the outputs of a page."""
+    """Wrap the outputs of a page."""
     for block in doctree.findall(nodes.literal_block):
         text = block.astext()
         if "output" in block["classes"] and (folded := fold(text)) != text:
@@ -26,6 +26,6 @@ def rework(app, doctree):
 
 
 def setup(app):
-    """Look at each page once it is executed."""
+    """Process each page after it has been executed."""
     app.connect("doctree-read", rework)
     return {"parallel_read_safe": True}

@@ -1,6 +1,6 @@
-"""Every public name, and every public method of a result, has an example that runs.
+"""Every public name, and every public method of a result, has an executed example.
 
-Examples run with the test suite (``--doctest-modules``); here it is seen that there are some.
+Examples run with the test suite (``--doctest-modules``); these tests check that they exist.
 """
 
 import doctest
@@ -21,7 +21,7 @@ PACKAGES = [
     "matfree_torch",
     "matfree_torch.pyhessian",
 ]
-MADE_BY = {  # classes whose maker's example shows their methods
+RETURNED_BY = {  # classes whose methods are shown in the example of the function that returns them
     "matfree_torch.pyhessian.HessianComputation": "hessian",
     "matfree_torch.pyhessian.ActivationComputation": "hessian_with_activation",
 }
@@ -29,16 +29,16 @@ MADE_BY = {  # classes whose maker's example shows their methods
 
 def _public(package: str) -> dict[str, object]:
     if package.startswith("matfree_torch"):
-        pytest.importorskip("torch", reason="the networks' names need torch")
+        pytest.importorskip("torch", reason="importing matfree_torch needs torch")
     module = importlib.import_module(package)
     return {name: getattr(module, name) for name in module.__all__}
 
 
 def _example(thing: object) -> str:
-    """The statements that the doctests of something run."""
+    """The statements in the doctests of an object."""
     examples = doctest.DocTestParser().get_examples(thing.__doc__ or "")
     skipped = [example for example in examples if doctest.SKIP in example.options]
-    assert not skipped, "an example that is skipped is none"
+    assert not skipped, "a skipped example is not executed"
     return "".join(example.source for example in examples)
 
 
@@ -51,21 +51,21 @@ def _methods(result: type) -> list[str]:
 
 
 def without_example(things: dict[str, object], package: str = "") -> list[str]:
-    """The names that have no example; of a result's methods those not used in one either."""
-    absent = []
+    """The names without an example, and the methods of results that no example calls."""
+    missing = []
     for name, thing in things.items():
-        maker = MADE_BY.get(f"{package}.{name}")
-        example = _example(things[maker] if maker else thing)
+        function = RETURNED_BY.get(f"{package}.{name}")
+        example = _example(things[function] if function else thing)
         if not example:
-            absent.append(name)
+            missing.append(name)
         if isinstance(thing, type) and issubclass(thing, Record):
             used = example + "".join(_example(base) for base in thing.__mro__)
-            absent += [
+            missing += [
                 f"{name}.{method}"
                 for method in _methods(thing)
                 if not _example(getattr(thing, method)) and not re.search(rf"\.{method}\(", used)
             ]
-    return absent
+    return missing
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,4 +1,4 @@
-"""The documentation's own check of its links finds what it is for."""
+"""The link checker of the documentation finds broken links and accepts intact sites."""
 
 import importlib.util
 from pathlib import Path
@@ -23,30 +23,30 @@ def _site(folder: Path, body: str, style: str = "") -> list[str]:
     [
         '<a href="other.html">page</a>',
         '<a href="other.html#top">anchor</a>',
-        '<b id="here"></b><a href="#here">own anchor</a>',
+        '<b id="own"></b><a href="#own">own anchor</a>',
         '<a href="https://example.org/paper">a link to click</a>',
         '<img src="data:image/png;base64,AAAA">',
         '<link rel="stylesheet" href="site.css?digest=1">',
     ],
 )
-def test_a_site_that_is_whole_has_no_problems(tmp_path: Path, body: str) -> None:
+def test_an_intact_site_has_no_problems(tmp_path: Path, body: str) -> None:
     assert _site(tmp_path, body) == []
 
 
 @pytest.mark.parametrize(
     ("body", "style", "problem"),
     [
-        ('<a href="absent.html">page</a>', "", "leads to no file"),
-        ('<a href="other.html#bottom">anchor</a>', "", "leads to no anchor"),
-        ('<a href="#here">own anchor</a>', "", "leads to no anchor"),
-        ('<script src="https://example.org/x.js"></script>', "", "fetched from elsewhere"),
-        ('<link rel="stylesheet" href="//example.org/x.css">', "", "fetched from elsewhere"),
+        ('<a href="absent.html">page</a>', "", "names a file that does not exist"),
+        ('<a href="other.html#bottom">anchor</a>', "", "names an anchor"),
+        ('<a href="#own">own anchor</a>', "", "names an anchor"),
+        ('<script src="https://example.org/x.js"></script>', "", "loaded from another server"),
+        ('<link rel="stylesheet" href="//example.org/x.css">', "", "loaded from another server"),
         ('<img src="absent.png">', "", "does not exist"),
-        ("", '@import "https://example.org/font.css";', "fetched from elsewhere"),
+        ("", '@import "https://example.org/font.css";', "loaded from another server"),
         ("", "b { background: url(absent.png) }", "does not exist"),
     ],
 )
-def test_each_way_to_break_a_site_is_named(
+def test_each_kind_of_broken_link_is_named(
     tmp_path: Path, body: str, style: str, problem: str
 ) -> None:
     found = _site(tmp_path, body, style)
