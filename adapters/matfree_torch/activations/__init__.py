@@ -1,1 +1,1 @@
-"""Second derivatives of the loss with respect to activations."""
+"""Second derivatives of a loss with respect to activations, as operators and traces."""

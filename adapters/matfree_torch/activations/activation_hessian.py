@@ -1,12 +1,14 @@
-"""Activation Hessians of one batch, held by this process or shared out among several.
+r"""Activation Hessians of one batch, in one process or distributed over several.
 
-Samples that do not act on one another have no curvature in common: over samples that
-processes share out, the joint operator is block diagonal,
+If samples do not interact, the Hessian has no entries between them. For samples distributed
+over several processes, the joint operator is therefore block diagonal,
 
-    A = diag(c_1 A_1, c_2 A_2, ...),      c_r = weight_r / sum_s weight_s,
+.. math:: A = \operatorname{diag}(c_1 A_1, c_2 A_2, \dots), \qquad
+   c_r = \frac{w_r}{\sum_s w_s},
 
-with A_r that of the mean over the samples of process r. So a product needs no vector of another
-process; only what is summed over rows does.
+where :math:`A_r` is the operator of the mean over the samples of process r, and :math:`w_r` is
+what this mean divides by. A matvec needs no rows of other processes. Only inner products
+communicate.
 """
 
 from __future__ import annotations
@@ -34,53 +36,58 @@ def activation_hessian(
     allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> ActivationHessian | SharedActivationHessian:
-    """The Hessian of a batch's loss with respect to activations, one joint operator.
+    r"""The joint Hessian of a batch's loss with respect to the activations of several modules.
 
-    d^2 L / d delta^2 for zeros delta added to the inputs or outputs of modules.
+    A zero :math:`\delta_l` is added to the input or the output of every chosen module, and
+
+    .. math:: A_{lm} = \frac{\partial^2 L}{\partial \delta_l \, \partial \delta_m}.
 
     Parameters
     ----------
     model, loss, allow_tf32
         As for :func:`hessian`.
     data : one batch
-        Perturbations belong to samples, so the operator is over one batch; for several,
-        :func:`activation_traces` adds the traces up.
+        Perturbations belong to samples, so the operator is that of one batch. For several
+        batches, :func:`activation_traces` adds up their traces.
     modules : type, tuple of types, name or pattern, sequence of them, or function
-        Which modules: ``nn.Conv2d``; ``"layer1.*"``; ``lambda name, module: ...``.
+        The modules, for example ``nn.Conv2d``, ``"layer1.*"`` or
+        ``lambda name, module: "attention" in name``.
     at : {"input", "output", "tensor"}
-        Where a call's port is. "input": the module's input, as this module alone reads it.
-        "output": its output. "tensor": the tensor it reads, with everything else that reads
-        it, a skip connection for one. They differ wherever a tensor has several readers. Of
-        several arguments or results it is the first floating point tensor.
+        The port of a call of a module. "input": the input of the module, as seen by this
+        module alone. "output": its output. "tensor": the tensor that the module reads, as seen
+        by all of its readers, for example a skip connection. The kinds differ where a tensor
+        has several readers. If a call has several arguments or results, the port is the first
+        floating-point tensor.
     process_group : torch.distributed.ProcessGroup, optional
-        The processes that share the batch out, each calling this with its own samples, at
-        least one. The loss is that of all of them, and so is the operator; every process holds
-        the rows of a vector that belong to its own samples.
+        The processes that share the batch. Each calls this function with its own samples, of
+        which there must be at least one. The loss and the operator are those of all samples.
+        Every process holds the rows of a vector that belong to its own samples.
 
     Returns
     -------
     ActivationHessian, or SharedActivationHessian with a process_group
-        Symmetric, one port per call of a module, in the order of the calls; ``partition``
-        and ``block`` go by the modules' names, with ``#0``, ``#1`` ... where one is called
-        more than once.
+        A symmetric operator with one port per call of a module, in the order of the calls.
+        ``partition`` and ``block`` use the names of the modules, followed by ``#0``, ``#1`` ...
+        if a module is called more than once.
 
     Raises
     ------
     ValueError
         No module is chosen or called, or a layer draws random numbers in its present mode.
     OperatorError
-        There are several batches; a port is no floating point tensor, is out of reach, or
-        adding zero at the ports changes the loss (a module that works in place on an input
-        that others read); the loss does not depend on the ports. With a process_group: another
+        There are several batches. A port is not a floating-point tensor or cannot be reached.
+        Adding zero at the ports changes the loss, because a module works in place on an input
+        that others read. The loss does not depend on the ports. With a process_group: another
         process failed, or has other weights or ports.
     LostProcessError
-        A process died, or did not take part within the group's timeout.
+        A process died, or did not take part within the timeout of the group.
 
     Cost
     ----
-    Two forwards and a gradient, whose graph is kept; then two to three gradients' time a product. A
-    vector is as long as all the ports' activations together. With a process_group each process
-    pays for its own samples, and a product sends some numbers, whatever its size.
+    Two forward passes and one gradient, whose graph is stored. A matvec then takes two to three
+    times as long as a gradient. The length of a vector is the number of activations at all
+    ports. With a process_group each process computes with its own samples, and a matvec
+    communicates a few numbers, whatever its size.
 
     Examples
     --------
@@ -93,7 +100,7 @@ def activation_hessian(
     {'0': slice(0, 8, None), '2': slice(8, 20, None)}
     >>> A.block("0", "2").shape
     (8, 12)
-    >>> weight = model[2].weight.detach()  # the last layer is linear: 2 / 4 of w^T w a sample
+    >>> weight = model[2].weight.detach()  # behind port 2 all is linear: w w^T 2 / 4 per sample
     >>> bool(torch.isclose(torch.tensor(A.traces()["2"].value), 2 * (weight**2).sum()))
     True
     """
@@ -104,7 +111,7 @@ def activation_hessian(
     if not objective.batches.single:
         raise OperatorError(
             "an activation Hessian is over one batch, because perturbations belong to samples: "
-            "pass one batch, next(iter(loader)), or add the traces of all batches up with "
+            "pass one batch, next(iter(loader)), or add up the traces of all batches with "
             "activation_traces(model, loss, loader, modules=...)."
         )
     if objective.communicator is None:

@@ -1,12 +1,16 @@
-r"""Traces of Gauss-Newton matrices without sampling, one backward pass for each class.
+r"""Exact traces of Gauss-Newton matrices, from one backward pass per class.
 
-With M = sum_c s_c s_c^T on the outputs of every sample,
+Let :math:`J_l` be the Jacobian of the outputs with respect to port l, and
+:math:`M = \sum_c s_c s_c^T` the Hessian of the loss in the outputs of every sample. Then
 
-    tr J_l^T M J_l = sum_c ||J_l^T s_c||^2
+.. math:: \operatorname{tr} J_l^T M J_l = \sum_c \|J_l^T s_c\|^2
 
-for every port l at once. Where samples do not mix, the passes of all samples are one, because
-what comes back lies in different entries; where they do, every sample takes its own. For a
-loss without a closed form M e_c takes a second pass: sum_c <J_l^T e_c, J_l^T M e_c>.
+for every port l, and one backward pass computes :math:`J_l^T s_c` for all ports. If samples do
+not mix, one pass serves all samples, because their results are in different entries.
+Otherwise every sample takes its own pass. For a loss without a closed form of M, the columns
+:math:`M e_c` take a second pass:
+
+.. math:: \operatorname{tr} J_l^T M J_l = \sum_c \langle J_l^T e_c, J_l^T M e_c \rangle.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ from matfree_torch.curvature.gauss_newton import Linearized
 from matfree_torch.curvature.likelihoods import Likelihood
 from matfree_torch.vectors.layout import Layout
 
-_FEW = 16  # samples; of more, one random half parts nearly every pattern of mixing
+_FEW_SAMPLES = 16
+"""Up to here all pairs of samples are tested for mixing; beyond, one random half against the
+other, which detects nearly every pattern of mixing."""
 
 
 @final
-class Columns:
-    """The passes that give the traces of a linearized network's Gauss-Newton matrices.
+class ExactTraces:
+    """The backward passes that give the traces of a network's Gauss-Newton matrices.
 
     Parameters
     ----------
@@ -39,22 +45,26 @@ class Columns:
     def __init__(self, network: Linearized, layout: Layout) -> None:
         self.network, self.layout = network, layout
         matrix, z = network.matrix, network.z
-        self._like = matrix if isinstance(matrix, Likelihood) else None
-        self.samples = self._like.samples if self._like else (len(z) if z.ndim else 1)
-        data = len(self._like.z) if self._like else self.samples
-        separate = self.samples == 1 or not self._samples_mix()
-        self._groups = data // self.samples if separate else data
-        self._entries = z.numel() // data
-        self.count = self._entries * self._groups * (1 if self._like else 2)
+        self._likelihood = matrix if isinstance(matrix, Likelihood) else None
+        if self._likelihood is not None:
+            self.num_samples, num_data = self._likelihood.samples, len(self._likelihood.z)
+        else:
+            self.num_samples = num_data = len(z) if z.ndim else 1
+        separate = self.num_samples == 1 or not self._samples_mix()
+        # A sample has one datum for each position of its targets. Every group-th datum shares a
+        # pass: one datum of every sample if samples are separate, a single datum otherwise.
+        self._num_groups = num_data // self.num_samples if separate else num_data
+        self._num_entries = z.numel() // num_data
+        self.num_passes = self._num_entries * self._num_groups * (1 if self._likelihood else 2)
 
     def traces(self, *, per_sample: bool) -> dict[str, HostArray]:
-        """Every port's trace, (1, 1), or what each sample's entries contribute, (1, samples)."""
-        shape = (1, self.samples if per_sample else 1)
+        """The trace of every port, (1, 1), or its contributions by sample, (1, samples)."""
+        shape = (1, self.num_samples if per_sample else 1)
         totals = [
             torch.zeros(shape, dtype=torch.float64, device=self.layout.device)
             for _ in self.layout.names
         ]
-        for a, b in self._pairs():
+        for a, b in self._cotangents():
             left = self.network.pull(a, self.layout)
             right = left if b is None else self.network.pull(b, self.layout)
             for total, x, y in zip(totals, left, right, strict=True):
@@ -62,45 +72,53 @@ class Columns:
                 total += terms.reshape(*shape, -1).sum(dim=-1)
         return {n: to_host(total) for n, total in zip(self.layout.names, totals, strict=True)}
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Cotangents a, b with M = sum a b^T over the data of one group; None for b = a."""
-        for group in range(self._groups):
-            if self._like is not None:
-                for root in self._like.roots():
+    def _cotangents(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Pairs a, b with M = sum a b^T over the data of each group; b is None if b = a."""
+        for group in range(self._num_groups):
+            if self._likelihood is not None:
+                for root in self._likelihood.roots():
                     column = torch.zeros_like(root)
-                    column[group :: self._groups] = root[group :: self._groups]
-                    yield self._like.outputs(column), None
+                    column[group :: self._num_groups] = root[group :: self._num_groups]
+                    yield self._likelihood.outputs(column), None
             else:
-                for entry in range(self._entries):
-                    e = torch.zeros_like(self.network.z).reshape(self.samples, -1)
-                    e[group :: self._groups, entry] = 1
+                for entry in range(self._num_entries):
+                    e = torch.zeros_like(self.network.z).reshape(self.num_samples, -1)
+                    e[group :: self._num_groups, entry] = 1
                     e = e.reshape(self.network.z.shape)
                     yield e, self.network.matrix.product(e)
 
     def _samples_mix(self) -> bool:
-        """Whether a part of the samples shares an entry, or the loss, with the others."""
+        """Whether some samples share an entry of a port, or a term of the loss, with others.
+
+        A random cotangent is split into one for some samples and one for the others. If both
+        reach the same entry, the samples mix.
+        """
         z = self.network.z
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
-        for half in halves(self.samples, z.device):
-            if self._like is None:  # a closed form is one datum at a time
-                product = self.network.matrix.product(self._chosen(u, half))
-                if bool(self._chosen(product, ~half).any()):
+        for half in batch_halves(self.num_samples, z.device):
+            if self._likelihood is None:  # a likelihood is a sum over data, which cannot mix
+                product = self.network.matrix.product(self._masked(u, half))
+                if bool(self._masked(product, ~half).any()):
                     return True
-            sides = [self.network.pull(self._chosen(u, m), self.layout) for m in (half, ~half)]
+            sides = [self.network.pull(self._masked(u, m), self.layout) for m in (half, ~half)]
             if any(bool(((x != 0) & (y != 0)).any()) for x, y in zip(*sides, strict=True)):
                 return True
         return False
 
-    def _chosen(self, u: Tensor, samples: Tensor) -> Tensor:
-        return (u.reshape(self.samples, -1) * samples[:, None]).reshape(u.shape)
+    def _masked(self, u: Tensor, mask: Tensor) -> Tensor:
+        return (u.reshape(self.num_samples, -1) * mask[:, None]).reshape(u.shape)
 
 
-def halves(samples: int, device: torch.device) -> list[Tensor]:
-    """Masks that part a batch in two: every pair of few samples, most pairs of many."""
-    numbers = torch.arange(samples)
-    if samples <= _FEW:
-        bits = range((samples - 1).bit_length())
+def batch_halves(num_samples: int, device: torch.device) -> list[Tensor]:
+    """Masks that split a batch in two.
+
+    For few samples, every pair is separated by one of the masks, which are the binary digits of
+    the samples' numbers. For many samples, one random mask separates half of the pairs.
+    """
+    numbers = torch.arange(num_samples)
+    if num_samples <= _FEW_SAMPLES:
+        bits = range((num_samples - 1).bit_length())
         return [((numbers >> bit) & 1).to(torch.bool).to(device) for bit in bits]
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
-    return [(order < samples // 2).to(device)]
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
+    return [(order < num_samples // 2).to(device)]

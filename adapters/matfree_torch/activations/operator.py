@@ -1,14 +1,17 @@
-r"""The Hessian of a loss with respect to what flows through a network.
+r"""The Hessian of a loss with respect to activations.
 
-At every port a perturbation is added that is zero, a_l + delta_l, and the loss is
-differentiated twice by the perturbations:
+At every port l, a perturbation that is zero is added to the activation, and the loss L is
+differentiated twice with respect to the perturbations:
 
-    A = d^2 L / d delta^2,      A[l, m] = d^2 L / d delta_l d delta_m.
+.. math:: A_{lm} = \frac{\partial^2 L}{\partial \delta_l \, \partial \delta_m}
+   \quad\text{at } \delta = 0.
 
-This is a Hessian, symmetric, through residual branches, in-place activations and modules
-called more than once. Differentiating instead what a module's backward hook hands out, as is
-often done, gives neither: the hook's gradient depends on the activation through every path,
-and differentiating it by the tensor that a forward hook captured follows some of them only.
+This matrix is a Hessian, hence symmetric, also for residual branches, in-place activations and
+modules that are called more than once.
+
+A common alternative differentiates the gradient that a backward hook receives with respect to
+the tensor that a forward hook captured. The result is not a Hessian: the gradient depends on
+the activation through every path of the network, and the captured tensor only through some.
 """
 
 from __future__ import annotations
@@ -21,31 +24,42 @@ from torch import Tensor
 from matfree import OperatorError
 from matfree.protocol import Seed
 from matfree.results import Estimate
-from matfree_torch.activations import ports
-from matfree_torch.activations.port_traces import Settings, TraceMethod, port_traces, summed
-from matfree_torch.activations.ports import Selection, Where
+from matfree_torch.activations.port_traces import (
+    PortCurvature,
+    PortTraceMethod,
+    TraceSettings,
+    combine_batches,
+    port_traces,
+)
+from matfree_torch.activations.ports import (
+    Selection,
+    Where,
+    choose_modules,
+    find_ports,
+    perturbed_outputs,
+)
 from matfree_torch.autograd.convolutions import fast_double_backward
 from matfree_torch.curvature.gauss_newton import Linearized, output_hessian
-from matfree_torch.curvature.operator import CurvatureOperator
 from matfree_torch.objective import isolation
 from matfree_torch.objective.model_calls import output_tensor
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout
 
-_READS = {"input": "inputs", "output": "outputs", "tensor": "tensors read by"}
+_PORT_NOUNS = {"input": "inputs", "output": "outputs", "tensor": "tensors read by"}
 
 
-class Prepared(NamedTuple):
-    """The graph of one batch: outputs, and the loss's gradient in every perturbation."""
+class BatchGraph(NamedTuple):
+    """The autograd graph of one batch at one state of the model."""
 
     version_counters: Any
     outputs: Any
     gradients: dict[str, Tensor]
+    """The gradient of the loss with respect to the perturbation at every port."""
 
 
 @final
-class ActivationHessian(CurvatureOperator):
-    """The Hessian of a loss in activations; made by :func:`activation_hessian`.
+class ActivationHessian(PortCurvature):
+    """The Hessian of a loss with respect to activations, returned by :func:`activation_hessian`.
 
     Examples
     --------
@@ -59,27 +73,27 @@ class ActivationHessian(CurvatureOperator):
     """
 
     def __init__(self, objective: Objective, modules: Selection, at: Where) -> None:
-        if at not in _READS:
+        if at not in _PORT_NOUNS:
             raise ValueError(f"at must be 'input', 'output' or 'tensor': got {at!r}.")
-        chosen = ports.choose(objective.model, modules)
+        chosen = choose_modules(objective.model, modules)
         with objective.isolated():
             (batch,) = objective.batches
-            self.ports, self._plain_loss = ports.find(objective, batch, chosen, at)
+            self.ports, self._unperturbed_loss = find_ports(objective, batch, chosen, at)
             deltas = {port.name: port.zeros() for port in self.ports}
         super().__init__(objective, Layout(deltas, "port"))
         self.at, self._batch = at, batch
-        self._found_at = isolation.version_counters(objective.model)
-        self._kept: Prepared | None = None
+        self._initial_versions = isolation.version_counters(objective.model)
+        self._graph: BatchGraph | None = None
 
     def traces(
         self,
-        method: TraceMethod = "auto",
+        method: PortTraceMethod = "auto",
         *,
         num_probes: int = 32,
         seed: Seed = None,
         per_sample: bool = False,
     ) -> dict[str, Estimate]:
-        """The trace of every port's diagonal block.
+        """The trace of the diagonal block of every port.
 
         Parameters
         ----------
@@ -97,57 +111,64 @@ class ActivationHessian(CurvatureOperator):
 
         Cost
         ----
-        As for :func:`activation_traces`; the graph is shared with the operator's products.
+        As for :func:`activation_traces`. The graph of the batch is shared with the matvecs.
         """
-        settings = Settings.make(method, num_probes, seed, per_sample)
+        settings = TraceSettings.make(method, num_probes, seed, per_sample)
         with self.objective.precision():
-            return summed([(1.0, port_traces(self, settings, 0))], settings)
+            return combine_batches([(1.0, port_traces(self, settings, 0))], settings)
 
-    def graph(self) -> Prepared:
-        """The batch's graph, made anew where the model has changed."""
+    def graph(self) -> BatchGraph:
+        """The graph of the batch, which is rebuilt if the model has changed."""
         now = isolation.version_counters(self.objective.model)
-        if self._kept is None or self._kept.version_counters != now:
-            self._kept = None
+        if self._graph is None or self._graph.version_counters != now:
+            self._graph = None  # frees the old graph before the new one is built
             with torch.inference_mode(False), self.objective.isolated():
-                self._kept = self._prepare(now)
-        return self._kept
+                self._graph = self._build_graph(now)
+        return self._graph
+
+    def outputs(self) -> Tensor:
+        return output_tensor(self.graph().outputs)
 
     def linearized(self) -> Linearized:
-        """The network from the ports to its outputs, with the loss's Hessian in these."""
         outputs = self.graph().outputs
         with torch.inference_mode(False), torch.enable_grad():
             matrix = output_hessian(self.objective, self._batch, outputs)
             return Linearized.make(output_tensor(outputs), self.layout, matrix)
 
-    def _prepare(self, version_counters: Any) -> Prepared:
+    def _build_graph(self, version_counters: Any) -> BatchGraph:
         deltas, batch = self.layout.tensors, self._batch
         with fast_double_backward():
-            outputs = ports.perturbed(self.objective, batch, self.ports, deltas, self.at)
+            outputs = perturbed_outputs(self.objective, batch, self.ports, deltas, self.at)
         value = self.objective.value(outputs, batch.targets)
-        before, after = float(self._plain_loss), float(value.detach())
+        before, after = float(self._unperturbed_loss), float(value.detach())
         rounding = 100 * torch.finfo(value.dtype).eps * abs(before)
-        if version_counters == self._found_at and abs(after - before) > rounding:
+        # The loss before is that of the initial weights, so it says nothing about others.
+        if version_counters == self._initial_versions and abs(after - before) > rounding:
             raise OperatorError(
                 f"adding zero at the ports changes the loss from {before:.8g} to {after:.8g}: a "
-                "chosen module works in place on an input that others read afterwards. Give it "
-                "inplace=False, or take at='output'."
+                "chosen module works in place on an input that others read afterwards. Set "
+                "inplace=False for it, or pass at='output'."
             )
         if not value.requires_grad:
-            raise OperatorError("the loss does not depend on the ports in a differentiable way.")
+            raise OperatorError(
+                "the loss does not depend on the ports in a differentiable way; are the outputs "
+                "detached, or computed without the chosen modules?"
+            )
         gradients = torch.autograd.grad(
             value, deltas, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        return Prepared(version_counters, outputs, dict(zip(self.names, gradients, strict=True)))
+        return BatchGraph(version_counters, outputs, dict(zip(self.names, gradients, strict=True)))
 
     def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         gradients = self.graph().gradients
+        # A gradient that is constant in the perturbations contributes nothing.
         curved = [name for name in columns.names if gradients[name].requires_grad]
         Y = X.new_zeros((rows.size, X.shape[1]))
         if not curved:
             return Y
         for j, x in enumerate(X.T):
             v = dict(zip(columns.names, columns.unpack(x), strict=True))
-            pieces = torch.autograd.grad(
+            blocks = torch.autograd.grad(
                 [gradients[name] for name in curved],
                 rows.tensors,
                 [v[name] for name in curved],
@@ -155,7 +176,7 @@ class ActivationHessian(CurvatureOperator):
                 allow_unused=True,
                 materialize_grads=True,
             )
-            Y[:, j] = rows.pack(pieces, self.dtype)
+            Y[:, j] = rows.pack(blocks, self.dtype)
         return Y
 
     def __repr__(self) -> str:
@@ -164,6 +185,6 @@ class ActivationHessian(CurvatureOperator):
         model = type(self.objective.model).__name__
         notes = "".join(f", {note}" for note in self._precision_note())
         return (
-            f"<{n}x{n} activation Hessian of {model} in the {_READS[self.at]} {names}{more}"
+            f"<{n}x{n} activation Hessian of {model} in the {_PORT_NOUNS[self.at]} {names}{more}"
             f"{notes}, {self.dtype}>"
         )

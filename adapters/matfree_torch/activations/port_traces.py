@@ -1,10 +1,11 @@
-"""The traces of all layers' activation Hessians: exact where they can be, probes otherwise."""
+"""Traces of the activation Hessian at every port: exact where possible, else from probes."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, final
+from typing import Literal, NamedTuple, TypeAlias, final, get_args
 
 import numpy as np
 import torch
@@ -15,63 +16,90 @@ from matfree.arguments import block_size_for, require_whole, slices
 from matfree.arrays import to_host
 from matfree.probes import CHECK, resolve_seed
 from matfree.protocol import HostArray, Seed
-from matfree_torch.activations.exact_traces import Columns, halves
+from matfree_torch.activations.exact_traces import ExactTraces, batch_halves
+from matfree_torch.activations.ports import Where
 from matfree_torch.curvature.gauss_newton import Linearized
-from matfree_torch.objective.model_calls import output_tensor
+from matfree_torch.curvature.operator import CurvatureOperator
 
-if TYPE_CHECKING:
-    from matfree_torch.activations.operator import ActivationHessian
+PortTraceMethod: TypeAlias = Literal["auto", "exact", "probes", "gauss-newton"]
 
-TraceMethod: TypeAlias = Literal["auto", "exact", "probes", "gauss-newton"]
-_METHODS = ("auto", "exact", "probes", "gauss-newton")
+
+class PortCurvature(CurvatureOperator):
+    """A curvature at the ports of a network, of one batch, with the network's linearization."""
+
+    at: Where
+    """Where the ports are."""
+
+    @abstractmethod
+    def outputs(self) -> Tensor:
+        """The outputs of the network, a function of the perturbations at the ports."""
+
+    @abstractmethod
+    def linearized(self) -> Linearized:
+        """The network from ports to outputs, with the Hessian of the loss in the outputs."""
 
 
 @final
 @dataclass(frozen=True)
-class Settings:
-    """How traces are asked for."""
+class TraceSettings:
+    """The arguments of a computation of traces."""
 
-    method: TraceMethod
+    method: PortTraceMethod
     num_probes: int
     seed: int
     per_sample: bool
 
     @classmethod
-    def make(cls, method: TraceMethod, num_probes: int, seed: Seed, per_sample: bool) -> Settings:
-        """Read the arguments, or say what is wrong with them."""
-        if method not in _METHODS:
-            known = ", ".join(map(repr, _METHODS))
+    def make(
+        cls, method: PortTraceMethod, num_probes: int, seed: Seed, per_sample: bool
+    ) -> TraceSettings:
+        """Check the arguments and draw a seed if there is none."""
+        if method not in get_args(PortTraceMethod):
+            known = ", ".join(map(repr, get_args(PortTraceMethod)))
             raise ValueError(f"method must be one of {known}: got {method!r}.")
         require_whole("num_probes", num_probes)
         return cls(method, num_probes, resolve_seed(seed), per_sample)
 
 
 class PortTrace(NamedTuple):
-    """One port's trace over one batch."""
+    """The trace at one port over one batch."""
 
     samples: HostArray
-    """(probes, samples of the data): one row where it is exact, one column for the sum."""
+    """(probes, samples of the data). An exact trace has one row, a sum over samples one column."""
     method: str
     reason: str
-    cost: int
+    num_matvecs: int
     size: int
+    """The number of entries at the port."""
 
 
-def port_traces(A: ActivationHessian, settings: Settings, number: int) -> dict[str, PortTrace]:
-    """All ports' traces over one batch, the ``number``-th of the data."""
+BatchTraces: TypeAlias = list[tuple[float, dict[str, PortTrace]]]
+"""The weights of some batches, and the traces at their ports."""
+
+
+def port_traces(A: PortCurvature, settings: TraceSettings, number: int) -> dict[str, PortTrace]:
+    """The traces at all ports over one batch.
+
+    Parameters
+    ----------
+    A : the operator of the batch
+    settings : TraceSettings
+    number : int
+        The number of the batch in the data. Every batch draws probes of its own.
+    """
     A.inspect()
     if settings.per_sample:
-        _require_separate(A)
-    columns = None if settings.method == "probes" else Columns(A.linearized(), A.layout)
-    exact, reasons = _choice(A, columns, settings)
+        _require_separate_samples(A)
+    passes = None if settings.method == "probes" else ExactTraces(A.linearized(), A.layout)
+    exact, reasons = _choose_exact(A, passes, settings)
     found: dict[str, PortTrace] = {}
-    if columns is not None and exact:
-        values = columns.traces(per_sample=settings.per_sample)
+    if passes is not None and exact:
+        values = passes.traces(per_sample=settings.per_sample)
         method = "gauss-newton" if settings.method == "gauss-newton" else "exact"
         for name in exact:
-            found[name] = PortTrace(values[name], method, reasons[name], columns.count, 0)
+            found[name] = PortTrace(values[name], method, reasons[name], passes.num_passes, 0)
     for name in set(A.names) - set(found):
-        samples = _probed(A, name, settings, number)
+        samples = _sample_trace(A, name, settings, number)
         found[name] = PortTrace(samples, "hutchinson", reasons[name], len(samples), 0)
     sizes = dict(zip(A.names, A.layout.sizes, strict=True))
     where = f" (at={A.at!r})"
@@ -81,56 +109,56 @@ def port_traces(A: ActivationHessian, settings: Settings, number: int) -> dict[s
     }
 
 
-def summed(
-    parts: list[tuple[float, dict[str, PortTrace]]], settings: Settings
-) -> dict[str, Estimate]:
-    """The traces of all batches together, each with its weight."""
-    names = list(parts[0][1])
-    if any(list(part) != names for _, part in parts):
+def combine_batches(batches: BatchTraces, settings: TraceSettings) -> dict[str, Estimate]:
+    """The weighted sums of the traces of all batches, as estimates."""
+    names = list(batches[0][1])
+    if any(list(traces) != names for _, traces in batches):
         raise OperatorError(
             "the batches do not call the same modules in the same order, so that their traces "
             "cannot be added up; pass the batches one by one."
         )
     return {
-        name: _estimate([(weight, part[name]) for weight, part in parts], settings)
+        name: _estimate([(weight, traces[name]) for weight, traces in batches], settings)
         for name in names
     }
 
 
-def _choice(
-    A: ActivationHessian, columns: Columns | None, settings: Settings
+def _choose_exact(
+    A: PortCurvature, passes: ExactTraces | None, settings: TraceSettings
 ) -> tuple[list[str], dict[str, str]]:
-    """Which ports get their trace exactly, and why each gets what it gets."""
-    if columns is None:
+    """The ports whose trace is computed by backward passes, and the reason for every port."""
+    if passes is None:
         return [], dict.fromkeys(A.names, f"{settings.num_probes} probes done")
-    gaps, limit = _gaps(A, columns.network), math.sqrt(torch.finfo(A.dtype).eps)
-    passes = columns.count
+    gaps, limit = _gauss_newton_gaps(A, passes.network), math.sqrt(torch.finfo(A.dtype).eps)
+    cost = f"{passes.num_passes} backward passes"
     texts = {
         name: f"Hessian and Gauss-Newton matrix differ by {gap:.1e}" for name, gap in gaps.items()
     }
     if settings.method == "gauss-newton":
-        return list(A.names), {n: f"{passes} backward passes; {texts[n]}" for n in A.names}
+        return list(A.names), {name: f"{cost}; {texts[name]}" for name in A.names}
     equal = [name for name in A.names if gaps[name] <= limit]
     if settings.method == "exact":
         if len(equal) < len(gaps):
             worst = max(gaps, key=lambda name: gaps[name])
             raise OperatorError(
-                f"the Hessian at {worst!r} is not its Gauss-Newton matrix (they differ by "
-                f"{gaps[worst]:.1e} of the product with a probe, rounding allows {limit:.0e}), so "
-                "its trace cannot be had exactly; take method='probes', or 'auto'."
+                f"the Hessian at {worst!r} is not its Gauss-Newton matrix: applied to a probe, "
+                f"they differ by {gaps[worst]:.1e} relative to the larger result, and rounding "
+                f"explains {limit:.0e}. Its trace cannot be computed exactly; pass "
+                "method='probes' or 'auto'."
             )
-    elif passes > settings.num_probes * len(equal):
-        few = f"exactly it would take {passes} backward passes for {len(equal)} ports"
-        return [], {name: f"{texts[name]}; {few}" for name in A.names}
-    return equal, {name: f"{texts[name]}; {passes} backward passes" for name in A.names}
+    elif passes.num_passes > settings.num_probes * len(equal):
+        # One backward pass serves all ports, whereas a probe is a matvec for each port.
+        too_expensive = f"exact traces of {len(equal)} ports would take {cost}"
+        return [], {name: f"{texts[name]}; {too_expensive}" for name in A.names}
+    return equal, {name: f"{texts[name]}; {cost}" for name in A.names}
 
 
-def _gaps(A: ActivationHessian, network: Linearized) -> dict[str, float]:
-    """||H v - G v|| over the larger of the two, at each port, for one probe across all."""
+def _gauss_newton_gaps(A: PortCurvature, network: Linearized) -> dict[str, float]:
+    """||H v - G v|| relative to the larger of the two, at each port, for one joint probe."""
     v = A.space.probes(1, seed=0, start=2, stream=CHECK)
     Hv = A.layout.unflatten(A.matmat(v)[:, 0])
-    pushed = network.push(dict(zip(A.names, A.layout.unpack(v[:, 0]), strict=True)))
-    Gv = network.pull(network.matrix.product(pushed), A.layout)
+    tangent = network.push(dict(zip(A.names, A.layout.unpack(v[:, 0]), strict=True)))
+    Gv = network.pull(network.matrix.product(tangent), A.layout)
     gaps = {}
     for (name, h), g in zip(Hv.items(), Gv, strict=True):
         size = max(float(h.norm()), float(g.norm()))
@@ -138,68 +166,72 @@ def _gaps(A: ActivationHessian, network: Linearized) -> dict[str, float]:
     return gaps
 
 
-def _probed(A: ActivationHessian, name: str, settings: Settings, number: int) -> HostArray:
-    """w^T A[l, l] w for probes on one port alone, (probes, samples or 1)."""
+def _sample_trace(A: PortCurvature, name: str, settings: TraceSettings, number: int) -> HostArray:
+    """w^T A[l, l] w for probes w on port l alone, (probes, samples or 1)."""
     block, rows = A.block(name), []
-    samples = len(block.rows.tensors[0]) if settings.per_sample else 1
-    for part in slices(settings.num_probes, block_size_for(block.shape[0], None)):
-        count, start = part.stop - part.start, number * settings.num_probes + part.start
+    num_samples = len(block.rows.tensors[0]) if settings.per_sample else 1
+    for columns in slices(settings.num_probes, block_size_for(block.shape[0], None)):
+        count, start = columns.stop - columns.start, number * settings.num_probes + columns.start
         W = block.domain.probes(count, seed=settings.seed, start=start)
         terms = W.to(torch.float64) * block.matmat(W)
-        rows.append(to_host(terms.reshape(samples, -1, count).sum(dim=1).T))
+        rows.append(to_host(terms.reshape(num_samples, -1, count).sum(dim=1).T))
     return np.concatenate(rows)
 
 
-def _require_separate(A: ActivationHessian) -> None:
-    """Refuse traces of samples where samples mix, or where the first axis is another one."""
-    outputs = output_tensor(A.graph().outputs)
-    samples = len(outputs) if outputs.ndim else 1
+def _require_separate_samples(A: PortCurvature) -> None:
+    """Raise OperatorError if samples mix, or if the first axis of a port does not count them."""
+    outputs = A.outputs()
+    num_samples = len(outputs) if outputs.ndim else 1
     for name, x in zip(A.names, A.layout.tensors, strict=True):
-        if x.ndim == 0 or len(x) != samples:
+        if x.ndim == 0 or len(x) != num_samples:
             raise OperatorError(
-                f"per_sample needs ports whose first axis counts the {samples} samples: {name!r} "
-                f"has shape {tuple(x.shape)}."
+                f"per_sample=True needs ports whose first axis counts the {num_samples} samples: "
+                f"{name!r} has shape {tuple(x.shape)}; leave per_sample out."
             )
+    # A perturbation of some samples must not reach the gradient of the others.
     v = A.layout.unflatten(A.space.probes(1, seed=0, start=3, stream=CHECK)[:, 0])
-    for half in halves(samples, A.space.device):
+    for half in batch_halves(num_samples, A.space.device):
         inside = A.flatten({name: _masked(x, half) for name, x in v.items()})
         for name, y in A.unflatten(A @ inside).items():
-            leaked, kept = (float(_masked(y, chosen).norm()) for chosen in (~half, half))
-            if leaked > 100 * torch.finfo(A.dtype).eps * kept:
+            leaked, stayed = (float(_masked(y, mask).norm()) for mask in (~half, half))
+            if leaked > 100 * torch.finfo(A.dtype).eps * stayed:
                 raise OperatorError(
-                    f"the samples of the batch mix on the way from {name!r} to the loss (batch "
-                    "statistics in training mode?), so that no trace belongs to one of them; "
-                    "call model.eval(), or leave per_sample out."
+                    f"the samples of the batch mix between {name!r} and the loss (batch statistics "
+                    "in training mode?), so that no trace belongs to a single sample; call "
+                    "model.eval(), or leave per_sample out."
                 )
 
 
-def _masked(x: Tensor, chosen: Tensor) -> Tensor:
-    return x * chosen.reshape(-1, *[1] * (x.ndim - 1))
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    return x * mask.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _estimate(parts: list[tuple[float, PortTrace]], settings: Settings) -> Estimate:
-    exact = all(part.method != "hutchinson" for _, part in parts)
+def _estimate(batches: list[tuple[float, PortTrace]], settings: TraceSettings) -> Estimate:
+    """The trace of one port from all batches."""
+    exact = all(trace.method != "hutchinson" for _, trace in batches)
     count = 1 if exact else settings.num_probes
+    # An exact trace among sampled ones has the same value for every probe.
     terms = [
-        weight * np.broadcast_to(p.samples, (count, p.samples.shape[1])) for weight, p in parts
+        weight * np.broadcast_to(trace.samples, (count, trace.samples.shape[1]))
+        for weight, trace in batches
     ]
     samples = np.concatenate(terms, axis=1) if settings.per_sample else np.sum(terms, axis=0)
     value, stderr = samples.mean(axis=0), np.zeros(samples.shape[1])
     if not exact:
         spread = samples.std(axis=0, ddof=1) if count > 1 else np.full_like(value, math.inf)
         stderr = spread / math.sqrt(count)
-    methods = [part.method for _, part in parts]
+    first = batches[0][1]
     return Estimate(
         value=value if settings.per_sample else float(value[0]),
         stderr=stderr if settings.per_sample else float(stderr[0]),
-        method=methods[0] if exact else "hutchinson",
+        method=first.method if exact else "hutchinson",
         num_probes=0 if exact else count,
-        num_matvecs=sum(part.cost for _, part in parts),
+        num_matvecs=sum(trace.num_matvecs for _, trace in batches),
         degrees_of_freedom=math.inf if exact else count - 1,
         converged=True,
-        reason=parts[0][1].reason,
+        reason=first.reason,
         seed=settings.seed,
-        size=sum(part.size for _, part in parts),
+        size=sum(trace.size for _, trace in batches),
         samples=None if exact or settings.per_sample else samples[:, 0],
         probe_ranges=() if exact else ((0, count),),
     )

@@ -1,9 +1,15 @@
-"""Places inside a network where a zero is added, and the loss differentiated by it.
+"""Ports: the places in a network at which activations are perturbed.
 
-A port belongs to one call of one module: its input as this module alone sees it, its output,
-or the tensor it reads, with everything else that reads it too. The first two are hooks. For
-the third the zero is added where the tensor is made: by the n-th operation of the forward
-pass, which a dry run finds.
+A port belongs to one call of one module. A zero is added at the port, and the loss is
+differentiated with respect to this zero. There are three kinds of ports:
+
+* "input": the input of the module, as seen by this module alone;
+* "output": the output of the module;
+* "tensor": the tensor that the module reads, as seen by all of its readers.
+
+The first two are implemented by hooks. For the third, the zero is added where the tensor is
+produced. A dry run finds the number of the operation that produces it, and later forward
+passes add the zero to the result of the operation with the same number.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from matfree import OperatorError
 from matfree_torch.objective.batches import Batch
@@ -30,31 +37,33 @@ Selection: TypeAlias = (
 )
 """Modules by type, by names or patterns of names, or by a function (name, module) -> bool."""
 
-_Place: TypeAlias = tuple[int, int]  # the operation, -1 for the model's arguments; which result
+_Producer: TypeAlias = tuple[int, int]
+"""(number of an operation, number of its result); operation -1 stands for the model's inputs."""
 
 
 @final
 @dataclass(frozen=True)
 class Port:
-    """One call of one module."""
+    """A port of one call of one module."""
 
     name: str
-    """The module's name; with ``#0``, ``#1`` ... where it is called more than once."""
+    """The name of the module, followed by ``#0``, ``#1`` ... if it is called more than once."""
     module: nn.Module
     call: int
+    """The number of the call among those of the module."""
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    producer: _Place | None
-    """For the tensor with all its readers: where it is made."""
+    producer: _Producer | None
+    """Where the tensor is produced, for ports of the kind "tensor"."""
 
     def zeros(self) -> Tensor:
-        """The perturbation: a zero to differentiate by."""
+        """A zero perturbation that requires a gradient."""
         return torch.zeros(self.shape, dtype=self.dtype, device=self.device, requires_grad=True)
 
 
-def choose(model: nn.Module, modules: Selection) -> dict[str, nn.Module]:
-    """The chosen modules by name; ValueError where there are none."""
+def choose_modules(model: nn.Module, modules: Selection) -> dict[str, nn.Module]:
+    """The selected modules by name. ValueError if there are none."""
     everything: dict[str, nn.Module] = dict(model.named_modules())
     kinds: Any = modules  # isinstance takes types and tuples of them
     if _are_types(modules):
@@ -65,31 +74,32 @@ def choose(model: nn.Module, modules: Selection) -> dict[str, nn.Module]:
         inside = {name: m for name, m in everything.items() if name}
         chosen = matching(inside, kinds, "module")
     if not chosen:
-        held = sorted({type(m).__name__ for m in everything.values()})
+        types = sorted({type(m).__name__ for m in everything.values()})
         raise ValueError(
-            f"modules={modules!r} chooses none of the model's modules; it holds {', '.join(held)}."
+            f"modules={modules!r} selects none of the model's modules, which have the types "
+            f"{', '.join(types)}; pass one of these types, or names or patterns of names."
         )
     return chosen
 
 
-def find(
+def find_ports(
     objective: Objective, batch: Batch, modules: Mapping[str, nn.Module], at: Where
 ) -> tuple[list[Port], Tensor]:
-    """Run the model once, and note every call of these modules; the loss beside them."""
+    """Run the model once and return the ports of these modules' calls, and the loss."""
     names = {module: name or type(module).__name__ for name, module in modules.items()}
-    seen: list[tuple[nn.Module, int, Tensor, _Place | None]] = []
+    seen: list[tuple[nn.Module, int, Tensor, _Producer | None]] = []
     counts = dict.fromkeys(names, 0)
-    operations = _Operations()
+    operations = _OperationCounter()
 
-    def note(module: nn.Module, x: Tensor) -> Tensor:
-        place = operations.places.get(id(x)) if at == "tensor" else None
-        seen.append((module, counts[module], x.detach(), place))
+    def record(module: nn.Module, x: Tensor) -> Tensor:
+        producer = operations.producers.get(id(x)) if at == "tensor" else None
+        seen.append((module, counts[module], x.detach(), producer))
         counts[module] += 1
         return x
 
-    for place, x in enumerate(_floating(batch.inputs)):
-        operations.remember(x, (-1, place))
-    with _hooked(names, at, note, operations):
+    for number, x in enumerate(filter(_is_floating, pytree.tree_leaves(batch.inputs))):
+        operations.remember(x, (-1, number))
+    with _hooked(names, at, record, operations):
         outputs = objective.outputs(batch)
     ports = [
         Port(
@@ -99,28 +109,28 @@ def find(
             x.shape,
             x.dtype,
             x.device,
-            place,
+            producer,
         )
-        for module, call, x, place in seen
+        for module, call, x, producer in seen
     ]
     if not ports:
         raise ValueError(f"none of the modules {list(names.values())} is called for this batch.")
     lost = [port.name for port in ports if at == "tensor" and port.producer is None]
     if lost:
         raise OperatorError(
-            f"nothing tells where the input of {lost[0]!r} is made (a constant, or inside an "
-            "opaque function); take at='input'."
+            f"the operation that produces the input of {lost[0]!r} was not found, because the "
+            "input is a constant or comes from an opaque function; pass at='input'."
         )
     return ports, objective.value(outputs, batch.targets).detach()
 
 
-def perturbed(
+def perturbed_outputs(
     objective: Objective, batch: Batch, ports: Sequence[Port], deltas: Sequence[Tensor], at: Where
 ) -> Any:
-    """The model's outputs with the deltas added at the ports."""
+    """The outputs of the model with the deltas added at the ports."""
     by_call = {(p.module, p.call): (p, d) for p, d in zip(ports, deltas, strict=True)}
     counts = dict.fromkeys((port.module for port in ports), 0)
-    operations = _Operations(
+    operations = _OperationCounter(
         [(port.producer, d) for port, d in zip(ports, deltas, strict=True) if port.producer]
     )
 
@@ -128,30 +138,41 @@ def perturbed(
         call = counts[module]
         counts[module] += 1
         if (module, call) not in by_call or by_call[module, call][0].shape != x.shape:
-            raise OperatorError(f"{type(module).__name__} is called otherwise than in the dry run.")
+            raise OperatorError(
+                f"call {call} of a {type(module).__name__}, on a tensor of shape "
+                f"{tuple(x.shape)}, did not occur when the ports were found; the model must make "
+                "the same calls in every forward pass."
+            )
         port, delta = by_call[module, call]
         if at != "tensor":
             return x + delta
+        # The sum with delta is a new tensor. If its producer works in place and its result is
+        # dropped, the module reads the old tensor, to which nothing was added.
         if id(x) not in operations.added:
             raise OperatorError(
                 f"the input of {port.name!r} is changed in place by a call whose result is not "
-                "used, so that nothing can be added to it; take at='input', or inplace=False."
+                "used, so that nothing can be added to it; pass at='input', or set inplace=False."
             )
         return x
 
     numbers = itertools.count()
-    inputs = _mapped(batch.inputs, lambda x: operations.changed(x, (-1, next(numbers))))
+    inputs = pytree.tree_map(
+        lambda x: operations.visit(x, (-1, next(numbers))) if _is_floating(x) else x, batch.inputs
+    )
     with _hooked(counts, at, add, operations):
         return objective.outputs(batch._replace(inputs=inputs))
 
 
 @final
-class _Operations(TorchFunctionMode):
-    """Numbers the operations of a forward pass, and adds to the results of some of them."""
+class _OperationCounter(TorchFunctionMode):
+    """Numbers the torch operations of a forward pass and adds deltas to some of their results.
 
-    def __init__(self, additions: Sequence[tuple[_Place, Tensor]] = ()) -> None:
+    Without ``additions`` it records which operation produces each tensor.
+    """
+
+    def __init__(self, additions: Sequence[tuple[_Producer, Tensor]] = ()) -> None:
         super().__init__()
-        self.places: dict[int, _Place] = {}
+        self.producers: dict[int, _Producer] = {}
         self.added: dict[int, Tensor] = {}
         self.counting = True
         self._additions, self._alive, self._count = additions, list[Tensor](), 0
@@ -167,41 +188,38 @@ class _Operations(TorchFunctionMode):
         if not self.counting:
             return result
         number, self._count = self._count, self._count + 1
-        if isinstance(result, Tensor):
-            return self.changed(result, (number, 0))
-        if isinstance(result, tuple | list) and any(isinstance(x, Tensor) for x in result):
-            parts = [
-                self.changed(x, (number, j)) if isinstance(x, Tensor) else x
-                for j, x in enumerate(result)
-            ]
-            plain = not hasattr(result, "_fields") and type(result) in (tuple, list)
-            return type(result)(parts) if plain else type(result)(tuple(parts))
-        return result
+        leaves, structure = pytree.tree_flatten(result)
+        if not any(isinstance(x, Tensor) for x in leaves):
+            return result
+        visited = [
+            self.visit(x, (number, j)) if isinstance(x, Tensor) else x for j, x in enumerate(leaves)
+        ]
+        return pytree.tree_unflatten(visited, structure)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Not to count what a hook does."""
+        """Do not count the operations of a hook."""
         self.counting = False
         try:
             yield
         finally:
             self.counting = True
 
-    def changed(self, x: Tensor, place: _Place) -> Tensor:
-        """The result of an operation, plus what belongs there."""
-        deltas = [delta for where, delta in self._additions if where == place]
+    def visit(self, x: Tensor, producer: _Producer) -> Tensor:
+        """The result x of an operation plus the deltas that belong to it."""
+        deltas = [delta for where, delta in self._additions if where == producer]
         for delta in deltas:
             x = x + delta
         if deltas:
             self.added[id(x)] = x
         elif not self._additions:
-            self.remember(x, place)
+            self.remember(x, producer)
         return x
 
-    def remember(self, x: Tensor, place: _Place) -> None:
-        """Where a tensor was made; it is kept alive, so that no other gets its identity."""
-        self.places[id(x)] = place
-        self._alive.append(x)
+    def remember(self, x: Tensor, producer: _Producer) -> None:
+        """Record the producer of a tensor."""
+        self.producers[id(x)] = producer
+        self._alive.append(x)  # an id is unique only among objects that are alive
 
 
 @contextlib.contextmanager
@@ -209,20 +227,20 @@ def _hooked(
     modules: Mapping[nn.Module, Any],
     at: Where,
     visit: Callable[[nn.Module, Tensor], Tensor],
-    operations: _Operations,
+    operations: _OperationCounter,
 ) -> Iterator[None]:
-    """Show the port of every call to a visitor, and go on with what it returns."""
+    """Replace the tensor at the port of every call by what ``visit`` returns for it."""
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
         with operations.paused():
-            found, args = _with_first(args, lambda x: visit(module, x))
+            found, args = _replace_first(args, lambda x: visit(module, x))
             if not found:
-                found, kwargs = _with_first(kwargs, lambda x: visit(module, x))
+                found, kwargs = _replace_first(kwargs, lambda x: visit(module, x))
             _require_found(found, module, "input", "output")
         return args, kwargs
 
     def after(module: nn.Module, args: Any, outputs: Any) -> Any:
-        found, outputs = _with_first(outputs, lambda x: visit(module, x))
+        found, outputs = _replace_first(outputs, lambda x: visit(module, x))
         _require_found(found, module, "output", "input")
         return outputs
 
@@ -242,45 +260,33 @@ def _require_found(found: bool, module: nn.Module, where: str, other: str) -> No
     if not found:
         raise OperatorError(
             f"{type(module).__name__} has no floating point tensor as {where} to differentiate "
-            f"by; take at={other!r}, or leave it out."
+            f"with respect to; pass at={other!r}, or leave the module out of modules=."
         )
 
 
-def _with_first(x: Any, change: Callable[[Tensor], Tensor]) -> tuple[bool, Any]:
-    """Something with its first floating point tensor changed, and whether there is one."""
+def _replace_first(x: Any, change: Callable[[Tensor], Tensor]) -> tuple[bool, Any]:
+    """Change the first floating-point tensor of ``x``; return whether there is one, and x.
+
+    Only the top level is searched: the state of a recurrent layer, a tuple inside the tuple of
+    results, is no port.
+    """
     if isinstance(x, Tensor):
-        return (True, change(x)) if x.is_floating_point() else (False, x)
-    keys = list(x) if isinstance(x, Mapping) else list(range(len(x))) if _plain(x) else []
-    for key in keys:
-        if isinstance(x[key], Tensor) and x[key].is_floating_point():
-            if isinstance(x, Mapping):
-                changed: Any = copy.copy(x)
+        return (True, change(x)) if _is_floating(x) else (False, x)
+    if isinstance(x, Mapping):
+        for key in x:
+            if _is_floating(x[key]):
+                changed: Any = copy.copy(x)  # keeps the type of records such as ModelOutput
                 changed[key] = change(x[key])
                 return True, changed
-            return True, (*x[:key], change(x[key]), *x[key + 1 :])
+    elif isinstance(x, tuple | list):
+        for j, item in enumerate(x):
+            if _is_floating(item):
+                return True, (*x[:j], change(item), *x[j + 1 :])
     return False, x
 
 
-def _plain(x: Any) -> bool:
-    return isinstance(x, tuple | list)
-
-
-def _floating(x: Any) -> Iterator[Tensor]:
-    if isinstance(x, Tensor) and x.is_floating_point():
-        yield x
-    elif isinstance(x, tuple | Mapping):
-        for item in x.values() if isinstance(x, Mapping) else x:
-            yield from _floating(item)
-
-
-def _mapped(x: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(x, Tensor):
-        return function(x) if x.is_floating_point() else x
-    if isinstance(x, tuple):
-        return tuple(_mapped(item, function) for item in x)
-    if isinstance(x, Mapping):
-        return {name: _mapped(item, function) for name, item in x.items()}
-    return x
+def _is_floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def _are_types(modules: Any) -> bool:

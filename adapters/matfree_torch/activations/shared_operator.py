@@ -1,4 +1,4 @@
-"""Activation Hessians of data that several processes share."""
+"""The activation Hessian of a batch whose samples are distributed over several processes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from matfree import Estimate, Operator, OperatorError
 from matfree.protocol import Array, Seed
 from matfree_torch.activations.operator import ActivationHessian
 from matfree_torch.activations.port_traces import (
-    PortTrace,
-    Settings,
-    TraceMethod,
+    BatchTraces,
+    PortTraceMethod,
+    TraceSettings,
+    combine_batches,
     port_traces,
-    summed,
 )
 from matfree_torch.activations.ports import Selection, Where
 from matfree_torch.distributed.collectives import Communicator
@@ -26,11 +26,12 @@ from matfree_torch.vectors.layout import Layout, Patterns
 
 @final
 class SharedActivationHessian(Operator):
-    """The Hessian of a loss in activations of samples that several processes hold.
+    """The Hessian of a loss with respect to activations of samples on several processes.
 
-    Made by :func:`activation_hessian` with a process_group. All processes make the same calls.
-    A vector is cut into rows: first those of process 0, then those of process 1; within a
-    block of one port these are the samples in their order, as in one process that has them all.
+    It is returned by :func:`activation_hessian` with a process_group. All processes make the
+    same calls. Vectors are sharded by rows: first the rows of rank 0, then those of rank 1, and
+    so on. In the block of one port the rows have the order of the samples, as in one process
+    with all samples.
 
     Examples
     --------
@@ -47,73 +48,73 @@ class SharedActivationHessian(Operator):
     def __init__(
         self, objective: Objective, communicator: Communicator, modules: Selection, at: Where
     ) -> None:
-        def found() -> tuple[ActivationHessian, float]:
+        def build() -> tuple[ActivationHessian, float]:
             model, loss, data = objective.model, objective.loss, objective.batches.data
             alone = Objective(model, loss, data, allow_tf32=objective.allow_tf32)
             local = ActivationHessian(alone, modules, at)
             return local, alone.batches.divisor
 
         self.objective, self.communicator = objective, communicator
-        self.local, self._weight = objective.run_checked(found)
-        own = self.local.names, self.local.layout.sizes, self._weight
-        everyone = communicator.all_gather_object(lambda: own)
-        others = [rank for rank, (names, *_) in enumerate(everyone) if names != everyone[0][0]]
+        self.local, weight = objective.run_checked(build)
+        own = self.local.names, self.local.layout.sizes, weight
+        gathered = communicator.all_gather_object(lambda: own)
+        others = [rank for rank, (names, *_) in enumerate(gathered) if names != gathered[0][0]]
         if others:
             raise OperatorError(
-                f"process {others[0]} calls other modules, {everyone[others[0]][0]}, than process "
-                f"0, {everyone[0][0]}; give all the same model and modules=."
+                f"process {others[0]} calls other modules, {gathered[others[0]][0]}, than process "
+                f"0, {gathered[0][0]}; give all processes the same model and modules=."
             )
         self._sizes = {
-            name: [sizes[place] for _, sizes, _ in everyone]
-            for place, name in enumerate(self.local.names)
+            name: [sizes[number] for _, sizes, _ in gathered]
+            for number, name in enumerate(self.local.names)
         }
-        total = sum(weight for _, _, weight in everyone)
-        self._part = self._weight / total if objective.batches.averaged else 1.0
+        total = sum(weight for _, _, weight in gathered)
+        self._scale = weight / total if objective.batches.averaged else 1.0
         super().__init__(self._space(self.local.layout))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The ports' names, in the order of the calls."""
+        """The names of the ports, in the order of the calls."""
         return self.local.names
 
     @property
     def partition(self) -> dict[str, slice]:
-        """Where each port lies among the rows that this process holds."""
+        """The slice of each port among the local rows of this process."""
         return self.local.partition
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors of this process's samples, by port, as its rows of a vector."""
+        """The local rows of a vector from tensors of this process's samples, by port."""
         return self.local.flatten(tensors)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """The rows of a vector held here as tensors by port."""
+        """The local rows of a vector as tensors by port."""
         return self.local.unflatten(vector)
 
     def block(self, rows: Patterns, columns: Patterns | None = None) -> SharedActivationBlock:
-        """A[rows, columns], chosen by names; the principal submatrix without ``columns``."""
+        """A[rows, columns] by names of ports; a principal submatrix if ``columns`` is None."""
         chosen = self.local.layout.subset(rows)
         other = chosen if columns is None else self.local.layout.subset(columns)
         return SharedActivationBlock(self, chosen, other)
 
     def traces(
         self,
-        method: TraceMethod = "auto",
+        method: PortTraceMethod = "auto",
         *,
         num_probes: int = 32,
         seed: Seed = None,
         per_sample: bool = False,
     ) -> dict[str, Estimate]:
-        """The trace of every port's diagonal block, over the samples of all processes.
+        """The trace of the diagonal block of every port, over the samples of all processes.
 
         Parameters
         ----------
         method, num_probes, seed, per_sample
-            As for :func:`activation_traces`; each process's samples count as one batch.
+            As for :func:`activation_traces`. The samples of each process are one batch.
 
         Returns
         -------
         dict of name to Estimate
-            The same in all processes.
+            The same on all processes.
 
         Raises
         ------
@@ -122,25 +123,26 @@ class SharedActivationHessian(Operator):
 
         Cost
         ----
-        As for :func:`activation_traces`, and one exchange.
+        As for :func:`activation_traces`, and one all-gather.
         """
-        Settings.make(method, num_probes, 0, per_sample)  # refuses before anything is exchanged
-        settings = Settings.make(method, num_probes, self.objective.agreed_seed(seed), per_sample)
+        TraceSettings.make(method, num_probes, 0, per_sample)  # fails before any communication
+        agreed = self.objective.agreed_seed(seed)
+        settings = TraceSettings.make(method, num_probes, agreed, per_sample)
 
-        def traced() -> list[tuple[float, dict[str, PortTrace]]]:
+        def local_traces() -> BatchTraces:
             with self.objective.precision():
-                return [(self._part, port_traces(self.local, settings, self.communicator.rank))]
+                return [(self._scale, port_traces(self.local, settings, self.communicator.rank))]
 
-        return summed(self.objective.gather_items(traced), settings)
+        return combine_batches(self.objective.gather_items(local_traces), settings)
 
     def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        """A[rows, columns] @ X, whose rows here need the rows here alone."""
+        """The local rows of A[rows, columns] @ X, which depend on the local rows of X alone."""
 
-        def product() -> Tensor:
+        def multiply() -> Tensor:
             self.local.inspect()
-            return self._part * self.local.between(X, rows, columns)
+            return self._scale * self.local.between(X, rows, columns)
 
-        return self.objective.run_checked(product)
+        return self.objective.run_checked(multiply)
 
     def _apply(self, X: Array) -> Array:
         return self.between(X, self.local.layout, self.local.layout)
@@ -154,12 +156,12 @@ class SharedActivationHessian(Operator):
 
     def __repr__(self) -> str:
         n = self.shape[0]
-        return f"<{n}x{n} over {self.communicator.size} processes, here {self.local!r}>"
+        return f"<{n}x{n} over {self.communicator.size} processes, this one with {self.local!r}>"
 
 
 @final
 class SharedActivationBlock(Operator):
-    """Some ports of a shared activation Hessian; made by its ``block``."""
+    """A block of a shared activation Hessian, returned by its method ``block``."""
 
     def __init__(self, whole: SharedActivationHessian, rows: Layout, columns: Layout) -> None:
         space = whole._space(rows)

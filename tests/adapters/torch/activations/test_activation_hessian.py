@@ -1,10 +1,10 @@
-"""Activation Hessians against explicit ones, from forwards written out by hand."""
+"""Activation Hessians against explicit ones, whose forward passes are written out by hand."""
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from support.networks import (  # noqa: E402  # only where torch is
+from support.networks import (  # noqa: E402  # needs torch
     DOUBLE,
     Residual,
     assert_untouched,
@@ -24,7 +24,7 @@ SAMPLES = 5
 
 
 def residual(activation=None):
-    """A skip around an activation that is called twice; one width throughout."""
+    """A skip connection around an activation that is called twice; all layers have one width."""
     torch.manual_seed(0)
     net = nn.Sequential(Residual(4, activation), nn.Linear(4, 3)).to(DOUBLE)
     x, y = batch(samples=SAMPLES)
@@ -32,7 +32,7 @@ def residual(activation=None):
 
 
 def by_hand(net, x, deltas, at):
-    """The residual network's forward, with zeros added at the ports of all its calls."""
+    """The forward pass of the residual network, with zeros added at the ports of all calls."""
     block, head = net[0], net[1]
     act = nn.ReLU() if isinstance(block.relu, nn.ReLU) else block.relu
     first, one, second, two, last = deltas
@@ -89,7 +89,7 @@ def test_the_operator_is_the_explicit_hessian_in_every_call_of_every_module(acti
     assert relative(A.block("1").to_dense(), exact[A.partition["1"], A.partition["1"]]) < TOLERANCE
 
 
-def test_a_port_at_the_input_is_not_one_at_the_tensor_where_a_skip_reads_it_too():
+def test_input_and_tensor_ports_differ_if_a_skip_connection_reads_the_tensor_too():
     net, data = residual()
     inside, tensor = (
         activation_hessian(net, CE, data, modules="0.a", at=at).to_dense()
@@ -98,8 +98,8 @@ def test_a_port_at_the_input_is_not_one_at_the_tensor_where_a_skip_reads_it_too(
     assert relative(inside, tensor) > 0.1
 
 
-def hooked_product(net, module, data):
-    """What is often copied: a hook's tensor, a backward hook's gradient, one by the other."""
+def hooked_matrix(net, module, data):
+    """The common recipe: differentiate what a backward hook gets by what a forward hook got."""
     seen = {}
     handles = [
         module.register_forward_pre_hook(lambda m, args: seen.update(activation=args[0])),
@@ -107,7 +107,7 @@ def hooked_product(net, module, data):
     ]
     x, y = data
     torch.autograd.grad(CE(net(x), y), list(net.parameters()), create_graph=True)
-    activation, gradient = seen["activation"], seen["gradient"]  # later passes come by again
+    activation, gradient = seen["activation"], seen["gradient"]  # the passes below overwrite them
     columns = [
         torch.autograd.grad(gradient, activation, e.view_as(activation), retain_graph=True)[0]
         for e in torch.eye(activation.numel(), dtype=DOUBLE)
@@ -117,11 +117,11 @@ def hooked_product(net, module, data):
     return torch.stack([column.reshape(-1) for column in columns], dim=1)
 
 
-def test_the_hook_that_is_often_copied_is_wrong_on_a_residual_network():
+def test_the_common_recipe_with_hooks_is_wrong_on_a_residual_network():
     torch.manual_seed(0)
     layers = nn.Linear(4, 4), Residual(4, nn.ReLU()), nn.Linear(4, 3)
     net, (_, data) = nn.Sequential(*layers).to(DOUBLE), residual()
-    hooked = hooked_product(net, net[1].a, data)
+    hooked = hooked_matrix(net, net[1].a, data)
     assert relative(hooked, hooked.T) > 1
     for at in ("input", "tensor"):
         A = activation_hessian(net, CE, data, modules="1.a", at=at).to_dense()
@@ -144,17 +144,17 @@ def test_traces_of_a_piecewise_linear_network_are_exact(at):
         assert abs(trace.value - exact[name]) < TOLERANCE * exact[name]
         assert trace.method == "exact"
         assert trace.stderr == 0
-        assert trace.num_matvecs == 3  # as many passes as there are classes
+        assert trace.num_matvecs == 3  # one pass per class
         assert "3 backward passes" in trace.reason
         assert f"at='{at}'" in trace.reason
 
 
-def test_where_the_hessian_is_not_gauss_newton_probes_take_over():
+def test_probes_are_used_if_the_hessian_is_not_the_gauss_newton_matrix():
     net, data = residual(nn.GELU())
     A = activation_hessian(net, CE, data, modules=_leaves)
     exact = block_traces(explicit(net, CE, data, "input"), A)
     traces = A.traces(num_probes=50, seed=3)
-    assert traces["1"].method == "exact"  # behind it everything is linear
+    assert traces["1"].method == "exact"  # everything after it is linear
     assert abs(traces["1"].value - exact["1"]) < TOLERANCE * exact["1"]
     for name in EVERY_CALL[:-1]:
         assert traces[name].method == "hutchinson"
@@ -189,7 +189,7 @@ def test_the_gauss_newton_trace_is_labelled_as_such():
 
 
 @pytest.mark.parametrize("method", ["exact", "probes"])
-def test_traces_of_samples_are_what_their_entries_contribute(method):
+def test_per_sample_traces_are_the_contributions_of_the_samples_entries(method):
     net, data = residual()
     A = activation_hessian(net, CE, data, modules=_leaves)
     exact = explicit(net, CE, data, "input")
@@ -197,13 +197,13 @@ def test_traces_of_samples_are_what_their_entries_contribute(method):
         rows = A.partition[name]
         diagonal = exact[rows, rows].diagonal().view(SAMPLES, -1).sum(dim=1).numpy()
         assert trace.value.shape == (SAMPLES,)
-        bar = 5 * trace.stderr + TOLERANCE
-        assert (abs(trace.value - diagonal) < bar).all()
+        allowed = 5 * trace.stderr + TOLERANCE
+        assert (abs(trace.value - diagonal) < allowed).all()
         alone = A.traces(method, num_probes=200, seed=0)[name]
         assert abs(trace.value.sum() - alone.value) < TOLERANCE
 
 
-def test_samples_that_mix_are_noticed():
+def test_samples_that_mix_are_detected():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).to(DOUBLE)
     data = batch(samples=SAMPLES)
@@ -212,7 +212,7 @@ def test_samples_that_mix_are_noticed():
         A.traces(per_sample=True)
     exact = block_traces(A.to_dense(), A)
     traces = A.traces("gauss-newton")
-    assert traces["3"].num_matvecs == 3 * SAMPLES  # every sample takes its own passes
+    assert traces["3"].num_matvecs == 3 * SAMPLES  # each sample takes its own passes
     assert abs(traces["3"].value - exact["3"]) < TOLERANCE * exact["3"]
     net.eval()
     calm = activation_hessian(net, CE, data, modules=nn.Linear, at="output")
@@ -223,7 +223,7 @@ def test_samples_that_mix_are_noticed():
 
 
 class Pairs(nn.Module):
-    """Neighbouring samples are added up and shared again."""
+    """A network in which each sample is mixed with its neighbour."""
 
     def __init__(self):
         super().__init__()
@@ -236,7 +236,7 @@ class Pairs(nn.Module):
 
 
 @pytest.mark.parametrize("samples", [2, 4, 6, 24])
-def test_neighbours_that_mix_are_noticed_too(samples):
+def test_mixing_of_neighbouring_samples_is_detected(samples):
     torch.manual_seed(0)
     net = Pairs().to(DOUBLE)
     A = activation_hessian(net, CE, batch(samples=samples), modules="a", at="output")
@@ -255,7 +255,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_a_loss_of_ones_own_has_exact_traces_too(loss):
+def test_a_user_defined_loss_has_exact_traces(loss):
     net, data = residual()
     A = activation_hessian(net, loss, data, modules=_leaves)
     exact = block_traces(explicit(net, loss, data, "input"), A)
@@ -263,7 +263,7 @@ def test_a_loss_of_ones_own_has_exact_traces_too(loss):
         assert abs(trace.value - exact[name]) < TOLERANCE * abs(exact[name])
 
 
-def test_targets_at_every_position_take_passes_of_their_own():
+def test_targets_at_every_position_take_a_pass_per_position():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Conv2d(3, 3, 1)).to(DOUBLE)
     x, _ = batch("image", samples=SAMPLES)
@@ -277,17 +277,17 @@ def test_targets_at_every_position_take_passes_of_their_own():
 
 @pytest.mark.parametrize("method", ["exact", "probes"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_traces_over_several_batches_add_up_with_the_losss_weights(method, reduction):
+def test_traces_over_several_batches_are_summed_with_the_weights_of_the_loss(method, reduction):
     net, _ = residual()
     x, y = batch(samples=23)
     x = x[:, :4].contiguous()
     weight = torch.tensor([1.0, 5.0, 0.2], dtype=DOUBLE)
     loss = nn.CrossEntropyLoss(weight=weight, ignore_index=2, reduction=reduction)
-    pieces = [(x[:10], y[:10]), (x[10:20], y[10:20]), (x[20:], y[20:])]
+    batches = [(x[:10], y[:10]), (x[10:20], y[10:20]), (x[20:], y[20:])]
     settings = {"modules": _leaves, "method": method, "num_probes": 60, "seed": 0}
     whole = activation_traces(net, loss, (x, y), **settings | {"method": "exact"})
-    summed = activation_traces(net, loss, pieces, **settings)
-    samples = activation_traces(net, loss, pieces, **settings, per_sample=True)
+    summed = activation_traces(net, loss, batches, **settings)
+    samples = activation_traces(net, loss, batches, **settings, per_sample=True)
     for name, trace in summed.items():
         allowed = 5 * trace.stderr + TOLERANCE * whole[name].value
         assert abs(trace.value - whole[name].value) < allowed
@@ -311,7 +311,7 @@ def test_modules_are_chosen_by_type_name_pattern_or_function():
 
 
 @pytest.mark.parametrize("name", ["long short-term memory", "attention", "transformer layer"])
-def test_layers_that_return_tuples_have_their_first_tensor_as_port(name):
+def test_the_port_of_a_layer_that_returns_a_tuple_is_its_first_tensor(name):
     model, data = network(name)
     head = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
     inner = next(n for n in ("layer", "attention", "0") if n in dict(model.named_modules()))
@@ -327,7 +327,7 @@ def test_layers_that_return_tuples_have_their_first_tensor_as_port(name):
 
 @pytest.mark.parametrize("at", ["input", "output", "tensor"])
 @pytest.mark.parametrize("name", ["convolution", "batch norm, training", "residual"])
-def test_the_model_is_left_as_it_was_found_also_after_an_error(name, at):
+def test_the_model_is_restored_also_after_an_error(name, at):
     model, data = network(name)
     before = snapshot(model)
     A = activation_hessian(model, CE, data, modules=_leaves, at=at)
@@ -347,7 +347,7 @@ def test_the_model_is_left_as_it_was_found_also_after_an_error(name, at):
     assert_untouched(before, snapshot(model))
 
 
-def test_frozen_parameters_and_callers_under_inference_mode_change_nothing():
+def test_frozen_parameters_and_inference_mode_do_not_change_results():
     net, data = residual()
     exact = activation_hessian(net, CE, data, modules=_leaves).to_dense()
     net.requires_grad_(False)
@@ -368,7 +368,7 @@ def test_half_precision_models_have_single_precision_vectors():
         assert abs(trace.value - exact[name].value) < 0.1 * exact[name].value  # 8 bits
 
 
-def test_a_training_step_is_noticed():
+def test_the_graph_is_rebuilt_after_a_training_step():
     net, data = residual()
     A = activation_hessian(net, CE, data, modules=_leaves)
     old = A.to_dense()
@@ -379,7 +379,7 @@ def test_a_training_step_is_noticed():
 
 
 class Careless(nn.Module):
-    """An activation in place on a tensor that is read again, or whose result is not used."""
+    """An in-place activation of a tensor that is read again, or whose result is not used."""
 
     def __init__(self, ignored):
         super().__init__()
@@ -393,7 +393,7 @@ class Careless(nn.Module):
 
 
 @pytest.mark.parametrize("ignored", [True, False])
-def test_adding_zero_where_it_changes_the_network_is_refused(ignored):
+def test_a_port_where_adding_zero_changes_the_network_is_an_error(ignored):
     _, data = residual()
     torch.manual_seed(0)
     net = Careless(ignored).to(DOUBLE)
@@ -414,7 +414,7 @@ ERRORS = {
     "no such type": (
         lambda net, data: activation_hessian(net, CE, data, modules=nn.Conv2d),
         ValueError,
-        "chooses none of the model's modules",
+        "selects none of the model's modules",
     ),
     "no such name": (
         lambda net, data: activation_hessian(net, CE, data, modules="2.*"),
@@ -461,7 +461,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("make", "kind", "message"), ERRORS.values(), ids=ERRORS)
-def test_bad_input_gets_one_clear_sentence(make, kind, message):
+def test_invalid_arguments_raise_a_clear_error(make, kind, message):
     net, data = residual()
     with pytest.raises(kind, match=message):
         make(net, data)
