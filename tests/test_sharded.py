@@ -194,13 +194,13 @@ def test_pieces_that_are_not_one_result_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="rows 70 to 100 are missing"):
         mf.load(tmp_path / "diagonal.npz")
     save(1, (50, 50))
-    with pytest.raises(ValueError, match="rows 0 to 50 are there twice"):
+    with pytest.raises(ValueError, match="rows 0 to 50 are present twice"):
         mf.load(tmp_path / "diagonal")
     (tmp_path / "diagonal.rows-0-50.npz").unlink()
     (tmp_path / "diagonal.rows-50-100.npz").unlink()
     save(2, (80, 20))
     (tmp_path / "diagonal.rows-0-80.npz").unlink()
-    with pytest.raises(ValueError, match="not those of one result: seed differs"):
+    with pytest.raises(ValueError, match="belong to different results: seed differs"):
         mf.load(tmp_path / "diagonal")
     with pytest.raises(FileNotFoundError):
         mf.load(tmp_path / "nothing")

@@ -1,7 +1,7 @@
-"""Files that hold named numbers and arrays: one npz with a JSON header, no pickle.
+"""Files that hold named numbers and arrays: one npz file with a JSON header and no pickle.
 
-A value is a number, a string, None, a tuple or a dict of plain values, an array, or a
-tuple of arrays; arrays of any library come back as NumPy's.
+A value is a number, a string, None, a tuple or a dict of such values, an array, or a tuple of
+arrays. Arrays of every library are read back as NumPy arrays.
 """
 
 from __future__ import annotations
@@ -25,33 +25,35 @@ FORMAT = 1
 
 Values = dict[str, Any]
 
-_HEADER = "header"
-_ONE_AT_A_TIME = threading.Lock()
-"""NumPy parses headers as Python, which some Pythons (3.11.7) fail at in two threads at once."""
+_HEADER_NAME = "header"
+_PARSE_LOCK = threading.Lock()
+"""NumPy parses array headers as Python literals, which is not thread-safe in some versions of
+Python (3.11.7)."""
 
 
 class DamagedFile(ValueError):  # noqa: N818  # it names the file's state
-    """The file is not one of ours, is cut short, or is younger than this library."""
+    """The file was not written by matfree, is truncated, or was written by a newer version."""
 
 
 def npz_path(path: str | os.PathLike[str]) -> Path:
-    """The path with ``.npz`` appended where it is missing."""
+    """The path with ``.npz`` appended if it is missing."""
     target = Path(path)
     return target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
 
 
-def write(target: Path, kind: str, values: Mapping[str, Any]) -> None:
-    """Write values beside the target, then rename: a reader sees the old file or the new one.
+def write_archive(target: Path, kind: str, values: Mapping[str, Any]) -> None:
+    """Write values to a temporary file in the same folder and rename it to the target.
 
-    The data is on disk before the name is, so that a crash of the machine keeps one of them
-    as well. Several processes may write one target, on several machines: one of theirs stays.
+    A reader therefore sees either the old file or the new one. The data is flushed to disk
+    before the rename, so that this also holds after a crash of the machine. If several
+    processes write the same target, even on several machines, one of their files remains.
     """
     plain: Values = {}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, value in values.items():
         _pack(name, value, plain, arrays)
     header = {"format": FORMAT, "kind": kind, "fields": plain}
-    arrays[_HEADER] = np.array(json.dumps(header))
+    arrays[_HEADER_NAME] = np.array(json.dumps(header))
     partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "wb") as file:
@@ -63,48 +65,49 @@ def write(target: Path, kind: str, values: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[str, Values]:
-    """The kind and the values that ``write`` put into a file.
+def read_archive(path: str | os.PathLike[str]) -> tuple[str, Values]:
+    """Return the kind and the values that ``write_archive`` wrote to a file.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     DamagedFile
-        It is not one of ours, is cut short, or comes from a newer version.
+        The file was not written by matfree, is truncated, or was written by a newer version.
     """
-    with opened(path) as file:
+    with open_archive(path) as file:
         return file.kind, {name: file.value(name) for name in file.names}
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[OpenFile]:
-    """A file whose values are read one by one; raises what ``read`` does."""
+def open_archive(path: str | os.PathLike[str]) -> Iterator[OpenFile]:
+    """Open a file whose values are read one by one; it raises what ``read_archive`` raises."""
     with open(path, "rb") as handle:
         with _as_damage(path):
             file = OpenFile(path, zipfile.ZipFile(handle))
         if file.format > FORMAT:
             raise DamagedFile(
-                f"{path} has format {file.format}; this matfree reads up to {FORMAT}."
+                f"{path} has format {file.format}, and this version of matfree reads formats up "
+                f"to {FORMAT}; upgrade matfree."
             )
         yield file
 
 
 @final
 class OpenFile:
-    """What a file holds: its kind, and values by name."""
+    """An open archive: its kind, and its values by name."""
 
     def __init__(self, path: str | os.PathLike[str], members: zipfile.ZipFile) -> None:
         self._path, self._members = path, members
-        header = json.loads(str(self._array(_HEADER)))
+        header = json.loads(str(self._array(_HEADER_NAME)))
         self.kind, self.format = str(header["kind"]), int(header["format"])
         self._plain = dict(header["fields"])
         arrays = [name.removesuffix(".npy") for name in members.namelist()]
-        single = [name for name in arrays if name != _HEADER and _whole_name(name, self._plain)]
+        single = [n for n in arrays if n != _HEADER_NAME and _is_single_array(n, self._plain)]
         self.names = (*self._plain, *single)
 
     def value(self, name: str) -> Any:
-        """A value, whole."""
+        """Read one value completely."""
         with _as_damage(self._path):
             plain = self._plain.get(name)
             if isinstance(plain, dict) and "arrays" in plain:
@@ -114,7 +117,7 @@ class OpenFile:
             return _as_tuples(plain) if name in self._plain else self._array(name)
 
     def rows(self, name: str, axis: int, part: slice) -> Any:
-        """What an array, or each array of a tuple, holds between two places of an axis."""
+        """Read a slice along one axis of an array, or of every array of a tuple."""
         with _as_damage(self._path):
             plain = self._plain.get(name)
             if plain is None:
@@ -122,38 +125,40 @@ class OpenFile:
             return tuple(self._rows(f"{name}.{j}", axis, part) for j in range(plain["arrays"]))
 
     def _array(self, name: str) -> np.ndarray[Any, Any]:
-        with _ONE_AT_A_TIME, self._members.open(f"{name}.npy") as file:
+        with _PARSE_LOCK, self._members.open(f"{name}.npy") as file:
             found: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
             return found
 
     def _rows(self, name: str, axis: int, part: slice) -> np.ndarray[Any, Any]:
-        """Read from the disk what is wanted and nothing else."""
+        """Read a slice of an array without reading the rest of it from disk."""
         with self._members.open(f"{name}.npy") as file:
             assert np.lib.format.read_magic(file) == (1, 0)
-            with _ONE_AT_A_TIME:
-                shape, upright, dtype = np.lib.format.read_array_header_1_0(file)
-            if upright:
+            with _PARSE_LOCK:
+                shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            if fortran_order:
                 return self._array(name)[(slice(None),) * axis + (part,)]
             begin, count = file.tell(), part.stop - part.start
             row = math.prod(shape[axis + 1 :]) * dtype.itemsize
             found = np.empty((*shape[:axis], count, *shape[axis + 1 :]), dtype=dtype)
             if not found.size:
                 return found
-            stretches = found.reshape(-1).view(np.uint8).reshape(-1, count * row)
-            for number in range(len(stretches)):
+            # In C order the slice is one contiguous run of bytes for each leading index.
+            runs = found.reshape(-1).view(np.uint8).reshape(-1, count * row)
+            for number in range(len(runs)):
                 file.seek(begin + (number * shape[axis] + part.start) * row)
-                stretches[number] = np.frombuffer(file.read(count * row), dtype=np.uint8)
+                runs[number] = np.frombuffer(file.read(count * row), dtype=np.uint8)
         return found
 
 
 @contextlib.contextmanager
 def _as_damage(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Whatever fails in here is the file's fault."""
+    """Raise every exception of the block as ``DamagedFile``."""
     try:
         yield
-    except Exception as cause:  # zip, JSON and NumPy each have their own
+    except Exception as cause:  # zip, JSON and NumPy each raise their own
         raise DamagedFile(
-            f"{path} is not a file that matfree wrote, or it is cut short."
+            f"{path} is not a file that matfree wrote, or it is truncated; compute and save the "
+            "result again."
         ) from cause
 
 
@@ -170,13 +175,14 @@ def _pack(name: str, value: Any, plain: Values, arrays: dict[str, Any]) -> None:
         plain[name] = value
 
 
-def _whole_name(name: str, plain: Values) -> bool:
-    """Whether an array is a value of its own, rather than one of a tuple's."""
+def _is_single_array(name: str, plain: Values) -> bool:
+    """Whether an array is a value on its own rather than an item of a tuple of arrays."""
     family, dot, number = name.rpartition(".")
     return not (dot and number.isdigit() and family in plain)
 
 
 def _as_tuples(value: Any) -> Any:
+    """The value with JSON's lists replaced by tuples."""
     if isinstance(value, dict):
         return {key: _as_tuples(item) for key, item in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A spectral density: quadrature nodes and weights, and everything read off them."""
+"""Spectral densities: the quadratures of several probes, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ import numpy as np
 
 from matfree import plotting
 from matfree.protocol import HostArray
-from matfree.results.bands import Probing, Side, share_between
+from matfree.results.bands import ErrorModel
 from matfree.results.distribution import Distribution
 from matfree.results.estimate import Estimate
-from matfree.results.merging import merged
+from matfree.results.merging import (
+    by_first_probe,
+    joined_ranges,
+    require_agreement,
+    require_equal,
+)
 from matfree.results.record import memory_rows
 from matfree.results.tridiagonal import Quadrature
 from matfree.results.variance_reduction import reduce_variance
+
+_MUST_AGREE = ("method", "reorthogonalize", "size", "num_steps", "seed", "kind", "epsilon")
+"""The settings that runs must have in common in order to be merged."""
 
 
 @final
@@ -25,17 +33,23 @@ from matfree.results.variance_reduction import reduce_variance
 class SpectralDensity(Distribution):
     r"""The eigenvalue distribution of a Hermitian operator, by stochastic quadrature.
 
-    Probe p saw the discrete measure sum_j weights[p][j] delta(x - nodes[p][j]), whose
-    mean over probes estimates (1/n) sum_i delta(x - lambda_i). The nodes and weights are
-    the truth; densities, distribution functions and traces are computed from them without
-    a further product.
+    Probe p yields nodes :math:`\theta_{pj}` and weights :math:`\tau_{pj}`. The discrete measures
+    of the probes are averaged to estimate the spectral measure of the operator:
+
+    .. math::
+
+        \frac{1}{\mathrm{probes}} \sum_p \sum_j \tau_{pj} \, \delta(x - \theta_{pj})
+        \approx \frac{1}{n} \sum_i \delta(x - \lambda_i).
+
+    Only the nodes and weights are stored. Densities, distribution functions and traces are
+    computed from them, without further matvecs.
 
     Examples
     --------
     >>> import matfree as mf, numpy as np
     >>> A = np.diag(np.linspace(0.0, 1.0, 500))
     >>> density = mf.spectral_density(A, num_steps=20, num_probes=4, seed=0)
-    >>> count = density.count(0.0, 0.5)  # n times the mass there
+    >>> count = density.count(0.0, 0.5)  # n times the mass
     >>> round(float(density.mass_between(0.0, 0.5)), 3), round(float(count))
     (0.5, 250)
     >>> round(float(density.moment(2)), 4), round(float(density.trace_function(np.exp)), 4)
@@ -47,87 +61,68 @@ class SpectralDensity(Distribution):
     """
 
     nodes: tuple[HostArray, ...]
-    """Per probe: the nodes, (steps,) float64, ascending: Ritz values, fewer where Lanczos
-    broke down, which makes the quadrature exact for that probe."""
+    """Per probe: the nodes, (steps,) float64, ascending. They are Ritz values, and fewer if
+    Lanczos broke down, in which case the quadrature is exact for that probe."""
     weights: tuple[HostArray, ...]
-    """Per probe: positive weights of sum 1."""
+    """Per probe: the weights, positive, with sum 1."""
     size: int
-    """n, the number of eigenvalues that the mass 1 stands for."""
+    """n, the number of eigenvalues that have the mass 1 together."""
     num_steps: int
-    """Products asked for with each probe."""
+    """The number of matvecs per probe that was asked for."""
     num_matvecs: int
-    """Products of the operator with one vector, everything counted."""
+    """The number of matvecs, all included."""
     epsilon: float
-    """The relative spacing of the vectors' data type."""
+    """The machine epsilon of the data type of the vectors."""
     seed: int
     """The seed that repeats this run."""
     kind: str = "rademacher"
     """The distribution of the probes."""
     probe_ranges: tuple[tuple[int, int], ...] = ()
-    """Which probes were used, as ranges (first, past the last) of their numbers."""
+    """The numbers of the probes that were used, as ranges (first, one past the last)."""
     reason: str = field(default="all probes done", repr=False)
-    """Why it stopped, in words."""
+    """Why the run stopped, in words."""
     residuals: tuple[HostArray, ...] = ()
-    """Per probe: how far from its node each weight's mass may lie: the Ritz residuals, 0
-    where Lanczos broke down or the eigenvalue was known; for "kpm" the kernel's reach."""
+    """Per probe: how far from its node the mass of each weight may lie. These are the Ritz
+    residuals, 0 after breakdown and for known eigenvalues; for "kpm" the width of the kernel."""
     method: str = "lanczos"
     """"lanczos" or "kpm"."""
     reorthogonalize: str = "full"
-    """"full"; "half" where the basis was kept in 16 bits; "none" where nodes may repeat."""
+    """"full"; "half" if the basis was stored in 16 bits; "none" if nodes may be repeated."""
     known: HostArray = field(default_factory=lambda: np.zeros(0))
-    """(k,) eigenvalues that count exactly 1/n in every probe: deflated, or recognised."""
+    """(k,) eigenvalues that have the mass 1/n each in every probe: they were deflated, or their
+    multiplicity was determined by ``variance_reduced``."""
     noise: float = 0.0
-    """What two products with one vector differed by, relative to ||A||; 0 if not measured."""
+    """The difference of two matvecs with the same vector, relative to ||A||; 0 if it was not
+    measured."""
     storage_error: float = 0.0
-    """What a basis in 16 bits may have moved nodes by, relative to ||A||; 0 for others."""
+    """A bound on the error of nodes due to a basis in 16 bits, relative to ||A||; 0 for other
+    bases."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """The choice made within a budget of memory; see :class:`matfree.Estimate`."""
+    """What was chosen for a given memory budget; see :class:`matfree.Estimate`."""
 
     @property
     def num_probes(self) -> int:
-        """Probes averaged over."""
+        """The number of probes."""
         return len(self.nodes)
 
     @property
     def noise_floor(self) -> float:
-        """eps ||A||, or what the products' noise or the storage adds: below it is no sign."""
+        """||A|| times the largest of eps, ``noise`` and ``storage_error``: the sign of an
+        eigenvalue of smaller magnitude is not determined."""
         return max(self.epsilon, self.noise, self.storage_error) * max(
             abs(end) for end in self.support
         )
 
-    def mass_below(self, x: float) -> Estimate:
-        """The fraction of eigenvalues below x; its interval counts what the nodes cannot
-        resolve (``bias``) and what the probes leave to chance (``stderr``).
-
-        Examples
-        --------
-        >>> import matfree as mf, numpy as np
-        >>> A = np.diag(np.r_[-np.ones(20), np.ones(60)])
-        >>> density = mf.spectral_density(A, num_probes=4, num_steps=5, seed=0)
-        >>> density.mass_below(0.0).value
-        0.25
-        """
-        return self._mass(-math.inf, x, "left", f"mass below {x:g}")
-
-    def mass_between(self, low: float, high: float) -> Estimate:
-        """The fraction of eigenvalues in [low, high], with an interval like ``mass_below``."""
-        return self._mass(low, high, "right", f"mass in [{low:g}, {high:g}]")
-
-    def count(self, low: float, high: float) -> Estimate:
-        """The number of eigenvalues in [low, high]: n times ``mass_between``."""
-        what = f"eigenvalues in [{low:g}, {high:g}]"
-        return self._mass(low, high, "right", what, total=self.size)
-
     def variance_reduced(self) -> SpectralDensity:
-        """The same quadrature with the masses of isolated eigenvalues put in exactly.
+        """The same quadratures with the exact masses of isolated eigenvalues.
 
-        A node to which Lanczos has converged in every probe is an eigenvalue, and its mass
-        is its multiplicity / n instead of the weight that each probe happened to see; the
-        other weights are scaled to what that leaves. Eigenvalues whose multiplicity the
-        weights do not settle stay as they are. For spectra with outliers it removes most
-        of the error, at no further product; two eigenvalues closer together than the
-        probes can tell count as one. Without reorthogonalisation, and by "kpm", no node is
-        known to be an eigenvalue, and nothing changes.
+        A node to which Lanczos has converged in every probe is an eigenvalue. Its weight, which
+        differs from probe to probe, is replaced by its multiplicity / n, and the other weights
+        are scaled so that the sum is 1. Eigenvalues whose multiplicity cannot be determined
+        from the weights are left unchanged. For spectra with outliers this removes most of the
+        sampling error, without further matvecs. Two eigenvalues that are closer together than
+        the probes can resolve count as one. Without reorthogonalization, and for "kpm", no node
+        is known to be an eigenvalue, and the result is unchanged.
 
         References
         ----------
@@ -151,14 +146,14 @@ class SpectralDensity(Distribution):
     def moment(self, p: int) -> Estimate:
         """The mean p-th power of the eigenvalues, tr(A^p) / n.
 
-        By Lanczos the quadrature is exact for p up to 2 num_steps - 1, so that only the
-        sampling error remains; "kpm" gives the moments of the smoothed measure.
+        For "lanczos" the quadrature is exact for p up to 2 num_steps - 1, so that only the
+        sampling error remains; "kpm" yields the moments of the smoothed measure.
         """
         means = [float(weight @ node**p) for node, weight, _ in self._rules()]
         return self._mean(np.asarray(means), f"moment {p}")
 
     def trace_function(self, f: Callable[[HostArray], HostArray]) -> Estimate:
-        """tr f(A) = sum_i f(lambda_i), with the probes' error bar.
+        """tr f(A) = sum_i f(lambda_i), with the standard error over the probes.
 
         Parameters
         ----------
@@ -167,7 +162,7 @@ class SpectralDensity(Distribution):
         Raises
         ------
         ValueError
-            f is not finite on a Ritz value (the logarithm of a negative one, say).
+            f is not finite at a Ritz value (the logarithm of a negative one, for example).
         """
         sums = []
         for node, weight, _ in self._rules():
@@ -176,8 +171,9 @@ class SpectralDensity(Distribution):
             if not np.all(np.isfinite(values)):
                 bad = float(node[~np.isfinite(values)][0])
                 raise ValueError(
-                    f"f is not finite at the Ritz value {bad:.6g} (least: {self.support[0]:.6g}); "
-                    "shift the operator, or choose an f that is defined on its spectrum."
+                    f"f is not finite at the Ritz value {bad:.6g} (the least is "
+                    f"{self.support[0]:.6g}); shift the operator, or choose an f that is finite on "
+                    "its spectrum."
                 )
             sums.append(float(weight @ values))
         return self._mean(self.size * np.asarray(sums), "tr f(A) by quadrature")
@@ -191,7 +187,13 @@ class SpectralDensity(Distribution):
         return plotting.plot_cdf(self, ax=ax, **options)
 
     def merge(self, *others: SpectralDensity) -> SpectralDensity:
-        """One density from runs over different probes of one problem, exactly.
+        """Merge runs over different probes of one problem into one density, exactly.
+
+        Parameters
+        ----------
+        *others : SpectralDensity
+            Runs with the same settings and seed on the same operator, over other probes
+            (``first_probe``).
 
         Raises
         ------
@@ -199,11 +201,29 @@ class SpectralDensity(Distribution):
             The runs differ in size, steps, seed or kind of probes, share a probe, or have
             moments so far apart that they cannot be of one operator (see ``Estimate.merge``).
         """
-        return merged((self, *others))
+        runs = (self, *others)
+        for name in _MUST_AGREE:
+            require_equal(name, [getattr(run, name) for run in runs])
+        require_equal("set of known eigenvalues", [tuple(run.known.tolist()) for run in runs])
+        ranges = joined_ranges([run.probe_ranges for run in runs])
+        for power in (1, 2):
+            require_agreement([run.moment(power) for run in runs])
+        ordered = by_first_probe(runs)
+        return replace(
+            self,
+            nodes=tuple(node for run in ordered for node in run.nodes),
+            weights=tuple(weight for run in ordered for weight in run.weights),
+            residuals=tuple(residual for run in ordered for residual in run.residuals),
+            noise=max(run.noise for run in runs),
+            storage_error=max(run.storage_error for run in runs),
+            num_matvecs=sum(run.num_matvecs for run in runs),
+            probe_ranges=ranges,
+            reason=f"{len(runs)} runs merged",
+        )
 
     @property
-    def _probing(self) -> Probing:
-        return Probing(
+    def _error_model(self) -> ErrorModel:
+        return ErrorModel(
             size=self.size,
             known=self.known,
             num_probes=self.num_probes,
@@ -215,34 +235,20 @@ class SpectralDensity(Distribution):
 
     @property
     def _rounding(self) -> float:
-        """What a node is off by, relative to the largest."""
+        """The rounding error of a node, relative to the largest."""
         return max(32 * self.epsilon, self.storage_error)
 
     def _rules(self) -> list[Quadrature]:
-        """The probes' quadratures; files older than the residuals tell of no convergence."""
+        """The quadratures; older files hold no residuals, so that no node counts as converged."""
         residuals = self.residuals or tuple(np.full(len(t), math.inf) for t in self.nodes)
         return list(map(Quadrature, self.nodes, self.weights, residuals))
 
-    def _mass(self, low: float, high: float, side: Side, what: str, total: int = 1) -> Estimate:
-        """``total`` times the mass from low (included) to high, with the interval of theory."""
-        if not low <= high:
-            raise ValueError(f"low must be at most high: got [{low:g}, {high:g}].")
-        share = share_between(self._rules(), self._probing, low, high, side)
-        return replace(
-            self._mean(total * share.samples, what),
-            stderr=total * share.stderr,
-            bias=total * share.bias,
-            degrees_of_freedom=math.inf,
-            limits=(0.0, float(total)),
-            mergeable=False,
-        )
-
     def _mean(self, samples: HostArray, what: str) -> Estimate:
         count = samples.size
-        spread = float(samples.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+        stderr = float(samples.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
         return Estimate(
             value=float(samples.mean()),
-            stderr=spread,
+            stderr=stderr,
             method=what,
             num_probes=count,
             num_matvecs=self.num_matvecs,
@@ -261,15 +267,15 @@ class SpectralDensity(Distribution):
         low, high = self.support
         negative = self.mass_below(-self.noise_floor)
         least, most = negative.interval()
-        seen = "seen from the inside" if self.method == "lanczos" else "enclosed"
+        bound = "an inner bound" if self.method == "lanczos" else "an outer bound"
         known = f", {len(self.known)} eigenvalues known" if len(self.known) else ""
         return [
-            ("spectrum", f"[{low:.6g}, {high:.6g}] {seen}, n = {self.size}{known}"),
+            ("spectrum", f"[{low:.6g}, {high:.6g}], {bound}; n = {self.size}{known}"),
             ("median", f"{self.quantile(0.5):.6g}"),
             ("negative mass", f"{negative.value:.3g}, 95 % interval [{least:.2g}, {most:.2g}]"),
             ("noise floor", f"{self.noise_floor:.2g}"),
-            ("cost", f"{self.num_matvecs} products, {self.num_probes} probes"),
-            ("steps", f"up to {self.num_steps} each, {self.method}; {self.reason}"),
+            ("cost", f"{self.num_matvecs} matvecs, {self.num_probes} probes"),
+            ("steps", f"up to {self.num_steps} per probe, {self.method}; {self.reason}"),
             *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]

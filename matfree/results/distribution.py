@@ -1,46 +1,59 @@
-"""A distribution on the line by quadratures of several probes, and what is read off it."""
+"""A spectral distribution that is given by the quadratures of several probes."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from matfree.protocol import HostArray
-from matfree.results import bands
-from matfree.results import interpretations as readings
+from matfree.results import bands, interpretations
+from matfree.results.estimate import Estimate
 from matfree.results.interpretations import Pieces, Reading
 from matfree.results.record import Record
 from matfree.results.tridiagonal import Quadrature
 
 DEFAULT_WIDTH = 0.01
-"""Standard deviation of the smoothing Gaussian, relative to the spectrum's range."""
+"""The standard deviation of the smoothing Gaussian, relative to the range of the spectrum."""
 
 
 class Distribution(Record, ABC):
-    """The mean of discrete measures, one for each probe."""
+    """The average of discrete measures, one for each probe."""
 
     @abstractmethod
     def _rules(self) -> list[Quadrature]:
-        """The probes' quadratures."""
+        """The quadratures of the probes."""
 
     @property
     @abstractmethod
-    def _probing(self) -> bands.Probing:
-        """Who looked at the spectrum."""
+    def _error_model(self) -> bands.ErrorModel:
+        """What the error bounds depend on besides the quadratures."""
+
+    @abstractmethod
+    def _mean(self, samples: HostArray, what: str) -> Estimate:
+        """The mean of one number per probe, with its standard error over the probes."""
 
     @property
     def support(self) -> tuple[float, float]:
-        """The least and the largest node: the spectrum's ends, from the inside for Ritz values."""
+        """The smallest and the largest node. Ritz values lie within the range of the spectrum."""
         return (
             min(float(rule.nodes[0]) for rule in self._rules()),
             max(float(rule.nodes[-1]) for rule in self._rules()),
         )
 
     def grid(self, width: float | None = None) -> HostArray:
-        """Points that resolve the density smoothed by ``width``: 3 a width, 5 widths out.
+        """Points that resolve the density smoothed by ``width``.
+
+        The distance of the points is a third of the smoothing width, and they extend 5 widths
+        beyond the support.
+
+        Parameters
+        ----------
+        width : float, optional
+            As for ``density``.
 
         Examples
         --------
@@ -55,11 +68,14 @@ class Distribution(Record, ABC):
         return np.linspace(low - 5 * sigma, high + 5 * sigma, count)
 
     def pieces(self, reading: Reading = "spread") -> tuple[Pieces, ...]:
-        """Per probe, the atoms and uniform pieces that a reading makes of the quadrature.
+        """The distribution of each probe as point masses and uniform densities between nodes.
 
-        "atoms" leaves each weight on its node; "spread" lets neighbours that have not
-        converged share theirs over the gap between them, which suits a continuous bulk and
-        leaves eigenvalues that stand alone where they are.
+        Parameters
+        ----------
+        reading : {"atoms", "spread"}
+            "atoms" places each weight at its node. "spread" distributes weight of neighbouring
+            nodes that have not converged uniformly over the gap between them, which suits a
+            continuous bulk, and leaves isolated eigenvalues at their nodes.
 
         Examples
         --------
@@ -73,29 +89,29 @@ class Distribution(Record, ABC):
         0.28 0.72
         """
         if reading == "atoms":
-            return tuple(readings.as_atoms(*rule[:2]) for rule in self._rules())
+            return tuple(interpretations.as_atoms(*rule[:2]) for rule in self._rules())
         if reading != "spread":
             raise ValueError(f'reading must be "atoms" or "spread": got {reading!r}.')
-        return tuple(readings.spread(*rule) for rule in self._rules())
+        return tuple(interpretations.spread_over_gaps(*rule) for rule in self._rules())
 
     def density(
         self, grid: Any = None, width: float | None = None, *, reading: Reading = "atoms"
     ) -> HostArray:
-        """The eigenvalue density, smoothed by a Gaussian; it integrates to 1.
+        """The spectral density, smoothed by a Gaussian; its integral is 1.
 
         Parameters
         ----------
         grid : (m,) array_like of float64, optional
-            Where to evaluate it; ``self.grid(width)`` by default.
+            The points of evaluation; ``self.grid(width)`` by default.
         width : float, optional
             Standard deviation of the Gaussian relative to the range of the spectrum
-            (to its magnitude where the range is 0); 0.01 by default.
+            (relative to its magnitude if the range is 0); 0.01 by default.
         reading : {"atoms", "spread"}
             See ``pieces``.
 
         Returns
         -------
-        (m,) float64, eigenvalue fraction per unit of the eigenvalue.
+        (m,) float64, fraction of the eigenvalues per unit of the eigenvalue.
 
         Examples
         --------
@@ -106,7 +122,7 @@ class Distribution(Record, ABC):
         1.0
         """
         points = self.grid(width) if grid is None else np.asarray(grid, dtype=np.float64)
-        return readings.smoothed(self.pieces(reading), points, self._sigma(width))
+        return interpretations.smoothed(self.pieces(reading), points, self._sigma(width))
 
     def density_band(
         self,
@@ -116,18 +132,19 @@ class Distribution(Record, ABC):
         *,
         reading: Reading = "atoms",
     ) -> tuple[HostArray, HostArray]:
-        """Bounds (low, high) that hold the smoothed density at each point, at ``level``.
+        """Bounds (low, high) that contain the smoothed density at each point, at ``level``.
 
-        Of all eigenvalues smoothed in the same way, so only chance is in it, the theoretical
-        one, as in ``cdf_band``: one probe has a band as well. What the smoothing hides, and
-        what too few steps leave open, is not.
+        The bounds hold for the exact eigenvalues smoothed by the same Gaussian, and they cover
+        the sampling error only. It is the theoretical one, as in ``cdf_band``, so that a single
+        probe has a band as well. The effect of the smoothing and the error of too few steps
+        are not included.
 
         Parameters
         ----------
         grid, width, reading
             As for ``density``.
-        level : float
-            Of the interval at each point.
+        level : float in (0, 1)
+            The level of the interval at each point.
 
         Returns
         -------
@@ -145,7 +162,7 @@ class Distribution(Record, ABC):
         """
         points = self.grid(width) if grid is None else np.asarray(grid, dtype=np.float64)
         measures, sigma = self.pieces(reading), self._sigma(width)
-        return bands.density_band(measures, self._probing, points, sigma, level)
+        return bands.density_band(measures, self._error_model, points, sigma, level)
 
     def cdf(self, x: Any, *, reading: Reading = "atoms") -> HostArray:
         """The fraction of eigenvalues at or below x, estimated; x scalar or (m,).
@@ -157,15 +174,18 @@ class Distribution(Record, ABC):
         >>> density.cdf([-1.0, 0.5, 2.0]).round(6)
         array([0.  , 0.25, 1.  ])
         """
-        return readings.cdf(self.pieces(reading), np.asarray(x, dtype=np.float64))
+        return interpretations.cdf(self.pieces(reading), np.asarray(x, dtype=np.float64))
 
     def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
-        """Bounds (low, high) that hold the distribution function at each x, at ``level``.
+        r"""Bounds (low, high) that contain the distribution function at each x, at ``level``.
 
-        The Markov-Stieltjes bracket of what so many nodes can resolve, averaged over the
-        probes, and beyond it the sampling error z sqrt(2 Phi (1 - Phi) / ((n + 2) probes)),
-        the theoretical one, so that one probe has a band as well; see
-        ``matfree.results.bands``. Where Lanczos ended early there is no bracket.
+        The bounds add two errors: the resolution error, from the Markov-Stieltjes inequalities
+        averaged over the probes, and the theoretical sampling error
+
+        .. math:: z \sqrt{\frac{2 \Phi (1 - \Phi)}{(n + 2) \, \mathrm{probes}}},
+
+        so that a single probe has a band as well; see ``matfree.results.bands``. There is no
+        resolution error if Lanczos broke down.
 
         Examples
         --------
@@ -176,10 +196,35 @@ class Distribution(Record, ABC):
         (True, True)
         """
         points = np.asarray(x, dtype=np.float64)
-        return bands.cdf_band(self._rules(), self._probing, points, level)
+        return bands.cdf_band(self._rules(), self._error_model, points, level)
+
+    def mass_below(self, x: float) -> Estimate:
+        """The fraction of eigenvalues below x.
+
+        Its interval covers both the resolution error of the nodes (``bias``) and the sampling
+        error of the probes (``stderr``).
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = np.diag(np.r_[-np.ones(20), np.ones(60)])
+        >>> density = mf.spectral_density(A, num_probes=4, num_steps=5, seed=0)
+        >>> density.mass_below(0.0).value
+        0.25
+        """
+        return self._mass(-math.inf, x, "left", f"mass below {x:g}")
+
+    def mass_between(self, low: float, high: float) -> Estimate:
+        """The fraction of eigenvalues in [low, high], with an interval as in ``mass_below``."""
+        return self._mass(low, high, "right", f"mass in [{low:g}, {high:g}]")
+
+    def count(self, low: float, high: float) -> Estimate:
+        """The number of eigenvalues in [low, high]: n times ``mass_between``."""
+        what = f"eigenvalues in [{low:g}, {high:g}]"
+        return self._mass(low, high, "right", what, total=self._error_model.size)
 
     def quantile(self, q: float, *, reading: Reading = "atoms") -> float:
-        """The least point with at least the fraction q of the mass at or below it.
+        """The smallest point with at least the fraction q of the mass at or below it.
 
         Examples
         --------
@@ -190,7 +235,23 @@ class Distribution(Record, ABC):
         """
         if not 0 <= q <= 1:
             raise ValueError(f"q must be in [0, 1]: got {q}; pass 0.5 for the median.")
-        return readings.quantile(self.pieces(reading), q)
+        return interpretations.quantile(self.pieces(reading), q)
+
+    def _mass(
+        self, low: float, high: float, side: bands.Side, what: str, total: int = 1
+    ) -> Estimate:
+        """``total`` times the mass from low (included) to high, with the theoretical interval."""
+        if not low <= high:
+            raise ValueError(f"low must be at most high: got [{low:g}, {high:g}]; swap them.")
+        mass = bands.interval_mass(self._rules(), self._error_model, low, high, side)
+        return replace(
+            self._mean(total * mass.samples, what),
+            stderr=total * mass.stderr,
+            bias=total * mass.bias,
+            degrees_of_freedom=math.inf,
+            limits=(0.0, float(total)),
+            mergeable=False,
+        )
 
     def _sigma(self, width: float | None) -> float:
         relative = DEFAULT_WIDTH if width is None else width

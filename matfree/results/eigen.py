@@ -1,4 +1,4 @@
-"""Eigenpairs with the residuals that say how far to trust them."""
+"""Eigenpairs with the residuals that bound their errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from matfree import plotting
 from matfree.protocol import Array
-from matfree.results.record import Record
+from matfree.results.record import Record, residual_rows
 
 
 @final
@@ -17,7 +17,8 @@ from matfree.results.record import Record
 class EigenResult(Record):
     """Eigenpairs of a Hermitian operator: A u_i = theta_i u_i up to ``residuals[i]``.
 
-    An eigenvalue of A lies within ``residuals[i] * norm`` of ``values[i]``, always.
+    The interval of radius ``residuals[i] * norm`` around ``values[i]`` always contains an
+    eigenvalue of A.
 
     Examples
     --------
@@ -29,41 +30,41 @@ class EigenResult(Record):
     """
 
     values: np.ndarray[Any, Any]
-    """(k,) float64, sorted as ``which`` says."""
+    """(k,) float64, in the order that ``which`` asks for."""
     vectors: Array
     """(n, k), orthonormal columns, in the operator's own library, dtype and device."""
     residuals: np.ndarray[Any, Any]
-    """(k,) ||A u_i - theta_i u_i|| / norm, from actual products with u_i."""
+    """(k,) ||A u_i - theta_i u_i|| / norm, computed from a matvec with u_i."""
     converged: np.ndarray[Any, Any]
-    """(k,) bool: which residuals met the tolerance."""
+    """(k,) bool: whether each residual is within the tolerance."""
     norm: float
-    """The estimate of ||A||_2 that the residuals are relative to: the largest ||A v||
-    over unit vectors v met on the way."""
+    """The estimate of ||A||_2 that the residuals are relative to: the largest ||A v|| over
+    the unit vectors v to which the operator was applied."""
     which: str
-    """The order: "LM" by largest magnitude."""
+    """The order of the eigenvalues: "LM" is the largest in magnitude first."""
     method: str
-    """The algorithm's name."""
+    """The name of the algorithm."""
     num_matvecs: int
-    """Products of the operator with one vector, everything counted."""
+    """The number of matvecs, all included."""
     num_steps: int
-    """Iterations, over all pairs."""
+    """The number of iterations, over all pairs."""
     reason: str
-    """Why it stopped, in words."""
+    """Why the run stopped, in words."""
     seed: int
     """The seed that repeats this run."""
     verified: bool = False
-    """Whether the complement was searched for missed eigenvalues, to the end."""
+    """Whether the orthogonal complement was searched for missed eigenvalues until its stopping
+    test was satisfied."""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
-    """(pair, Rayleigh quotient, relative residual), one entry a step of power iteration;
-    (products, first value, largest relative residual), one a step of the others."""
+    """For power iteration (pair, Rayleigh quotient, relative residual), one entry per step; for
+    the other methods (matvecs, first value, largest relative residual), one entry per step."""
     rows: tuple[int, int, int] | None = None
-    """(start, stop, n) where ``vectors`` holds their rows start to stop only, and other
-    processes the others; None where it holds all of them."""
+    """(start, stop, n): the range of local rows of ``vectors``; None if vectors are whole."""
 
     by_row: ClassVar[dict[str, tuple[int, str]]] = {"vectors": (0, "rows")}
 
     def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
-        """Draw how the residuals fell, and return the Axes.
+        """Draw the convergence of the residuals, and return the Axes.
 
         See :func:`matfree.plotting.plot_power` and :func:`matfree.plotting.plot_search`.
         """
@@ -71,19 +72,10 @@ class EigenResult(Record):
         return draw(self, exact, ax=ax)
 
     def _rows(self) -> list[tuple[str, str]]:
-        pairs = [
-            (
-                f"eigenvalue {j + 1}",
-                f"{value:.10g}   residual {residual:.1e}{'' if ok else '   NOT converged'}",
-            )
-            for j, (value, residual, ok) in enumerate(
-                zip(self.values, self.residuals, self.converged, strict=True)
-            )
-        ]
         return [
-            *pairs,
+            *residual_rows("eigenvalue", self.values, self.residuals, self.converged),
             ("method", f"{self.method}, {self.which}"),
-            ("cost", f"{self.num_matvecs} products, {self.num_steps} steps"),
+            ("cost", f"{self.num_matvecs} matvecs, {self.num_steps} steps"),
             ("stopped", self.reason),
             ("verified", "yes" if self.verified else "no"),
             ("seed", str(self.seed)),

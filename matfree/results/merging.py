@@ -1,40 +1,116 @@
-"""Densities from runs over different probes, put together."""
+"""Checks that results come from one problem and from different probes, before they are merged.
+
+Runs of one method and one seed over different probes of one operator can be merged into the
+result of a single run over all of these probes. The functions of this module refuse results for
+which that is not true.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
 
-from matfree.results.estimate import (
-    by_first_probe,
-    joined_ranges,
-    require_agreement,
-    require_same,
-)
+import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
 
-if TYPE_CHECKING:
-    from matfree.results.density import SpectralDensity
+ProbeRanges = tuple[tuple[int, int], ...]
+"""Ranges of probe numbers, as (first, one past the last)."""
 
-_SAME = ("method", "reorthogonalize", "size", "num_steps", "seed", "kind", "epsilon")
+_MAX_STANDARD_ERRORS = 10.0
+"""Estimates of one operator differ by more than this many standard errors with a probability of
+about 1e-7 (Student's t distribution)."""
+
+_MIN_PROBES = 16
+"""Fewer probes may agree by chance, so that their standard error is far too small."""
+
+_ROUNDING = 1e-4
+"""The relative difference that rounding may cause in a low precision."""
 
 
-def merged(runs: tuple[SpectralDensity, ...]) -> SpectralDensity:
-    """One density from runs of one problem, or a ValueError that says why they are not."""
-    for name in _SAME:
-        require_same(name, [getattr(run, name) for run in runs])
-    require_same("set of known eigenvalues", [tuple(run.known.tolist()) for run in runs])
-    ranges = joined_ranges([run.probe_ranges for run in runs])
-    for power in (1, 2):
-        require_agreement([run.moment(power) for run in runs])
-    ordered = by_first_probe(runs)
-    return replace(
-        runs[0],
-        nodes=tuple(node for run in ordered for node in run.nodes),
-        weights=tuple(weight for run in ordered for weight in run.weights),
-        residuals=tuple(residual for run in ordered for residual in run.residuals),
-        noise=max(run.noise for run in runs),
-        storage_error=max(run.storage_error for run in runs),
-        num_matvecs=sum(run.num_matvecs for run in runs),
-        probe_ranges=ranges,
-        reason=f"{len(runs)} runs merged",
-    )
+class ProbeRun(Protocol):
+    """A result that was computed from ranges of probes."""
+
+    @property
+    def probe_ranges(self) -> ProbeRanges:
+        """The probes that were used."""
+
+
+class SampledRun(ProbeRun, Protocol):
+    """An estimate with its standard error."""
+
+    @property
+    def value(self) -> Any:
+        """A number or an array."""
+
+    @property
+    def stderr(self) -> Any:
+        """Its standard error, of the same shape."""
+
+    @property
+    def num_probes(self) -> int:
+        """The number of probes."""
+
+
+Run = TypeVar("Run", bound=ProbeRun)
+
+
+def require_equal(name: str, values: list[Any]) -> None:
+    """Refuse to merge runs that differ in a setting that all of them must share."""
+    if len(set(values)) > 1:
+        raise ValueError(
+            f"only runs with the same {name} can be merged: got {values}; compute the results "
+            "again with one value."
+        )
+
+
+def require_agreement(runs: Sequence[SampledRun]) -> None:
+    """Refuse to merge estimates that are too far apart to be estimates of one operator."""
+    first = max(runs, key=lambda run: run.num_probes)
+    for run in runs:
+        if run.num_probes < _MIN_PROBES:
+            continue
+        distance = _two_norm(run.value - first.value)
+        stderr = _two_norm(first.stderr, run.stderr)
+        if distance > _MAX_STANDARD_ERRORS * stderr + _ROUNDING * _two_norm(first.value):
+            raise ValueError(
+                f"the runs over probes {_described(first)} and {_described(run)} differ by "
+                f"{distance:.3g}, which is much more than the standard error of the difference, "
+                f"{stderr:.2g}: they are runs of different operators (other weights, other "
+                "data?) and cannot be merged; merge results of one operator only."
+            )
+
+
+def joined_ranges(parts: list[ProbeRanges]) -> ProbeRanges:
+    """The union of ranges of probe numbers, in order; ValueError if two of them overlap."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(pair for part in parts for pair in part):
+        if joined and first < joined[-1][1]:
+            raise ValueError(
+                f"probes {first} to {min(last, joined[-1][1]) - 1} occur in two of the runs; "
+                "merge runs over different probes (first_probe)."
+            )
+        if joined and first == joined[-1][1]:
+            joined[-1] = joined[-1][0], last
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def by_first_probe(runs: Sequence[Run]) -> list[Run]:
+    """The runs sorted by their probes, so that the result does not depend on their order."""
+    return sorted(runs, key=lambda run: run.probe_ranges)
+
+
+def _two_norm(*arrays: Any) -> float:
+    """The 2-norm of numbers or arrays, concatenated."""
+    total = 0.0
+    for x in arrays:
+        squares = abs(x) ** 2
+        xp = array_namespace(squares) if is_array_api_obj(squares) else np
+        total += float(xp.sum(squares))
+    return math.sqrt(total)
+
+
+def _described(run: ProbeRun) -> str:
+    return " and ".join(f"{first} to {last - 1}" for first, last in run.probe_ranges)

@@ -1,23 +1,25 @@
-"""Records that outlive the process, and print as a table."""
+"""The base class of all results: saving, loading, and printing as a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from matfree.results import archive, sharded_files
 
 _KINDS: dict[str, type[Record]] = {}
+"""Every record class that was imported, by name."""
 
 
 class Record:
-    """The base of every result: saving, loading, and a table for the reader.
+    """The base class of all results: saving, loading, and printing as a table.
 
     Subclasses are frozen dataclasses. A field holds a number, a string, None, a tuple of
-    plain values, an array, or a tuple of arrays.
+    such values, an array, or a tuple of arrays.
 
     Examples
     --------
@@ -29,7 +31,8 @@ class Record:
     """
 
     by_row: ClassVar[dict[str, tuple[int, str]]] = {}
-    """Fields that hold rows of vectors: along which axis, and the field that says which rows."""
+    """The fields whose arrays are sharded when vectors are: for each, the axis of the vector
+    entries and the name of the field that holds the range of local rows."""
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.__name__] = cls
@@ -39,30 +42,35 @@ class Record:
 
         Parameters
         ----------
-        path : path of the file; ``.npz`` is appended where it is missing.
+        path : path of the file; ``.npz`` is appended if it is missing.
 
         Returns
         -------
-        The path written. ``matfree.load(path)`` reads it back with NumPy arrays, whatever
-        library the result was computed with. Where vectors are cut among processes, each of
-        them writes its rows beside ``path``, and reading ``path`` joins them.
+        The path of the file that was written. ``matfree.load(path)`` returns the same result
+        with NumPy arrays, whichever array library it was computed with. If vectors are
+        sharded, every process writes its rows to a file of its own next to ``path``, and
+        loading ``path`` concatenates them.
         """
-        target = sharded_files.path_of(archive.npz_path(path), sharded_files.piece_of(self))
+        target = sharded_files.shard_path(archive.npz_path(path), sharded_files.local_rows(self))
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]  # it is
-        archive.write(target, type(self).__name__, {name: getattr(self, name) for name in names})
+        values = {name: getattr(self, name) for name in names}
+        archive.write_archive(target, type(self).__name__, values)
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a result of this kind; ValueError where the file holds something else."""
+        """Read a result of this class; ValueError if the file holds a result of another."""
         record = load(path)
         if not isinstance(record, cls):
             kind = type(record).__name__
-            raise ValueError(f"{path} holds a result of kind {kind}, not {cls.__name__}.")
+            raise ValueError(
+                f"{path} holds a result of kind {kind}, not {cls.__name__}; read it with "
+                f"{kind}.load or matfree.load."
+            )
         return record
 
     def _rows(self) -> list[tuple[str, str]]:
-        """The lines of the printed table, as (name, text)."""
+        """The rows of the printed table, as (name, text)."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -80,13 +88,24 @@ class Record:
 
 
 def load(path: str | os.PathLike[str]) -> Record:
-    """Read any result that ``save`` wrote.
+    """Read a result that ``save`` wrote.
+
+    Parameters
+    ----------
+    path : path of the file; ``.npz`` is appended if it is missing. For a result that several
+        processes saved, the path that was passed to ``save``.
+
+    Returns
+    -------
+    The result, with NumPy arrays.
 
     Raises
     ------
+    FileNotFoundError
+        There is no such file.
     ValueError
-        The file is not one of ours, is cut short, or comes from a newer version; or it was
-        saved in pieces, and they are not all there.
+        The file was not written by matfree, is truncated, or was written by a newer version;
+        or some of the files of a sharded result are missing.
 
     Examples
     --------
@@ -99,42 +118,58 @@ def load(path: str | os.PathLike[str]) -> Record:
     """
     path = archive.npz_path(path)
     if not path.exists():
-        pieces = [load(piece) for piece in sharded_files.paths_of(path)]
-        if pieces:
-            whole: Record = sharded_files.joined(path, pieces)
+        shards = [load(file) for file in sharded_files.shard_paths(path)]
+        if shards:
+            whole: Record = sharded_files.join_shards(path, shards)
             return whole
-    kind, values = archive.read(path)
+    kind, values = archive.read_archive(path)
     if kind not in _KINDS:
         raise ValueError(
-            f"{path} holds a result of kind {kind}, which nothing imported so far knows; import "
+            f"{path} holds a result of kind {kind}, which no imported package defines; import "
             "the package it comes from (matfree_torch for networks), and load it again."
         )
     record = _KINDS[kind]
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]  # it is
+    # A field that this version does not know is ignored, so that newer files can be read.
     return record(**{name: value for name, value in values.items() if name in names})
+
+
+def residual_rows(
+    name: str, values: Iterable[float], residuals: Iterable[float], converged: Iterable[bool]
+) -> list[tuple[str, str]]:
+    """The table rows of eigenvalues or singular values, each with its residual."""
+    return [
+        (
+            f"{name} {j}",
+            f"{value:.10g}   residual {residual:.1e}{'' if done else '   NOT converged'}",
+        )
+        for j, (value, residual, done) in enumerate(
+            zip(values, residuals, converged, strict=True), start=1
+        )
+    ]
 
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-_KEPT = {
-    "full": "every Lanczos vector",
-    "half": "every Lanczos vector in 16 bits",
-    "none": "no Lanczos vectors",
+_STORED_BASIS = {
+    "full": "every Lanczos vector stored",
+    "half": "every Lanczos vector stored in 16 bits",
+    "none": "no Lanczos vectors stored",
 }
 
 
 def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
-    """The line of a printed result: none where no budget was given."""
+    """The table row about a memory budget; no row if no budget was given."""
     if not memory:
         return []
-    kept, at_once = _KEPT[memory["basis"]], memory["at_once"]
-    size = f"{readable(memory['predicted'])} of {readable(memory['budget'])}"
-    return [("memory", f"{kept}, {at_once} at once: {size}")]
+    basis, at_once = _STORED_BASIS[memory["basis"]], memory["at_once"]
+    usage = f"{readable(memory['predicted'])} of {readable(memory['budget'])}"
+    return [("memory", f"{basis}, {at_once} at once: {usage}")]
 
 
 def readable(size: float) -> str:
-    """Bytes in a unit that suits them."""
+    """A number of bytes as text, in a unit that suits it: "1.5 MiB"."""
     unit = 0
     while size >= 1024 and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1

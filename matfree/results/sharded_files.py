@@ -1,9 +1,9 @@
-"""Results whose vectors several processes hold: a file of each, and one result of all of them.
+"""Results with sharded vectors: every process saves its rows, and loading joins the files.
 
-A record names its fields that hold rows of vectors in ``by_row``, with the axis along which they
-do and the field that says which rows: (start, stop, n), or None where vectors are whole. Process
-by process it is saved as ``top.rows-0-70.npz``, ``top.rows-70-100.npz``; asked for ``top.npz``,
-``load`` finds them and puts them together.
+A record lists its sharded fields in ``by_row``, with the axis of the vector entries and the
+name of the field that holds the range of local rows: (start, stop, n), or None if vectors are
+whole. Saving to ``top.npz`` writes ``top.rows-0-70.npz``, ``top.rows-70-100.npz``, and so on,
+one file for each process. ``load("top.npz")`` finds these files and concatenates the rows.
 """
 
 from __future__ import annotations
@@ -17,73 +17,79 @@ from typing import Any
 
 import numpy as np
 
-Piece = tuple[int, int, int]
-"""start, stop and n, where vectors of length n have their rows start to stop here."""
+RowRange = tuple[int, int, int]
+"""(start, stop, n): rows start to stop - 1 of vectors of length n."""
 
-_RTOL = 1e-6  # processes of unlike machines may round numbers differently that they all have
+_RTOL = 1e-6  # replicated numbers may be rounded differently on machines of different types
 
 
-def piece_of(record: Any) -> Piece | None:
-    """The rows that a record's vectors hold; None where they are whole, or there are none."""
+def local_rows(record: Any) -> RowRange | None:
+    """The range of rows that a record's vectors hold; None if they are whole or absent."""
     for _, where in record.by_row.values():
-        rows: Piece | None = getattr(record, where)
+        rows: RowRange | None = getattr(record, where)
         if rows is not None:
             return rows
     return None
 
 
-def path_of(path: Path, piece: Piece | None) -> Path:
-    """The file of a piece, or of the whole."""
-    if piece is None:
+def shard_path(path: Path, rows: RowRange | None) -> Path:
+    """The file for these rows; ``path`` itself if vectors are whole."""
+    if rows is None:
         return path
-    return path.with_name(f"{path.stem}.rows-{piece[0]}-{piece[1]}.npz")
+    return path.with_name(f"{path.stem}.rows-{rows[0]}-{rows[1]}.npz")
 
 
-def paths_of(path: Path) -> list[Path]:
-    """The pieces' files that lie beside a path."""
+def shard_paths(path: Path) -> list[Path]:
+    """The existing files with the shards of a result that was saved to ``path``."""
     found = path.parent.glob(f"{glob.escape(path.stem)}.rows-*-*.npz")
     name = re.compile(re.escape(path.stem) + r"\.rows-\d+-\d+\.npz")
     return sorted(file for file in found if name.fullmatch(file.name))
 
 
-def joined(path: Path, records: Sequence[Any]) -> Any:
-    """One record of the pieces, or a ValueError that says why they are not those of one."""
-    records = sorted(records, key=lambda record: piece_of(record) or ())
+def join_shards(path: Path, records: Sequence[Any]) -> Any:
+    """Concatenate the shards of one result.
+
+    Raises
+    ------
+    ValueError
+        The records differ in a field that is not sharded, or rows are missing or repeated.
+    """
+    records = sorted(records, key=lambda record: local_rows(record) or ())
     first = records[0]
     rows = {where for _, where in first.by_row.values()}
     for record in records[1:]:
         for field in dataclasses.fields(first):
             if field.name in rows or field.name in first.by_row:
                 continue
-            if not _same(getattr(record, field.name), getattr(first, field.name)):
+            if not _equal(getattr(record, field.name), getattr(first, field.name)):
                 raise ValueError(
-                    f"the pieces of {path} are not those of one result: {field.name} differs; "
-                    "delete those of an older one."
+                    f"the shards of {path} belong to different results: {field.name} differs; "
+                    "delete the files of the older one."
                 )
     for where in rows:
-        _require_whole(path, [getattr(record, where) for record in records])
+        _require_all_rows(path, [getattr(record, where) for record in records])
     changes: dict[str, Any] = dict.fromkeys(rows)
     for name, (axis, _) in first.by_row.items():
         changes[name] = _concatenated([getattr(record, name) for record in records], axis)
     return dataclasses.replace(first, **changes)
 
 
-def _require_whole(path: Path, pieces: list[Piece]) -> None:
-    """Every row once."""
-    end, n = 0, pieces[0][2]
-    for start, stop, _ in sorted(pieces):
+def _require_all_rows(path: Path, shards: list[RowRange]) -> None:
+    """Require that every row occurs exactly once."""
+    end, n = 0, shards[0][2]
+    for start, stop, _ in sorted(shards):
         if start != end and stop > start:
-            kind = "missing" if start > end else "there twice"
+            problem = "missing" if start > end else "present twice"
             raise ValueError(
-                f"{path} is not there as a whole, and of its pieces rows {min(start, end)} to "
-                f"{max(start, end)} are {kind}; save it from all processes, into a folder without "
-                "an older one's."
+                f"{path} was saved as shards, and rows {min(start, end)} to {max(start, end)} "
+                f"are {problem}; save it from all processes, into a folder without the files of "
+                "an older result."
             )
         end = max(end, stop)
     if end < n:
         raise ValueError(
-            f"{path} is not there as a whole, and of its pieces rows {end} to {n} are missing; "
-            "save it from all processes, into one folder."
+            f"{path} was saved as shards, and rows {end} to {n} are missing; save it from all "
+            "processes, into one folder."
         )
 
 
@@ -93,10 +99,10 @@ def _concatenated(found: list[Any], axis: int) -> Any:
     return np.concatenate(found, axis=axis)
 
 
-def _same(left: Any, right: Any) -> bool:
-    """Whether two values are one, numbers up to rounding."""
+def _equal(left: Any, right: Any) -> bool:
+    """Whether two values are equal, floating-point numbers up to rounding."""
     if isinstance(right, tuple):
-        return len(left) == len(right) and all(map(_same, left, right))
+        return len(left) == len(right) and all(map(_equal, left, right))
     if isinstance(right, np.ndarray):
         return left.shape == right.shape and bool(
             np.allclose(left, right, rtol=_RTOL, atol=_RTOL * np.abs(right).max(initial=0.0))

@@ -1,4 +1,4 @@
-"""Singular triplets with the residuals that say how far to trust them."""
+"""Singular triplets with the residuals that bound their errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from matfree.protocol import Array
-from matfree.results.record import Record
+from matfree.results.record import Record, residual_rows
 
 
 @final
@@ -16,7 +16,8 @@ from matfree.results.record import Record
 class SingularResult(Record):
     """Singular triplets: A v_i = sigma_i u_i and A^H u_i = sigma_i v_i up to ``residuals[i]``.
 
-    A singular value of A lies within ``residuals[i] * norm`` of ``values[i]``, always.
+    The interval of radius ``residuals[i] * norm`` around ``values[i]`` always contains a
+    singular value of A.
 
     Examples
     --------
@@ -29,30 +30,31 @@ class SingularResult(Record):
     left: Array
     """(m, k), orthonormal columns u_i, in the operator's own library, dtype and device."""
     values: np.ndarray[Any, Any]
-    """(k,) float64, descending, not negative."""
+    """(k,) float64, descending and nonnegative."""
     right: Array
-    """(n, k), orthonormal columns v_i, likewise."""
+    """(n, k), orthonormal columns v_i, in the operator's own library, dtype and device."""
     residuals: np.ndarray[Any, Any]
-    """(k,) the larger of ||A v_i - sigma_i u_i|| and ||A^H u_i - sigma_i v_i||, over
-    ``norm``, from actual products with both."""
+    """(k,) the larger of ||A v_i - sigma_i u_i|| and ||A^H u_i - sigma_i v_i||, divided by
+    ``norm``, computed from matvecs with A and A^H."""
     converged: np.ndarray[Any, Any]
-    """(k,) bool: which residuals met the tolerance."""
+    """(k,) bool: whether each residual is within the tolerance."""
     norm: float
     """The estimate of ||A||_2 that the residuals are relative to."""
     method: str
-    """The algorithm's name."""
+    """The name of the algorithm."""
     num_matvecs: int
-    """Products of A and of A^H with one vector, everything counted."""
+    """The number of matvecs with A and with A^H, all included."""
     reason: str
-    """Why it stopped, in words."""
+    """Why the run stopped, in words."""
     seed: int
     """The seed that repeats this run."""
     verified: bool = False
-    """Whether the complement was searched for missed singular values, to the end."""
+    """Whether the orthogonal complement was searched for missed singular values until its
+    stopping test was satisfied."""
     left_rows: tuple[int, int, int] | None = None
-    """(start, stop, m) where ``left`` holds these rows only, and other processes the others."""
+    """(start, stop, m): the range of local rows of ``left``; None if vectors are whole."""
     right_rows: tuple[int, int, int] | None = None
-    """(start, stop, n) of ``right``, likewise."""
+    """(start, stop, n): the range of local rows of ``right``; None if vectors are whole."""
 
     by_row: ClassVar[dict[str, tuple[int, str]]] = {
         "left": (0, "left_rows"),
@@ -60,19 +62,10 @@ class SingularResult(Record):
     }
 
     def _rows(self) -> list[tuple[str, str]]:
-        triplets = [
-            (
-                f"singular value {j + 1}",
-                f"{value:.10g}   residual {residual:.1e}{'' if ok else '   NOT converged'}",
-            )
-            for j, (value, residual, ok) in enumerate(
-                zip(self.values, self.residuals, self.converged, strict=True)
-            )
-        ]
         return [
-            *triplets,
+            *residual_rows("singular value", self.values, self.residuals, self.converged),
             ("method", self.method),
-            ("cost", f"{self.num_matvecs} products of A and A^H"),
+            ("cost", f"{self.num_matvecs} matvecs with A and A^H"),
             ("stopped", self.reason),
             ("verified", "yes" if self.verified else "no"),
             ("seed", str(self.seed)),

@@ -1,4 +1,4 @@
-"""The Lanczos factorization as a value."""
+"""Lanczos factorizations, and the Gauss quadratures that they define."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from matfree.results.record import Record, memory_rows
 
 
 class Quadrature(NamedTuple):
-    """A quadrature of one vector's spectral measure, and how far its nodes have come."""
+    """A quadrature of the spectral measure of one vector, with a residual for each node."""
 
     nodes: np.ndarray[Any, Any]
     """(steps,) float64, ascending."""
     weights: np.ndarray[Any, Any]
-    """(steps,) float64, positive, of sum 1."""
+    """(steps,) float64, positive, with sum 1."""
     residuals: np.ndarray[Any, Any]
     """(steps,) float64: an eigenvalue of A lies within ``residuals[j]`` of ``nodes[j]``."""
 
@@ -28,10 +28,12 @@ class Quadrature(NamedTuple):
 class Tridiagonal(Record):
     r"""Lanczos factorizations of one operator, one for each start vector.
 
-    For every start vector, with V the basis (its rows are the Lanczos vectors), T the
-    tridiagonal matrix and e the last unit vector:
+    Every start vector has a basis V, whose rows are the Lanczos vectors, and a tridiagonal
+    matrix T. With e the last unit vector,
 
-        A V^T = V^T T + r e^T,     V conj(V)^T = I,     ||r|| = residual norm.
+    .. math:: A V^T = V^T T + r e^T, \qquad \bar V V^T = I,
+
+    and the norm of r is the residual norm.
 
     Examples
     --------
@@ -51,46 +53,52 @@ class Tridiagonal(Record):
     alphas: tuple[np.ndarray[Any, Any], ...]
     """The diagonal of T, (steps,) float64, per start vector."""
     betas: tuple[np.ndarray[Any, Any], ...]
-    """The off-diagonal of T, (steps - 1,) float64 and not negative, per start vector."""
+    """The off-diagonal of T, (steps - 1,) float64 and nonnegative, per start vector."""
     residual_norms: tuple[float, ...]
-    """||r|| per start vector: 0 where the Krylov space is invariant."""
+    """||r|| per start vector: 0 if the Krylov space is invariant."""
     start_norms: tuple[float, ...]
     """The norms of the start vectors."""
     bases: tuple[Array, ...]
-    """The Lanczos vectors, one contiguous (steps, n) array per start vector; empty where
-    they were not kept."""
+    """The Lanczos vectors, one contiguous (steps, n) array per start vector; empty if they were
+    not stored."""
     num_matvecs: int
-    """Products of the operator with one vector."""
+    """The number of matvecs."""
     reorthogonalize: str
     """"full", "half" or "none"."""
     node_errors: tuple[float, ...] = ()
-    """Per start vector: what orthogonalising against a basis in 16 bits may have moved the
-    nodes by; empty where there was none. With A V^T = V^T T + r e^T + F it is of the order of
-    ||F||^2 / ||A||, where 4 times that is taken."""
+    """Per start vector, a bound on the error of the nodes that is caused by orthogonalization
+    against a basis in 16 bits; empty for other bases. With A V^T = V^T T + r e^T + F the error
+    is of the order of ||F||^2 / ||A||; the bound is 4 times that."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """The choice made where a budget of memory was given: "basis" (as ``reorthogonalize``),
-    "at_once" (start vectors), "predicted" and "budget" (bytes at the peak, per process)."""
+    """What was chosen for a given memory budget: "basis" (as ``reorthogonalize``), "at_once"
+    (number of start vectors), "predicted" and "budget" (peak memory in bytes, per process)."""
     rows: tuple[int, int, int] | None = None
-    """(start, stop, n) where ``bases`` holds these entries of the vectors only, and other
-    processes the others."""
+    """(start, stop, n): the range of local entries of the Lanczos vectors; None if they are
+    whole."""
 
     by_row: ClassVar[dict[str, tuple[int, str]]] = {"bases": (1, "rows")}
 
     def dense(self, index: int = 0) -> np.ndarray[Any, Any]:
-        """T of one start vector as a dense (steps, steps) float64 matrix."""
+        """The matrix T of one start vector, (steps, steps) float64, dense."""
         off = self.betas[index]
         return np.diag(self.alphas[index]) + np.diag(off, 1) + np.diag(off, -1)
 
     def quadrature(self, index: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        r"""Gauss quadrature of the start vector's spectral measure.
+        r"""Gauss quadrature of the spectral measure of a start vector v.
 
-        sum_j weights[j] p(nodes[j]) = v^H p(A) v / v^H v for polynomials p of degree up
-        to 2 steps - 1.
+        It is exact for polynomials p of degree up to 2 steps - 1:
+
+        .. math:: \sum_j \tau_j \, p(\theta_j) = \frac{v^H p(A) v}{v^H v}.
+
+        Parameters
+        ----------
+        index : int
+            The number of the start vector.
 
         Returns
         -------
-        nodes : (steps,) float64, ascending: the Ritz values
-        weights : (steps,) float64, positive, of sum 1
+        nodes : (steps,) float64, ascending: the Ritz values theta_j
+        weights : (steps,) float64, positive, with sum 1
 
         References
         ----------
@@ -103,16 +111,18 @@ class Tridiagonal(Record):
     def ritz(self, index: int = 0) -> Quadrature:
         r"""The quadrature with the residual of each node.
 
-        With y the eigenvector of T for the node theta, ||A V^T y - theta V^T y|| is
-        ||r|| |e^T y|: the residual norm times the last component, and what a
-        basis in 16 bits may have moved the node by.
+        With y the eigenvector of T for the node theta,
+
+        .. math:: \|A V^T y - \theta V^T y\| = \|r\| \, |e^T y|,
+
+        the residual norm times the last component of y. ``node_error`` is added to it.
         """
         nodes, vectors = scipy.linalg.eigh_tridiagonal(self.alphas[index], self.betas[index])
         residuals = self.residual_norms[index] * np.abs(vectors[-1, :]) + self.node_error(index)
         return Quadrature(nodes, vectors[0, :] ** 2, residuals)
 
     def node_error(self, index: int = 0) -> float:
-        """What a basis in 16 bits may have moved the nodes by; 0 where there was none."""
+        """A bound on the error of the nodes due to a basis in 16 bits; 0 for other bases."""
         return self.node_errors[index] if self.node_errors else 0.0
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -121,6 +131,6 @@ class Tridiagonal(Record):
             ("start vectors", str(len(self.alphas))),
             ("steps", steps),
             ("residual norms", ", ".join(f"{r:.1e}" for r in self.residual_norms)),
-            ("cost", f"{self.num_matvecs} products"),
+            ("cost", f"{self.num_matvecs} matvecs"),
             *memory_rows(self.memory),
         ]

@@ -1,9 +1,9 @@
-r"""Weights without chance: an isolated eigenvalue has the mass 1/n, whatever a probe saw.
+r"""Variance reduction: an isolated eigenvalue has the mass 1/n, whatever weight a probe gives it.
 
-A random vector sees a simple eigenvalue with the weight |u^H v|^2, which is 1/n in the mean
-and has a relative variance of 2. For a spectrum with outliers far from its bulk that is
-nearly all of the error. But where Lanczos has converged to an eigenvalue that stands
-alone, its mass is known, and only the rest needs sampling.
+A random unit vector v gives a simple eigenvalue the weight :math:`|u^H v|^2`, whose mean is 1/n
+and whose relative variance is 2. For a spectrum with outliers far from its bulk this is nearly
+all of the sampling error. If Lanczos has converged to an isolated eigenvalue, however, its mass
+is known, and only the mass of the remaining eigenvalues has to be sampled.
 
 References
 ----------
@@ -19,47 +19,50 @@ import numpy as np
 import scipy.stats
 
 from matfree.protocol import HostArray
-from matfree.results.interpretations import converged, significant
+from matfree.results.interpretations import NEGLIGIBLE_MASS, converged, significant
 from matfree.results.tridiagonal import Quadrature
 
-_UNLIKELY = 0.01
-"""The chance at which weights contradict a multiplicity."""
+_SIGNIFICANCE = 0.01
+"""The significance level at which the weights reject a multiplicity."""
 
-_CERTAIN = 3.3
-"""Standard errors within which a multiplicity must be the only whole number."""
-
-_NOTHING = 1e-12  # a sum of weights that is rounding
+_MULTIPLICITY_STDERRS = 3.3
+"""A multiplicity is accepted if it is the only whole number within this many standard errors."""
 
 
-class Known(NamedTuple):
-    """An eigenvalue that every probe has found, and its node in each of them."""
+class KnownEigenvalue(NamedTuple):
+    """An eigenvalue to which every probe has converged, and the index of its node in each."""
 
     value: float
     multiplicity: int
     certain: bool
-    """Whether no other multiplicity would do."""
+    """Whether the weights reject every other multiplicity."""
     indices: tuple[int, ...]
 
 
 def reduce_variance(
     rules: list[Quadrature], size: int, known: HostArray, rounding: float
 ) -> tuple[list[Quadrature], HostArray]:
-    """The rules with the masses put in, and all eigenvalues that are known for certain.
+    """Replace the weights of isolated eigenvalues by their exact masses.
 
     Parameters
     ----------
-    rules : the probes' quadratures
+    rules : the quadratures of the probes
     size : n
     known : eigenvalues whose masses are exact already
-    rounding : what a node may be off by relative to the largest, however small its residual
+    rounding : the rounding error of a node relative to the largest, however small its residual
+
+    Returns
+    -------
+    The new quadratures, and all eigenvalues whose multiplicity is certain, ascending. Both are
+    unchanged if the masses of the eigenvalues that were found do not fit into 1.
     """
     rules = [significant(rule, rounding) for rule in rules]
     found = _common_eigenvalues(rules, size, known, rounding)
     certain = (np.full(e.multiplicity, e.value) for e in found if e.certain)
-    target = 1 - (len(known) + sum(eigen.multiplicity for eigen in found)) / size
+    remaining = 1 - (len(known) + sum(eigen.multiplicity for eigen in found)) / size
     reduced: list[Quadrature] = []
     for p, rule in enumerate(rules):
-        fresh = _reweighted(rule, p, found, size, known, target)
+        fresh = _reweighted(rule, p, found, size, known, remaining)
         if fresh is None:
             return rules, known
         reduced.append(fresh)
@@ -68,8 +71,8 @@ def reduce_variance(
 
 def _common_eigenvalues(
     rules: list[Quadrature], size: int, known: HostArray, rounding: float
-) -> list[Known]:
-    """Converged nodes that all probes share, as far as their multiplicity is certain."""
+) -> list[KnownEigenvalue]:
+    """The converged nodes that all probes share and whose multiplicity the weights determine."""
     rounding *= max(float(np.abs(rule.nodes).max()) for rule in rules)
     settled = [
         np.flatnonzero(converged(rule.nodes, rule.residuals) & ~np.isin(rule.nodes, known))
@@ -85,33 +88,40 @@ def _common_eigenvalues(
                 indices.append(nearest)
         if len(indices) < len(rules):
             continue
-        seen = size * sum(rule.weights[i] for rule, i in zip(rules, indices, strict=True))
-        multiplicity, certain = _multiplicity(seen, len(rules))
+        total = size * sum(rule.weights[i] for rule, i in zip(rules, indices, strict=True))
+        multiplicity, certain = _multiplicity(total, len(rules))
         if multiplicity:
             nodes = [rule.nodes[i] for rule, i in zip(rules, indices, strict=True)]
-            found.append(Known(float(np.mean(nodes)), multiplicity, certain, tuple(indices)))
+            found.append(
+                KnownEigenvalue(float(np.mean(nodes)), multiplicity, certain, tuple(indices))
+            )
     return found
 
 
-def _multiplicity(seen: float, num_probes: int) -> tuple[int, bool]:
-    """How many eigenvalues sit there, from the sum of n times the weights; 0 if uncertain.
+def _multiplicity(total: float, num_probes: int) -> tuple[int, bool]:
+    """The multiplicity of an eigenvalue from the sum of n times its weights; 0 if uncertain.
 
-    For multiplicity k the sum is close to chi-squared with k * num_probes degrees of
-    freedom. Isolated eigenvalues are simple as a rule, so that is believed unless the
-    weights say otherwise, and is certain where they contradict two; another number must
-    be the only one that they allow.
+    For multiplicity k the sum is close to chi-squared with k * num_probes degrees of freedom.
+    Isolated eigenvalues are usually simple, so multiplicity 1 is assumed unless the weights
+    reject it, and it is certain if they reject 2. Any other multiplicity must be the only whole
+    number that the weights admit.
     """
-    if scipy.stats.chi2.sf(seen, num_probes) > _UNLIKELY:
-        return 1, bool(scipy.stats.chi2.cdf(seen, 2 * num_probes) < _UNLIKELY)
-    estimate = seen / num_probes
-    unsure = _CERTAIN * math.sqrt(2 * estimate / num_probes)
-    return (round(estimate), True) if unsure < 0.5 else (0, False)
+    if scipy.stats.chi2.sf(total, num_probes) > _SIGNIFICANCE:
+        return 1, bool(scipy.stats.chi2.cdf(total, 2 * num_probes) < _SIGNIFICANCE)
+    estimate = total / num_probes
+    half_width = _MULTIPLICITY_STDERRS * math.sqrt(2 * estimate / num_probes)
+    return (round(estimate), True) if half_width < 0.5 else (0, False)
 
 
 def _reweighted(
-    rule: Quadrature, probe: int, found: list[Known], size: int, known: HostArray, target: float
+    rule: Quadrature,
+    probe: int,
+    found: list[KnownEigenvalue],
+    size: int,
+    known: HostArray,
+    remaining: float,
 ) -> Quadrature | None:
-    """Known masses in their places, the rest of the weights scaled to what they leave."""
+    """Set the known masses, and scale the other weights so that the sum is 1."""
     nodes, weights = rule.nodes.copy(), rule.weights.copy()
     rest = ~np.isin(nodes, known)
     for eigen in found:
@@ -119,8 +129,8 @@ def _reweighted(
         nodes[index], weights[index] = eigen.value, eigen.multiplicity / size
         rest[index] = False
     left = float(weights[rest].sum())
-    if (left > _NOTHING) != (target > _NOTHING):
-        return None  # the masses do not add up: there is more, or less, than was found
-    if left > _NOTHING:
-        weights[rest] *= target / left
+    if (left > NEGLIGIBLE_MASS) != (remaining > NEGLIGIBLE_MASS):
+        return None  # the masses do not add up: an eigenvalue was missed or counted twice
+    if left > NEGLIGIBLE_MASS:
+        weights[rest] *= remaining / left
     return Quadrature(nodes, weights, rule.residuals)

@@ -67,11 +67,11 @@ def test_diagonals_merge_with_their_bars(saved, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"first_probe": 10}, "probes 10 to 19 are in two of the runs"),
-        ({"seed": 2}, "only runs of one seed"),
-        ({"A": A[:50, :50]}, "only runs of one size"),
+        ({"first_probe": 10}, "probes 10 to 19 occur in two of the runs"),
+        ({"seed": 2}, "only runs with the same seed"),
+        ({"A": A[:50, :50]}, "only runs with the same size"),
         ({"A": A + 7 * np.eye(60)}, "of different operators"),
-        ({"kind": "gaussian"}, "only runs of one kind"),
+        ({"kind": "gaussian"}, "only runs with the same kind"),
     ],
     ids=["overlap", "seed", "size", "operator", "kind"],
 )

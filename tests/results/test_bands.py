@@ -15,8 +15,8 @@ FREE = {"size": 10**12, "known": np.zeros(0), "num_probes": 1, "kind": "sphere"}
 """So many eigenvalues that sampling does not matter."""
 
 
-def probing(**changes):
-    return bands.Probing(
+def error_model(**changes):
+    return bands.ErrorModel(
         **{**FREE, "gauss": True, "orthogonal": True, "rounding": 1e-14, **changes}
     )
 
@@ -38,7 +38,7 @@ def test_the_bracket_holds_the_measure_that_the_probe_saw(steps, reorthogonalize
         seen = (U.T @ start[:, p]) ** 2 / len(A)
         truth = np.array([seen[values <= point].sum() for point in x])
         clean = reorthogonalize == "full"
-        low, high = bands.bracket(x, T.ritz(p), "right", probing(orthogonal=clean))
+        low, high = bands.bracket(x, T.ritz(p), "right", error_model(orthogonal=clean))
         assert (low <= truth + 1e-9).all()
         assert (truth <= high + 1e-9).all()
 
@@ -70,7 +70,7 @@ def test_no_distribution_with_the_same_moments_leaves_the_bracket(point):
         scipy.optimize.linprog(sign * below, A_eq=powers, b_eq=moments) for sign in (1.0, -1.0)
     ]
     assert all(extreme.success for extreme in found)
-    low, high = bands.bracket(np.asarray(point), rule, "right", probing())
+    low, high = bands.bracket(np.asarray(point), rule, "right", error_model())
     assert low <= found[0].fun + 1e-7
     assert -found[1].fun <= high + 1e-7
 
@@ -136,7 +136,7 @@ def test_the_variance_of_signs_is_within_what_the_band_assumes():
     assert masses.mean() == pytest.approx(p)
     assert masses.var() == pytest.approx(2 * (2 - np.sum(np.diag(P) ** 2)) / n**2)
     assert masses.var() <= 2 * p * (1 - p) / n
-    wide = probing(size=n, num_probes=10**9, kind="rademacher")
+    wide = error_model(size=n, num_probes=10**9, kind="rademacher")
     _, spread = wide.proportion(np.asarray(p), 0, 2.0)
     assert spread**2 * 10**9 == pytest.approx(2 * p * (1 - p) / n, rel=1e-6)
 

@@ -19,7 +19,7 @@ def legendre(m):
 
 def test_a_uniform_distribution_is_read_better_as_spread():
     nodes, weights = legendre(12)
-    spread = [interpretations.spread(nodes, weights, np.ones(12))]
+    spread = [interpretations.spread_over_gaps(nodes, weights, np.ones(12))]
     x = np.linspace(-1, 1, 2001)
     as_spread = np.abs(interpretations.cdf(spread, x) - (x + 1) / 2).mean()
     as_atoms = np.abs(
@@ -30,7 +30,7 @@ def test_a_uniform_distribution_is_read_better_as_spread():
 
 def test_spreading_keeps_all_mass_and_gives_both_neighbours_the_same_share():
     nodes, weights = np.array([0.0, 1.0, 3.0]), np.array([0.2, 0.5, 0.3])
-    pieces = interpretations.spread(nodes, weights, np.ones(3))
+    pieces = interpretations.spread_over_gaps(nodes, weights, np.ones(3))
     np.testing.assert_allclose(pieces.gaps, [0.2, 0.3])
     np.testing.assert_allclose(pieces.atoms, [0.1, 0.25, 0.15])
 

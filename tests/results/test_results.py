@@ -66,7 +66,7 @@ def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path):
 def test_a_kind_that_nothing_imported_defines_is_named(tmp_path, monkeypatch):
     path = mf.trace(np.eye(3), num_probes=1, seed=0).save(tmp_path / "trace")
     monkeypatch.delitem(record._KINDS, "Estimate")
-    with pytest.raises(ValueError, match="of kind Estimate, which nothing imported so far knows"):
+    with pytest.raises(ValueError, match="of kind Estimate, which no imported package defines"):
         mf.load(path)
 
 

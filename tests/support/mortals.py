@@ -84,7 +84,7 @@ class Moments:
                 (Communicator, name)
                 for name in ("all_reduce", "all_gather_object", "all_gather", "reduce_scatter")
             ),
-            (archive, "write"),
+            (archive, "write_archive"),
             (os, "fsync"),  # written, and not yet renamed
         ):
             setattr(owner, name, self._counted(getattr(owner, name)))

@@ -160,18 +160,18 @@ def members(share):
 def files(share):
     """Who writes what of a checkpoint and of a result."""
     sharded, shared = share.operators(hessian)
-    written, write = [], archive.write
+    written, write = [], archive.write_archive
 
     def noted(target, kind, values):
         written.append(target.name)
         write(target, kind, values)
 
-    archive.write = noted
+    archive.write_archive = noted
     mf.diagonal(shared, num_probes=4, seed=0, checkpoint=share.folder / "replicated")
     replicated, written[:] = len(written), []
     mf.diagonal(sharded, num_probes=4, seed=0, checkpoint=share.folder / "pieces")
     pieces, written[:] = sorted(set(written)), []
-    archive.write = write
+    archive.write_archive = write
     pairs = mf.eigsh(sharded, 2, rtol=1e-3, verify=False, seed=0)
     name = pairs.save(share.folder / "top").name
     dist.barrier()

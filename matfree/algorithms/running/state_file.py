@@ -83,7 +83,7 @@ class StateFile:
         ends = rows.start, rows.stop
         if len(rows):
             stamp = {"stamp": (self.run, generation), "rows": ends}
-            archive.write(self._piece(generation, *ends), _PIECE, {**own, **stamp})
+            archive.write_archive(self._piece(generation, *ends), _PIECE, {**own, **stamp})
         return ends
 
     def _commit(self, everything: archive.Values, generation: int) -> None:
@@ -96,7 +96,7 @@ class StateFile:
                     f"checkpoint: process 0 does not see {piece}, which another process has "
                     "written; give a path on a file system that all processes share."
                 )
-        archive.write(self.path, KIND, everything)
+        archive.write_archive(self.path, KIND, everything)
         clean(self.path, generation if everything["pieces"] else None)
 
     def _piece(self, generation: int, start: int, stop: int) -> Path:
@@ -135,7 +135,7 @@ class StateFile:
         parts: dict[str, list[Any]] = {name: [] for name in axes}
         for path, part in _overlapping(sources, self.space.rows):
             try:
-                with archive.opened(path) as file:
+                with archive.open_archive(path) as file:
                     if path != self.path and file.value("stamp") != stamp:
                         raise archive.DamagedFile(f"{path} is of another run, or another moment.")
                     for name, axis in axes.items():
@@ -153,7 +153,7 @@ class StateFile:
 def opened(path: Path) -> Iterator[archive.OpenFile]:
     """A checkpoint's main file; whatever is wrong with it is explained."""
     try:
-        with archive.opened(path) as file:
+        with archive.open_archive(path) as file:
             if file.kind != KIND:
                 raise ValueError(
                     f"{path} holds a saved {file.kind}, no checkpoint; give another path."

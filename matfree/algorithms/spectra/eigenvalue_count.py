@@ -34,7 +34,7 @@ from matfree.algorithms.spectra.trace_function import prepared
 from matfree.arrays import rounding
 from matfree.protocol import HostArray, ProbeKind, Seed
 from matfree.results import Estimate, Quadrature, Tridiagonal
-from matfree.results.bands import Probing, share_between
+from matfree.results.bands import ErrorModel, interval_mass
 
 
 @final
@@ -76,7 +76,7 @@ class EigenvalueCount(QuadratureRun):
         n, count = self.space.size, len(self.nodes)
         norm = max(float(np.abs(nodes).max()) for nodes in self.nodes)
         rules = list(map(Quadrature, self.nodes, self.weights, self.residuals))
-        probing = Probing(
+        probing = ErrorModel(
             size=n,
             known=np.zeros(0),
             num_probes=count,
@@ -85,13 +85,13 @@ class EigenvalueCount(QuadratureRun):
             orthogonal=self.reorthogonalize != "none",
             rounding=max(self.rounding, self.node_error / norm if norm > 0 else 0.0),
         )
-        share = share_between(rules, probing, self.low, self.high, "right")
+        share = interval_mass(rules, probing, self.low, self.high, "right")
         samples, bar = n * share.samples, n * share.stderr
         value = float(samples.mean())
         return Summary(value, bar, value, bar, math.inf, samples, n * share.bias)
 
     def sum_over(self, eigenvalues: HostArray) -> float:
-        slack = self.rounding * float(np.abs(eigenvalues).max())  # as in ``share_between``
+        slack = self.rounding * float(np.abs(eigenvalues).max())  # as in ``interval_mass``
         inside = (self.low - slack <= eigenvalues) & (eigenvalues <= self.high + slack)
         return float(np.sum(inside))
 

@@ -134,7 +134,7 @@ def test_a_file_that_is_cut_short_or_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds a saved Estimate, no checkpoint"):
         mf.trace(A, num_probes=6, checkpoint=saved, seed=0)
     mf.trace(A, num_probes=6, checkpoint=tmp_path / "other", seed=0)
-    with pytest.raises(ValueError, match="of kind checkpoint, which nothing imported so far knows"):
+    with pytest.raises(ValueError, match="of kind checkpoint, which no imported package defines"):
         mf.load(tmp_path / "other.npz")
     with pytest.raises(FileNotFoundError, match="make it before the run"):
         mf.trace(A, num_probes=6, checkpoint=tmp_path / "nowhere" / "run", seed=0)

@@ -115,14 +115,14 @@ def test_what_has_no_rows_is_one_file(tmp_path):
 def test_a_death_between_two_writes_leaves_the_generation_before(when, tmp_path, monkeypatch):
     path = tmp_path / "run"
     run_sharded((40, 20), NUMPY, A, diagonal(path))
-    write = archive.write
+    write = archive.write_archive
 
     def dying(target, kind, values):
         if target.name == ("run.piece-3-40-60.npz" if when.startswith("between") else "run.npz"):
             raise Killed
         write(target, kind, values)
 
-    monkeypatch.setattr(archive, "write", dying)
+    monkeypatch.setattr(archive, "write_archive", dying)
     with pytest.raises(Killed):
         run_sharded((40, 20), NUMPY, A, diagonal(path, 12))
     monkeypatch.undo()
@@ -139,7 +139,7 @@ def test_a_piece_that_is_missing_cut_short_or_foreign_is_named(tmp_path):
     piece = tmp_path / "run.piece-2-40-60.npz"
     kept = piece.read_bytes()
     for change, reason in (
-        (lambda: piece.write_bytes(kept[:-50]), "it is cut short"),
+        (lambda: piece.write_bytes(kept[:-50]), "it is truncated"),
         (
             lambda: piece.write_bytes((tmp_path / "other.piece-2-40-60.npz").read_bytes()),
             "of another run",
@@ -183,8 +183,10 @@ def test_a_reader_takes_its_rows_and_no_others(tmp_path):
     X = np.arange(3 * N * 2, dtype=np.float32).reshape(3, N, 2)
     upright = np.asfortranarray(X[0])
     path = tmp_path / "some.npz"
-    archive.write(path, "test", {"X": X, "both": (X[1], X[2]), "upright": upright, "none": X[:0]})
-    with archive.opened(path) as file:
+    archive.write_archive(
+        path, "test", {"X": X, "both": (X[1], X[2]), "upright": upright, "none": X[:0]}
+    )
+    with archive.open_archive(path) as file:
         assert np.array_equal(file.rows("X", 1, slice(7, 19)), X[:, 7:19])
         for found, whole in zip(file.rows("both", 0, slice(50, 60)), X[1:], strict=True):
             assert np.array_equal(found, whole[50:60])

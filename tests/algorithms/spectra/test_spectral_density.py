@@ -79,7 +79,7 @@ def test_merged_runs_are_one_run():
     for a, b in zip(merged.nodes, whole.nodes, strict=True):
         assert_close(a, b)
     assert merged.probe_ranges == whole.probe_ranges == ((0, 4),)
-    with pytest.raises(ValueError, match="in two of the runs"):
+    with pytest.raises(ValueError, match="occur in two of the runs"):
         whole.merge(parts[0])
     with pytest.raises(ValueError, match="one num_steps"):
         whole.merge(mf.spectral_density(A, num_probes=1, first_probe=4, num_steps=9, seed=1))
