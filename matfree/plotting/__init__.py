@@ -1,9 +1,10 @@
-"""Pictures of results: what was estimated, how far to trust it, and the exact answer beside.
+"""Plots of results: the estimate, its error bounds and, if it is known, the exact answer.
 
-Every function draws on the Axes it is given, or on new ones, and returns them. Nothing is
-shown, saved or configured here: the backend, the style and the file are the caller's.
-Curves have colours that everybody can tell apart (Okabe and Ito's) and that stand out on
-white and on black; text takes the style's own colour.
+Every function draws on the Axes that are passed to it, or on new ones, and returns them. No
+function shows or saves a figure or changes a setting of matplotlib: backend, style and files
+are left to the caller. Curves have colours of Okabe and Ito that people with colour vision
+deficiency can distinguish and that contrast with white and with black. Text has the colour of
+the style in use.
 """
 
 from matfree.plotting.runs import plot_diagonal, plot_power, plot_search, plot_trace

@@ -1,4 +1,4 @@
-"""Pictures of how an estimate came about: step by step, probe by probe, entry by entry."""
+"""Plots of how an estimate was computed: by step, by probe, or by entry."""
 
 from __future__ import annotations
 
@@ -7,26 +7,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.stats
 
-from matfree.plotting.axes import BLUE, GREEN, PURPLE, VERMILLION, axes_or_new, ink, legend
+from matfree.plotting.axes import (
+    BLUE,
+    GREEN,
+    PURPLE,
+    VERMILLION,
+    axes_or_new,
+    draw_exact,
+    labelled,
+    text_colour,
+)
+from matfree.plotting.plottable import PlottableEigenpairs, PlottableEstimate
 from matfree.protocol import HostArray
 
-if TYPE_CHECKING:  # results import this package, so it can only read their attributes
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from matfree.results import EigenResult, Estimate
+_FLOOR = 1e-17  # below the machine epsilon of every precision
 
 
-_FLOOR = 1e-17  # below the relative rounding of any precision
-
-
-def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None) -> Axes:
-    """Draw how the residual of each pair fell, step by step.
+def plot_power(result: PlottableEigenpairs, exact: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw the residual of each pair of a power iteration against the steps.
 
     Parameters
     ----------
     result : EigenResult with a history
     exact : (k,) array_like of float, optional
-        The eigenvalues in the order of ``result.values``; the errors are drawn dashed.
+        The exact eigenvalues in the order of ``result.values``. If they are given, the errors
+        are drawn as dashed lines.
     ax : matplotlib Axes, optional
 
     Returns
@@ -57,23 +65,21 @@ def plot_power(result: EigenResult, exact: Any = None, *, ax: Axes | None = None
                 linestyle="--",
                 label=f"pair {pair + 1}: error",
             )
-    ax.set_yscale("log")
-    ax.set_xlabel("step")
-    ax.set_ylabel("relative to the norm of the operator")
-    legend(ax)
-    return ax
+    return _residual_axes(ax, "step")
 
 
-def plot_search(result: EigenResult, exact: Any = None, *, ax: Axes | None = None) -> Axes:
-    """Draw how the largest residual of a Krylov eigensolver fell, product by product.
+def plot_search(result: PlottableEigenpairs, exact: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw the largest residual of a Krylov eigensolver against the number of matvecs.
 
-    Where a search of the complement finds a better pair, it goes up again.
+    The residual increases again if the search of the orthogonal complement finds a pair that
+    was missed.
 
     Parameters
     ----------
     result : EigenResult with a history
     exact : (k,) array_like of float, optional
-        The eigenvalues in the order of ``result.values``; the first one's error is dashed.
+        The exact eigenvalues in the order of ``result.values``. If they are given, the error of
+        the first is drawn as a dashed line.
     ax : matplotlib Axes, optional
 
     Returns
@@ -86,29 +92,29 @@ def plot_search(result: EigenResult, exact: Any = None, *, ax: Axes | None = Non
     >>> from matfree import plotting
     >>> result = mf.eigsh(np.diag(np.linspace(0.0, 1.0, 50)), 2, seed=0)
     >>> plotting.plot_search(result).get_xlabel()
-    'products'
+    'matvecs'
     """
     ax = axes_or_new(ax)
     steps = np.asarray(result.history, dtype=np.float64).reshape(-1, 3)
-    products = steps[:, 0]
-    ax.plot(products, _above_rounding(steps[:, 2]), "o-", color=BLUE, label="largest residual")
+    matvecs = steps[:, 0]
+    ax.plot(matvecs, _above_rounding(steps[:, 2]), "o-", color=BLUE, label="largest residual")
     if exact is not None:
         error = np.abs(steps[:, 1] - np.ravel(exact)[0]) / (result.norm or 1.0)
-        ax.plot(products, _above_rounding(error), "--", color=BLUE, label="error of the first")
-    ax.set_yscale("log")
-    ax.set_xlabel("products")
-    ax.set_ylabel("relative to the norm of the operator")
-    legend(ax)
-    return ax
+        ax.plot(matvecs, _above_rounding(error), "--", color=BLUE, label="error of the first")
+    return _residual_axes(ax, "matvecs")
 
 
-def plot_trace(estimate: Estimate, exact: float | None = None, *, ax: Axes | None = None) -> Axes:
-    """Draw the running mean over probes and its 95 % interval, which shrinks as 1/sqrt(m).
+def plot_trace(
+    estimate: PlottableEstimate, exact: float | None = None, *, ax: Axes | None = None
+) -> Axes:
+    """Draw the running mean over m probes and its 95 % interval, which shrinks as 1/sqrt(m).
 
     Parameters
     ----------
-    estimate : Estimate of a number; its ``samples`` are drawn (the real parts)
+    estimate : Estimate of a number
+        The real parts of its ``samples`` are drawn.
     exact : float, optional
+        The exact value, drawn as a line.
     ax : matplotlib Axes, optional
 
     Returns
@@ -126,26 +132,25 @@ def plot_trace(estimate: Estimate, exact: float | None = None, *, ax: Axes | Non
     """
     ax = axes_or_new(ax)
     if estimate.samples is None:
-        ax.axhline(np.real(estimate.value), color=BLUE, label=f"{estimate.method}, no sampling")
+        ax.axhline(np.real(estimate.value), color=BLUE, label=f"{estimate.method} (no samples)")
     else:
-        _draw_running(ax, np.real(_host(estimate.samples)))
+        _draw_running_mean(ax, np.real(_host(estimate.samples)))
     if exact is not None:
-        ax.axhline(exact, color=ink(ax), linewidth=1, label="exact")
-    ax.set_xlabel("probes")
-    ax.set_ylabel("trace")
-    legend(ax)
-    return ax
+        ax.axhline(exact, color=text_colour(ax), linewidth=1, label="exact")
+    return labelled(ax, "probes", "trace")
 
 
-def plot_diagonal(estimate: Estimate, exact: Any = None, *, ax: Axes | None = None) -> Axes:
+def plot_diagonal(
+    estimate: PlottableEstimate, exact: Any = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the entries of an estimated diagonal with their 95 % intervals.
 
     Parameters
     ----------
     estimate : Estimate of an (n,) array
     exact : (n,) array_like, optional
-        Then entries are sorted by the exact ones, which are drawn as a line, and intervals
-        that miss theirs have a colour of their own.
+        The exact diagonal. If it is given, it is drawn as a line, the entries are sorted by
+        it, and intervals that do not contain the exact entry are drawn in another colour.
     ax : matplotlib Axes, optional
 
     Returns
@@ -163,7 +168,7 @@ def plot_diagonal(estimate: Estimate, exact: Any = None, *, ax: Axes | None = No
     """
     ax = axes_or_new(ax)
     value, half = np.real(_host(estimate.value)), np.real(_host(estimate.half_width()))
-    half = np.where(np.isfinite(half), half, 0.0)  # one probe has no interval
+    half = np.where(np.isfinite(half), half, 0.0)  # after one probe the interval is infinite
     missed = np.zeros(value.size, dtype=bool)
     if exact is not None:
         exact = np.real(np.asarray(exact))
@@ -172,24 +177,27 @@ def plot_diagonal(estimate: Estimate, exact: Any = None, *, ax: Axes | None = No
         value, half, exact = value[order], half[order], exact[order]
     groups = [(~missed, BLUE, 0.45, "95 % interval")]
     if missed.any():
-        groups.append((missed, VERMILLION, 0.9, f"{missed.sum()} that miss"))
+        groups.append((missed, VERMILLION, 0.9, f"{missed.sum()} intervals that miss"))
     for chosen, colour, alpha, label in groups:
         low, high = value[chosen] - half[chosen], value[chosen] + half[chosen]
         style: dict[str, Any] = {"color": colour, "alpha": alpha, "linewidth": 1, "label": label}
         ax.vlines(np.flatnonzero(chosen), low, high, rasterized=True, **style)
     ax.plot(value, ".", color=BLUE, markersize=3, rasterized=True, label="estimate")
     if exact is not None:
-        ax.plot(exact, color=ink(ax), linewidth=1, label="exact")
-    ax.set_xlabel("entry" if exact is None else "entry, sorted by the exact value")
-    ax.set_ylabel("diagonal")
-    legend(ax)
-    return ax
+        draw_exact(ax, exact)
+    x = "entry" if exact is None else "entry, sorted by the exact value"
+    return labelled(ax, x, "diagonal")
 
 
-def _draw_running(ax: Axes, samples: HostArray) -> None:
-    m, mean, half = _running(samples)
+def _residual_axes(ax: Axes, x: str) -> Axes:
+    ax.set_yscale("log")
+    return labelled(ax, x, "relative to the norm of the operator")
+
+
+def _draw_running_mean(ax: Axes, samples: HostArray) -> None:
+    m, mean, half = _running_mean(samples)
     ax.plot(m, samples, ".", color=GREEN, alpha=0.6, markersize=4, label="one probe")
-    low, high = (mean - half)[1:], (mean + half)[1:]  # one probe has no interval
+    low, high = (mean - half)[1:], (mean + half)[1:]  # from two probes on
     ax.fill_between(m[1:], low, high, color=BLUE, alpha=0.3, linewidth=0)
     ax.plot(m, mean, color=BLUE, label="running mean, 95 % interval")
     reach = _reach(samples, mean, half)
@@ -199,31 +207,31 @@ def _draw_running(ax: Axes, samples: HostArray) -> None:
         ax.xaxis.set_major_formatter("{x:g}")
 
 
-def _running(samples: HostArray) -> tuple[HostArray, HostArray, HostArray]:
-    """Numbers of probes, running means, and half-widths of their 95 % intervals."""
+def _running_mean(samples: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """The numbers of probes, the running means, and the half-widths of their 95 % intervals."""
     m = np.arange(1, samples.size + 1)
-    centered = samples - samples.mean()  # sums of squares of these do not cancel
+    centered = samples - samples.mean()  # avoids cancellation in the sums of squares
     mean = np.cumsum(centered) / m
-    spread = np.maximum(np.cumsum(centered**2) - m * mean**2, 0.0)
+    squares = np.maximum(np.cumsum(centered**2) - m * mean**2, 0.0)
     half = np.zeros(samples.size)
     later = m[1:]
     quantile = scipy.stats.t.ppf(0.975, later - 1)
-    half[1:] = quantile * np.sqrt(spread[1:] / (later * (later - 1)))
+    half[1:] = quantile * np.sqrt(squares[1:] / (later * (later - 1)))
     return m, samples.mean() + mean, half
 
 
 def _reach(samples: HostArray, mean: HostArray, half: HostArray) -> float:
-    """How far up and down to show: all samples, and the interval from four probes on."""
+    """The half-height of the plot, for all samples and the interval from four probes on."""
     reach = 1.1 * max(np.abs(samples - mean[-1]).max(), half[min(3, half.size - 1)])
     return float(reach) or 0.1 * abs(float(mean[-1])) or 1.0
 
 
 def _above_rounding(x: HostArray) -> HostArray:
-    """What a logarithmic axis can show: an error of exactly 0 lies on its floor."""
+    """Raise zeros to a small positive number, which a logarithmic axis can show."""
     return np.maximum(x, _FLOOR)
 
 
 def _host(x: Any) -> HostArray:
     if hasattr(x, "get"):
-        x = x.get()  # CuPy's own way to the host
+        x = x.get()  # CuPy arrays are copied to the host by this method only
     return np.from_dlpack(x, device="cpu") if hasattr(x, "__dlpack__") else np.asarray(x)

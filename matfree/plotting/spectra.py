@@ -1,27 +1,32 @@
-"""Pictures of a spectral density and of its distribution function."""
+"""Plots of a spectral density and of its distribution function."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from matfree.plotting.axes import BLUE, VERMILLION, axes_or_new, ink, legend
+from matfree.plotting.axes import (
+    BLUE,
+    VERMILLION,
+    axes_or_new,
+    draw_exact,
+    labelled,
+    text_colour,
+)
+from matfree.plotting.plottable import PlottableDensity
 from matfree.protocol import HostArray
 
-if TYPE_CHECKING:  # results import this package, so it can only read their attributes
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from matfree.results import SpectralDensity
-    from matfree.results.interpretations import Reading
 
-
-_APART = 5.0  # smoothing widths between a cluster of nodes and the next that isolate it
-_LABELLED = 6  # isolated eigenvalues that still leave room for a number each
+_ISOLATION = 5.0  # smoothing widths between an isolated cluster of nodes and the next node
+_MAX_LABELS = 6  # isolated eigenvalues that are labelled with their number
 
 
 class Atom(NamedTuple):
-    """Ritz values that the smoothing cannot tell apart, with nothing else near.
+    """A cluster of Ritz values within one smoothing width, isolated from all others.
 
     Examples
     --------
@@ -32,40 +37,44 @@ class Atom(NamedTuple):
 
     position: float
     mass: float
-    """Estimated fraction of all eigenvalues."""
+    """The estimated fraction of all eigenvalues in the cluster."""
 
 
 def plot_density(
-    density: SpectralDensity,
+    density: PlottableDensity,
     *,
     ax: Axes | None = None,
     width: float | None = None,
     exact: Any = None,
     symlog: bool = False,
-    reading: Reading = "atoms",
+    reading: Literal["atoms", "spread"] = "atoms",
 ) -> Axes:
     r"""Draw an estimated spectral density on a logarithmic axis.
 
-    The curve is (1/n) sum_i N(x; lambda_i, sigma^2) as estimated; it integrates to 1. Around it
-    lies ``density_band``, of 95 % and of chance alone. The axis ends at
-    0.1 / (n sigma sqrt(2 pi)), a tenth of the peak of a single eigenvalue. A stem marks Ritz
-    values that stand alone, with the number of eigenvalues it holds. A grey band around zero,
-    where it is in sight, holds the eigenvalues that have no sign.
+    The curve is the estimate of
+
+    .. math:: \frac{1}{n} \sum_i \mathcal{N}(x; \lambda_i, \sigma^2),
+
+    whose integral is 1. It is surrounded by the 95 % band of ``density_band``, which covers the
+    sampling error only. The density axis begins at :math:`0.1 / (n \sigma \sqrt{2 \pi})`, a
+    tenth of the peak of a single eigenvalue. Isolated Ritz values are marked by stems, which
+    are labelled with the estimated number of eigenvalues. If zero is within the plot, a grey
+    band around it contains the eigenvalues whose sign is not determined.
 
     Parameters
     ----------
     density : SpectralDensity
     ax : matplotlib Axes, optional
-        Where to draw; a new figure by default.
+        The Axes to draw on; those of a new figure by default.
     width : float, optional
-        sigma relative to the range of the spectrum; 0.01 by default.
+        sigma, relative to the range of the spectrum; 0.01 by default.
     exact : (n,) array_like of float, optional
-        All eigenvalues, drawn as a line with the same smoothing.
+        All exact eigenvalues, drawn as a line with the same smoothing.
     symlog : bool
-        An eigenvalue axis linear around zero, within sigma rounded up to a power of ten, and
-        logarithmic beyond.
+        Whether the eigenvalue axis is logarithmic outside of a linear part around zero, which
+        extends to sigma rounded up to a power of ten.
     reading : {"atoms", "spread"}
-        How nodes are read as a distribution; see ``SpectralDensity.pieces``.
+        How nodes are interpreted as a distribution; see ``SpectralDensity.pieces``.
 
     Returns
     -------
@@ -76,7 +85,7 @@ def plot_density(
     ImportError
         matplotlib is not installed.
     ArithmeticError
-        The curve does not hold the mass 1 to within 1e-3.
+        The integral of the curve differs from 1 by more than 1e-3.
 
     Examples
     --------
@@ -89,7 +98,7 @@ def plot_density(
     """
     ax = axes_or_new(ax)
     grid = density.grid(width)
-    sigma = (density.support[0] - grid[0]) / 5  # the grid begins five widths out
+    sigma = (density.support[0] - grid[0]) / 5  # the grid extends five widths beyond
     curve = density.density(grid, width, reading=reading)
     _require_unit_mass(grid, curve)
     floor = 0.1 / (density.size * sigma * np.sqrt(2 * np.pi))
@@ -99,43 +108,42 @@ def plot_density(
     _draw_atoms(ax, isolated(density, sigma), density.size, sigma, floor)
     _draw_noise_floor(ax, density.noise_floor, grid)
     if exact is not None:
-        _draw_smoothed(ax, np.asarray(exact, dtype=np.float64), grid, sigma)
+        _draw_exact_density(ax, np.asarray(exact, dtype=np.float64), grid, sigma)
     ax.set_ylim(floor, 4 * curve.max())
-    if symlog:  # from a power of ten on: the ticks at both ends of the linear part keep apart
+    if symlog:  # a power of ten, so that ticks at the ends of the linear part do not overlap
         ax.set_xscale("symlog", linthresh=10.0 ** np.ceil(np.log10(sigma)))
-    ax.set_xlabel("eigenvalue")
-    ax.set_ylabel("density")
     ax.set_title(
         f"$\\sigma$ = {sigma:.2g}, {density.num_probes} probes, {density.num_steps} steps, "
         f"noise floor {density.noise_floor:.1g}",
         fontsize="small",
         loc="left",
     )
-    legend(ax)
-    return ax
+    return labelled(ax, "eigenvalue", "density")
 
 
 def plot_cdf(
-    density: SpectralDensity,
+    density: PlottableDensity,
     *,
     ax: Axes | None = None,
     exact: Any = None,
     band: bool = False,
-    reading: Reading = "atoms",
+    reading: Literal["atoms", "spread"] = "atoms",
 ) -> Axes:
-    """Draw the estimated distribution function, unsmoothed; with the exact one, what lies
-    between the two is shaded: its area is their Wasserstein-1 distance.
+    """Draw the estimated distribution function, without smoothing.
+
+    If the exact eigenvalues are given, the area between the two distribution functions is
+    shaded. Its size is their Wasserstein-1 distance.
 
     Parameters
     ----------
     density : SpectralDensity
     ax : matplotlib Axes, optional
     exact : (n,) array_like of float, optional
-        All eigenvalues.
+        All exact eigenvalues.
     band : bool
-        Also draw the bounds that hold the exact one at 95 %; see ``cdf_band``.
+        Whether to draw the 95 % band of the exact distribution function; see ``cdf_band``.
     reading : {"atoms", "spread"}
-        How nodes are read as a distribution; see ``SpectralDensity.pieces``.
+        How nodes are interpreted as a distribution; see ``SpectralDensity.pieces``.
 
     Returns
     -------
@@ -158,23 +166,30 @@ def plot_cdf(
     x = np.unique(np.concatenate((np.nextafter(ends, -np.inf), ends)))  # both sides of a jump
     estimate = density.cdf(x, reading=reading)
     if band:
-        _draw_band(ax, density, ends)
+        _draw_cdf_band(ax, density, ends)
     ax.plot(x, estimate, color=BLUE, label="estimate")
     if exact is not None:
         truth = np.searchsorted(eigenvalues, x, side="right") / eigenvalues.size
-        ax.plot(x, truth, color=ink(ax), linewidth=1, label="exact")
+        draw_exact(ax, x, truth)
         ax.fill_between(
             x, estimate, truth, color=VERMILLION, alpha=0.5, linewidth=0, label="difference"
         )
     ax.set_ylim(-0.02, 1.02)
-    ax.set_xlabel("eigenvalue")
-    ax.set_ylabel("fraction of eigenvalues at or below")
-    legend(ax)
-    return ax
+    return labelled(ax, "eigenvalue", "fraction of eigenvalues at or below")
 
 
-def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
-    """Clusters of Ritz values no wider than sigma and 5 sigma away from all others.
+def isolated(density: PlottableDensity, sigma: float) -> list[Atom]:
+    """Clusters of Ritz values that are no wider than sigma and 5 sigma away from all others.
+
+    Parameters
+    ----------
+    density : SpectralDensity
+    sigma : float
+        The smoothing width, in units of the eigenvalues.
+
+    Returns
+    -------
+    list of Atom, ascending
 
     Examples
     --------
@@ -188,7 +203,7 @@ def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
     nodes = np.concatenate(density.nodes)
     order = np.argsort(nodes)
     nodes, weights = nodes[order], np.concatenate(density.weights)[order] / density.num_probes
-    breaks = np.flatnonzero(np.diff(nodes) > _APART * sigma) + 1
+    breaks = np.flatnonzero(np.diff(nodes) > _ISOLATION * sigma) + 1
     clusters = zip(np.split(nodes, breaks), np.split(weights, breaks), strict=True)
     return [
         Atom(float(np.average(x, weights=w)), float(w.sum()))
@@ -199,19 +214,19 @@ def isolated(density: SpectralDensity, sigma: float) -> list[Atom]:
 
 def _draw_density_band(
     ax: Axes,
-    density: SpectralDensity,
+    density: PlottableDensity,
     grid: HostArray,
     width: float | None,
-    reading: Reading,
+    reading: Literal["atoms", "spread"],
     floor: float,
 ) -> None:
     low, high = density.density_band(grid, width, reading=reading)
-    low, high = np.maximum(low, floor), np.maximum(high, floor)  # a logarithmic axis has no 0
+    low, high = np.maximum(low, floor), np.maximum(high, floor)  # 0 is not on a logarithmic axis
     ax.fill_between(grid, low, high, color=BLUE, alpha=0.35, linewidth=0, label="95 % band")
 
 
-def _draw_band(ax: Axes, density: SpectralDensity, ends: HostArray) -> None:
-    """The band just below, at, and half-way between the nodes, where it is widest."""
+def _draw_cdf_band(ax: Axes, density: PlottableDensity, ends: HostArray) -> None:
+    """Draw the band just below, at, and half-way between the nodes, where it is widest."""
     between = (ends[:-1] + ends[1:]) / 2
     x = np.unique(np.concatenate((ends, np.nextafter(ends, -np.inf), between)))
     low, high = density.cdf_band(x)
@@ -220,7 +235,9 @@ def _draw_band(ax: Axes, density: SpectralDensity, ends: HostArray) -> None:
 
 def _draw_noise_floor(ax: Axes, floor: float, grid: HostArray) -> None:
     if grid[0] <= floor and -floor <= grid[-1]:
-        ax.axvspan(-floor, floor, color=ink(ax), alpha=0.3, linewidth=0.6, label="noise floor")
+        ax.axvspan(
+            -floor, floor, color=text_colour(ax), alpha=0.3, linewidth=0.6, label="noise floor"
+        )
 
 
 def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: float) -> None:
@@ -230,15 +247,15 @@ def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: flo
         return
     x, top = [atom.position for atom in shown], [atom.mass * peak for atom in shown]
     ax.vlines(x, floor, top, color=VERMILLION, linewidth=1)
-    label = "isolated" + (": how many" if len(shown) <= _LABELLED else "")
+    label = "isolated" + (", with number" if len(shown) <= _MAX_LABELS else "")
     ax.plot(x, top, "o", color=VERMILLION, markersize=4, label=label)
     for place, (atom, height) in enumerate(zip(shown, top, strict=True)):
         count = atom.mass * size
-        if len(shown) <= _LABELLED:
+        if len(shown) <= _MAX_LABELS:
             ax.annotate(
                 f"{count:.0f}" if count >= 10 else f"{count:.2g}",
                 (atom.position, height),
-                xytext=(0, 4 + 11 * (place % 2)),  # neighbours may be narrower than numbers
+                xytext=(0, 4 + 11 * (place % 2)),  # labels of close neighbours would overlap
                 textcoords="offset points",
                 ha="center",
                 fontsize="small",
@@ -246,18 +263,18 @@ def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: flo
             )
 
 
-def _draw_smoothed(ax: Axes, eigenvalues: HostArray, grid: HostArray, sigma: float) -> None:
+def _draw_exact_density(ax: Axes, eigenvalues: HostArray, grid: HostArray, sigma: float) -> None:
     total = np.zeros(grid.shape)
     for eigenvalue in eigenvalues:
         total += np.exp(-0.5 * ((grid - eigenvalue) / sigma) ** 2)
     total /= eigenvalues.size * sigma * np.sqrt(2 * np.pi)
-    ax.plot(grid, total, color=ink(ax), linewidth=1, linestyle="--", label="exact")
+    draw_exact(ax, grid, total, linestyle="--")
 
 
 def _require_unit_mass(grid: HostArray, curve: HostArray) -> None:
     mass = float(np.trapezoid(curve, grid))
     if not abs(mass - 1) < 1e-3:
         raise ArithmeticError(
-            f"the curve holds the mass {mass:.6g} where a density holds 1; raise width, which "
-            "is below what the numbers of this spectrum can resolve."
+            f"the integral of the smoothed density is {mass:.6g}, not 1, because the smoothing "
+            "width is below the floating-point resolution of this spectrum; raise width."
         )

@@ -1,4 +1,4 @@
-"""Pictures: drawn on the Axes given, with the same options as functions and as methods."""
+"""Plots are drawn on the given Axes, with the same options as functions and as methods."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ def _curve(ax: Any, label: str = "estimate") -> Any:
     return next(line for line in ax.get_lines() if line.get_label() == label).get_xydata()
 
 
-PICTURES: dict[str, Callable[[Any], Any]] = {
+PLOTS: dict[str, Callable[[Any], Any]] = {
     "density": lambda ax: _density().plot(ax, exact=EIGENVALUES, symlog=True, width=0.02),
     "spread density": lambda ax: _density().plot(ax, reading="spread"),
     "distribution": lambda ax: _density().plot_cdf(ax, exact=EIGENVALUES, band=True),
@@ -42,7 +42,7 @@ PICTURES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES.keys())
+@pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS.keys())
 def test_a_method_draws_on_the_axes_it_is_given_and_returns_them(
     draw: Callable[[Any], Any], ax: Any
 ) -> None:
@@ -63,26 +63,28 @@ def test_a_method_and_its_function_draw_the_same_curve(ax: Any) -> None:
 
 
 @pytest.mark.parametrize("reading", ["atoms", "spread"])
-def test_a_reading_is_the_one_that_the_density_has(reading: Any, ax: Any) -> None:
+def test_the_curve_drawn_is_that_of_the_chosen_reading(reading: Any, ax: Any) -> None:
     density = _density()
     x, y = _curve(density.plot(ax, reading=reading)).T
     assert np.array_equal(y, density.density(x, reading=reading))
 
 
 @pytest.mark.parametrize("reading", ["atoms", "spread"])
-def test_the_distribution_drawn_is_right_between_its_corners(reading: Any, ax: Any) -> None:
+def test_the_distribution_function_drawn_is_right_between_its_corners(
+    reading: Any, ax: Any
+) -> None:
     density = _density()
     x, y = _curve(density.plot_cdf(ax, reading=reading)).T
     points = np.random.default_rng(0).uniform(x[0], x[-1], 500)
     assert np.allclose(np.interp(points, x, y), density.cdf(points, reading=reading), atol=1e-12)
 
 
-def test_an_unknown_reading_is_named(ax: Any) -> None:
+def test_an_unknown_reading_is_refused(ax: Any) -> None:
     with pytest.raises(ValueError, match='"atoms" or "spread"'):
         _density().plot(ax, reading="smooth")
 
 
-def test_lines_stand_out_on_black_as_on_white() -> None:
+def test_lines_contrast_with_a_black_and_with_a_white_background() -> None:
     from matplotlib.colors import to_rgb
 
     def luminance(colour: Any) -> float:
@@ -103,13 +105,13 @@ def test_lines_stand_out_on_black_as_on_white() -> None:
             pyplot.close(figure)
 
 
-def test_intervals_that_miss_their_entry_have_a_colour_of_their_own(ax: Any) -> None:
+def test_intervals_that_miss_their_entry_are_drawn_in_another_colour(ax: Any) -> None:
     estimate = mf.diagonal(A + 0.1, num_probes=20, seed=0)
     exact = EIGENVALUES + 0.1
     low, high = estimate.interval()
     missed = ~((low <= exact) & (exact <= high))
     assert 0 < missed.sum() < 20
     _, wrong = estimate.plot(ax, exact=exact).collections
-    assert wrong.get_label() == f"{missed.sum()} that miss"
+    assert wrong.get_label() == f"{missed.sum()} intervals that miss"
     places = np.flatnonzero(missed[np.argsort(exact, kind="stable")])
     assert [segment[0][0] for segment in wrong.get_segments()] == places.tolist()

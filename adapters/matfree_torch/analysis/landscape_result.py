@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 
 import numpy as np
 
-from matfree.plotting.axes import BLUE, GREEN, PURPLE, VERMILLION, axes_or_new, ink, legend
+from matfree.plotting.axes import BLUE, GREEN, PURPLE, VERMILLION, axes_or_new, legend, text_colour
 from matfree.protocol import HostArray
 from matfree.results import Record
 
@@ -43,7 +43,7 @@ def plot_curves(landscape: LossLandscape, *, ax: Axes | None = None) -> Axes:
     for j, (name, values) in enumerate(zip(landscape.names, landscape.values, strict=True)):
         ax.plot(x, _finite(values), label=name, **curve_style(j))
     if x[0] <= 0 <= x[-1]:
-        ax.plot(0.0, landscape.loss, "o", color=ink(ax), markersize=5, label="the network")
+        ax.plot(0.0, landscape.loss, "o", color=text_colour(ax), markersize=5, label="the network")
     ax.set_xlabel("multiple of the direction")
     ax.set_ylabel("loss")
     legend(ax)
