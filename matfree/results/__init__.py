@@ -3,6 +3,7 @@
 from matfree.results.density import SpectralDensity
 from matfree.results.eigen import EigenResult
 from matfree.results.estimate import Estimate
+from matfree.results.reasons import StoppingReason
 from matfree.results.record import Record, load
 from matfree.results.singular import SingularResult
 from matfree.results.tridiagonal import Quadrature, Tridiagonal
@@ -14,6 +15,7 @@ __all__ = [
     "Record",
     "SingularResult",
     "SpectralDensity",
+    "StoppingReason",
     "Tridiagonal",
     "load",
 ]

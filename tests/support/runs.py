@@ -85,6 +85,9 @@ RUNS = {
     "eigsh both ends": lambda B, path: mf.eigsh(
         B, 4, which="BE", rtol=1e-4, checkpoint=path, num_vectors=14, seed=1
     ),
+    "power iteration": lambda B, path: mf.power_iteration(
+        B, 2, rtol=1e-4, max_steps=400, checkpoint=path, seed=1
+    ),
 }
 
 
@@ -97,6 +100,7 @@ AT_ONCE = {  # products between two states: Lanczos looks every 8 steps, moments
     "density without the basis": 8,
     "deflated density": 12,
     "kernel polynomials": 20,
+    "power iteration": 5,
 }
 SEMIDEFINITE = ("xnystrace", "xnysdiag")
 

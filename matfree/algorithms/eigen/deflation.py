@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -51,13 +50,11 @@ class Deflation:
         self.values: HostArray = np.zeros(0)
         self.vectors: Array = self.space.zeros(0)
 
-    def find(
-        self, budget: int, checkpoint: Checkpoint | None, block_done: Callable[[], None]
-    ) -> None:
-        """Take the given pairs, or compute some for at most half of the budget.
+    def find(self, budget: int, checkpoint: Checkpoint) -> None:
+        """Adopt the given pairs, or compute some for at most half of the budget.
 
-        The search has a checkpoint of its own beside the run's, until ``block_done`` has
-        written what it found.
+        The search has its own checkpoint next to that of the run, until the latter holds the
+        pairs.
         """
         if self.found:
             return
@@ -66,11 +63,11 @@ class Deflation:
             self._take(self.plan.eigenpairs)
             path = None
         else:
-            path = checkpoint and checkpoint.path.with_suffix(".eigenpairs.npz")
+            path = checkpoint.sibling(".eigenpairs.npz")
             self._compute(self.plan.eigenpairs, budget, path)
         self.cost = self.A.num_matvecs - before
         self.found = True
-        block_done()
+        checkpoint.save()
         if path is not None:
             discard(path, self.space)
 

@@ -8,22 +8,19 @@ belongs among the wanted is put there, until it finds nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import numpy as np
 
 from matfree import probes
 from matfree.algorithms.eigen.missed_eigenvalues import absent, lead
 from matfree.algorithms.krylov.thick_restart import KrylovDecomposition
-from matfree.algorithms.running.callbacks import asked_to_stop
-from matfree.algorithms.running.checkpoint import Checkpoint, restore
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.run import Run
 from matfree.arguments import Which, order
 from matfree.arrays import to_host
-from matfree.progress import Progress
 from matfree.protocol import Array, HostArray
-from matfree.results import EigenResult
+from matfree.results import EigenResult, StoppingReason
 
 TIGHTER = 0.9
 """The part of the tolerance that the search itself may use up."""
@@ -54,25 +51,17 @@ class EigenSearch:
     def __init__(
         self,
         A: CountedOperator,
+        run: Run[EigenStep],
         *,
         k: int,
         which: Which,
         rtol: float,
         capacity: int,
         budget: int,
-        seed: int,
-        callback: Callable[[EigenStep], bool | None] | None,
-        bar: Progress,
     ) -> None:
-        if not rtol > 0:
-            raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
-        if capacity < min(k + 2, A.space.size):
-            raise ValueError(f"num_vectors must be at least k + 2: got {capacity} for k = {k}.")
-        self.A, self.space = A, A.space
+        self.A, self.space, self.run = A, A.space, run
         self.k, self.which, self.rtol = k, which, rtol
-        self.capacity, self.budget, self.seed = capacity, budget, seed
-        self.callback, self.bar = callback, bar
-        self.checkpoint: Checkpoint | None = None
+        self.capacity, self.budget, self.seed = capacity, budget, run.checkpoint.seed
         self.phase: Literal["find", "verify"] = "find"
         self.end = 0  # of the spectrum, under verification
         self.krylov: KrylovDecomposition | None = None
@@ -82,7 +71,7 @@ class EigenSearch:
         self.norm = 0.0
         self.num_searches = 0
         self.verified = False
-        self.reason = "the budget of products ended first"
+        self.reason: str = StoppingReason.BUDGET
         self.history: list[tuple[int, float, float]] = []
 
     @property
@@ -90,9 +79,10 @@ class EigenSearch:
         """Which residuals are within the tolerance, with some room for the last rotation."""
         return np.asarray(self.residuals <= TIGHTER * self.rtol * self.norm)
 
-    def problem(self, width: int) -> dict[str, Any]:
-        """What a checkpoint must share with this search."""
-        return {
+    def resume(self, width: int) -> None:
+        """Continue from the checkpoint of a search with this block size."""
+        checkpoint = self.run.checkpoint
+        problem = {
             "estimator": "eigsh",
             "seed": self.seed,
             "k": self.k,
@@ -101,14 +91,22 @@ class EigenSearch:
             "block_size": width,
             "num_vectors": self.capacity,
         }
-
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint from now on, after going back to where its run was."""
-        self.checkpoint = checkpoint
+        checkpoint.resume(problem, self)
         self.budget += checkpoint.overhead
-        restore(self, checkpoint.state, self.space)
 
-    def run(self, start: Array) -> None:
+    def complete(self, start: Array, *, verify: bool) -> None:
+        """Find the pairs, then search for what was missed."""
+        self.find(start)
+        if verify and self.converged.all():
+            self.verify(start.shape[1])
+
+    def interrupted(self) -> EigenResult | None:
+        """The pairs when the user interrupts the search; None if there are none yet."""
+        if not self.vectors.shape[1]:
+            return None
+        return self.result(StoppingReason.INTERRUPTED, recompute=False)
+
+    def find(self, start: Array) -> None:
         """Find k pairs from a start block."""
         if self.phase != "find":
             return
@@ -126,12 +124,12 @@ class EigenSearch:
                 self.values, self.residuals = values[best], residuals[best]
                 enough = len(best) == self.k and bool(self.converged.all())
                 if enough:
-                    self.reason = "every residual is within rtol"
+                    self.reason = StoppingReason.RESIDUALS
                 if enough or self._must_stop(krylov) or self._stopped_by_callback():
                     return
                 if krylov.restart_if_full(values, Y, self.which, self.k):
                     wanted = np.eye(krylov.size)[:, : len(best)]
-                self._save()
+                self.run.save()
         finally:  # an interrupted run keeps what it had
             if wanted is not None:
                 self.vectors = krylov.vectors(wanted)
@@ -145,11 +143,11 @@ class EigenSearch:
         while self.end < len(ends):
             found = self._search_complement(block_size, *ends[self.end])
             if found is None:
-                self.reason = "every residual is within rtol; the search was cut short"
+                self.reason = StoppingReason.UNVERIFIED
                 return
             self._enter_search(self.end if found else self.end + 1)
         self.verified = True
-        self.reason = "every residual is within rtol, and nothing better was found"
+        self.reason = StoppingReason.VERIFIED
 
     def _search_complement(self, block_size: int, end: Which, offset: int | None) -> bool | None:
         """Whether the complement held something better (now inserted); None: out of budget."""
@@ -173,7 +171,7 @@ class EigenSearch:
             elif done or absent(krylov, values, worst, end):
                 return False
             krylov.restart_if_full(values, Y, end, len(best))
-            self._save()
+            self.run.save()
         return None
 
     def _fresh_decomposition(self, block_size: int) -> KrylovDecomposition:
@@ -252,12 +250,11 @@ class EigenSearch:
     @property
     def _has_stored(self) -> bool:
         """Whether the checkpoint holds a decomposition that waits to be taken up."""
-        return self.checkpoint is not None and self.checkpoint.holds("krylov")
+        return self.run.checkpoint.holds("krylov")
 
     def _begun(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
         """A new decomposition, or, once, the one that was under way."""
-        if self.checkpoint is not None:
-            self.checkpoint.take_up("krylov", krylov)
+        self.run.checkpoint.take_up("krylov", krylov)
         self.krylov = krylov
         return krylov
 
@@ -265,11 +262,7 @@ class EigenSearch:
         """Note in the checkpoint that a search begins, unless it is being gone on with."""
         if not self._has_stored:
             self.phase, self.end, self.krylov = "verify", end, None
-            self._save()
-
-    def _save(self) -> None:
-        if self.checkpoint is not None:
-            self.checkpoint.save(self)
+            self.run.save()
 
     def _capacity(self, width: int) -> int:
         return min(self.space.size, max(self.capacity, self.k + 3 * width))
@@ -282,12 +275,12 @@ class EigenSearch:
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
         worst = float(np.max(relative))
         self.history.append((self.A.num_matvecs, float(self.values[0]), worst))
-        self.bar.show(
+        self.run.bar.show(
             int(self.converged.sum()),
-            lambda: f"{self.A.num_matvecs} products, worst residual {worst:.1e}",
+            lambda: f"{self.A.num_matvecs} matvecs, worst residual {worst:.1e}",
         )
         step = EigenStep(self.A.num_matvecs, self.values, relative)
-        stop = asked_to_stop(self.callback, step)
+        stop = self.run.is_stopped(lambda: step)
         if stop:
-            self.reason = "stopped by the callback"
+            self.reason = StoppingReason.CALLBACK
         return stop

@@ -2,18 +2,16 @@ r"""``eigsh``: a few eigenpairs of a Hermitian operator, complete and with hones
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from matfree import probes
+from matfree.algorithms.eigen.arguments import require_counts, tolerance, warn_unconverged
 from matfree.algorithms.eigen.eigen_search import EigenSearch, EigenStep
-from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, resumed_seed
+from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
-from matfree.arguments import Which, require_whole
-from matfree.arrays import epsilon
-from matfree.errors import ConvergenceWarning, Interrupted
-from matfree.progress import Progress
+from matfree.algorithms.running.run import Run
+from matfree.arguments import Which
 from matfree.protocol import Array, Seed
 from matfree.results import EigenResult
 
@@ -111,73 +109,35 @@ def eigsh(
     """
     A = CountedOperator(A)
     n = A.space.size
-    _require_sensible(n, k, which, block_size=block_size, max_matvecs=max_matvecs)
-    if rtol is None:
-        rtol = max(1e-6, 100 * epsilon(A.space.xp, A.space.dtype))
-    bar = Progress("eigsh", progress)
-    search = EigenSearch(
-        A,
-        k=k,
-        which=which,
-        rtol=rtol,
-        capacity=min(n, num_vectors or max(20, 4 * k + 8)),
-        budget=max_matvecs or max(1000, 100 * k),
-        seed=resumed_seed(A.space, checkpoint, seed),
-        callback=callback,
-        bar=bar,
-    )
-    V = _start_block(A, start, min(block_size, n), search.seed)
-    if checkpoint is not None:
-        search.resume(Checkpoint(checkpoint, A, search.problem(V.shape[1])))
-    with bar:
-        bar.start(k)
-        _complete(search, V, verify)
-    return _warned(search.result(search.reason, recompute=verify), search)
-
-
-def _require_sensible(n: int, k: int, which: Which, **counts: int | None) -> None:
-    for name, count in counts.items():
-        require_whole(name, count)
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be in [1, n]: got {k} for an operator of size {n}.")
+    require_counts(A, k, block_size=block_size, num_vectors=num_vectors, max_matvecs=max_matvecs)
     if which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(
             f'which must be "LM", "LA", "SA" or "BE": got {which!r}; for eigenvalues inside the '
             "spectrum (the smallest in magnitude, say), pass the operator of the inverse."
         )
-
-
-def _complete(search: EigenSearch, start: Array, verify: bool) -> None:
-    """Find, then look for what was missed; an interruption keeps what there is."""
-    try:
-        search.run(start)
-        if verify and search.converged.all():
-            search.verify(start.shape[1])
-    except KeyboardInterrupt as stop:
-        if not search.vectors.shape[1]:
-            raise
-        raise Interrupted(search.result("interrupted", recompute=False)) from stop
+    run = Run("eigsh", Checkpoint(checkpoint, A, seed), progress=progress, callback=callback)
+    search = EigenSearch(
+        A,
+        run,
+        k=k,
+        which=which,
+        rtol=tolerance(A, rtol),
+        capacity=min(n, num_vectors or max(20, 4 * k + 8)),
+        budget=max_matvecs or max(1000, 100 * k),
+    )
+    V = _start_block(A, start, min(block_size, n), search.seed)
+    search.resume(V.shape[1])
+    run.complete(k, lambda: search.complete(V, verify=verify), search.interrupted)
+    result = search.result(search.reason, recompute=verify)
+    warn_unconverged(result, "eigenpairs", k, search.rtol)
+    return result
 
 
 def _start_block(
     A: CountedOperator, start: Array | EigenResult | None, width: int, seed: int
 ) -> Array:
+    """The start vectors: those given, or Gaussian ones."""
     space = A.space
     if start is None:
         return space.probes(width, seed=seed, kind="gaussian", stream=probes.START)
     return adopted(space, start.vectors if isinstance(start, EigenResult) else start, "start")
-
-
-def _warned(result: EigenResult, search: EigenSearch) -> EigenResult:
-    """The result, after a warning where some of it did not converge."""
-    missing = int((~result.converged).sum()) + search.k - len(result.values)
-    if missing == 0:
-        return result
-    warnings.warn(
-        f"{missing} of {search.k} eigenpairs did not reach rtol={search.rtol:.1e} within "
-        f"{result.num_matvecs} products (worst residual {result.residuals.max():.1e} of ||A||): "
-        "raise max_matvecs or num_vectors, loosen rtol, or pass this result as start.",
-        ConvergenceWarning,
-        stacklevel=3,
-    )
-    return result

@@ -8,19 +8,20 @@ long before v is an eigenvector (for a spectrum {1, -1} it never is); the residu
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.running.callbacks import asked_to_stop
+from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.run import Run
 from matfree.arrays import real_part, to_host
-from matfree.errors import ConvergenceWarning, Interrupted
+from matfree.errors import ConvergenceWarning, warn
 from matfree.protocol import Array, HostArray, Seed
-from matfree.results import EigenResult
+from matfree.results import EigenResult, StoppingReason
 from matfree.spaces import VectorSpace
 
 STEPS_PER_CHECK = 5
@@ -47,7 +48,9 @@ def power_iteration(
     rtol: float = 1e-3,
     max_steps: int = 1000,
     seed: Seed = None,
+    progress: bool = False,
     callback: Callable[[PowerStep], bool | None] | None = None,
+    checkpoint: PathLike | None = None,
 ) -> EigenResult:
     r"""The k eigenvalues largest in magnitude, by power iteration with deflation.
 
@@ -71,9 +74,14 @@ def power_iteration(
         The most steps for one pair.
     seed : int, None or numpy.random.Generator
         Of the start vectors (Gaussian).
+    progress : bool
+        Show a progress bar of the pairs (needs tqdm).
     callback : function, optional
-        Called with a ``PowerStep`` every 5 steps; returning True or raising StopIteration
-        goes on to the next pair.
+        It is called with a ``PowerStep`` every 5 steps; returning True or raising
+        StopIteration ends the iteration for this pair and begins the next.
+    checkpoint : path, optional
+        A file that holds the state of the run every 5 steps, from which the same call
+        resumes; as for :func:`matfree.trace`.
 
     Returns
     -------
@@ -121,58 +129,91 @@ def power_iteration(
         raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
-    run = _Run(A, k, rtol, max_steps, probes.agreed_seed(seed, A.space.all_gather_object))
-    try:
-        for pair in range(k):
-            run.iterate(pair, callback)
-    except KeyboardInterrupt as stop:
-        if not run.found:
-            raise
-        raise Interrupted(run.result("interrupted")) from stop
-    result = run.result("every pair reached its end")
+    run = Run(
+        "power iteration", Checkpoint(checkpoint, A, seed), progress=progress, callback=callback
+    )
+    search = _PowerSearch(A, run, k, rtol, max_steps)
+    result = run.complete(k, search.complete, search.interrupted)
     if not result.converged.all():
         _warn(result, rtol, max_steps)
     return result
 
 
 @final
-class _Run:
-    """Vectors found so far, their products, and the norm they are measured against."""
+class _PowerSearch:
+    """The vectors found so far, their matvecs, and the norm that residuals are relative to."""
 
-    def __init__(self, A: CountedOperator, k: int, rtol: float, max_steps: int, seed: int) -> None:
-        self.A, self.space = A, A.space
-        self.k, self.rtol, self.max_steps, self.seed = k, rtol, max_steps, seed
+    saved = ("found", "U", "AU", "norm", "history", "step", "v")
+    by_row: ClassVar = {"U": 0, "AU": 0, "v": 0}
+
+    def __init__(
+        self, A: CountedOperator, run: Run[PowerStep], k: int, rtol: float, max_steps: int
+    ) -> None:
+        self.A, self.space, self.run = A, A.space, run
+        self.k, self.rtol, self.max_steps, self.seed = k, rtol, max_steps, run.checkpoint.seed
         self.found = 0
         self.U = self.space.zeros(k)
         self.AU = self.space.zeros(k)
+        self.step = 0  # of the present pair
+        self.v = self.space.zeros(1)
         self.norm = 0.0
         self.history: list[tuple[int, float, float]] = []
 
-    def iterate(self, pair: int, callback: Callable[[PowerStep], bool | None] | None) -> None:
-        """Find the next pair, to half of the tolerance: the other half is for the rotation."""
+    def complete(self) -> EigenResult:
+        """Find all pairs, one after the other."""
+        problem = {
+            "estimator": "power_iteration",
+            "seed": self.seed,
+            "k": self.k,
+            "rtol": self.rtol,
+            "max_steps": self.max_steps,
+        }
+        self.run.checkpoint.resume(problem, self)
+        for pair in range(self.found, self.k):
+            self._find(pair)
+            self.run.save()
+            self.run.bar.show(self.found)
+        result = self.result(StoppingReason.RESIDUALS)
+        if not result.converged.all():
+            result = replace(result, reason=StoppingReason.STEPS)
+        return result
+
+    def interrupted(self) -> EigenResult | None:
+        """The pairs when the user interrupts the run; None before the first."""
+        return self.result(StoppingReason.INTERRUPTED) if self.found else None
+
+    def _find(self, pair: int) -> None:
+        """Find a pair to half of the tolerance; the other half is for the final rotation."""
         space = self.space
-        v = space.probes(1, seed=self.seed, start=pair, kind="gaussian", stream=probes.START)
-        v = _unit(space, self._deflated(v), fallback=v)
+        if self.step == 0:
+            v = space.probes(1, seed=self.seed, start=pair, kind="gaussian", stream=probes.START)
+            self.v = _unit(space, self._deflated(v), fallback=v)
         entries: list[Array] = []
         first: tuple[Array, Array] | None = None
-        for step in range(1, self.max_steps + 1):
-            w = self.A(v)
+        for step in range(self.step + 1, self.max_steps + 1):
+            v, w = self.v, self.A(self.v)
             entries.append(_measure(space, v, w, self._deflated(w)))
             if step == 1 and pair == 0:
                 first = v, w
             elif step == 2 and first is not None:
                 self._check_symmetry(*first, v, w)
-            if step % STEPS_PER_CHECK == 0 or step in (2, self.max_steps):
-                state = self._check(pair, step, entries)
-                entries = []
-                if state.residual <= self.rtol / 2 or asked_to_stop(callback, state):
-                    break
+            checks = step % STEPS_PER_CHECK == 0 or step in (2, self.max_steps)
+            if checks and self._is_done(pair, step, entries):
+                break
             if step < self.max_steps:
-                v = _unit(space, self._deflated(w), fallback=v)
+                self.v = _unit(space, self._deflated(w), fallback=v)
+            if checks:
+                self.step, entries = step, []
+                self.run.save()
         self.U[:, pair], self.AU[:, pair] = v[:, 0], w[:, 0]
-        self.found = pair + 1
+        self.found, self.step = pair + 1, 0
 
-    def result(self, reason: str) -> EigenResult:
+    def _is_done(self, pair: int, step: int, entries: list[Array]) -> bool:
+        """Whether the residual is small enough, or the callback stops the iteration."""
+        state = self._check(pair, step, entries)
+        return state.residual <= self.rtol / 2 or self.run.is_stopped(lambda: state)
+
+    def result(self, reason: StoppingReason) -> EigenResult:
         """Rayleigh-Ritz on what was found; residuals from the products already made."""
         space, k = self.space, self.found
         U, AU = self.U[:, :k], self.AU[:, :k]
@@ -247,11 +288,10 @@ def _unit(space: VectorSpace, w: Array, *, fallback: Array) -> Array:
 
 def _warn(result: EigenResult, rtol: float, max_steps: int) -> None:
     open_pairs = int(np.sum(~result.converged))
-    warnings.warn(
+    warn(
         f"{open_pairs} of {len(result.values)} pairs did not reach rtol={rtol:g} within "
         f"{max_steps} steps (worst residual {result.residuals.max():.1e} of ||A||): raise "
         "max_steps, or expect eigenvalues of equal magnitude and opposite sign, which power "
         "iteration cannot tell apart.",
         ConvergenceWarning,
-        stacklevel=3,
     )

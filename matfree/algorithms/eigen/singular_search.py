@@ -35,7 +35,7 @@ from matfree.arrays import epsilon, rounding, to_host
 from matfree.errors import ConvergenceWarning, Interrupted, NotHermitianError, OperatorError
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray
-from matfree.results import SingularResult
+from matfree.results import SingularResult, StoppingReason
 from matfree.spaces import VectorSpace
 
 _SPAN = 100.0
@@ -43,8 +43,6 @@ _SPAN = 100.0
 
 _NOISE = 20.0
 """The least residual asked of an eigenpair, in eps."""
-
-_NO_SMALLER = "rounding hides what is smaller"
 
 
 @final
@@ -93,7 +91,7 @@ class SingularSearch:
         self.norm = 0.0
         self.num_rounds = 0
         self.verified = True
-        self.reason = "the budget of products ended first"
+        self.reason: str = StoppingReason.BUDGET
 
     @property
     def num_matvecs(self) -> int:
@@ -105,7 +103,19 @@ class SingularSearch:
         """Which triplets are within the tolerance."""
         return np.asarray(self.residuals <= self.rtol * self.norm)
 
-    def run(self, start: Array | None) -> None:
+    def complete(self, start: Array | None) -> SingularResult:
+        """Run rounds until everything is found or nothing more can be; the result."""
+        self.search(start)
+        return self.result()
+
+    def interrupted(self) -> SingularResult | None:
+        """The triplets when the user interrupts the search; None if there are none yet."""
+        if not len(self.values):
+            return None
+        self.reason, self.verified = StoppingReason.INTERRUPTED, False
+        return self.result()
+
+    def search(self, start: Array | None) -> None:
         """Rounds until everything is found, or nothing more can be."""
         while self.num_locked < self.k:
             before, largest = self.num_locked, self._largest
@@ -117,13 +127,11 @@ class SingularSearch:
             least = 4 * (self.k - self.num_locked) + 2 * self.k  # what another round costs
             spent = self.num_matvecs + least > self.budget
             if self.num_locked == before and not stopped and not spent:
-                self.reason = _NO_SMALLER
+                self.reason = StoppingReason.ROUNDING
             if stopped or spent or self.num_locked == before:
                 return
             start = self.V[:, self.num_locked :]
-        self.reason = "every residual is within rtol"
-        if self.verified:
-            self.reason += ", and nothing better was found"
+        self.reason = StoppingReason.VERIFIED if self.verified else StoppingReason.RESIDUALS
 
     @property
     def _finest(self) -> float:
@@ -165,7 +173,7 @@ class SingularSearch:
             raise
         except NotHermitianError as cause:
             if self.num_rounds:  # what is left is rounding, which is not symmetric
-                self.verified, self.reason = False, _NO_SMALLER
+                self.verified, self.reason = False, StoppingReason.ROUNDING
                 return True
             raise OperatorError(
                 f"the adjoint of {self.forward.operator!r} is not that of its products: A^H A "
@@ -174,7 +182,7 @@ class SingularSearch:
         self.num_rounds += 1
         self.verified = self.verified and pairs.verified
         self._take(pairs.vectors)
-        stopped = pairs.reason == "stopped by the callback"
+        stopped = pairs.reason == StoppingReason.CALLBACK
         if stopped:
             self.reason = pairs.reason
         return stopped

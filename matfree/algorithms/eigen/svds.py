@@ -3,18 +3,18 @@ r"""``svds``: a few singular triplets of any operator, complete and with honest 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from matfree import probes
+from matfree.algorithms.eigen.arguments import require_counts, tolerance, warn_unconverged
 from matfree.algorithms.eigen.eigen_search import EigenStep
 from matfree.algorithms.eigen.singular_search import SingularSearch
-from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
+from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
-from matfree.arguments import require_whole
-from matfree.arrays import epsilon, to_host
-from matfree.errors import ConvergenceWarning, Interrupted, OperatorError
+from matfree.algorithms.running.run import interruptible
+from matfree.arrays import to_host
+from matfree.errors import OperatorError
 from matfree.operators import Operator
 from matfree.protocol import Array, Seed
 from matfree.results import SingularResult, archive
@@ -105,10 +105,9 @@ def svds(
     """
     A = CountedOperator(A, square=False)
     operator = A.operator
-    _require_sensible(operator, k, rtol, block_size, num_vectors, max_matvecs)
-    if rtol is None:
-        rtol = max(1e-6, 100 * epsilon(A.space.xp, A.space.dtype))
-    seed = resumed_seed(A.space, checkpoint, seed)
+    require_counts(A, k, block_size=block_size, num_vectors=num_vectors, max_matvecs=max_matvecs)
+    rtol = tolerance(A, rtol)
+    seed = Checkpoint(checkpoint, A, seed).seed  # every round opens the file of its own search
     scale = _scale(operator, seed)
     block, spent = _start_block(operator * (1 / scale), start)
     search = SingularSearch(
@@ -128,43 +127,9 @@ def svds(
         callback=callback,
         checkpoint=None if checkpoint is None else archive.npz_path(checkpoint),
     )
-    _complete(search, block)
-    return _warned(search.result(), rtol)
-
-
-def _complete(search: SingularSearch, start: Array | None) -> None:
-    """All rounds; an interruption keeps what there is."""
-    try:
-        search.run(start)
-    except KeyboardInterrupt as stop:
-        if not len(search.values):
-            raise
-        search.reason, search.verified = "interrupted", False
-        raise Interrupted(search.result()) from stop
-
-
-def _require_sensible(
-    operator: Operator,
-    k: int,
-    rtol: float | None,
-    block_size: int,
-    num_vectors: int | None,
-    max_matvecs: int | None,
-) -> None:
-    m, n = operator.shape
-    for name, count in (
-        ("k", k),
-        ("block_size", block_size),
-        ("num_vectors", num_vectors),
-        ("max_matvecs", max_matvecs),
-    ):
-        require_whole(name, count)
-    if k is None or k > min(m, n):
-        raise ValueError(f"k must be in [1, min(m, n)]: got {k} for an operator of shape {m, n}.")
-    if num_vectors is not None and num_vectors < min(k + 2, m, n):
-        raise ValueError(f"num_vectors must be at least k + 2: got {num_vectors} for k = {k}.")
-    if rtol is not None and not 0 < rtol < math.inf:
-        raise ValueError(f"rtol must be positive: got {rtol}; it is relative to ||A||.")
+    result = interruptible(lambda: search.complete(block), search.interrupted)
+    warn_unconverged(result, "singular triplets", k, rtol)
+    return result
 
 
 def _scale(operator: Operator, seed: int) -> float:
@@ -198,18 +163,3 @@ def _start_block(
         return adopted(space, start.left if wide else start.right, "start"), 0
     block = adopted(operator.domain, start, "start")
     return (operator.matmat(block), block.shape[1]) if wide else (block, 0)
-
-
-def _warned(result: SingularResult, rtol: float) -> SingularResult:
-    """The result, after a warning where some of it did not converge."""
-    missing = int((~result.converged).sum())
-    if missing:
-        warnings.warn(
-            f"{missing} of {len(result.values)} singular triplets did not reach rtol={rtol:.1e} "
-            f"within {result.num_matvecs} products (worst residual {result.residuals.max():.1e} "
-            f"of ||A||; {result.reason}): raise max_matvecs or num_vectors, loosen rtol, or pass "
-            "this result as start.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-    return result

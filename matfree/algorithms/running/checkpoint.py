@@ -20,76 +20,104 @@ import numpy as np
 
 from matfree import probes
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.state_file import StateFile, opened
+from matfree.algorithms.running.state_file import StateFile
 from matfree.arrays import epsilon, to_host
 from matfree.protocol import HostArray, Seed
 from matfree.results import archive
-from matfree.spaces import VectorSpace
 
 PathLike = str | os.PathLike[str]
 
 
-def resumed_seed(space: VectorSpace, checkpoint: PathLike | None, seed: Seed) -> int:
-    """The seed of a run: the file's where one exists and none was given; all processes' own."""
-    agreed = probes.agreed_seed(seed, space.all_gather_object)
-    if seed is not None or checkpoint is None:
-        return agreed
-    path = archive.npz_path(checkpoint)
-    stored = space.all_gather_object(lambda: _stored_seed(path) if space.rank == 0 else None)[0]
-    return agreed if stored is None else stored
-
-
 @final
 class Checkpoint:
-    """The file of one run.
+    """The file of one run, which is opened before the run begins because it knows its seed.
 
     Parameters
     ----------
-    path : path of the file; ``.npz`` is appended where it is missing
-        All processes of the space see it; where vectors are cut, its pieces lie beside it.
-    product : the operator, counted
-        One product tells it from others; it is counted like the rest.
-    problem : names and values that a file must share with the run that goes on from it
+    path : path of the file, or None
+        ``.npz`` is appended if it is missing. All processes of the space see the file; if
+        vectors are sharded, every process writes its rows to a file next to it. With None
+        nothing is stored, and every method does nothing.
+    A : CountedOperator
+        One matvec identifies the operator; it is counted like the others.
+    seed : int, None or numpy.random.Generator
+        None takes the seed of the file if there is one.
 
     Raises
     ------
     ValueError
-        The file belongs to another run, and the text says what differs; or it is cut short.
+        The file is damaged, or it is not a checkpoint.
     """
 
-    def __init__(self, path: PathLike, A: CountedOperator, problem: dict[str, Any]) -> None:
-        self.file = StateFile(archive.npz_path(path), A.space)
-        self.path, self.A = self.file.path, A
+    def __init__(self, path: PathLike | None, A: CountedOperator, seed: Seed) -> None:
+        self.A = A
+        self.path = None if path is None else archive.npz_path(path)
+        self.file = None if self.path is None else StateFile(self.path, A.space)
+        self.state: archive.Values = {} if self.file is None else self.file.values
+        """The stored state of the run; empty for a new one."""
+        self.seed = probes.agreed_seed(seed, A.space.all_gather_object)
+        """The seed of the run, the same in all processes."""
+        if seed is None and self.state:
+            self.seed = int(self.state["problem"]["seed"])
+        self.overhead = 0
+        """Matvecs spent on identifying the operator, over all starts."""
+        self._holders: tuple[Any, ...] = ()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether there is a file."""
+        return self.file is not None
+
+    def sibling(self, suffix: str) -> Path | None:
+        """The path of another checkpoint next to this one; None if there is no file."""
+        return None if self.path is None else self.path.with_suffix(suffix)
+
+    def resume(self, problem: dict[str, Any], *holders: Any) -> None:
+        """Restore the objects whose state makes up the run, and save them from now on.
+
+        Parameters
+        ----------
+        problem : names and values that the file must have in common with this run
+        *holders : objects whose attributes named in ``saved`` are the state
+
+        Raises
+        ------
+        ValueError
+            The file belongs to another run; the message says what differs.
+        """
+        self._holders = holders
+        if self.file is None:
+            return
         self.problem = {
             **problem,
-            "shape": tuple(A.operator.shape),
-            "dtype": to_host(A.space.zeros(0)).dtype.name,
+            "shape": tuple(self.A.operator.shape),
+            "dtype": to_host(self.A.space.zeros(0)).dtype.name,
         }
-        self.overhead = 1
-        """Products spent on telling the operator, over all starts."""
-        stored = self.file.values
+        stored, self.overhead = self.state, 1
         if stored:
             self._require_same(stored["problem"])
-        self.operator_print = _operator_print(A)
+        self.checksum = _checksum_of(self.A)
         if stored:
             self._require_same_operator(stored.pop("operator_print"))
             del stored["problem"]
-            A.num_matvecs += stored.pop("num_matvecs")
+            self.A.num_matvecs += stored.pop("num_matvecs")
             self.overhead += stored.pop("overhead")
-        self.state: archive.Values = stored
-        """What the file holds of the run; empty for a new one."""
+        for holder in holders:
+            restore(holder, stored, self.A.space)
 
-    def save(self, *holders: Any) -> None:
-        """Write what the holders call ``saved``."""
+    def save(self) -> None:
+        """Write the state of the run."""
+        if self.file is None:
+            return
         state: archive.Values = {}
         axes: dict[str, int] = {}
-        for holder in holders:
+        for holder in self._holders:
             values, by_row = state_of(holder)
             state, axes = state | values, axes | by_row
         self.file.write(
             {
                 "problem": self.problem,
-                "operator_print": self.operator_print,
+                "operator_print": self.checksum,
                 "num_matvecs": self.A.num_matvecs,
                 "overhead": self.overhead,
                 **state,
@@ -126,12 +154,12 @@ class Checkpoint:
             )
 
     def _require_same_operator(self, stored: HostArray) -> None:
-        size = max(float(np.abs(stored[0])), float(np.abs(self.operator_print[0])))
+        size = max(float(np.abs(stored[0])), float(np.abs(self.checksum[0])))
         slack = epsilon(self.A.space.xp, self.A.space.dtype) ** 0.5
-        if np.abs(stored - self.operator_print).max() > slack * size:
+        if np.abs(stored - self.checksum).max() > slack * size:
             raise ValueError(
                 f"checkpoint {self.path} belongs to another operator: ||A u|| for a fixed vector "
-                f"u is {stored[0]:.6g} there and {self.operator_print[0]:.6g} here (other weights, "
+                f"u is {stored[0]:.6g} there and {self.checksum[0]:.6g} here (other weights, "
                 "other data?). Give another path, or delete the file."
             )
 
@@ -178,7 +206,7 @@ def _like(current: Any, value: Any, space: Any) -> Any:
     return space.xp.asarray(np.asarray(value), dtype=current.dtype, device=space.device)
 
 
-def _operator_print(A: CountedOperator) -> HostArray:
+def _checksum_of(A: CountedOperator) -> HostArray:
     """||A u||, Re u^H A u, Im u^H A u for a vector u that no run uses otherwise."""
     u = A.space.probes(1, seed=0, kind="gaussian", stream=probes.CHECK)
     Au = A(u)
@@ -188,13 +216,6 @@ def _operator_print(A: CountedOperator) -> HostArray:
     length, form = to_host(A.space.norms(Au))[0], to_host(A.space.dots(u, Au))[0]
     size = A.space.size**0.5  # of u: the three are then of one size
     return np.array([length, np.real(form) / size, np.imag(form) / size])
-
-
-def _stored_seed(path: Path) -> int | None:
-    if not path.exists():
-        return None
-    with opened(path) as file:
-        return int(file.value("problem")["seed"])
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from matfree.algorithms.running.checkpoint import Checkpoint
@@ -62,14 +62,17 @@ class Estimator(ABC):
     check_growth = CHECK_GROWTH
     memory: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole, never written into
     """How vectors are kept within a budget of memory, where there is one."""
+    checkpoint: Checkpoint
+    """The checkpoint of the run, set by the sampling loop."""
     saved: tuple[str, ...] = ()
     """Attributes that change from block to block, for a checkpoint."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         self.A, self.space, self.plan = A, A.space, plan
-        self.block_done: Callable[[], None] = lambda: None
-        """To be called after every block of products outside of ``advance``."""
-        self.checkpoint: Checkpoint | None = None
+
+    def block_done(self) -> None:
+        """Save the state of the run; to be called after every block outside of ``advance``."""
+        self.checkpoint.save()
 
     def identity(self, budget: int) -> dict[str, Any]:
         """Options, beside the plan's, without which a saved state means something else."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.keywords import Sampling
 from matfree.arguments import block_size_for, require_whole
 from matfree.protocol import ProbeKind
 from matfree.results import EigenResult
@@ -35,19 +37,25 @@ class Plan:
     @classmethod
     def make(
         cls,
-        size: int,
+        A: CountedOperator,
+        options: Sampling[Any],
         *,
-        num_probes: int | None,
-        rtol: float | None,
-        atol: float | None,
-        max_matvecs: int | None,
-        block_size: int | None,
         seed: int,
-        kind: ProbeKind,
+        kind: ProbeKind = "rademacher",
         eigenpairs: EigenResult | int = 0,
-        first_probe: int = 0,
     ) -> Plan:
-        """Read the arguments that every estimator has, or say what is wrong with them."""
+        """Read and check the keywords that every estimator shares.
+
+        Parameters
+        ----------
+        A : CountedOperator
+        options : Sampling
+        seed : int
+        kind : the probes if ``options`` does not say
+        eigenpairs : known eigenpairs, or how many to compute
+        """
+        num_probes, max_matvecs = options.get("num_probes"), options.get("max_matvecs")
+        rtol, atol = options.get("rtol"), options.get("atol")
         for name, count in (("num_probes", num_probes), ("max_matvecs", max_matvecs)):
             require_whole(name, count)
         for name, tolerance in (("rtol", rtol), ("atol", atol)):
@@ -59,9 +67,17 @@ class Plan:
                 "give either num_probes (a fixed number) or rtol/atol with max_matvecs (as many "
                 "as needed), not both."
             )
-        budget = max_matvecs or (DEFAULT_BUDGET if adaptive else DEFAULT_PROBES)
-        block = block_size_for(size, block_size, num_probes)
-        return cls(num_probes, budget, rtol, atol, block, seed, kind, eigenpairs, first_probe)
+        return cls(
+            num_probes,
+            max_matvecs or (DEFAULT_BUDGET if adaptive else DEFAULT_PROBES),
+            rtol,
+            atol,
+            block_size_for(A.space.size, A.block_size(options.get("block_size")), num_probes),
+            seed,
+            options.get("kind") or kind,
+            eigenpairs,
+            options.get("first_probe", 0),
+        )
 
     @property
     def adaptive(self) -> bool:

@@ -1,102 +1,115 @@
-"""The one loop of every sampling estimator: blocks of probes, looks, budgets, reports.
+"""The loop of every sampling estimator: blocks of probes, convergence checks, budgets, results.
 
-What is estimated is an :class:`Estimator`'s business; how many probes that takes is
-decided here. Looks at the tolerance fall on fixed numbers of probes, so that neither the
-block size nor a callback changes the answer.
+An :class:`Estimator` knows what is estimated; this loop decides how many probes that takes.
+Convergence is checked after fixed numbers of probes, so that neither the block size nor a
+callback changes the answer.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
 
-from matfree.algorithms.running.callbacks import Callback, asked_to_stop
-from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, restore
+from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator, Summary
-from matfree.errors import ConvergenceWarning, Interrupted
-from matfree.progress import Progress
-from matfree.results import Estimate
+from matfree.algorithms.running.keywords import Sampling
+from matfree.algorithms.running.plan import Plan
+from matfree.algorithms.running.run import Run
+from matfree.errors import ConvergenceWarning, warn
+from matfree.protocol import ProbeKind
+from matfree.results import EigenResult, Estimate, StoppingReason
 
 
-def estimate(
+def sample(
     A: CountedOperator,
-    estimator: Estimator,
+    make: Callable[[CountedOperator, Plan], Estimator],
+    options: Sampling[Estimate],
     *,
-    progress: bool,
-    callback: Callback | None,
-    checkpoint: PathLike | None = None,
+    kind: ProbeKind = "rademacher",
+    eigenpairs: EigenResult | int = 0,
 ) -> Estimate:
-    """Run an estimator over probes until its plan is fulfilled."""
-    run = _Run(A, estimator, callback, checkpoint)
-    with Progress(estimator.method, progress) as bar:
-        try:
-            return run.complete(bar)
-        except KeyboardInterrupt as stop:
-            if not run.done:
-                raise
-            raise Interrupted(run.result("interrupted", converged=False)) from stop
+    """Run an estimator over random probes until its plan is fulfilled.
+
+    Parameters
+    ----------
+    A : CountedOperator
+    make : function
+        Constructs the estimator from the operator and the plan.
+    options : Sampling
+        The keywords of the public function.
+    kind : the distribution of the probes unless ``options`` says otherwise
+    eigenpairs : EigenResult or int
+        For estimators that deflate.
+    """
+    checkpoint = Checkpoint(options.get("checkpoint"), A, options.get("seed"))
+    plan = Plan.make(A, options, seed=checkpoint.seed, kind=kind, eigenpairs=eigenpairs)
+    estimator = make(A, plan)
+    run = Run(
+        estimator.method,
+        checkpoint,
+        progress=options.get("progress", False),
+        callback=options.get("callback"),
+    )
+    loop = _SamplingLoop(A, estimator, run)
+    return run.complete(A.space.size, loop.complete, loop.interrupted)
 
 
 @final
-class _Run:
-    """One estimation: how many probes are done, and what was seen at the looks."""
+class _SamplingLoop:
+    """One estimation: the number of probes so far, and the history of convergence checks."""
 
     saved = ("done", "history")
 
-    def __init__(
-        self,
-        A: CountedOperator,
-        estimator: Estimator,
-        callback: Callback | None,
-        checkpoint: PathLike | None,
-    ) -> None:
-        self.A, self.estimator, self.plan = A, estimator, estimator.plan
-        self.callback, self.path = callback, checkpoint
-        self.checkpoint: Checkpoint | None = None
+    def __init__(self, A: CountedOperator, estimator: Estimator, run: Run[Estimate]) -> None:
+        self.A, self.estimator, self.plan, self.run = A, estimator, estimator.plan, run
+        estimator.checkpoint = run.checkpoint
         self.done = 0
         self.latest: tuple[int, Summary] | None = None
         self.history: list[tuple[int, float, float]] = []
 
-    def complete(self, bar: Progress) -> Estimate:
+    def complete(self) -> Estimate:
         sampling_budget, exact_affordable = self._split_budget()
-        if self.path is not None:
-            self._resume(self.path, sampling_budget)
+        self._resume(sampling_budget)
         limit = self.estimator.prepare(sampling_budget) if sampling_budget else 0
         if self.done > limit and limit:
             raise ValueError(
-                f"the checkpoint holds {self.done} probes already, and only {limit} were asked "
-                "for; ask for as many or more."
+                f"the checkpoint already holds {self.done} probes, and only {limit} were "
+                "requested; request as many or more."
             )
-        bar.start(limit or self.A.space.size)
+        self.run.bar.start(limit or self.A.space.size)
         for check_point in self.estimator.check_points(limit):
-            if check_point < self.done:  # looked at before the run was interrupted
+            if check_point < self.done:  # this check was made before the run was interrupted
                 continue
-            self.estimator.reserve(check_point)
-            while self.done < check_point:
-                count = min(self.plan.block_size, check_point - self.done)
-                self.estimator.advance(self.done, count)
-                self.done += count
-                self._save()
-                bar.show(self.done, self._text)
-                if self.callback is not None and asked_to_stop(
-                    self.callback, self.result("under way", converged=False)
-                ):
-                    return self.result("stopped by the callback", converged=False)
+            if self._advance_to(check_point):
+                return self.result(StoppingReason.CALLBACK, converged=False)
             if self._met():
-                return self.result(f"tolerance met after {self.done} probes", converged=True)
+                return self.result(StoppingReason.TOLERANCE, converged=True)
         if exact_affordable:
             return self._exact()
         if not self.plan.adaptive:
-            return self.result(f"all {self.done} probes done", converged=True)
+            return self.result(StoppingReason.ALL_PROBES, converged=True)
         self._warn()
-        return self.result("the budget of products ended first", converged=False)
+        return self.result(StoppingReason.BUDGET, converged=False)
 
-    def _resume(self, path: PathLike, budget: int) -> None:
-        """Open the checkpoint, and go on from where its run was."""
+    def _advance_to(self, check_point: int) -> bool:
+        """Send probes up to the next convergence check; whether the callback stopped the run."""
+        self.estimator.reserve(check_point)
+        while self.done < check_point:
+            count = min(self.plan.block_size, check_point - self.done)
+            self.estimator.advance(self.done, count)
+            self.done += count
+            self.run.save()
+            self.run.bar.show(self.done, self._text)
+            if self.run.is_stopped(lambda: self.result(StoppingReason.RUNNING, converged=False)):
+                return True
+        return False
+
+    def _resume(self, budget: int) -> None:
+        """Continue from the checkpoint."""
         plan, estimator = self.plan, self.estimator
         problem = {
             "estimator": type(estimator).__name__,
@@ -105,31 +118,30 @@ class _Run:
             "first_probe": plan.first_probe,
             **estimator.identity(budget),
         }
-        self.checkpoint = Checkpoint(path, self.A, problem)
-        for holder in (self, estimator):
-            restore(holder, self.checkpoint.state, self.A.space)
-        estimator.block_done, estimator.checkpoint = self._save, self.checkpoint
+        self.run.checkpoint.resume(problem, self, estimator)
 
-    def _save(self) -> None:
-        if self.checkpoint is not None:
-            self.checkpoint.save(self, self.estimator)
+    def interrupted(self) -> Estimate | None:
+        """The estimate when the user interrupts the run; None before the first probe."""
+        if not self.done:
+            return None
+        return self.result(StoppingReason.INTERRUPTED, converged=False)
 
-    def result(self, reason: str, *, converged: bool) -> Estimate:
-        """The estimate as it stands."""
+    def result(self, reason: StoppingReason, *, converged: bool) -> Estimate:
+        """The estimate from the probes so far."""
         summary = self._summary()
         return self._estimate(summary, reason, converged, self.estimator.method, self.done)
 
     def _summary(self) -> Summary:
-        """The estimator's summary, made once for each number of probes: it may be dear."""
+        """The estimator's summary, computed once per number of probes: it can be expensive."""
         if self.latest is None or self.latest[0] != self.done:
             self.latest = self.done, self.estimator.summary()
         return self.latest[1]
 
     def _split_budget(self) -> tuple[int, bool]:
-        """Products for sampling, and whether n unit vectors may settle it afterwards.
+        """The matvecs for sampling, and whether n unit vectors may follow.
 
-        A budget of n pays for the exact answer. Sampling comes first where a tolerance may
-        be met sooner, as long as it leaves enough, and no longer than the exact answer.
+        A budget of n matvecs pays for the exact answer. Sampling comes first if a tolerance
+        may be met sooner, as long as it leaves n matvecs, and it takes at most n itself.
         """
         size, budget = self.A.space.size, self.plan.budget
         if self.plan.num_probes is not None or budget < size:
@@ -139,7 +151,7 @@ class _Run:
         return (before if enough else 0), True
 
     def _met(self) -> bool:
-        """Write the state into the history; whether it is within the tolerance."""
+        """Append to the history, and check the tolerance."""
         summary = self._summary()
         self.history.append((self.A.num_matvecs, summary.level, summary.half_width))
         return self.plan.adaptive and summary.half_width <= self.plan.tolerance(summary.size)
@@ -147,12 +159,15 @@ class _Run:
     def _exact(self) -> Estimate:
         summary = self.estimator.exact()
         self.history.append((self.A.num_matvecs, summary.level, 0.0))
-        n = self.A.space.size
-        reason = f"the budget allowed the exact answer, from all {n} unit vectors"
-        return self._estimate(summary, reason, True, "exact", 0)
+        return self._estimate(summary, StoppingReason.EXACT, True, "exact", 0)
 
     def _estimate(
-        self, summary: Summary, reason: str, converged: bool, method: str, num_probes: int
+        self,
+        summary: Summary,
+        reason: StoppingReason,
+        converged: bool,
+        method: str,
+        num_probes: int,
     ) -> Estimate:
         first = self.plan.first_probe
         return Estimate(
@@ -181,19 +196,18 @@ class _Run:
         return f"{summary.level:.6g} +- {summary.half_width:.2g}"
 
     def _warn(self) -> None:
-        products, level, half = self.history[-1]
+        num_matvecs, level, half = self.history[-1]
         target, bias = self.plan.tolerance(abs(level)), self._summary().bias
         if target == 0:
             advice = "give atol, because a tolerance relative to 0 cannot be met"
         elif bias >= target:
-            advice = f"raise num_steps, because {bias:.3g} of it is the quadrature's"
+            advice = f"raise num_steps, because {bias:.3g} of it is the bias of the quadrature"
         else:
             factor = ((half - bias) / (target - bias)) ** 2
-            advice = f"raise max_matvecs to about {math.ceil(1.1 * products * factor)}"
-        warnings.warn(
-            f"{self.estimator.method} stopped at its budget of {products} products with a "
+            advice = f"raise max_matvecs to about {math.ceil(1.1 * num_matvecs * factor)}"
+        warn(
+            f"{self.estimator.method} stopped at its budget of {num_matvecs} matvecs with a "
             f"95 % half-width of {half:.3g} where {target:.3g} was asked for "
             f"(value {level:.6g}); {advice}, or loosen rtol.",
             ConvergenceWarning,
-            stacklevel=5,
         )

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar, Literal, TypeAlias, final
+from typing import Any, ClassVar, Literal, TypeAlias, final
 
 import numpy as np
 
 from matfree import probes
 from matfree.algorithms.krylov.memory_plan import Need, Storage, choose, vector_bytes
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
-from matfree.algorithms.running.callbacks import asked_to_stop
-from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, restore
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.run import Run
 from matfree.algorithms.running.state_file import discard
 from matfree.algorithms.spectra.deflated_operator import Complement
 from matfree.algorithms.spectra.gauss_quadrature import LanczosQuadrature
 from matfree.algorithms.spectra.kpm import BOUND_STEPS, KernelPolynomial
 from matfree.arguments import block_size_for
 from matfree.arrays import epsilon
-from matfree.errors import Interrupted
-from matfree.progress import Progress
 from matfree.protocol import HostArray, ProbeKind
-from matfree.results import EigenResult, Quadrature, SpectralDensity
+from matfree.results import EigenResult, Quadrature, SpectralDensity, StoppingReason
 from matfree.spaces import VectorSpace
 
 DensityMethod: TypeAlias = Literal["lanczos", "kpm"]
@@ -42,18 +38,17 @@ class DensityRun:
     def __init__(
         self,
         A: CountedOperator,
-        seed: int,
+        run: Run[SpectralDensity],
         kind: ProbeKind,
         first_probe: int,
         measure_noise: bool,
         storage: Storage,
     ) -> None:
-        self.A, self.space = A, A.space
-        self.seed, self.kind = seed, kind
+        self.A, self.space, self.run = A, A.space, run
+        self.seed, self.kind = run.checkpoint.seed, kind
         self.first_probe, self.measure_noise = first_probe, measure_noise
-        self.complement = Complement(A, seed=seed)
+        self.complement = Complement(A, seed=self.seed)
         self.quadrature: LanczosQuadrature | KernelPolynomial | None = None
-        self.checkpoint: Checkpoint | None = None
         self.rules: list[Quadrature] = []
         self.storage_error = 0.0
         self.storage = storage
@@ -67,15 +62,11 @@ class DensityRun:
     def parts(self, stored: tuple[HostArray, ...]) -> None:
         self.rules = [Quadrature(*part) for part in stored]
 
-    def resume(
-        self,
-        path: PathLike,
-        method: DensityMethod,
-        num_steps: int,
-        eigenpairs: EigenResult | int,
-    ) -> None:
-        """Open the checkpoint, and go on from where its run was."""
-        problem = {
+    def _problem(
+        self, method: DensityMethod, num_steps: int, eigenpairs: EigenResult | int
+    ) -> dict[str, Any]:
+        """What a checkpoint must have in common with this run."""
+        return {
             "estimator": "spectral_density",
             "method": method,
             "seed": self.seed,
@@ -86,22 +77,19 @@ class DensityRun:
             "eigenpairs": "given" if isinstance(eigenpairs, EigenResult) else eigenpairs,
             "measure_noise": self.measure_noise,
         }
-        self.checkpoint = Checkpoint(path, self.A, problem)
-        restore(self, self.checkpoint.state, self.space)
 
     def prepare(
         self,
         eigenpairs: EigenResult | int,
         method: DensityMethod,
         num_steps: int,
-        checkpoint: PathLike | None,
     ) -> None:
         """Find what the probes need not see, and how they are to see the rest."""
-        if checkpoint is not None:
-            self.resume(checkpoint, method, num_steps, eigenpairs)
-        path = self.checkpoint and self.checkpoint.path.with_suffix(".eigenpairs.npz")
+        checkpoint = self.run.checkpoint
+        checkpoint.resume(self._problem(method, num_steps, eigenpairs), self)
+        path = checkpoint.sibling(".eigenpairs.npz")
         self.complement.find(eigenpairs, path)
-        self.save()
+        self.run.save()
         if path is not None:
             discard(path, self.space)
         if method == "kpm" and self.complement.size:
@@ -110,34 +98,23 @@ class DensityRun:
             self.quadrature = LanczosQuadrature(
                 self.complement, num_steps, self.storage.reorthogonalize
             )
-        if self.checkpoint is not None and method == "kpm":
-            self.checkpoint.take_up("quadrature", self.quadrature)
+        if method == "kpm":
+            checkpoint.take_up("quadrature", self.quadrature)
         if self.measure_noise:
             self.A.watch()
 
-    def save(self) -> None:
-        """Write the state into the checkpoint, where there is one."""
-        if self.checkpoint is not None:
-            self.checkpoint.save(self)
+    def complete(self, num_probes: int) -> SpectralDensity:
+        """The density from all probes, or from those done when the callback stops the run."""
+        while len(self.rules) < num_probes:
+            self.advance(min(self.storage.at_once, num_probes - len(self.rules)))
+            self.run.bar.show(len(self.rules))
+            if self.run.is_stopped(lambda: self.result(StoppingReason.RUNNING)):
+                return self.result(StoppingReason.CALLBACK)
+        return self.result(StoppingReason.ALL_PROBES)
 
-    def complete(
-        self,
-        num_probes: int,
-        bar: Progress,
-        callback: Callable[[SpectralDensity], bool | None] | None,
-    ) -> SpectralDensity:
-        """The quadratures of all probes, or of those done when it is told to stop."""
-        try:
-            while len(self.rules) < num_probes:
-                self.advance(min(self.storage.at_once, num_probes - len(self.rules)))
-                bar.show(len(self.rules))
-                if callback and asked_to_stop(callback, self.result("under way")):
-                    return self.result("stopped by the callback")
-        except KeyboardInterrupt as stop:
-            if not self.rules:
-                raise
-            raise Interrupted(self.result("interrupted")) from stop
-        return self.result("all probes done")
+    def interrupted(self) -> SpectralDensity | None:
+        """The density when the user interrupts the run; None before the first probe."""
+        return self.result(StoppingReason.INTERRUPTED) if self.rules else None
 
     def advance(self, count: int) -> None:
         """The quadratures of ``count`` more probes."""
@@ -149,14 +126,14 @@ class DensityRun:
             stream=probes.PROBES,
         )
         assert self.quadrature is not None
-        fresh = self.quadrature(V, self.checkpoint, self.save)
+        fresh = self.quadrature(V, self.run.checkpoint)
         self.storage_error = max(self.storage_error, self.quadrature.node_error)
         if self.measure_noise:
             self.A.measure_noise()
         self.rules.extend(map(self.complement.whole, fresh))
-        self.save()
+        self.run.save()
 
-    def result(self, reason: str) -> SpectralDensity:
+    def result(self, reason: StoppingReason) -> SpectralDensity:
         """The density as it stands."""
         assert self.quadrature is not None
         norm = max(abs(rule.nodes[end]) for rule in self.rules for end in (0, -1))

@@ -17,22 +17,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, final
+from functools import partial
+from typing import Any, Unpack, final
 
 import numpy as np
 
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
-from matfree.algorithms.running.callbacks import Callback
-from matfree.algorithms.running.checkpoint import PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
+from matfree.algorithms.running.keywords import declares, known
 from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.running.sampling_loop import estimate
 from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureRun
-from matfree.algorithms.spectra.trace_function import prepared
+from matfree.algorithms.spectra.quadrature_sampling import QuadratureSampling, sample_quadratures
 from matfree.arrays import rounding
-from matfree.protocol import HostArray, ProbeKind, Seed
+from matfree.protocol import HostArray
 from matfree.results import Estimate, Quadrature, Tridiagonal
 from matfree.results.bands import ErrorModel, interval_mass
 
@@ -49,10 +48,11 @@ class EigenvalueCount(QuadratureRun):
         self,
         A: CountedOperator,
         plan: Plan,
-        low: float,
-        high: float,
         num_steps: int,
         reorthogonalize: Reorthogonalize,
+        *,
+        low: float,
+        high: float,
     ) -> None:
         super().__init__(A, plan, num_steps, reorthogonalize)
         self.low, self.high = float(low), float(high)
@@ -96,25 +96,9 @@ class EigenvalueCount(QuadratureRun):
         return float(np.sum(inside))
 
 
+@declares(QuadratureSampling, num_steps=40, reorthogonalize="full")
 def eigenvalue_count(
-    A: Any,
-    low: float,
-    high: float,
-    *,
-    num_steps: int = 40,
-    num_probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_matvecs: int | None = None,
-    block_size: int | None = None,
-    reorthogonalize: Reorthogonalize = "full",
-    memory: int | None = None,
-    seed: Seed = None,
-    kind: ProbeKind = "rademacher",
-    first_probe: int = 0,
-    progress: bool = False,
-    callback: Callback | None = None,
-    checkpoint: PathLike | None = None,
+    A: Any, low: float, high: float, **options: Unpack[QuadratureSampling]
 ) -> Estimate:
     r"""Estimate the number of eigenvalues of a Hermitian operator in [low, high].
 
@@ -187,20 +171,10 @@ def eigenvalue_count(
     """
     if not low <= high:
         raise ValueError(f"low must be at most high: got [{low}, {high}].")
-    A, plan = prepared(
+    count = sample_quadratures(
         A,
-        num_steps=num_steps,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=block_size,
-        seed=seed,
-        checkpoint=checkpoint,
-        kind=kind,
-        first_probe=first_probe,
+        partial(EigenvalueCount, low=low, high=high),
+        known(eigenvalue_count, options),
+        reorthogonalize="full",
     )
-    estimator = EigenvalueCount(A, plan, low, high, num_steps, reorthogonalize)
-    estimator.fit_into(memory, copied=checkpoint is not None)
-    count = estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
-    return replace(count, limits=(0.0, float(A.space.size)))
+    return replace(count, limits=(0.0, float(count.size)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -38,19 +37,15 @@ class LanczosQuadrature:
         self.recurrence: Recurrence | None = None
         self.rounding = rounding(complement.space.xp, complement.space.dtype)
 
-    def __call__(
-        self, V: Array, checkpoint: Checkpoint | None, save: Callable[[], None]
-    ) -> list[Quadrature]:
+    def __call__(self, V: Array, checkpoint: Checkpoint) -> list[Quadrature]:
         """The quadrature of each column's measure."""
         if self.num_steps == 0:  # everything is known
             return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
-        T = self._factorized(V, checkpoint, save)
+        T = self._factorized(V, checkpoint)
         self.node_error = max(self.node_error, *T.node_errors, 0.0)
         return [gauss_rule(T, p, self.num_steps, self.rounding) for p in range(V.shape[1])]
 
-    def _factorized(
-        self, V: Array, checkpoint: Checkpoint | None, save: Callable[[], None]
-    ) -> Tridiagonal:
+    def _factorized(self, V: Array, checkpoint: Checkpoint) -> Tridiagonal:
         """The recurrences of a block of probes, kept in the checkpoint from look to look."""
         recurrence = Recurrence(
             self.complement.A,
@@ -59,12 +54,11 @@ class LanczosQuadrature:
             reorthogonalize=self.reorthogonalize,
             keep_basis=False,
         )
-        if checkpoint is not None:
-            checkpoint.take_up("quadrature.recurrence", recurrence)
+        checkpoint.take_up("quadrature.recurrence", recurrence)
         self.recurrence = recurrence
         while not recurrence.finished:
             recurrence.advance()
-            save()
+            checkpoint.save()
         self.recurrence = None
         return recurrence.result()
 

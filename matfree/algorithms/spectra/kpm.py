@@ -16,8 +16,7 @@ Unlike Lanczos, the resolution is the same everywhere: about pi h / (2 m) in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias, final
+from typing import final
 
 import numpy as np
 import scipy.fft
@@ -30,9 +29,6 @@ from matfree.algorithms.spectra.deflated_operator import Complement
 from matfree.arrays import epsilon, real_part, to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import Quadrature
-
-Save: TypeAlias = Callable[[], None]
-"""Writes the run's state into its checkpoint, where it has one."""
 
 BOUND_STEPS = 20
 """Lanczos steps that find the interval."""
@@ -67,11 +63,11 @@ class KernelPolynomial:
         self.num_steps, self.seed = num_steps, seed
         self.centre, self.half = 0.0, 0.0  # not known yet
 
-    def __call__(self, V: Array, checkpoint: Checkpoint | None, save: Save) -> list[Quadrature]:
+    def __call__(self, V: Array, checkpoint: Checkpoint) -> list[Quadrature]:
         """The quadrature of each column's measure."""
         if self.half == 0:
             self.find_interval()
-            save()
+            checkpoint.save()
         for _ in range(_ATTEMPTS):
             moments = chebyshev_moments(self.A, V, self.num_steps, self.centre, self.half)
             if np.abs(moments).max() <= _GROWTH:

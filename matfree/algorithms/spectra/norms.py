@@ -7,23 +7,21 @@ the singular values are traces of functions of A, or of A^H A.
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from functools import partial
+from typing import Any, Unpack, final
 
 import numpy as np
 
-from matfree.algorithms.krylov.recurrence import Reorthogonalize
-from matfree.algorithms.running.callbacks import Callback
-from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
+from matfree.algorithms.running.keywords import Sampling, declares, known
 from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.running.sampling_loop import estimate
+from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureTrace, power_of
-from matfree.algorithms.spectra.trace_function import prepared
+from matfree.algorithms.spectra.quadrature_sampling import QuadratureSampling, sample_quadratures
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
 from matfree.arrays import to_host
 from matfree.operators import aslinearoperator
-from matfree.protocol import ProbeKind, Seed
 from matfree.results import Estimate
 
 
@@ -58,21 +56,8 @@ class NormEstimator(TraceEstimator):
         return Summary(norm, 0.0, norm, 0.0, math.inf)
 
 
-def frobenius_norm(
-    A: Any,
-    *,
-    num_probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_matvecs: int | None = None,
-    block_size: int | None = None,
-    seed: Seed = None,
-    kind: ProbeKind = "rademacher",
-    first_probe: int = 0,
-    progress: bool = False,
-    callback: Callback | None = None,
-    checkpoint: PathLike | None = None,
-) -> Estimate:
+@declares(Sampling)
+def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
     r"""Estimate ||A||_F = sqrt(E ||A w||^2) of any operator, rectangular ones included.
 
     Parameters
@@ -112,35 +97,12 @@ def frobenius_norm(
     >>> estimate.value  # signs see a diagonal matrix exactly
     5.0
     """
-    A = CountedOperator(A, square=False)
-    plan = Plan.make(
-        A.space.size,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=A.block_size(block_size),
-        seed=resumed_seed(A.space, checkpoint, seed),
-        kind=kind,
-        first_probe=first_probe,
-    )
-    estimator = NormEstimator(A, plan)
-    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    options = known(frobenius_norm, options)
+    return sample(CountedOperator(A, square=False), NormEstimator, options)
 
 
-def schatten_norm(
-    A: Any,
-    p: float,
-    *,
-    num_steps: int = 40,
-    reorthogonalize: Reorthogonalize = "none",
-    memory: int | None = None,
-    seed: Seed = None,
-    progress: bool = False,
-    callback: Callback | None = None,
-    checkpoint: PathLike | None = None,
-    **options: Any,
-) -> Estimate:
+@declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
+def schatten_norm(A: Any, p: float, **options: Unpack[QuadratureSampling]) -> Estimate:
     r"""Estimate the Schatten norm (sum_i sigma_i^p)^(1/p) of singular values.
 
     p = 1 is the nuclear norm, p = 2 the Frobenius norm. A square operator must be Hermitian
@@ -152,11 +114,9 @@ def schatten_norm(
     A : operator, or anything ``aslinearoperator`` accepts
     p : float
         Positive.
-    num_steps, reorthogonalize, memory, seed, progress, callback, checkpoint
-        As for :func:`trace_function`.
     **options
-        Its others: num_probes, rtol, atol, max_matvecs, block_size, kind, first_probe.
-        Tolerances bound the half-width of the norm's interval, not of the sum's.
+        As for :func:`trace_function`. Tolerances bound the half-width of the interval of the
+        norm, not of the sum.
 
     Returns
     -------
@@ -194,15 +154,11 @@ def schatten_norm(
     else:  # the smaller square, which has no zeros of the shape's making
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
-    A, plan = prepared(hermitian, num_steps=num_steps, seed=seed, checkpoint=checkpoint, **options)
-    estimator = QuadratureTrace(
-        A,
-        plan,
-        lambda x: np.abs(x) ** power,
-        num_steps,
-        reorthogonalize,
+    make = partial(
+        QuadratureTrace,
+        f=lambda x: np.abs(x) ** power,
         exponent=1 / p,
         method=f"Schatten {p:g}-norm",
     )
-    estimator.fit_into(memory, copied=checkpoint is not None)
-    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    options = known(schatten_norm, options)
+    return sample_quadratures(hermitian, make, options, reorthogonalize="none")

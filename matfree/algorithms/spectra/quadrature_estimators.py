@@ -100,8 +100,7 @@ class QuadratureRun(TraceEstimator):
         recurrence = Recurrence(
             self.A, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
         )
-        if self.checkpoint is not None:
-            self.checkpoint.take_up("recurrence", recurrence)
+        self.checkpoint.take_up("recurrence", recurrence)
         self.recurrence = recurrence
         while not recurrence.finished:
             recurrence.advance()
@@ -120,10 +119,10 @@ class QuadratureTrace(QuadratureRun):
         self,
         A: CountedOperator,
         plan: Plan,
-        f: Function | FunctionName,
         num_steps: int,
         reorthogonalize: Reorthogonalize,
         *,
+        f: Function | FunctionName,
         exponent: float = 1.0,
         method: str = QuadratureRun.method,
     ) -> None:

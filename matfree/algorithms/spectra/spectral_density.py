@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from matfree.algorithms.krylov.recurrence import Reorthogonalize, require_reorthogonalize
-from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
+from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.run import Run
 from matfree.algorithms.spectra.density_run import DensityMethod, DensityRun, density_storage
 from matfree.arguments import require_whole
-from matfree.progress import Progress
 from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, SpectralDensity
 
@@ -141,6 +141,12 @@ def spectral_density(
     """
     _require_sensible(method, reorthogonalize, num_steps=num_steps, num_probes=num_probes)
     A = CountedOperator(A)
+    run = Run(
+        "spectral density",
+        Checkpoint(checkpoint, A, seed),
+        progress=progress,
+        callback=callback,
+    )
     storage = density_storage(
         A,
         method,
@@ -150,15 +156,12 @@ def spectral_density(
         block_size=block_size,
         reorthogonalize=reorthogonalize,
         memory=memory,
-        copied=checkpoint is not None,
+        copied=run.checkpoint.is_stored,
         repeated=measure_noise,
     )
-    seed = resumed_seed(A.space, checkpoint, seed)
-    run = DensityRun(A, seed, kind, first_probe, measure_noise, storage)
-    run.prepare(eigenpairs, method, num_steps, checkpoint)
-    with Progress("spectral density", progress) as bar:
-        bar.start(num_probes)
-        return run.complete(num_probes, bar, callback)
+    density = DensityRun(A, run, kind, first_probe, measure_noise, storage)
+    density.prepare(eigenpairs, method, num_steps)
+    return run.complete(num_probes, lambda: density.complete(num_probes), density.interrupted)
 
 
 def _require_sensible(method: str, reorthogonalize: str, **counts: int) -> None:

@@ -13,42 +13,19 @@ quadrature, doi:10.1137/16M1104974.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
-from matfree.algorithms.krylov.recurrence import Reorthogonalize
-from matfree.algorithms.running.callbacks import Callback
-from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
-from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.running.sampling_loop import estimate
+from matfree.algorithms.running.keywords import declares, known
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureTrace
+from matfree.algorithms.spectra.quadrature_sampling import QuadratureSampling, sample_quadratures
 from matfree.algorithms.spectra.spectral_functions import Function, FunctionName
-from matfree.arguments import require_whole
-from matfree.protocol import ProbeKind, Seed
 from matfree.results import Estimate
 
-DEFAULT_PROBES = 10
-"""Probes where nothing is said: each costs num_steps products."""
 
-
+@declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
 def trace_function(
-    A: Any,
-    f: Function | FunctionName,
-    *,
-    num_steps: int = 40,
-    num_probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_matvecs: int | None = None,
-    block_size: int | None = None,
-    reorthogonalize: Reorthogonalize = "none",
-    memory: int | None = None,
-    seed: Seed = None,
-    kind: ProbeKind = "rademacher",
-    first_probe: int = 0,
-    progress: bool = False,
-    callback: Callback | None = None,
-    checkpoint: PathLike | None = None,
+    A: Any, f: Function | FunctionName, **options: Unpack[QuadratureSampling]
 ) -> Estimate:
     r"""Estimate tr f(A) = sum_i f(lambda_i) by stochastic Lanczos quadrature.
 
@@ -112,57 +89,13 @@ def trace_function(
     >>> bool(abs(inverse.value / np.sum(1 / np.diag(A)) - 1) < 1e-10)  # signs see it exactly
     True
     """
-    A, plan = prepared(
-        A,
-        num_steps=num_steps,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=block_size,
-        seed=seed,
-        checkpoint=checkpoint,
-        kind=kind,
-        first_probe=first_probe,
-    )
-    estimator = QuadratureTrace(A, plan, f, num_steps, reorthogonalize)
-    estimator.fit_into(memory, copied=checkpoint is not None)
-    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
-
-
-def prepared(
-    A: Any,
-    *,
-    num_steps: int,
-    seed: Seed,
-    checkpoint: PathLike | None,
-    num_probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_matvecs: int | None = None,
-    block_size: int | None = None,
-    kind: ProbeKind = "rademacher",
-    first_probe: int = 0,
-) -> tuple[CountedOperator, Plan]:
-    """The operator and the plan of a run by quadrature: 10 probes where nothing is said."""
-    require_whole("num_steps", num_steps)
-    A = CountedOperator(A)
-    if num_probes is None and rtol is None and atol is None and max_matvecs is None:
-        num_probes = DEFAULT_PROBES
-    return A, Plan.make(
-        A.space.size,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=A.block_size(block_size),
-        seed=resumed_seed(A.space, checkpoint, seed),
-        kind=kind,
-        first_probe=first_probe,
+    return sample_quadratures(
+        A, partial(QuadratureTrace, f=f), known(trace_function, options), reorthogonalize="none"
     )
 
 
-def logdet(A: Any, **options: Any) -> Estimate:
+@declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
+def logdet(A: Any, **options: Unpack[QuadratureSampling]) -> Estimate:
     r"""Estimate log det A = tr log A of a positive definite operator.
 
     Takes the options of :func:`trace_function` and raises what it raises; a Ritz value that
@@ -177,4 +110,4 @@ def logdet(A: Any, **options: Any) -> Estimate:
     >>> bool(low < np.log(101) < high)
     True
     """
-    return trace_function(A, "log", **options)
+    return trace_function(A, "log", **known(logdet, options))

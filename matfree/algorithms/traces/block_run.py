@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias, final
 
 import numpy as np
 
-from matfree.algorithms.running.callbacks import asked_to_stop
-from matfree.algorithms.running.checkpoint import Checkpoint, restore
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import CHECK_GROWTH, FIRST_CHECK, Summary
 from matfree.algorithms.running.plan import Plan
+from matfree.algorithms.running.run import Run
 from matfree.algorithms.traces.hutchinson import Samples
 from matfree.arrays import to_host
-from matfree.progress import Progress
 from matfree.protocol import Array, HostArray
-from matfree.results import Estimate
+from matfree.results import Estimate, StoppingReason
 
 Estimates: TypeAlias = dict[str, Estimate]
 
@@ -52,7 +50,7 @@ class Job(NamedTuple):
 
 
 @final
-class BlockRun:
+class BlockLoop:
     """One estimation of all blocks.
 
     Parameters
@@ -61,7 +59,7 @@ class BlockRun:
     plan : how many probes a block, or how well and for how many products
     blocks : the blocks
     joint : whether one probe serves all of them
-    callback : asked after every product of a block of vectors
+    run : asks the callback after every block of vectors
     """
 
     saved = ("values", "totals", "num_units")
@@ -71,13 +69,12 @@ class BlockRun:
         A: CountedOperator,
         plan: Plan,
         blocks: list[Block],
+        run: Run[Estimates],
         *,
         joint: bool,
-        callback: Callable[[Estimates], bool | None] | None,
     ) -> None:
         self.A, self.space, self.plan, self.blocks = A, A.space, plan, blocks
-        self.joint, self.callback = joint, callback
-        self.checkpoint: Checkpoint | None = None
+        self.run, self.joint = run, joint
         self.samples = [Samples() for _ in blocks]
         kind = np.result_type(to_host(self.space.zeros(0)).dtype, np.float64)
         self.totals: HostArray = np.zeros(len(blocks), dtype=kind)  # of unit vectors
@@ -110,44 +107,40 @@ class BlockRun:
             "partition": tuple(tuple(block) for block in self.blocks),
         }
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint from now on, after going back to where its run was."""
-        self.checkpoint = checkpoint
-        restore(self, checkpoint.state, self.space)
-
-    def complete(self, bar: Progress) -> None:
-        """Probes for every block that still needs some, round after round."""
+    def complete(self) -> Estimates:
+        """Send probes for every block that still needs some, round after round."""
+        self.run.checkpoint.resume(self.problem(), self)
         target = float(self.plan.num_probes or FIRST_CHECK)
-        bar.start(len(self.blocks))
         while not self.stopped:
             jobs = self._jobs(int(target))
             for batch in self._batches(jobs):
                 self._send(batch)
-                if self.started and asked_to_stop(self.callback, self._reported()):
+                if self.started and self.run.is_stopped(self.estimates):
                     self.stopped = True
-                    return
+                    return self.estimates()
             num_met = sum(map(self._met, range(len(self.blocks))))
-            bar.show(num_met)
+            self.run.bar.show(num_met)
             if not self.plan.adaptive or num_met == len(self.blocks):
-                return
+                break
             if not jobs and self._left < 1:
-                return
+                break
             target *= CHECK_GROWTH
+        return self.estimates()
+
+    def interrupted(self) -> Estimates | None:
+        """The estimates when the user interrupts the run; None before every block has one."""
+        return self.estimates() if self.started else None
 
     def estimates(self) -> Estimates:
         """The estimates as they stand."""
         return {block.name: self._estimate(b) for b, block in enumerate(self.blocks)}
 
-    def _reported(self) -> Estimates | None:
-        return self.estimates() if self.callback is not None else None
-
     @property
     def _left(self) -> int:
         """Products that the budget still has."""
-        overhead = self.checkpoint.overhead if self.checkpoint is not None else 0
         if not self.plan.adaptive:
             return 1 << 62
-        return self.plan.budget + overhead - self.A.num_matvecs
+        return self.plan.budget + self.run.checkpoint.overhead - self.A.num_matvecs
 
     def _jobs(self, target: int) -> list[Job]:
         """What brings every block that is not done to ``target`` probes, or to the end."""
@@ -212,8 +205,7 @@ class BlockRun:
                 columns = slice(begin, begin + len(job.numbers))
                 self._take(job, X[:, columns], Y[:, columns])
                 begin += len(job.numbers)
-        if self.checkpoint is not None:
-            self.checkpoint.save(self)
+        self.run.save()
 
     def _vectors(self, job: Job) -> Array:
         """Unit vectors of a block, or probes that are zero outside of it."""
@@ -272,7 +264,12 @@ class BlockRun:
         exact = self.num_units[b] == block.size
         done = 0 if exact else self.samples[b].values.size
         converged = exact or self._within(b)
-        reason = f"all {block.size} unit vectors" if exact else f"{done} probes"
+        if exact:
+            reason = StoppingReason.EXACT
+        elif not converged:
+            reason = StoppingReason.CALLBACK if self.stopped else StoppingReason.BUDGET
+        else:
+            reason = StoppingReason.TOLERANCE if self.plan.adaptive else StoppingReason.ALL_PROBES
         own = self.samples[b].values.size + self.num_units[b]
         first = self.plan.first_probe
         return Estimate(
@@ -283,7 +280,7 @@ class BlockRun:
             num_matvecs=self.A.num_matvecs if self.joint else own,
             degrees_of_freedom=summary.degrees_of_freedom,
             converged=converged,
-            reason=reason if converged else f"{reason}; stopped before more were made",
+            reason=reason,
             seed=self.plan.seed,
             kind=self.plan.kind,
             size=block.size,

@@ -12,42 +12,32 @@ blocks couple strongly that is many times more variance than products saved.
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from matfree.algorithms.running.checkpoint import Checkpoint, PathLike, resumed_seed
+from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.keywords import Sampling, declares, known
 from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan
-from matfree.algorithms.traces.block_run import Block, BlockRun, Estimates
-from matfree.algorithms.traces.diagonal import diagonal
+from matfree.algorithms.running.run import Run
+from matfree.algorithms.traces.block_run import Block, BlockLoop, Estimates
+from matfree.algorithms.traces.diagonal import DiagonalKeywords, diagonal
 from matfree.arguments import require_whole
-from matfree.errors import ConvergenceWarning, Interrupted
+from matfree.errors import ConvergenceWarning, warn
 from matfree.operators import aslinearoperator
-from matfree.progress import Progress
-from matfree.protocol import ProbeKind, Seed
 from matfree.results import Estimate, archive
 from matfree.spaces import VectorSpace
 
 
+@declares(Sampling)
 def block_traces(
     A: Any,
     partition: Mapping[str, slice | range],
     *,
     joint: bool = False,
-    num_probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_matvecs: int | None = None,
-    block_size: int | None = None,
-    seed: Seed = None,
-    kind: ProbeKind = "rademacher",
-    first_probe: int = 0,
-    progress: bool = False,
-    callback: Callable[[Estimates], bool | None] | None = None,
-    checkpoint: PathLike | None = None,
+    **options: Unpack[Sampling[Estimates]],
 ) -> Estimates:
     r"""Estimate the trace of every diagonal block of a square operator.
 
@@ -110,43 +100,34 @@ def block_traces(
     >>> {name: (trace.value, trace.method) for name, trace in traces.items()}
     {'first': (2.0, 'exact'), 'rest': (12.0, 'exact')}
     """
+    options = known(block_traces, options)
     A = CountedOperator(A)
     blocks = _blocks(partition, A.space.size)
-    if num_probes is None and rtol is None and atol is None:
-        num_probes, max_matvecs = _shared(max_matvecs, 1 if joint else len(blocks)), None
-    plan = Plan.make(
-        A.space.size,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=A.block_size(block_size),
-        seed=resumed_seed(A.space, checkpoint, seed),
-        kind=kind,
-        first_probe=first_probe,
+    if all(options.get(key) is None for key in ("num_probes", "rtol", "atol")):
+        shares = 1 if joint else len(blocks)
+        num_probes = _shared(options.get("max_matvecs"), shares)
+        options = {**options, "num_probes": num_probes, "max_matvecs": None}
+    checkpoint = Checkpoint(options.get("checkpoint"), A, options.get("seed"))
+    run = Run(
+        "block traces",
+        checkpoint,
+        progress=options.get("progress", False),
+        callback=options.get("callback"),
     )
-    run = BlockRun(A, plan, blocks, joint=joint, callback=callback)
-    if checkpoint is not None:
-        run.resume(Checkpoint(checkpoint, A, run.problem()))
-    with Progress("block traces", progress) as bar:
-        try:
-            run.complete(bar)
-        except KeyboardInterrupt as stop:
-            if not run.started:
-                raise
-            raise Interrupted(run.estimates()) from stop
-    estimates = run.estimates()
+    plan = Plan.make(A, options, seed=checkpoint.seed)
+    loop = BlockLoop(A, plan, blocks, run, joint=joint)
+    estimates = run.complete(len(blocks), loop.complete, loop.interrupted)
     _warn_of_open(estimates, plan)
     return estimates
 
 
+@declares(DiagonalKeywords, method="hutchinson", eigenpairs=10)
 def block_diagonals(
     A: Any,
     partition: Mapping[str, slice | range],
     *,
     joint: bool = False,
-    checkpoint: PathLike | None = None,
-    **options: Any,
+    **options: Unpack[DiagonalKeywords],
 ) -> Estimates:
     """Estimate the diagonal of every diagonal block of a square operator.
 
@@ -185,18 +166,16 @@ def block_diagonals(
     >>> mf.block_diagonals(A, parts, num_probes=2, seed=0)["rest"].value
     array([2., 3., 4.])
     """
+    options, checkpoint = known(block_diagonals, options), options.get("checkpoint")
     operator = aslinearoperator(A)
     blocks = _blocks(partition, operator.shape[0])
     if not joint:
-        return {
-            block.name: diagonal(
-                operator.restrict(block.start, block.stop),
-                checkpoint=_file_of(checkpoint, block),
-                **options,
-            )
-            for block in blocks
-        }
-    whole = diagonal(operator, checkpoint=checkpoint, **options)
+        estimates = {}
+        for block in blocks:
+            options["checkpoint"] = _file_of(checkpoint, block)
+            estimates[block.name] = diagonal(operator.restrict(block.start, block.stop), **options)
+        return estimates
+    whole = diagonal(operator, **options)
     return {
         block.name: replace(
             whole,
@@ -273,10 +252,9 @@ def _warn_of_open(estimates: Estimates, plan: Plan) -> None:
         worst: Estimate = max(
             (estimates[name] for name in missed), key=lambda e: float(e.half_width())
         )
-        warnings.warn(
+        warn(
             f"block_traces stopped before {len(missed)} of {len(estimates)} blocks met the "
             f"tolerance ({names}; the widest interval is +- {worst.half_width():.3g} around "
             f"{worst.value:.6g}); raise max_matvecs, or loosen rtol.",
             ConvergenceWarning,
-            stacklevel=3,
         )

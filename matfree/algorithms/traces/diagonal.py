@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
-from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator
-from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.running.sampling_loop import estimate
+from matfree.algorithms.running.keywords import Sampling, declares, known
+from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.traces.diagpp import DeflatedDiagonal, DiagPlusPlus
 from matfree.algorithms.traces.hutchinson import HutchinsonDiagonal
 from matfree.algorithms.traces.weighted_diagonal import NormalisedDiagonal
 from matfree.algorithms.traces.xdiag import XDiag, XNysDiag
-from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, Estimate
 
 DiagonalMethod: TypeAlias = Literal["hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"]
@@ -30,22 +27,20 @@ _METHODS: dict[str, type[Estimator]] = {
 _MODULUS_ONE = ("rademacher", "z4")
 
 
+class DiagonalKeywords(Sampling[Estimate], total=False):
+    """Keywords of :func:`diagonal`."""
+
+    method: DiagonalMethod
+    eigenpairs: EigenResult | int
+
+
+@declares(Sampling)
 def diagonal(
     A: Any,
     *,
     method: DiagonalMethod = "hutchinson",
-    num_probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_matvecs: int | None = None,
-    block_size: int | None = None,
-    seed: Seed = None,
-    kind: ProbeKind = "rademacher",
-    progress: bool = False,
     eigenpairs: EigenResult | int = 10,
-    first_probe: int = 0,
-    callback: Callable[[Estimate], bool | None] | None = None,
-    checkpoint: PathLike | None = None,
+    **options: Unpack[Sampling[Estimate]],
 ) -> Estimate:
     r"""Estimate the diagonal of a square operator.
 
@@ -106,22 +101,9 @@ def diagonal(
     >>> bool(np.all(np.abs(estimate.value - np.diag(A)) < 6 * estimate.stderr))
     True
     """
-    estimator_type = _estimator_type(method, kind)
-    A = CountedOperator(A)
-    plan = Plan.make(
-        A.space.size,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=A.block_size(block_size),
-        seed=resumed_seed(A.space, checkpoint, seed),
-        kind=kind,
-        eigenpairs=eigenpairs,
-        first_probe=first_probe,
-    )
-    estimator = estimator_type(A, plan)
-    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    estimator_type = _estimator_type(method, options.get("kind") or "rademacher")
+    options = known(diagonal, options)
+    return sample(CountedOperator(A), estimator_type, options, eigenpairs=eigenpairs)
 
 
 def _estimator_type(method: str, kind: str) -> type[Estimator]:

@@ -110,7 +110,7 @@ class DeflatedDiagonal(ResidualDiagonal):
         self.pairs = Deflation(A, plan)
 
     def prepare(self, budget: int) -> int:
-        self.pairs.find(budget, self.checkpoint, self.block_done)
+        self.pairs.find(budget, self.checkpoint)
         self.U = self.pairs.vectors
         self.scaled = self.U * self.space.asarray(self.pairs.values)[None, :]
         self.known = row_dots(self.space, self.U, self.scaled)

@@ -100,7 +100,7 @@ class DeflatedTrace(ResidualTrace):
         self.pairs = Deflation(A, plan)
 
     def prepare(self, budget: int) -> int:
-        self.pairs.find(budget, self.checkpoint, self.block_done)
+        self.pairs.find(budget, self.checkpoint)
         self.Q = self.pairs.vectors
         self.inside = float(np.sum(self.pairs.values))
         return super().prepare(budget - self.pairs.cost)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-from matfree.algorithms.running.checkpoint import PathLike, resumed_seed
+from matfree.algorithms.running.checkpoint import PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator
-from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.running.sampling_loop import estimate
+from matfree.algorithms.running.keywords import Sampling
+from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.traces.hutchinson import HutchinsonTrace
 from matfree.algorithms.traces.hutchpp import DeflatedTrace, HutchPlusPlus
 from matfree.algorithms.traces.xnystrace import XNysTrace
@@ -148,18 +148,17 @@ def trace(
         known = ", ".join(map(repr, _METHODS))
         raise ValueError(f"method must be one of {known}: got {method!r}.")
     estimator_type, best_kind = _METHODS[method]
-    A = CountedOperator(A)
-    plan = Plan.make(
-        A.space.size,
-        num_probes=num_probes,
-        rtol=rtol,
-        atol=atol,
-        max_matvecs=max_matvecs,
-        block_size=A.block_size(block_size),
-        seed=resumed_seed(A.space, checkpoint, seed),
-        kind=kind or best_kind,
-        eigenpairs=eigenpairs,
-        first_probe=first_probe,
-    )
-    estimator = estimator_type(A, plan)
-    return estimate(A, estimator, progress=progress, callback=callback, checkpoint=checkpoint)
+    options: Sampling[Estimate] = {
+        "num_probes": num_probes,
+        "rtol": rtol,
+        "atol": atol,
+        "max_matvecs": max_matvecs,
+        "block_size": block_size,
+        "seed": seed,
+        "kind": kind or best_kind,
+        "first_probe": first_probe,
+        "progress": progress,
+        "callback": callback,
+        "checkpoint": checkpoint,
+    }
+    return sample(CountedOperator(A), estimator_type, options, eigenpairs=eigenpairs)

@@ -1,6 +1,7 @@
 """A run killed at any moment goes on from its checkpoint to the result of an unbroken one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from support.runs import AT_ONCE, PSD, RUNS, SEMIDEFINITE, A, Killed, numbers
 
 import matfree as mf
 from matfree.arrays import to_host
+
+STORED = Path(__file__).parent / "data"
+"""Checkpoints written by version 0.1, each from the middle of a run of ``support.runs``."""
 
 
 class Mortal:
@@ -91,8 +95,27 @@ def test_a_finished_run_is_given_back_and_can_be_extended(tmp_path):
     assert again.num_matvecs == 10 + 2
     more = mf.trace(A, num_probes=30, checkpoint=path, seed=1)
     assert more.value == pytest.approx(mf.trace(A, num_probes=30, seed=1).value)
-    with pytest.raises(ValueError, match="holds 30 probes already"):
+    with pytest.raises(ValueError, match="already holds 30 probes"):
         mf.trace(A, num_probes=20, checkpoint=path, seed=1)
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*.npz")), ids=lambda path: path.stem)
+def test_a_checkpoint_of_version_0_1_resumes(path, tmp_path):
+    name = path.name.split(".")[0].replace("_", " ").replace("pp", "++")
+    run, matrix = RUNS[name], PSD if name in SEMIDEFINITE else A
+    unbroken = run(Mortal(matrix, -1), None)
+    shutil.copy(path, tmp_path)
+    stem = path.name.split(".")[0]
+    whole = 10**6 - counted(run, matrix)
+    resumed = run(survivor := Mortal(matrix, 10**6), tmp_path / stem)
+    assert 10**6 - survivor.left <= whole + 1  # identifying the operator takes up to two blocks
+    for a, b in zip(numbers(resumed), numbers(unbroken), strict=True):
+        assert_close(a, b, scale=max(1.0, np.abs(b).max(initial=0)))
+
+
+def counted(run, matrix):
+    run(mortal := Mortal(matrix, 10**6), None)
+    return mortal.left
 
 
 def test_fresh_entropy_is_drawn_once(tmp_path):

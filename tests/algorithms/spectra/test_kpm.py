@@ -15,6 +15,7 @@ from support.matrices import (
 from support.measures import relative_distance
 
 import matfree as mf
+from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.spectra import kpm
 from matfree.algorithms.spectra.deflated_operator import Complement
@@ -101,12 +102,12 @@ def test_growing_moments_widen_an_interval_that_was_too_narrow():
     run = kpm.KernelPolynomial(Complement(CountedOperator(np.diag(spectrum)), seed=0), 40, seed=0)
     run.find_interval()
     run.half /= 2
-    rule = run(run.A.space.probes(1, seed=0), None, lambda: None)[0]
+    rule = run(run.A.space.probes(1, seed=0), Checkpoint(None, run.A, 0))[0]
     assert run.half >= 0.5
     assert rule.weights @ rule.nodes == pytest.approx(0.5, abs=0.01)
     run.half = 1e-9
     with pytest.raises(ValueError, match="Chebyshev moments grow"):
-        run(run.A.space.probes(1, seed=0), None, lambda: None)
+        run(run.A.space.probes(1, seed=0), Checkpoint(None, run.A, 0))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

@@ -24,16 +24,8 @@ def general(dtype):
 
 def run(estimator_type, A, kind, num_probes=K):
     product = CountedOperator(A)
-    plan = Plan.make(
-        N,
-        num_probes=num_probes,
-        rtol=None,
-        atol=None,
-        max_matvecs=None,
-        block_size=5,
-        seed=1,
-        kind=kind,
-    )
+    options = {"num_probes": num_probes, "block_size": 5, "kind": kind}
+    plan = Plan.make(product, options, seed=1)
     estimator = estimator_type(product, plan)
     for start in range(0, num_probes, 5):
         estimator.advance(start, min(5, num_probes - start))

@@ -1,0 +1,63 @@
+"""Sampling runs in which every probe gives a Lanczos quadrature, and their shared keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from matfree.algorithms.krylov.recurrence import Reorthogonalize
+from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.keywords import Sampling
+from matfree.algorithms.running.plan import Plan
+from matfree.algorithms.running.sampling_loop import sample
+from matfree.algorithms.spectra.quadrature_estimators import QuadratureRun
+from matfree.arguments import require_whole
+from matfree.results import Estimate
+
+_NUM_PROBES = 10
+"""The default number of probes. It is smaller than for traces: each costs num_steps matvecs."""
+
+
+class QuadratureSampling(Sampling[Estimate], total=False):
+    """Keywords of every estimator by Lanczos quadrature; see ``matfree.trace_function``."""
+
+    num_steps: int
+    reorthogonalize: Reorthogonalize
+    memory: int | None
+
+
+def sample_quadratures(
+    A: Any,
+    make: Callable[..., QuadratureRun],
+    options: QuadratureSampling,
+    *,
+    reorthogonalize: Reorthogonalize,
+) -> Estimate:
+    """Run an estimator by Lanczos quadrature over random probes.
+
+    Parameters
+    ----------
+    A : anything ``aslinearoperator`` accepts
+    make : function
+        Constructs the estimator from ``A``, ``plan``, ``num_steps`` and ``reorthogonalize``.
+    options : QuadratureSampling
+        The keywords of the public function.
+    reorthogonalize : the value unless ``options`` says otherwise
+    """
+    num_steps = options.get("num_steps", 40)
+    require_whole("num_steps", num_steps)
+    if all(options.get(key) is None for key in ("num_probes", "rtol", "atol", "max_matvecs")):
+        options = {**options, "num_probes": _NUM_PROBES}
+
+    def fitted(A: CountedOperator, plan: Plan) -> QuadratureRun:
+        estimator = make(
+            A=A,
+            plan=plan,
+            num_steps=num_steps,
+            reorthogonalize=options.get("reorthogonalize", reorthogonalize),
+        )
+        copied = options.get("checkpoint") is not None
+        estimator.fit_into(options.get("memory"), copied=copied)
+        return estimator
+
+    return sample(CountedOperator(A), fitted, options)
