@@ -152,7 +152,7 @@ def test_merged_runs_are_one_run():
 
 def test_runs_that_do_not_belong_together_are_not_merged():
     run = mf.trace(A, num_probes=5, seed=5)
-    with pytest.raises(ValueError, match="probes 3 to 4 are in two"):
+    with pytest.raises(ValueError, match="probes 3 to 4 occur in two"):
         run.merge(mf.trace(A, num_probes=5, first_probe=3, seed=5))
     with pytest.raises(ValueError, match="one seed"):
         run.merge(mf.trace(A, num_probes=5, first_probe=5, seed=6))
