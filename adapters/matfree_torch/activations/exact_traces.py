@@ -76,16 +76,16 @@ class ExactTraces:
         """Pairs a, b with M = sum a b^T over the data of each group; b is None if b = a."""
         for group in range(self._num_groups):
             if self._likelihood is not None:
-                for root in self._likelihood.roots():
-                    column = torch.zeros_like(root)
-                    column[group :: self._num_groups] = root[group :: self._num_groups]
+                for factor in self._likelihood.factors():
+                    column = torch.zeros_like(factor)
+                    column[group :: self._num_groups] = factor[group :: self._num_groups]
                     yield self._likelihood.outputs(column), None
             else:
                 for entry in range(self._num_entries):
                     e = torch.zeros_like(self.network.z).reshape(self.num_samples, -1)
                     e[group :: self._num_groups, entry] = 1
                     e = e.reshape(self.network.z.shape)
-                    yield e, self.network.matrix.product(e)
+                    yield e, self.network.matrix.matvec(e)
 
     def _samples_mix(self) -> bool:
         """Whether some samples share an entry of a port, or a term of the loss, with others.
@@ -98,7 +98,7 @@ class ExactTraces:
         u = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
         for half in batch_halves(self.num_samples, z.device):
             if self._likelihood is None:  # a likelihood is a sum over data, which cannot mix
-                product = self.network.matrix.product(self._masked(u, half))
+                product = self.network.matrix.matvec(self._masked(u, half))
                 if bool(self._masked(product, ~half).any()):
                     return True
             sides = [self.network.pull(self._masked(u, m), self.layout) for m in (half, ~half)]

@@ -39,7 +39,8 @@ from matfree_torch.activations.ports import (
     perturbed_outputs,
 )
 from matfree_torch.autograd.convolutions import fast_double_backward
-from matfree_torch.curvature.gauss_newton import Linearized, output_hessian
+from matfree_torch.curvature.gauss_newton import Linearized
+from matfree_torch.curvature.loss_hessians import loss_hessian
 from matfree_torch.objective import isolation
 from matfree_torch.objective.model_calls import output_tensor
 from matfree_torch.objective.objective import Objective
@@ -132,7 +133,7 @@ class ActivationHessian(PortCurvature):
     def linearized(self) -> Linearized:
         outputs = self.graph().outputs
         with torch.inference_mode(False), torch.enable_grad():
-            matrix = output_hessian(self.objective, self._batch, outputs)
+            matrix = loss_hessian(self.objective, self._batch, outputs)
             return Linearized.make(output_tensor(outputs), self.layout, matrix)
 
     def _build_graph(self, version_counters: Any) -> BatchGraph:
@@ -159,7 +160,7 @@ class ActivationHessian(PortCurvature):
         )
         return BatchGraph(version_counters, outputs, dict(zip(self.names, gradients, strict=True)))
 
-    def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+    def _apply_block(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         gradients = self.graph().gradients
         # A gradient that is constant in the perturbations contributes nothing.
         curved = [name for name in columns.names if gradients[name].requires_grad]

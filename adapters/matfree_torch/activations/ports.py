@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from matfree import OperatorError
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
-from matfree_torch.vectors.layout import Patterns, matching
+from matfree_torch.vectors.layout import Patterns, match_names
 
 Where: TypeAlias = Literal["input", "output", "tensor"]
 Selection: TypeAlias = (
@@ -72,7 +72,7 @@ def choose_modules(model: nn.Module, modules: Selection) -> dict[str, nn.Module]
         chosen = {name: m for name, m in everything.items() if modules(name, m)}
     else:
         inside = {name: m for name, m in everything.items() if name}
-        chosen = matching(inside, kinds, "module")
+        chosen = match_names(inside, kinds, "module")
     if not chosen:
         types = sorted({type(m).__name__ for m in everything.values()})
         raise ValueError(

@@ -135,17 +135,17 @@ class SharedActivationHessian(Operator):
 
         return combine_batches(self.objective.gather_items(local_traces), settings)
 
-    def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+    def apply_block(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
         """The local rows of A[rows, columns] @ X, which depend on the local rows of X alone."""
 
         def multiply() -> Tensor:
             self.local.inspect()
-            return self._scale * self.local.between(X, rows, columns)
+            return self._scale * self.local.apply_block(X, rows, columns)
 
         return self.objective.run_checked(multiply)
 
     def _apply(self, X: Array) -> Array:
-        return self.between(X, self.local.layout, self.local.layout)
+        return self.apply_block(X, self.local.layout, self.local.layout)
 
     _apply_adjoint = _apply
 
@@ -169,10 +169,10 @@ class SharedActivationBlock(Operator):
         self.whole, self.rows, self.columns = whole, rows, columns
 
     def _apply(self, X: Array) -> Array:
-        return self.whole.between(X, self.rows, self.columns)
+        return self.whole.apply_block(X, self.rows, self.columns)
 
     def _apply_adjoint(self, X: Array) -> Array:
-        return self.whole.between(X, self.columns, self.rows)
+        return self.whole.apply_block(X, self.columns, self.rows)
 
     def __repr__(self) -> str:
         m, n = self.shape

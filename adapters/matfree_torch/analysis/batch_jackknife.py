@@ -193,7 +193,7 @@ def _measured(
         weights.append(batch.weight if averaged else float(batch.samples))
         numbers.append(measure(multiply) / (1.0 if averaged else weights[-1]))
 
-    A.by_batch(visit)
+    A.for_each_batch(visit)
     if len(weights) < 2:
         raise OperatorError("there is one batch only; the jackknife leaves one out: give several.")
     total = math.fsum(weights)

@@ -1,4 +1,4 @@
-"""Fisher information matrices: exact, sampled and empirical."""
+"""Fisher information matrices of the distribution that a loss belongs to: three kinds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from torch.distributed import ProcessGroup
 from matfree import OperatorError, probes
 from matfree.arguments import require_whole
 from matfree.protocol import Seed
-from matfree_torch.curvature.gauss_newton import (
-    _DRAWS_AT_ONCE,
-    _TARGETS,
-    GaussNewtonOperator,
-    _differentiated,
-    _likelihood,
+from matfree_torch.curvature.gauss_newton import GaussNewtonOperator
+from matfree_torch.curvature.likelihoods import Likelihood, MeanOuterProduct
+from matfree_torch.curvature.loss_hessians import (
+    autograd_hessian,
+    batch_likelihood,
+    known_likelihood,
 )
-from matfree_torch.curvature.likelihoods import Averaged, Likelihood, likelihood
-from matfree_torch.curvature.output_hessians import Outer, OutputMatrix
+from matfree_torch.curvature.output_hessians import GradientOuterProducts, OutputMatrix
 from matfree_torch.curvature.over_batches import WeightDecay
 from matfree_torch.hvp.strategies import GraphStrategy
 from matfree_torch.objective.batches import Batch, Normalizer
@@ -30,93 +29,11 @@ from matfree_torch.objective.model_calls import loss_module, output_tensor
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Parameters, Patterns
 
-
-@final
-class ExactFisher(GaussNewtonOperator):
-    """M is the distribution's own Fisher matrix."""
-
-    title = "Fisher matrix (exact)"
-
-    def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
-        return _required_likelihood(self.objective, batch, outputs)
-
-
-@final
-class MonteCarloFisher(GaussNewtonOperator):
-    """M is the mean of r r^T over targets drawn from the network's own distribution."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        parameters: Parameters,
-        weight_decay: WeightDecay,
-        strategy: GraphStrategy,
-        memory: int | None,
-        num_samples: int,
-        seed: int,
-    ) -> None:
-        super().__init__(objective, parameters, weight_decay, strategy, memory)
-        self.num_samples, self.seed = num_samples, seed
-        self.title = f"Fisher matrix (monte-carlo, {num_samples} draws, seed {seed})"
-
-    def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
-        like = _required_likelihood(self.objective, batch, outputs)
-        rows_a_sample = len(like.z) // like.samples
-        data = range(batch.first * rows_a_sample, batch.first * rows_a_sample + len(like.z))
-
-        def draw(law: str, entries: int) -> Iterator[Tensor]:
-            for begin in range(0, self.num_samples, _DRAWS_AT_ONCE):
-                which = range(begin, min(begin + _DRAWS_AT_ONCE, self.num_samples))
-                yield from drawn(law, like.z, data, entries, which=which, seed=self.seed)
-
-        return Averaged(like, torch.stack(list(like.draws(draw))))
-
-
-@final
-class EmpiricalFisher(GaussNewtonOperator):
-    """M is r r^T for the targets in the data."""
-
-    title = "Fisher matrix (empirical)"
-
-    def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
-        z = output_tensor(outputs)
-        like = likelihood(loss_module(self.objective.loss), z, batch.targets)
-        if like is not None:
-            return Averaged(like, like.observed()[None])
-        return Outer(_differentiated(self.objective, batch, outputs).gradient, batch.weight)
-
-
-def drawn(law: str, like: Tensor, data: range, entries: int, *, which: range, seed: int) -> Tensor:
-    """Draws number ``which`` for some data, (which, data, entries) float64: a function of these."""
-    xp = array_api_compat.array_namespace(like)
-    rows = range(data.start * entries, data.stop * entries)
-    if law == "normal":
-        x: Tensor = probes.gaussian(
-            xp, torch.float64, like.device, rows=rows, probes=which, stream=_TARGETS, seed=seed
-        ).T
-    else:
-        blocks = range(rows.start >> 2, -(-rows.stop // 4))
-        words = probes.words(
-            xp, like.device, blocks=blocks, probes=which, stream=_TARGETS, seed=seed
-        )
-        first = blocks.start << 2
-        chosen = words[:, rows.start - first : rows.stop - first]
-        x = (chosen.to(torch.float64) + 0.5) * 2.0**-32
-    return x.reshape(len(which), len(data), entries)
-
-
-def _required_likelihood(objective: Objective, batch: Batch, outputs: Any) -> Likelihood:
-    like = _likelihood(objective, batch, outputs)
-    if like is None:
-        raise OperatorError(
-            "the exact and the Monte-Carlo Fisher matrix need a loss known to be -log p of a "
-            "distribution: torch's CrossEntropyLoss, NLLLoss, MSELoss or BCEWithLogitsLoss, with "
-            "targets of the outputs' shape for the last two; take ggn(...), or kind='empirical'."
-        )
-    return like
-
-
 FisherKind: TypeAlias = Literal["exact", "monte-carlo", "empirical"]
+"""How the expectation over targets is computed. See :func:`fisher`."""
+
+_TARGETS = 1000  # the stream of drawn targets; the core uses small numbers for its own streams
+_DRAWS_PER_BLOCK = 64
 
 
 def fisher(
@@ -137,60 +54,66 @@ def fisher(
 ) -> GaussNewtonOperator:
     r"""The Fisher information matrix of the distribution that a loss belongs to.
 
-    F = sum_i k_i E[g_i g_i^T], with g_i the gradient of -log p(y | x_i) in the parameters and
-    k_i the sample's weight in the loss, 1/N for a mean over N samples. The three kinds differ
-    in what y is:
+    .. math::
+
+        F = \sum_i k_i \, E[g_i g_i^T],
+        \qquad g_i = \frac{\partial (-\log p(y | x_i))}{\partial \theta},
+
+    where k_i is the weight of sample i in the loss, 1/N for a mean over N samples. The three
+    kinds differ in y:
 
     "exact"
-        y ~ p(. | x_i), the expectation in closed form. Equal to :func:`ggn`.
+        y ~ p(. | x_i), with the expectation in closed form. It is equal to :func:`ggn`.
     "monte-carlo"
-        y ~ p(. | x_i), the mean over ``num_samples`` draws: unbiased for the exact one.
+        y ~ p(. | x_i), with the mean over ``num_samples`` draws as an unbiased estimate of the
+        expectation.
     "empirical"
-        y = y_i, the target in the data. Not an approximation of the others: it differs from
-        them wherever the network does not predict the data's own distribution.
+        y = y_i, the target in the data. This is not an approximation of the other two: it
+        differs from them unless the network predicts the distribution of the data.
 
     Parameters
     ----------
     model, loss, data, params, normalizer, weight_decay
-        As for :func:`hessian`. "exact" and "monte-carlo" need a loss of torch's own that is
-        -log p: cross-entropy, negative log-likelihood, squared error, binary cross-entropy with
-        logits. Squared error, (z - y)^2 without a factor 1/2, is -log p of N(z, 1/2) up to a
-        constant, so that F = (2/N) sum_i J_i^T J_i for one output; divide by 2 for unit
-        variance. For a mean over several outputs N counts them too, as the loss does.
-        Where targets have positions, every position is a sample of its own.
-        "empirical" takes any loss that adds up over samples, of whose i-th term, weights
-        included, g_i is then the gradient.
+        As for :func:`hessian`. "exact" and "monte-carlo" need one of torch's losses that are
+        -log p: cross-entropy, negative log-likelihood, squared error, or binary cross-entropy
+        with logits. Squared error, (z - y)^2 without a factor 1/2, is -log p of N(z, 1/2) up to
+        a constant, so that F = (2/N) sum_i J_i^T J_i for one output; divide by 2 for unit
+        variance. In a mean over several outputs, N counts the outputs as well, as the loss does.
+        If every position of a sample has a target, every position counts as a sample.
+        "empirical" accepts any loss that is a sum over samples; g_i is then the gradient of its
+        i-th term, weights included.
     kind : {"exact", "monte-carlo", "empirical"}
     num_samples : int
-        Draws for each target, for "monte-carlo".
+        The number of draws for each target, for "monte-carlo".
     seed : int, None or numpy.random.Generator
-        Of the draws: a function of the seed, the number of the sample in the data and the number
-        of the draw alone, so that every product sees the same ones and the batch size does
-        not matter. The order of the samples does, and a shuffling loader is refused.
-
+        The seed of the draws. A draw is a function of the seed, the index of the sample in the
+        data and the index of the draw alone. All matvecs therefore see the same draws, and the
+        batch size does not matter. The order of the samples does matter, and a loader that
+        shuffles is an error.
     strategy : {"auto", "recompute"}
-    memory : int, optional
-    allow_tf32 : bool
-        As for :func:`hessian`.
+    memory, allow_tf32
+        As for :func:`ggn`.
     process_group : torch.distributed.ProcessGroup, optional
-        As for :func:`hessian`. Draws are numbered as if the parts of the data lay end to end
-        in the order of the processes, so that they are those of one process with all of it.
+        As for :func:`hessian`. Samples are numbered as if the data of all processes were
+        concatenated in the order of their ranks, so that the draws are those of one process with
+        all the data.
 
     Returns
     -------
     GaussNewtonOperator
-        Symmetric and positive semidefinite; ``seed`` is the one used.
+        Symmetric and positive semidefinite. For "monte-carlo", ``seed`` is the seed used.
 
     Raises
     ------
     ValueError
-        The kind is none of these, num_samples is below 1, or as for :func:`hessian`.
+        There is no such kind, num_samples is less than 1, or as for :func:`hessian`.
     OperatorError
         The loss is not known to be -log p of a distribution, or as for :func:`ggn`.
 
     Cost
     ----
-    As for :func:`ggn`, whatever num_samples is: the draws are made on the outputs, once.
+    As for :func:`ggn`. Drawing targets takes no pass through the network, so that the number of
+    draws hardly matters.
 
     References
     ----------
@@ -210,13 +133,12 @@ def fisher(
     if kind not in ("exact", "monte-carlo", "empirical"):
         raise ValueError(f"kind must be 'exact', 'monte-carlo' or 'empirical': got {kind!r}.")
     require_whole("num_samples", num_samples)
-    ordered = kind == "monte-carlo"
     _, objective = build_objective(
         model,
         loss,
         data,
         normalizer,
-        ordered=ordered,
+        ordered=kind == "monte-carlo",
         allow_tf32=allow_tf32,
         process_group=process_group,
     )
@@ -230,3 +152,101 @@ def fisher(
             objective, parameters, weight_decay, strategy, memory, num_samples, seed
         )
     return ExactFisher(objective, parameters, weight_decay, strategy, memory)
+
+
+@final
+class ExactFisher(GaussNewtonOperator):
+    """The operator in which M is the Fisher matrix of the distribution of the targets."""
+
+    title = "Fisher matrix (exact)"
+
+    def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
+        return _require_likelihood(self.objective, batch, outputs)
+
+
+@final
+class MonteCarloFisher(GaussNewtonOperator):
+    """The operator in which M is the mean of r r^T over targets drawn from the network."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        weight_decay: WeightDecay,
+        strategy: GraphStrategy,
+        memory: int | None,
+        num_samples: int,
+        seed: int,
+    ) -> None:
+        super().__init__(objective, parameters, weight_decay, strategy, memory)
+        self.num_samples, self.seed = num_samples, seed
+        self.title = f"Fisher matrix (monte-carlo, {num_samples} draws, seed {seed})"
+
+    def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
+        likelihood = _require_likelihood(self.objective, batch, outputs)
+        num_data = len(likelihood.z)
+        data_per_sample = num_data // likelihood.samples
+        first = batch.first * data_per_sample
+        data = range(first, first + num_data)
+
+        def draw(law: str, entries: int) -> Iterator[Tensor]:
+            for begin in range(0, self.num_samples, _DRAWS_PER_BLOCK):
+                draws = range(begin, min(begin + _DRAWS_PER_BLOCK, self.num_samples))
+                yield from _random_numbers(law, likelihood.z, data, entries, draws, self.seed)
+
+        return MeanOuterProduct(likelihood, torch.stack(list(likelihood.draws(draw))))
+
+
+@final
+class EmpiricalFisher(GaussNewtonOperator):
+    """The operator in which M is r r^T for the targets in the data."""
+
+    title = "Fisher matrix (empirical)"
+
+    def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
+        z = output_tensor(outputs)
+        likelihood = known_likelihood(loss_module(self.objective.loss), z, batch.targets)
+        if likelihood is not None:
+            return MeanOuterProduct(likelihood, likelihood.observed()[None])
+        gradient = autograd_hessian(self.objective, batch, outputs).gradient
+        return GradientOuterProducts(gradient, batch.weight)
+
+
+def _require_likelihood(objective: Objective, batch: Batch, outputs: Any) -> Likelihood:
+    likelihood = batch_likelihood(objective, batch, outputs)
+    if likelihood is None:
+        raise OperatorError(
+            "the exact and the Monte Carlo Fisher matrix need a loss that is known to be -log p of "
+            "a distribution: torch's CrossEntropyLoss, NLLLoss, MSELoss or BCEWithLogitsLoss, with "
+            "targets of the outputs' shape for the last two; use ggn(...), or pass "
+            "kind='empirical'."
+        )
+    return likelihood
+
+
+def _random_numbers(
+    law: str, like: Tensor, data: range, entries: int, draws: range, seed: int
+) -> Tensor:
+    """Uniform or normal random numbers, (draws, data, entries) float64, on the device of ``like``.
+
+    Every number is a function of the seed and of the indices of its draw, datum and entry, so
+    that a batch can be drawn without the ones before it.
+    """
+    xp = array_api_compat.array_namespace(like)
+    rows = range(data.start * entries, data.stop * entries)
+    if law == "normal":
+        x: Tensor = probes.gaussian(
+            xp, torch.float64, like.device, rows=rows, probes=draws, stream=_TARGETS, seed=seed
+        ).T
+    else:
+        # The generator yields four words at a time. The blocks that contain the rows are computed,
+        # and the words of other rows are dropped.
+        blocks = range(rows.start >> 2, -(-rows.stop // 4))
+        words = probes.words(
+            xp, like.device, blocks=blocks, probes=draws, stream=_TARGETS, seed=seed
+        )
+        first = blocks.start << 2
+        chosen = words[:, rows.start - first : rows.stop - first]
+        # The midpoints of 2^32 intervals are never exactly 0 or 1.
+        x = (chosen.to(torch.float64) + 0.5) * 2.0**-32
+    return x.reshape(len(draws), len(data), entries)

@@ -1,9 +1,16 @@
-r"""Gauss-Newton and Fisher matrices of a network: J^T M J without a second derivative of it.
+r"""Operators of the form J^T M J, with the Jacobian J of a network's outputs.
 
-J is the Jacobian of the network's outputs and M a small matrix on them, known in closed form
-for the usual losses. J^T is a backward pass; J comes from differentiating J^T u, which is
-linear in u, with respect to u: no forward mode, and the same coverage of operations as the
-Hessian. Whatever M = sum r r^T is, the result is positive semidefinite.
+Gauss-Newton and Fisher matrices are sums over samples
+
+.. math::
+
+    A = \sum_i J_i^T M_i J_i, \qquad J_i = \frac{\partial z_i}{\partial \theta},
+
+with the outputs z_i and a small symmetric matrix M_i on them, which is known in closed form for
+the usual losses. No second derivative of the network is needed. J^T u is a backward pass. J v
+is the derivative of <J^T u, v> with respect to u: since J^T u is linear in u, this is exact,
+and it needs no forward mode, so that the same operations are supported as for the Hessian. If
+M is a sum of outer products r r^T, A is positive semidefinite.
 """
 
 from __future__ import annotations
@@ -16,35 +23,33 @@ from torch import Tensor
 
 from matfree import OperatorError
 from matfree_torch.autograd.convolutions import fast_double_backward
-from matfree_torch.curvature.likelihoods import Likelihood, likelihood
-from matfree_torch.curvature.output_hessians import Differentiated, OutputMatrix
+from matfree_torch.curvature.output_hessians import OutputMatrix
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
-from matfree_torch.hvp.strategies import GraphStrategy, graph_retention, require_strategy
+from matfree_torch.hvp.strategies import GraphStrategy, graph_cache_policy, require_strategy
 from matfree_torch.objective.batches import Batch
-from matfree_torch.objective.model_calls import loss_module, output_tensor
+from matfree_torch.objective.model_calls import output_tensor
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout, Parameters
 
-_TARGETS = 1000  # the stream of drawn targets, apart from those of the algorithms
-_DRAWS_AT_ONCE = 64
-
 
 class Linearized(NamedTuple):
-    """A batch's outputs z, and J^T u as a function of u, both with their graphs."""
+    """The linearization of a network for one batch: its outputs z, and J^T u, with graphs."""
 
     z: Tensor
     u: Tensor
     pulled: dict[str, Tensor]
+    """J^T u by name, as a differentiable function of u."""
     matrix: OutputMatrix
 
     @classmethod
     def make(cls, z: Tensor, layout: Layout, matrix: OutputMatrix) -> Linearized:
-        """The graph of J^T u with respect to the layout's tensors."""
+        """Build the graph of J^T u for the Jacobian of z in the layout's tensors."""
         if not z.requires_grad:
             raise OperatorError(
                 f"the model's outputs do not depend on the {layout.noun}s in a differentiable way; "
                 "are they detached?"
             )
+        # The value of u does not matter, because J^T u is linear in u.
         u = torch.zeros_like(z).requires_grad_()
         pulled = torch.autograd.grad(
             z, layout.tensors, u, create_graph=True, allow_unused=True, materialize_grads=True
@@ -52,7 +57,7 @@ class Linearized(NamedTuple):
         return cls(z, u, dict(zip(layout.names, pulled, strict=True)), matrix)
 
     def push(self, v: dict[str, Tensor]) -> Tensor:
-        """J v: the derivative of <J^T u, v> with respect to u."""
+        """J v, the derivative of <J^T u, v> with respect to u."""
         used = [name for name in v if self.pulled[name].requires_grad]
         if not used:
             return torch.zeros_like(self.z)
@@ -67,7 +72,7 @@ class Linearized(NamedTuple):
         return tangent
 
     def pull(self, cotangent: Tensor, rows: Layout) -> tuple[Tensor, ...]:
-        """J^T cotangent, the rows' pieces of it."""
+        """J^T applied to a cotangent, one tensor for each tensor of ``rows``."""
         return torch.autograd.grad(
             self.z,
             rows.tensors,
@@ -79,9 +84,9 @@ class Linearized(NamedTuple):
 
 
 class GaussNewtonOperator(ParameterCurvature):
-    """J^T M J for the outputs' Jacobian J; made by :func:`ggn` and :func:`fisher`.
+    """J^T M J with the Jacobian J of the outputs; returned by :func:`ggn` and :func:`fisher`.
 
-    A subclass says what M is.
+    A subclass defines M.
 
     Examples
     --------
@@ -104,12 +109,12 @@ class GaussNewtonOperator(ParameterCurvature):
         memory: int | None = None,
     ) -> None:
         require_strategy(strategy, GraphStrategy, memory)
-        retention = graph_retention(strategy, memory)
-        super().__init__(objective, parameters, weight_decay, strategy, retention)
+        policy = graph_cache_policy(strategy, memory)
+        super().__init__(objective, parameters, weight_decay, strategy, policy)
 
     @abstractmethod
     def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
-        """M for one batch."""
+        """The matrix M of one batch."""
 
     def _prepare(self, batch: Batch) -> Linearized:
         with fast_double_backward():
@@ -119,24 +124,4 @@ class GaussNewtonOperator(ParameterCurvature):
     def _multiply(
         self, prepared: Linearized, v: dict[str, Tensor], rows: Layout
     ) -> tuple[Tensor, ...]:
-        return prepared.pull(prepared.matrix.product(prepared.push(v)), rows)
-
-
-def output_hessian(objective: Objective, batch: Batch, outputs: Any) -> OutputMatrix:
-    """The loss's Hessian in a batch's outputs, in closed form where there is one."""
-    like = _likelihood(objective, batch, outputs)
-    return _differentiated(objective, batch, outputs) if like is None else like
-
-
-def _likelihood(objective: Objective, batch: Batch, outputs: Any) -> Likelihood | None:
-    z = output_tensor(outputs)
-    with torch.no_grad():
-        objective.value(outputs, batch.targets)  # refuses what is no scalar
-    return likelihood(loss_module(objective.loss), z, batch.targets)
-
-
-def _differentiated(objective: Objective, batch: Batch, outputs: Any) -> Differentiated:
-    """The loss as a function of the outputs, cut off from the network where that can be done."""
-    if isinstance(outputs, Tensor):
-        outputs = outputs.detach().requires_grad_()
-    return Differentiated(output_tensor(outputs), objective.value(outputs, batch.targets))
+        return prepared.pull(prepared.matrix.matvec(prepared.push(v)), rows)

@@ -1,11 +1,16 @@
-r"""The Hessian of a loss with respect to a network's parameters, as an operator.
+r"""The Hessian of a loss with respect to a network's parameters, as a linear operator.
 
-A product H v is the derivative of <gradient, v>, taken by differentiating the gradient's own
-graph backwards: reverse over reverse, the composition that every differentiable operation
-of torch supports and gets right. Others look shorter and are not to be trusted: with
-``jacrev`` inside (``torch.func.hessian`` is built so) or reverse over forward, torch 2.13
-silently drops terms of layer and batch normalisation, some 6 % of the Hessian of a small
-network with LayerNorm.
+A matvec is the derivative of the inner product of the gradient with v,
+
+.. math::
+
+    H v = \nabla_\theta \, \langle \nabla_\theta L(\theta), v \rangle,
+
+computed by differentiating the graph of the gradient backward (reverse over reverse). Every
+differentiable operation of torch supports this composition, and torch computes it correctly.
+Shorter compositions are not reliable: with ``jacrev`` inside, as in ``torch.func.hessian``, or
+with reverse over forward mode, torch 2.13 silently drops terms of layer and batch normalization,
+which amount to 6 % of the Hessian of a small network with LayerNorm.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
-from matfree_torch.hvp.select import products_by
+from matfree_torch.hvp.select import make_strategy
 from matfree_torch.hvp.strategies import Strategy
 from matfree_torch.objective.batches import Batch, Normalizer
 from matfree_torch.objective.build import build_objective
@@ -46,102 +51,105 @@ def hessian(
     Parameters
     ----------
     model : nn.Module
-        Used in the mode it is in, and left as it was found: gradients, buffers, hooks,
-        modes and the global random state. It may be cut up by tensor parallelism (DTensors) or
-        ``fully_shard``: each process then has those rows of vectors that ``H.space.rows`` says.
+        It is used in its present mode (training or evaluation) and left unchanged: gradients,
+        buffers, hooks, modes and the global random state. Its parameters may be sharded by
+        tensor parallelism (DTensors) or ``fully_shard``. Each process then holds the rows
+        ``H.space.rows`` of vectors.
     loss : function (outputs, targets) -> scalar tensor, or None
-        A loss module's ``reduction`` says how batches add up: "sum", or "mean" over what the
-        loss itself counts (samples, elements, class weights, targets that are not ignored).
-        A plain function is taken for a mean over samples. None takes the loss that the model
-        returns as ``outputs.loss``, as Hugging Face's do. Torch's own losses take
-        ``outputs.logits`` where the outputs are no tensor.
+        The ``reduction`` of a loss module determines how batches are combined: "sum", or "mean"
+        over what the loss counts (samples, elements, class weights, targets that are not
+        ignored). A plain function is assumed to be a mean over samples. None stands for the loss
+        that the model returns as ``outputs.loss``, like the models of Hugging Face. If the
+        outputs are not a tensor, torch's own losses are applied to ``outputs.logits``.
     data : a batch, or a re-iterable of batches
-        A batch is (inputs, targets): inputs is a tensor, a tuple that is unpacked into the
-        model's arguments, or a mapping that is unpacked into its keyword arguments. Or it is
-        one mapping: it goes into the model whole, and into the loss as targets. A DataLoader
-        must show the same samples every time.
+        A batch is a pair (inputs, targets), where inputs is a tensor, a tuple that is unpacked
+        into the arguments of the model, or a mapping that is unpacked into its keyword
+        arguments. A batch may also be one mapping, which is passed as a whole to the model as
+        keyword arguments and to the loss as targets. A DataLoader must yield the same samples in
+        every pass.
     params : str or sequence of str, optional
-        Names of the parameters to take, ``"layer1.*"``; all that require gradients by
-        default. A subset gives the principal submatrix.
+        Names of the parameters to include, or patterns such as ``"layer1.*"``; by default all
+        that require gradients. A subset yields the principal submatrix.
     normalizer : function, optional
-        From a batch to the number that the loss divides its sum by, for averaging losses
-        of your own.
+        Maps a batch to the number by which the loss divides its sum, for losses of your own
+        that average.
     weight_decay : float or mapping of patterns to floats
-        lambda of a term lambda / 2 ||theta||^2 beside the loss: lambda I is added on these
-        parameters, ``{"*.weight": 1e-4}``.
+        The lambda of a term lambda / 2 ||theta||^2 that is added to the loss. It adds lambda I
+        to the Hessian for these parameters, such as ``{"*.weight": 1e-4}``.
     strategy : {"auto", "recompute", "forward", "folded", "finite-difference"}
-        How products are computed; the first four agree to rounding.
+        How matvecs are computed. The first four agree up to rounding.
 
         "auto"
-            Double backward. The gradient's graph is kept for as many batches as fit into
-            ``memory``, and made again for the others, once a block of products.
+            Double backward. The graph of the gradient is kept for as many batches as fit into
+            ``memory``. For the other batches it is rebuilt once for every block of vectors.
         "recompute"
-            The same with nothing kept between blocks.
+            Double backward with nothing kept between blocks.
         "forward"
-            The gradient's derivative in forward mode, from the beginning for every product.
-            Fewer operations can do it.
+            The derivative of the gradient in forward mode. Every matvec starts from the forward
+            pass. Fewer operations support it.
         "folded"
-            The same, traced once a batch, with everything but the vector computed away. The
-            trace takes some seconds, and half as much memory again as a graph; a product of a
-            convolutional network then takes a tenth to a sixth less time. On a GPU it is
-            captured in a CUDA graph. Fewest operations can do it, and branches on values are
-            those taken at these weights.
+            The same, traced once for each batch, with everything evaluated that does not depend
+            on the vector. Tracing takes some seconds, and the constants take 1.5 times as much
+            memory as a graph. A matvec with a convolutional network then takes a tenth to a sixth
+            less time. On a GPU it is captured in a CUDA graph. The fewest operations support it,
+            and branches that depend on values are fixed to those taken at these weights.
         "finite-difference"
-            Central differences of gradients, for operations without any second derivative:
-            right to about eps^(2/3), and wrong where the gradient jumps (ReLU).
+            Central differences of gradients, for operations without second derivatives. The
+            relative error is about eps^(2/3), and much larger if the gradient jumps (ReLU).
     memory : int, optional
-        Bytes that may be kept between products, for "auto" and "folded"; half of what is free
-        by default. It changes no number. ``H.memory`` says what is taken.
+        Bytes that may be kept between matvecs, for "auto" and "folded"; half of the free memory
+        by default. It does not affect the results. ``H.memory`` reports the actual use.
     allow_tf32 : bool
-        Whether torch's own settings decide if a GPU rounds the factors of float32 products to
-        ten bits. By default it never does here. ``H.noise`` shows what that costs.
+        If True, torch's own settings determine whether a GPU rounds the factors of float32
+        matrix products to ten bits. By default it does not. ``H.noise`` shows the resulting
+        error.
     process_group : torch.distributed.ProcessGroup, optional
-        The processes that share the data out, each calling this with its own part of it and
-        everything else the same; ``torch.distributed.group.WORLD`` for all. Every product is
-        then summed over them, weighted by what the loss counts in all processes together, and
-        every process holds the same result. A part may be empty. Where vectors are too long for
-        a process, see ``sharded``.
+        The processes over which the data are distributed;
+        ``torch.distributed.group.WORLD`` for all. Each process calls this function with its own
+        part of the data, which may be empty, and otherwise the same arguments. Every matvec
+        ends with an all-reduce, weighted by what the loss counts in each process, and all
+        processes hold the same result. If vectors are too long for one process, see the method
+        ``sharded``.
 
     Returns
     -------
     HessianOperator
-        Symmetric, on the parameters' device, float32 at least.
+        Symmetric, on the parameters' device, in float32 or wider.
 
     Raises
     ------
     ValueError
-        No parameter is left, a layer draws random numbers in its present mode, two passes
+        No parameter is selected, a layer draws random numbers in its present mode, two passes
         over the data differ, or there is no such strategy.
     TypeError
-        The data can be gone through only once, or holds no batches.
+        The data can be iterated over only once, or contain no batches.
     OperatorError
-        The loss is not a scalar, or torch has no right second derivative of some module: the
-        first product looks at |u^T H w - w^T H u|, and the error names the module. Or the
-        strategy does not cover an operation.
-        With a process_group: the processes disagree about weights, vectors or arguments, or
-        another one failed.
+        The loss is not a scalar, or the strategy does not support an operation. The first matvec
+        also checks the symmetry |u^T H w - w^T H u|; if torch computes a second derivative
+        wrongly, the error names the module. With a process_group: the processes have different
+        weights, vectors or arguments, or another process failed.
     LostProcessError
-        A process died, or did not take part within the group's timeout.
+        A process died, or did not respond within the timeout of the group.
     MemoryError
-        One batch's graph, or the whole parameters of a fully sharded model, would take all
-        memory that is free; or what is folded more than ``memory``.
+        The graph of one batch, or the whole parameters of a fully sharded model, would not fit
+        into the free memory, or the folded programs would not fit into ``memory``.
 
     Warns
     -----
     UserWarning
-        Several batches go through a layer with statistics of the batch; or the operator is
-        asymmetric beyond rounding though no module is wrong, where the curvature is tiny; or
-        finite differences are taken of something with kinks; or the model is wrapped for data
-        parallel training and no process_group is given.
+        Several batches pass through a layer that uses batch statistics; the operator is
+        asymmetric beyond rounding but no module is faulty, as happens if the curvature is tiny;
+        finite differences are used on a model with kinks; or the model is wrapped for
+        data-parallel training and no process_group is given.
 
     Cost
     ----
-    "auto": a forward and a gradient for each batch, twice for the first one, whose graph is
-    measured; then two to three gradients' time a product. Where graphs do not fit, a forward
-    and a gradient per batch and block of products, shared by the whole block. "forward" takes
-    three to five gradients' time a product, "folded" two, "finite-difference" two. The first
-    block carries two products more, in half precision three. Data whose graphs are all kept
-    are read twice, the second time only to see that they are the same.
+    "auto": one forward pass and one gradient for each batch, twice for the first batch, whose
+    graph is measured; then a matvec takes the time of two to three gradients. Batches whose
+    graphs do not fit take a forward pass and a gradient for every block of vectors. A matvec with
+    "forward" takes the time of three to five gradients, with "folded" or "finite-difference" of
+    two. The first block has two additional vectors, in half precision three. If all graphs are
+    kept, the data are read twice; the second pass only checks that they are the same.
 
     References
     ----------
@@ -183,20 +191,22 @@ def hessian_of(
 ) -> HessianOperator:
     """The Hessian of any scalar function of named tensors.
 
-    For losses that are no sum over batches of (inputs, targets): the residual of a
-    differential equation, a penalty on weights, a training loss with several terms.
+    It is meant for losses that are not sums over batches of (inputs, targets): the residual of a
+    differential equation, a penalty on the weights, or a training loss with several terms.
 
     Parameters
     ----------
     function : function (dict of tensors by name) -> scalar tensor
-        Computed from the tensors it is given, not from a model's own: for a network,
-        ``torch.func.functional_call(model, tensors, inputs)``. It must be deterministic; what
-        else it changes, such as running statistics, stays changed.
+        It must compute its value from the tensors that it is given, not from those of a model;
+        for a network, use ``torch.func.functional_call(model, tensors, inputs)``. It must be
+        deterministic. Side effects, such as updates of running statistics, are not undone.
     parameters : mapping of names to tensors
-        The point, ``dict(model.named_parameters())`` for one. They are shared, not copied, so
-        that a training step in place is noticed; left as they are.
+        The point at which to differentiate, such as ``dict(model.named_parameters())``. The
+        tensors are shared, not copied, so that the operator follows in-place training steps. They
+        are left unchanged.
     params : str or sequence of str, optional
-        Names or patterns: which of them to differentiate by; all floating point ones.
+        Names of the tensors with respect to which to differentiate, or patterns; by default all
+        that are floating point.
     weight_decay : float or mapping of patterns to floats
     strategy : {"auto", "recompute", "forward", "folded", "finite-difference"}
     memory : int, optional
@@ -206,19 +216,19 @@ def hessian_of(
     Returns
     -------
     HessianOperator
-        Symmetric, on the tensors' device, float32 at least.
+        Symmetric, on the tensors' device, in float32 or wider.
 
     Raises
     ------
     ValueError
-        No tensor is left.
+        No tensor is selected.
     OperatorError
-        The function's value is not a scalar, or does not depend on the tensors.
+        The value of the function is not a scalar, or does not depend on the tensors.
 
     Cost
     ----
-    Two calls of the function and its gradient, once to measure the graph and once to keep it;
-    then two to three gradients' time a product.
+    Two evaluations of the function and its gradient, one to measure the graph and one to keep it;
+    then a matvec takes the time of two to three gradients.
 
     References
     ----------
@@ -235,21 +245,22 @@ def hessian_of(
             [2., 0.]])
     """
     model = FunctionModule(function, parameters)
-    nothing = torch.zeros(1)
-    objective = Objective(model, lambda value, _: value, (nothing, nothing), allow_tf32=allow_tf32)
+    # The function takes the place of the model, and the data are one batch without a meaning.
+    dummy = torch.zeros(1)
+    objective = Objective(model, lambda value, _: value, (dummy, dummy), allow_tf32=allow_tf32)
     return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
 @final
 class HessianOperator(ParameterCurvature):
-    """The Hessian of a loss; made by :func:`hessian` and :func:`hessian_of`.
+    """The Hessian of a loss, returned by :func:`hessian` and :func:`hessian_of`.
 
     Examples
     --------
     >>> import torch, matfree_torch
     >>> model, data = torch.nn.Linear(2, 1), (torch.eye(2), torch.ones(2, 1))
     >>> H = matfree_torch.hessian(model, torch.nn.MSELoss(), data)
-    >>> {name: tuple(piece.shape) for name, piece in H.unflatten(H.gradient()).items()}
+    >>> {name: tuple(x.shape) for name, x in H.unflatten(H.gradient()).items()}
     {'weight': (1, 2), 'bias': (1,)}
     """
 
@@ -263,23 +274,23 @@ class HessianOperator(ParameterCurvature):
         strategy: Strategy,
         memory: int | None,
     ) -> None:
-        self._products = products_by(strategy, objective, parameters, memory)
-        super().__init__(objective, parameters, weight_decay, strategy, self._products.retention)
+        self._hvp = make_strategy(strategy, objective, parameters, memory)
+        super().__init__(objective, parameters, weight_decay, strategy, self._hvp.cache_policy)
 
     def _prepare(self, batch: Batch) -> Any:
-        return self._products.prepare(batch)
+        return self._hvp.prepare(batch)
 
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        return self._products.multiply(prepared, v, rows)
+        return self._hvp.multiply(prepared, v, rows)
 
     def _refuse_asymmetry(self, defect: float) -> None:
         if self.strategy != "finite-difference":
             super()._refuse_asymmetry(defect)
             return
         warnings.warn(
-            f"the finite differences are asymmetric by {defect:.1e} of a product's size: the "
-            "gradient is not smooth on the scale of a step, or the curvature is tiny; take "
-            "strategy='auto'.",
+            f"the finite differences are asymmetric by {defect:.1e}, relative to the norm of a "
+            "matvec: the gradient is not smooth on the scale of the step, or the curvature is "
+            "tiny; pass strategy='auto'.",
             UserWarning,
             stacklevel=8,
         )

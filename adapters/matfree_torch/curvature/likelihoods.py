@@ -1,15 +1,23 @@
-r"""What a loss looks like as a function of a network's outputs: its Hessian in closed form.
+r"""Losses that are negative log-likelihoods: their Hessians in the outputs in closed form.
 
-Let z be the outputs for one datum (a sample, or one position of a sample) and l(z) its part
-of the loss. Where l = -log p(y | z), up to a constant, for a known distribution,
+Let z be the outputs for one datum (a sample, or one position of a sample) and l(z) its term of
+the loss. If l = -log p(y | z) up to a constant for a known distribution, the Hessian of l is
 
-    H_z = k (diag p - p p^T)    p = softmax z        cross-entropy
-    H_z = 2 k I                                      squared error, y ~ N(z, 1/2)
-    H_z = k diag(s (1 - s))     s = sigmoid z        binary cross-entropy
+.. math::
 
-with k the datum's weight over what the loss divides by. In all three H_z does not depend on
-y, so it is also the Fisher matrix of the distribution: E[r r^T] = H_z over y ~ p(. | z) for
-the scaled gradients r = (k)^(1/2) d(-log p)/dz.
+    H_z &= k \, (\mathrm{diag}(p) - p p^T), \quad p = \mathrm{softmax}(z)
+        &&\text{cross-entropy,} \\
+    H_z &= 2 k \, I &&\text{squared error, } y \sim N(z, 1/2), \\
+    H_z &= k \, \mathrm{diag}(s (1 - s)), \quad s = \mathrm{sigmoid}(z)
+        &&\text{binary cross-entropy,}
+
+where k is the weight of the datum divided by the divisor of the loss. None of the three depends
+on y. Each is therefore also the Fisher information matrix of the distribution,
+
+.. math::
+
+    H_z = E_{y \sim p(\cdot | z)} [r r^T],
+    \qquad r = \sqrt{k} \, \frac{\partial (-\log p(y | z))}{\partial z}.
 
 References
 ----------
@@ -24,24 +32,29 @@ from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from matfree_torch.curvature.output_hessians import OutputMatrix
 
 Draw = Callable[[str, int], Iterator[Tensor]]
-"""("uniform" or "normal", entries a datum) to samples (data, entries), one after another."""
+"""A function of a law, "uniform" or "normal", and the number of entries for each datum.
+
+It yields independent random samples of shape (data, entries), one after another.
+"""
 
 
 class Likelihood(OutputMatrix):
-    """The Hessian of a loss that is the negative logarithm of a known distribution.
+    """The Hessian in the outputs of a loss that is the negative logarithm of a distribution.
 
-    Outputs are laid out as rows, (data, entries): what one target belongs to is one row.
+    Outputs are rearranged into rows, (data, entries). One row holds the outputs that belong to
+    one target.
 
     Parameters
     ----------
-    outputs : the batch's outputs, of any shape the loss takes
-    class_axis : whether the entries of a row lie along the second axis of the outputs;
-        otherwise a row is everything of one sample
+    outputs : the batch's outputs, of any shape that the loss accepts
+    class_axis : bool
+        Whether the entries of a row are along the second axis of the outputs. Otherwise a row
+        holds all outputs of one sample.
     """
 
     def __init__(self, outputs: Tensor, *, class_axis: bool) -> None:
@@ -53,31 +66,31 @@ class Likelihood(OutputMatrix):
         self.z = self.rows(outputs.detach())
 
     def rows(self, x: Tensor) -> Tensor:
-        """Something of the outputs' shape as (data, entries), in single precision at least."""
+        """Rearrange a tensor of the outputs' shape into (data, entries), float32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.class_axis:
             return wide.movedim(1, -1).reshape(-1, self._moved_shape[-1])
         return wide.reshape(self.samples, -1)
 
     def outputs(self, rows: Tensor) -> Tensor:
-        """Rows as something of the outputs' shape and data type."""
+        """Rearrange rows into a tensor of the outputs' shape and data type."""
         x = rows.reshape(self._moved_shape).to(self._dtype)
         return x.movedim(-1, 1) if self.class_axis else x
 
-    def product(self, u: Tensor) -> Tensor:
+    def matvec(self, u: Tensor) -> Tensor:
         return self.outputs(self.hessian(self.rows(u)))
 
     @abstractmethod
     def hessian(self, u: Tensor) -> Tensor:
-        """H_z u for rows u."""
+        """H_z u for every row u."""
 
     @abstractmethod
-    def roots(self) -> Iterator[Tensor]:
+    def factors(self) -> Iterator[Tensor]:
         """Rows s_1, s_2, ... with H_z = sum_c s_c s_c^T for every datum."""
 
     @abstractmethod
     def draws(self, draw: Draw) -> Iterator[Tensor]:
-        """Scaled gradients r for targets drawn from the distribution, one for each draw."""
+        """The scaled gradients r for targets drawn from the distribution, one for each draw."""
 
     @abstractmethod
     def observed(self) -> Tensor:
@@ -86,7 +99,7 @@ class Likelihood(OutputMatrix):
 
 @final
 class Softmax(Likelihood):
-    """Cross-entropy, with class weights, ignored targets, smoothing, or given probabilities."""
+    """Cross-entropy, with class weights, ignored targets, smoothing, or probability targets."""
 
     def __init__(self, loss: Any, outputs: Tensor, targets: Tensor) -> None:
         super().__init__(outputs, class_axis=True)
@@ -98,15 +111,16 @@ class Softmax(Likelihood):
                 self.rows(targets).to(self.p),
                 torch.ones_like(self.p[:, 0]),
             )
-            own, divisor = self.labels @ self.weight, self.counts.sum()
+            target_weight, divisor = self.labels @ self.weight, self.counts.sum()
         else:
             labels = targets.reshape(-1)
             self.counts = (labels != loss.ignore_index).to(self.p)
             self.labels = torch.where(self.counts > 0, labels, 0)
-            own = self.counts * self.weight[self.labels]
-            divisor = own.sum()
-        everyone = self.counts * self.weight.mean()
-        self.mass = ((1 - self.smoothing) * own + self.smoothing * everyone)[:, None]
+            target_weight = self.counts * self.weight[self.labels]
+            divisor = target_weight.sum()
+        # Label smoothing spreads a part of each target evenly over all classes.
+        mean_weight = self.counts * self.weight.mean()
+        self.mass = ((1 - self.smoothing) * target_weight + self.smoothing * mean_weight)[:, None]
         self.divisor = divisor if loss.reduction == "mean" else torch.ones_like(divisor)
         self.root = torch.sqrt(self.mass / self.divisor)
 
@@ -114,16 +128,19 @@ class Softmax(Likelihood):
         inner = (self.p * u).sum(dim=1, keepdim=True)
         return self.root**2 * self.p * (u - inner)
 
-    def roots(self) -> Iterator[Tensor]:
-        for c in range(self.p.shape[1]):  # diag p - p p^T = sum_c p_c (e_c - p)(e_c - p)^T
+    def factors(self) -> Iterator[Tensor]:
+        # diag(p) - p p^T = sum_c p_c (e_c - p) (e_c - p)^T
+        for c in range(self.p.shape[1]):
             column = -self.p
             column[:, c] += 1
             yield self.root * torch.sqrt(self.p[:, c : c + 1]) * column
 
     def draws(self, draw: Draw) -> Iterator[Tensor]:
-        steps = torch.cumsum(self.p.to(torch.float64), dim=1)
+        # Inversion of the distribution function. Scaling by its last value, which rounding makes
+        # differ from 1, keeps every label in range.
+        cdf = torch.cumsum(self.p.to(torch.float64), dim=1)
         for uniform in draw("uniform", 1):
-            labels = (steps < uniform * steps[:, -1:]).sum(dim=1, keepdim=True)
+            labels = (cdf < uniform * cdf[:, -1:]).sum(dim=1, keepdim=True)
             yield self.root * self.p.scatter_add(1, labels, -torch.ones_like(self.root))
 
     def observed(self) -> Tensor:
@@ -139,7 +156,7 @@ class Softmax(Likelihood):
 
 @final
 class Gaussian(Likelihood):
-    """Squared error: y ~ N(z, 1/2), whose -log p is (z - y)^2 up to a constant."""
+    """Squared error: -log p of y ~ N(z, 1/2) is (z - y)^2 up to a constant."""
 
     def __init__(self, loss: Any, outputs: Tensor, targets: Tensor) -> None:
         super().__init__(outputs, class_axis=False)
@@ -149,8 +166,8 @@ class Gaussian(Likelihood):
     def hessian(self, u: Tensor) -> Tensor:
         return u * (2 / self.divisor)
 
-    def roots(self) -> Iterator[Tensor]:
-        return _diagonal_roots(torch.full_like(self.z, (2 / self.divisor) ** 0.5))
+    def factors(self) -> Iterator[Tensor]:
+        return _diagonal_factors(torch.full_like(self.z, (2 / self.divisor) ** 0.5))
 
     def draws(self, draw: Draw) -> Iterator[Tensor]:
         for normal in draw("normal", self.z.shape[1]):
@@ -163,7 +180,7 @@ class Gaussian(Likelihood):
 
 @final
 class Bernoulli(Likelihood):
-    """Binary cross-entropy with logits, weights and weights of the positive class."""
+    """Binary cross-entropy with logits, with weights and weights of the positive class."""
 
     def __init__(self, loss: Any, outputs: Tensor, targets: Tensor) -> None:
         super().__init__(outputs, class_axis=False)
@@ -180,8 +197,8 @@ class Bernoulli(Likelihood):
     def hessian(self, u: Tensor) -> Tensor:
         return self.root**2 * self.s * (1 - self.s) * u
 
-    def roots(self) -> Iterator[Tensor]:
-        return _diagonal_roots(self.root * torch.sqrt(self.s * (1 - self.s)))
+    def factors(self) -> Iterator[Tensor]:
+        return _diagonal_factors(self.root * torch.sqrt(self.s * (1 - self.s)))
 
     def draws(self, draw: Draw) -> Iterator[Tensor]:
         for uniform in draw("uniform", self.z.shape[1]):
@@ -192,62 +209,34 @@ class Bernoulli(Likelihood):
         return _quotient(gradient, self.root * self.divisor)
 
 
-KNOWN = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
-"""Losses with a closed form, convex in the outputs."""
-
-
-def likelihood(loss: nn.Module | None, outputs: Tensor, targets: Any) -> Likelihood | None:
-    """The closed form for a loss at these outputs, where there is one.
-
-    A subclass of one of torch's losses may do anything, so types are compared exactly.
-    """
-    if not isinstance(targets, Tensor):
-        return None
-    kind = type(loss)
-    if loss is not None and kind in (nn.CrossEntropyLoss, nn.NLLLoss):
-        given = Softmax(loss, outputs, targets)
-        if kind is nn.CrossEntropyLoss or _normalized(given.z):
-            return given
-    if loss is not None and targets.shape == outputs.shape:  # broadcasting mixes samples
-        if kind is nn.MSELoss:
-            return Gaussian(loss, outputs, targets)
-        if kind is nn.BCEWithLogitsLoss:
-            return Bernoulli(loss, outputs, targets)
-    return None
-
-
 @final
-class Averaged(OutputMatrix):
-    """The mean of r r^T over some scaled gradients r, datum by datum.
+class MeanOuterProduct(OutputMatrix):
+    """The mean of r r^T over some scaled gradients r, separately for every datum.
 
     Parameters
     ----------
-    like : says how the outputs are laid out
-    roots : (draws, data, entries)
+    likelihood : Likelihood
+        It arranges outputs into rows.
+    gradients : (draws, data, entries)
     """
 
-    def __init__(self, like: Likelihood, roots: Tensor) -> None:
-        self.like = like
-        draws, _, entries = roots.shape
-        scaled = roots / draws**0.5
-        self._summed = draws > entries  # where the matrices themselves are smaller
-        self._kept = torch.einsum("sdi,sdj->dij", scaled, scaled) if self._summed else scaled
+    def __init__(self, likelihood: Likelihood, gradients: Tensor) -> None:
+        self.likelihood = likelihood
+        draws, _, entries = gradients.shape
+        scaled = gradients / draws**0.5
+        self._dense = draws > entries  # then the matrices take less memory than the gradients
+        self._factors = torch.einsum("sdi,sdj->dij", scaled, scaled) if self._dense else scaled
 
-    def product(self, u: Tensor) -> Tensor:
-        rows = self.like.rows(u)
-        if self._summed:
-            return self.like.outputs((self._kept @ rows[:, :, None])[:, :, 0])
-        inner = (self._kept * rows).sum(dim=-1, keepdim=True)
-        return self.like.outputs((self._kept * inner).sum(dim=0))
-
-
-def _normalized(log_p: Tensor) -> bool:
-    """Whether these are logarithms of probabilities: then -log p is their cross-entropy."""
-    gap = torch.logsumexp(log_p, dim=1).abs().max()
-    return bool(gap < 100 * torch.finfo(log_p.dtype).eps * log_p.shape[1])
+    def matvec(self, u: Tensor) -> Tensor:
+        rows = self.likelihood.rows(u)
+        if self._dense:
+            return self.likelihood.outputs((self._factors @ rows[:, :, None])[:, :, 0])
+        inner = (self._factors * rows).sum(dim=-1, keepdim=True)
+        return self.likelihood.outputs((self._factors * inner).sum(dim=0))
 
 
-def _diagonal_roots(diagonal: Tensor) -> Iterator[Tensor]:
+def _diagonal_factors(diagonal: Tensor) -> Iterator[Tensor]:
+    """Factors of diag(d^2): one column d_c e_c for each entry."""
     for c in range(diagonal.shape[1]):
         column = torch.zeros_like(diagonal)
         column[:, c] = diagonal[:, c]
@@ -255,5 +244,5 @@ def _diagonal_roots(diagonal: Tensor) -> Iterator[Tensor]:
 
 
 def _quotient(a: Tensor, b: Tensor) -> Tensor:
-    """A / b, and 0 for data of no weight."""
+    """A / b, and 0 for data with weight 0."""
     return torch.where(b > 0, a / torch.where(b > 0, b, 1), 0)

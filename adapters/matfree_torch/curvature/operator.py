@@ -1,4 +1,4 @@
-"""What every second derivative of a network has in common: names, blocks, and a look at itself."""
+"""The common base of all second derivatives of a network: names, blocks, a symmetry check."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ from matfree_torch.objective import faulty_modules
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout, Patterns
 
-_HALF = 1e-4  # eps of half precision is 1e-3 and 8e-3, of single precision 1e-7
+_HALF_PRECISION = 1e-4  # float16 and bfloat16 have a larger eps, float32 a smaller one
 
 
 class CurvatureOperator(Operator):
-    """A symmetric operator on named tensors laid end to end.
+    r"""A symmetric operator on the concatenation of named tensors.
 
-    Its first product carries two probes u, w of its own, from which |u^T A w - w^T A u| tells
-    whether the second derivatives are right: an operation that torch differentiates twice
-    wrongly shows as asymmetry.
+    Two random sign vectors u and w are appended to the first block that the operator is applied
+    to, and
+
+    .. math::
+
+        | u^T A w - w^T A u | \, / \, \| A w \|
+
+    is compared with the rounding error. An operation whose second derivative torch computes
+    wrongly shows up as asymmetry.
 
     Parameters
     ----------
@@ -43,18 +49,19 @@ class CurvatureOperator(Operator):
     """Whether x^T A x >= 0 for every x, by construction."""
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
-        super().__init__(_space(layout, layout.dtype, objective.communicator))
+        super().__init__(_layout_space(layout, layout.dtype, objective.communicator))
         self.objective, self.layout = objective, layout
         self._inspected, self._noise = False, 0.0
-        self._fitting: int | None = None
+        self._max_columns: int | None = None
 
     @property
     def noise(self) -> float:
-        """The relative rounding error of products: |u^T A w - w^T A u| / ||A w||, measured.
+        """The measured relative rounding error of matvecs, |u^T A w - w^T A u| / ||A w||.
 
-        Signs u and w of the operator's own; in half precision, and where TF32 is allowed on a
-        GPU, the root mean square over three pairs. What rounding adds to A w has about this
-        size, and no eigenvalue, trace or tolerance is known better.
+        u and w are random sign vectors that do not depend on any seed. In half precision, and
+        on a GPU with TF32 allowed, it is the root mean square over three pairs. The rounding
+        error of A w has about this relative size, and it limits the accuracy of eigenvalues,
+        of traces, and of tolerances.
         """
         self.inspect()
         return self._noise
@@ -66,29 +73,30 @@ class CurvatureOperator(Operator):
 
     @property
     def partition(self) -> dict[str, slice]:
-        """Where each tensor lies in the flat vector."""
+        """The slice of each tensor in the flat vector."""
         return dict(self.layout.partition)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors by name as a flat vector (n,), or the rows of it that are here."""
+        """Tensors by name as a flat vector (n,), or its local rows if vectors are sharded."""
         return self.layout.flatten(tensors)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat vector (n,), or the rows of it that are here, as tensors by name."""
+        """A flat vector (n,), or its local rows if vectors are sharded, as tensors by name."""
         return self.layout.unflatten(vector)
 
     def block(self, rows: Patterns, columns: Patterns | None = None) -> BlockOperator:
-        """A[rows, columns], chosen by names; the principal submatrix without ``columns``.
+        """The block A[rows, columns] of the tensors with these names.
 
         Parameters
         ----------
         rows, columns : str or sequence of str
-            Names, or patterns with ``*`` and ``?``.
+            Names, or patterns with the wildcards ``*`` and ``?``. Without ``columns``, the block
+            is the principal submatrix A[rows, rows].
 
         Returns
         -------
         BlockOperator
-            Rectangular where the two differ, with its adjoint A[columns, rows].
+            Rectangular if the two differ, with the adjoint A[columns, rows].
 
         Raises
         ------
@@ -97,8 +105,8 @@ class CurvatureOperator(Operator):
 
         Cost
         ----
-        A product costs at most one of the whole operator: only what lies between the columns
-        and the rows is differentiated.
+        A matvec costs at most as much as one with the whole operator: only the operations that
+        connect the columns with the rows are differentiated.
 
         Examples
         --------
@@ -116,36 +124,43 @@ class CurvatureOperator(Operator):
         return BlockOperator(self, chosen, other)
 
     @abstractmethod
-    def _between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        """A[rows, columns] @ X, both of them as the parts of tensors that are here."""
+    def _apply_block(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        """A[rows, columns] @ X, where X and the result consist of local shards."""
 
     @final
-    def between(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        """The same whatever mode the caller is in, and with torch's refusals explained."""
+    def apply_block(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
+        """A[rows, columns] @ X, where X and the result consist of rows of vectors.
+
+        It may be called in any autograd mode, and errors of torch name the faulty module.
+        """
         with self.differentiating():
-            step = self._columns_at_once(X.shape[1])
-            parts = [
+            step = self._columns_per_pass(X.shape[1])
+            results = [
                 rows.to_rows(
-                    self._between(columns.to_shards(X[:, j : j + step].clone()), rows, columns)
+                    self._apply_block(columns.to_shards(X[:, j : j + step].clone()), rows, columns)
                 )
                 for j in range(0, max(X.shape[1], 1), step)
             ]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            return results[0] if len(results) == 1 else torch.cat(results, dim=1)
 
-    def _columns_at_once(self, k: int) -> int:
-        """Columns of a block of k for which whole vectors fit, where these are made at all."""
+    def _columns_per_pass(self, k: int) -> int:
+        """The number of columns to process at once, of a block of k.
+
+        It is limited only if the rows of vectors are sharded and parameters are whole, because
+        then whole vectors are assembled in every process.
+        """
         redistribution = self.layout.redistribution
         if redistribution is None or not redistribution.unsharded:
             return max(k, 1)
-        if self._fitting is None:
-            self._fitting = columns_at_once(
+        if self._max_columns is None:
+            self._max_columns = columns_at_once(
                 redistribution.communicator, self.layout.size, self.dtype
             )
-        return self._fitting
+        return self._max_columns
 
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[None]:
-        """Torch in the mode that products need."""
+        """The autograd mode and precision that second derivatives need."""
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -156,62 +171,63 @@ class CurvatureOperator(Operator):
 
     def _apply(self, X: Array) -> Array:
         if self._inspected:
-            return self.between(X, self.layout, self.layout)
-        count = 2 if self._eps() < _HALF else 3  # pairs: 1, or 3
+            return self.apply_block(X, self.layout, self.layout)
+        # Two probes form one pair, three probes form three.
+        count = 2 if self._eps() < _HALF_PRECISION else 3
         probes = self.space.probes(count, seed=0, stream=CHECK)
-        Y = self.between(torch.cat((X, probes), dim=1), self.layout, self.layout)
+        Y = self.apply_block(torch.cat((X, probes), dim=1), self.layout, self.layout)
         self._inspect(probes, Y[:, -count:])
         return Y[:, :-count]
 
     _apply_adjoint = _apply
 
     def inspect(self) -> None:
-        """Make the first product, if none was made: its own two probes and nothing else."""
+        """Check finiteness and symmetry now, unless an earlier matvec has done so."""
         if not self._inspected:
             self._apply(self.space.zeros(0))
 
-    def _inspect(self, probes: Tensor, products: Tensor) -> None:
-        """Refuse what is not finite, or not symmetric."""
-        lengths = to_host(self.space.norms(products))
-        if not all(length < float("inf") for length in lengths):
+    def _inspect(self, probes: Tensor, images: Tensor) -> None:
+        """Raise an error if A is not finite or not symmetric on these probes."""
+        norms = to_host(self.space.norms(images))
+        if not all(norm < float("inf") for norm in norms):
             raise NonFiniteError(
-                "the first Hessian-vector product holds NaN or infinity: look at the loss itself, "
-                "at inputs that are not finite, and at operations with infinite curvature "
-                "(a square root at 0)."
+                "the first Hessian-vector product contains NaN or infinity; check that the loss "
+                "and the inputs are finite, and look for operations with infinite curvature, such "
+                "as a square root at 0."
             )
-        crossed = to_host(self.space.gram(probes, products))
-        gaps = abs(crossed - crossed.T)[np.triu_indices(len(crossed), 1)]
-        size = lengths.max()
+        forms = to_host(self.space.gram(probes, images))  # w_i^T A w_j
+        gaps = abs(forms - forms.T)[np.triu_indices(len(forms), 1)]
+        size = norms.max()
         if size > 0:
             self._noise = float(np.sqrt(np.mean(gaps**2)) / size)
         if gaps.max() > faulty_modules.symmetry_limit(self._eps()) * size:
-            # Each process looks for the culprit in its own data: one that finds it ends all.
+            # Each process searches its own data for the faulty module. An error in one process
+            # is raised in all of them.
             self.objective.run_checked(lambda: self._refuse_asymmetry(float(gaps.max() / size)))
         self._inspected = True
 
     def _refuse_asymmetry(self, defect: float) -> None:
-        """Raise or warn: the operator is not symmetric."""
+        """Raise an error or warn, because the operator is not symmetric."""
         faulty_modules.report_asymmetry(self.objective, defect)
 
     def _eps(self) -> float:
-        """The coarsest eps that products are computed with."""
+        """The largest eps among the precisions that matvecs are computed in."""
         eps = max(torch.finfo(x.dtype).eps for x in self.layout.tensors)
         single = eps == torch.finfo(torch.float32).eps
         tf32 = self.objective.allow_tf32 and self.layout.device.type == "cuda"
         return TF32_EPS if single and tf32 else eps
 
     def _precision_note(self) -> list[str]:
-        """For ``repr``: that TF32 is allowed, and the noise that products were seen to have."""
+        """For ``repr``: whether TF32 is allowed, and the measured noise."""
         if not self.objective.allow_tf32:
             return []
-        return [
-            "TF32 allowed, noise " + (f"{self._noise:.0e}" if self._inspected else "not yet seen")
-        ]
+        noise = f"{self._noise:.0e}" if self._inspected else "not yet measured"
+        return [f"TF32 allowed, noise {noise}"]
 
 
 @final
 class BlockOperator(Operator):
-    """Some rows and columns of a curvature; made by its ``block``.
+    """A block of a curvature operator, returned by its ``block`` method.
 
     Examples
     --------
@@ -225,25 +241,29 @@ class BlockOperator(Operator):
 
     def __init__(self, whole: CurvatureOperator, rows: Layout, columns: Layout) -> None:
         peers = whole.objective.communicator
-        space = _space(rows, whole.dtype, peers)
-        super().__init__(space, space if rows is columns else _space(columns, whole.dtype, peers))
+        space = _layout_space(rows, whole.dtype, peers)
+        super().__init__(
+            space, space if rows is columns else _layout_space(columns, whole.dtype, peers)
+        )
         self.whole, self.rows, self.columns = whole, rows, columns
 
     def _apply(self, X: Array) -> Array:
         self.whole.inspect()
-        return self.whole.between(X, self.rows, self.columns)
+        return self.whole.apply_block(X, self.rows, self.columns)
 
     def _apply_adjoint(self, X: Array) -> Array:
         self.whole.inspect()
-        return self.whole.between(X, self.columns, self.rows)
+        return self.whole.apply_block(X, self.columns, self.rows)
 
     def __repr__(self) -> str:
-        sides = [_named(self.rows)] + [_named(self.columns)] * (self.rows is not self.columns)
+        sides = [_name_range(self.rows)]
+        sides += [_name_range(self.columns)] * (self.rows is not self.columns)
         m, n = self.shape
         return f"<{m}x{n} block {' x '.join(sides)} of {self.whole!r}>"
 
 
-def _space(layout: Layout, dtype: torch.dtype, peers: Communicator | None) -> VectorSpace:
+def _layout_space(layout: Layout, dtype: torch.dtype, peers: Communicator | None) -> VectorSpace:
+    """The space of the layout's vectors: sharded if the layout redistributes rows."""
     if layout.redistribution is not None:
         counts = [len(rows) for rows in layout.redistribution.row_ranges]
         return ShardedSpace(layout.redistribution.communicator, counts, dtype)
@@ -251,6 +271,6 @@ def _space(layout: Layout, dtype: torch.dtype, peers: Communicator | None) -> Ve
     return space_like(example, layout.size, peers=peers)
 
 
-def _named(layout: Layout) -> str:
+def _name_range(layout: Layout) -> str:
     first, last = layout.names[0], layout.names[-1]
     return first if first == last else f"{first} ... {last}"

@@ -1,4 +1,4 @@
-"""Symmetric matrices on a network's outputs, between its Jacobian and the transpose of it."""
+"""Symmetric matrices on the outputs of a network: the M of J^T M J."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class OutputMatrix(ABC):
     """A symmetric matrix on the outputs of one batch."""
 
     @abstractmethod
-    def product(self, u: Tensor) -> Tensor:
-        """The matrix times a vector u of the outputs' shape."""
+    def matvec(self, u: Tensor) -> Tensor:
+        """M u for a tensor u of the outputs' shape."""
 
 
 @final
-class Differentiated(OutputMatrix):
-    """The Hessian of any loss with respect to the outputs, by double backward on them alone.
+class AutogradHessian(OutputMatrix):
+    """The Hessian of any loss with respect to the outputs, by double backward on the loss alone.
 
     Parameters
     ----------
@@ -41,15 +41,15 @@ class Differentiated(OutputMatrix):
             (gradient,) = torch.autograd.grad(value, outputs, create_graph=True, allow_unused=True)
         if gradient is None:
             raise OperatorError(
-                "the loss does not depend on the model's outputs in a differentiable way (for a "
-                "model with a loss of its own: it is not computed from outputs.logits)."
+                "the loss does not depend on the model's outputs in a differentiable way (if the "
+                "model computes its own loss, it does not compute it from outputs.logits)."
             )
         self.gradient = gradient
 
-    def product(self, u: Tensor) -> Tensor:
-        if not self.gradient.requires_grad:
+    def matvec(self, u: Tensor) -> Tensor:
+        if not self.gradient.requires_grad:  # the loss is linear in the outputs
             return torch.zeros_like(u)
-        (product,) = torch.autograd.grad(
+        (Mu,) = torch.autograd.grad(
             self.gradient,
             self.z,
             u,
@@ -57,18 +57,28 @@ class Differentiated(OutputMatrix):
             allow_unused=True,
             materialize_grads=True,
         )
-        return product
+        return Mu
 
 
 @final
-class Outer(OutputMatrix):
-    """divisor * sum_i g_i g_i^T, g_i the i-th sample's part of a loss's gradient in the outputs."""
+class GradientOuterProducts(OutputMatrix):
+    r"""The sum of outer products of the samples' gradients, scaled.
 
-    def __init__(self, gradient: Tensor, divisor: float) -> None:
-        self.gradient, self.divisor = gradient.detach(), divisor
+    .. math::
 
-    def product(self, u: Tensor) -> Tensor:
+        M = k \sum_i g_i g_i^T
+
+    Parameters
+    ----------
+    gradient : the gradient of a loss in the outputs, whose i-th row is g_i
+    scale : the factor k
+    """
+
+    def __init__(self, gradient: Tensor, scale: float) -> None:
+        self.gradient, self.scale = gradient.detach(), scale
+
+    def matvec(self, u: Tensor) -> Tensor:
         axes = tuple(range(1, u.ndim))
         inner = self.gradient * u
         inner = inner.sum(dim=axes, keepdim=True) if axes else inner
-        return self.gradient * (inner * self.divisor)
+        return self.gradient * (inner * self.scale)

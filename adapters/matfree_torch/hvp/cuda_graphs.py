@@ -1,8 +1,9 @@
-"""A program recorded once on a device, and replayed: its launches cost the host nothing more.
+"""Programs captured in a CUDA graph at their first call and replayed afterwards.
 
-A product of a small network is a thousand short kernels, and launching them takes longer than
-running them. A CUDA graph launches them all at once, on the memory that they were recorded with:
-arguments are copied into it, and the result out of it.
+A Hessian-vector product of a small network consists of a thousand short kernels, and launching
+them takes longer than running them. A CUDA graph launches all of them at once. It always reads
+and writes the memory that it was captured with, so that arguments are copied into that memory
+and results out of it.
 """
 
 from __future__ import annotations
@@ -15,36 +16,36 @@ import torch
 from torch import Tensor
 
 Program: TypeAlias = Callable[..., Sequence[Tensor]]
-"""A function of tensors to tensors: always of the same shapes, and without a look at values."""
+"""A function from tensors to tensors of fixed shapes that does not branch on values."""
 
 _WARM_UPS = 3
-"""Runs before the recording, in which libraries choose their kernels and take their memory."""
+"""Runs before the capture, in which libraries select kernels and allocate workspaces."""
 
 
 class Recording(NamedTuple):
-    """Work that was recorded."""
+    """Captured work."""
 
     replay: Callable[[], None]
-    """Do it again, on the memory that it was recorded with."""
+    """Run the work again on the memory that it was captured with."""
     result: Tensor
-    """Where it leaves its result."""
+    """The tensor that every replay overwrites with its result."""
 
 
 class Recorder(Protocol):
-    """What can record the work of a device."""
+    """An object that can capture the work of a device."""
 
     def record(self, work: Callable[[], Tensor], /) -> Recording:
-        """The work, recorded; RuntimeError where something in it cannot be."""
+        """Capture the work; RuntimeError if some of it cannot be captured."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """What records the work of this device; None where nothing is gained."""
+    """The recorder of a device, or None if capturing its work would save nothing."""
     return CudaGraphs(device) if device.type == "cuda" else None
 
 
 @final
 class CudaGraphs:
-    """CUDA's own recording.
+    """A recorder that captures work in CUDA graphs.
 
     Parameters
     ----------
@@ -55,22 +56,24 @@ class CudaGraphs:
         self.device = device
 
     def record(self, work: Callable[[], Tensor], /) -> Recording:
-        """The work in a CUDA graph, after a few runs on a stream aside."""
+        """Capture the work in a CUDA graph, after a few warm-up runs on a side stream."""
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
-            aside.wait_stream(current)
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+            side.wait_stream(current)
             try:
-                with torch.cuda.stream(aside):
+                with torch.cuda.stream(side):
                     for _ in range(_WARM_UPS):
                         work()
                 graph = torch.cuda.CUDAGraph()
-                # What other threads do meanwhile, a loader's for one, is none of its business.
-                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                # "thread_local", because CUDA calls of other threads, such as those of a data
+                # loader, would otherwise make the capture fail.
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                     result = work()
             finally:
-                torch.cuda.set_stream(current)  # which torch omits where a capture fails
-            current.wait_stream(aside)
+                # torch.cuda.graph does not restore the stream if the capture fails.
+                torch.cuda.set_stream(current)
+            current.wait_stream(side)
 
         def replay() -> None:
             with torch.cuda.device(self.device):
@@ -80,16 +83,16 @@ class CudaGraphs:
 
 
 @final
-class Captured:
-    """A program that is recorded at its first call and replayed from then on.
+class CapturedProgram:
+    """A program that is captured at its first call and replayed at later ones.
 
-    Where it cannot be recorded it runs as it is, and a warning says so once.
+    If it cannot be captured, it runs operation by operation, and one warning is issued.
 
     Parameters
     ----------
     program : function (tensors) -> tensors of one data type
-        Kept for as long as the recording, which reads the program's own tensors.
-    recorder : what records it
+        It is kept as long as the recording, which reads the program's own tensors.
+    recorder : Recorder
     """
 
     def __init__(self, program: Program, recorder: Recorder) -> None:
@@ -99,28 +102,28 @@ class Captured:
         self._recording: Recording | None = None
         self._refused = False
 
-    def __call__(self, *pieces: Tensor) -> Sequence[Tensor]:
-        """What the program returns, in memory of its own."""
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Run the program. The results are in new memory, owned by the caller."""
         if self._recording is None and not self._refused:
-            self._record(pieces)
+            self._record(inputs)
         if self._recording is None:
-            return self._program(*pieces)
-        torch._foreach_copy_(self._inputs, list(pieces))
+            return self._program(*inputs)
+        torch._foreach_copy_(self._inputs, list(inputs))
         self._recording.replay()
-        flat = self._recording.result.clone()  # the next replay writes over it
-        parts = torch.split(flat, [shape.numel() for shape in self._shapes])
-        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        flat = self._recording.result.clone()  # the next replay overwrites the result
+        outputs = torch.split(flat, [shape.numel() for shape in self._shapes])
+        return [output.reshape(shape) for output, shape in zip(outputs, self._shapes, strict=True)]
 
-    def _record(self, pieces: Sequence[Tensor]) -> None:
-        self._inputs = [piece.clone() for piece in pieces]
+    def _record(self, inputs: Sequence[Tensor]) -> None:
+        self._inputs = [x.clone() for x in inputs]
         try:
             self._recording = self._recorder.record(self._work)
         except RuntimeError as refusal:
             self._refused, self._inputs = True, []
             warnings.warn(
-                "the folded product cannot be captured in a CUDA graph "
-                f"({str(refusal).splitlines()[0][:160]}); it runs operation by operation, with "
-                "the same numbers.",
+                "the folded Hessian-vector product cannot be captured in a CUDA graph "
+                f"({str(refusal).splitlines()[0][:160]}); it runs operation by operation instead, "
+                "with the same results.",
                 UserWarning,
                 stacklevel=2,
             )

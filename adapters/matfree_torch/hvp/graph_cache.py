@@ -1,8 +1,9 @@
-"""Batches prepared for products: kept while they fit a budget of memory, else made again.
+"""A cache of what products need from each batch, within a budget of memory.
 
-What a product needs from a batch, the gradient's graph for one, takes a forward and a
-gradient to make, and as much memory as the activations several times over. Kept or made
-again, the numbers are the same to the last bit.
+A Hessian-vector product needs the graph of the gradient for every batch. Building a graph takes a
+forward and a backward pass, and it holds several times as much memory as the activations. The
+cache keeps as many graphs as fit into its budget and rebuilds the others for every block of
+vectors. The results are identical bit for bit either way.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from matfree_torch.objective.batches import Batch, tensors_in
 from matfree_torch.objective.objective import Objective
 
 Prepare: TypeAlias = Callable[[Batch], Any]
-"""From a batch to what products need."""
+"""A function from a batch to what products need."""
 
-_SHARE = 0.5  # of what is free: products, bases and the next graph need some too
+_CACHE_SHARE = 0.5  # of the free memory: products, Lanczos vectors and the next graph need some
 
 
 @final
 @dataclass(frozen=True)
 class GraphMemory:
-    """What an operator's prepared batches take.
+    """The memory that the graphs of an operator's batches take.
 
     Examples
     --------
@@ -43,14 +44,14 @@ class GraphMemory:
     """
 
     per_batch: int
-    """Bytes that the first batch's graph holds, measured; 0 where it cannot be watched, because
-    the model or the loss differentiates by torch.func inside."""
+    """Bytes that the graph of the first batch holds, as measured; 0 if it cannot be measured,
+    because the model or the loss uses torch.func."""
     num_batches: int | None
-    """Batches in the data; None where the data do not tell before they are gone through."""
+    """Batches in the data; None if the data have no ``len``."""
     kept: int
-    """Batches that are kept now."""
+    """Batches whose graphs are kept at present."""
     budget: int
-    """Bytes that kept ones may take together."""
+    """Bytes that all kept graphs together may take."""
 
     def __str__(self) -> str:
         several = "?" if self.num_batches is None else str(self.num_batches)
@@ -62,16 +63,16 @@ class GraphMemory:
 
 @final
 @dataclass(frozen=True)
-class Retention:
-    """What is kept of the batches."""
+class CachePolicy:
+    """What is kept of the batches between products, and how much of it."""
 
     budget: int | None = None
-    """Bytes that they may take; half of what is free by default, seen at the first pass."""
+    """Bytes; by default half of the memory that is free at the first pass."""
     contents: Literal["graphs", "folds", "nothing"] = "graphs"
-    """Graphs are kept while they fit, and folds by all means."""
+    """Graphs are kept as long as they fit. Folded programs have to fit, or it is an error."""
 
 
-class _Kept(NamedTuple):
+class _CachedBatch(NamedTuple):
     prepared: Any
     weight: float
     checksum: tuple[float, float] | None
@@ -79,45 +80,46 @@ class _Kept(NamedTuple):
 
 
 @final
-class KeptBatches:
-    """The batches of an objective, prepared.
+class GraphCache:
+    """The prepared batches of an objective.
 
-    Graphs are measured on the first batch and predicted for the others from their size.
+    The graph of the first batch is measured. The graphs of the others are predicted from the
+    sizes of the batches, so that a graph that does not fit is not kept.
 
     Parameters
     ----------
     objective : the loss over the data
-    known : tensors that lie in memory anyway: the parameters
-    retention : what is kept
+    parameters : tensors that are in memory in any case and do not count
+    policy : what is kept
     """
 
-    def __init__(self, objective: Objective, known: list[Tensor], retention: Retention) -> None:
+    def __init__(self, objective: Objective, parameters: list[Tensor], policy: CachePolicy) -> None:
         self.objective, self.batches = objective, objective.batches
-        self.contents, self._known = retention.contents, known
-        self._budget = 0 if retention.contents == "nothing" else retention.budget
-        self._kept: list[_Kept] = []
-        self._made_at: tuple[Any, ...] | None = None
+        self.contents, self._parameters = policy.contents, parameters
+        self._budget = 0 if policy.contents == "nothing" else policy.budget
+        self._entries: list[_CachedBatch] = []
+        self._valid_for: tuple[Any, ...] | None = None
         self._complete = self._confirmed = self._reordered = False
-        self._first: tuple[int, int] | None = None  # bytes of its graph, and its extent
-        self._unwatched = False
+        self._first: tuple[int, int] | None = None  # bytes of the graph, entries of the batch
+        self._unmeasurable = False
         self._num_sharing_memory = objective.num_sharing_memory
 
     def visit(self, prepare: Prepare, visitor: Callable[[float, Any], None]) -> None:
-        """Show every batch's weight, and what is prepared from it, to a visitor.
+        """Call the visitor with the weight of every batch and what is prepared from it.
 
-        Where all batches are kept, the data are read twice and no more: the second time shows
-        whether they are the same every time.
+        If all batches are kept, the data are read only twice. The second pass checks that the
+        data are the same in every pass.
         """
-        now = self._state()
-        if now != self._made_at:  # never the graph of other weights
-            self._forget()
-            if self._made_at is not None and now[1:] != self._made_at[1:]:
-                self.batches.reset()  # other data, on purpose
-            self._made_at = now
+        state = self._state()
+        if state != self._valid_for:  # a graph is only valid at the weights it was built at
+            self._clear()
+            if self._valid_for is not None and state[1:] != self._valid_for[1:]:
+                self.batches.reset()  # the user changed the data in place, which is allowed
+            self._valid_for = state
         if self._complete:
             self._confirm()
-            for kept in self._kept:
-                visitor(kept.weight, kept.prepared)
+            for entry in self._entries:
+                visitor(entry.weight, entry.prepared)
             return
         self._confirmed = self.batches.single or self.batches.total is not None
         count = 0
@@ -125,20 +127,21 @@ class KeptBatches:
             for batch in self.batches:
                 visitor(batch.weight, self._take(prepare, count, batch))
                 count += 1
-        self._complete = count == len(self._kept)
+        self._complete = count == len(self._entries)
 
     @property
     def budget(self) -> int:
-        """Bytes that kept batches may take together."""
+        """Bytes that all kept batches together may take."""
         if self._budget is None:
-            free = available_memory(self._known[0].device)
-            share = _SHARE / self._num_sharing_memory
-            own = 2**31 if free is None else math.floor(share * free)
-            self._budget = min(self.objective.gather_over_mesh(own))
+            free = available_memory(self._parameters[0].device)
+            share = _CACHE_SHARE / self._num_sharing_memory
+            local = 2**31 if free is None else math.floor(share * free)
+            # Processes that compute a batch together have to keep the same graphs.
+            self._budget = min(self.objective.gather_over_mesh(local))
         return self._budget
 
     def memory(self, prepare: Prepare) -> GraphMemory:
-        """What the prepared batches take; measured on the first one, if none was made yet."""
+        """Return the memory use; the first batch is measured now if no batch was prepared yet."""
         if self._first is None and self.contents == "folds":
             self.visit(prepare, lambda weight, prepared: None)
         elif self._first is None:
@@ -146,45 +149,46 @@ class KeptBatches:
                 first = next(iter(self.batches), None)
             if first is not None:
                 self._measure(prepare, first)
-        if self._first is None:  # no batch is here; other processes have some
+        if self._first is None:  # this process has no batch, but others have
             return GraphMemory(0, 0, 0, self.budget)
         data = self.batches.data
-        known = len(data) if hasattr(data, "__len__") else None
-        count = 1 if self.batches.single else known
-        return GraphMemory(self._first[0], count, len(self._kept), self.budget)
+        length = len(data) if hasattr(data, "__len__") else None
+        count = 1 if self.batches.single else length
+        return GraphMemory(self._first[0], count, len(self._entries), self.budget)
 
     def describe(self) -> str:
-        """How many are kept, for ``repr``: nothing is measured for it."""
+        """How many batches are kept, for ``repr``; it measures nothing."""
         if self.contents == "nothing":
             return "no graph kept"
         if self._budget == 0:
             return "graph recomputed per block"
-        if self._made_at is None:
+        if self._valid_for is None:
             return "no product yet"
-        count, noun = len(self._kept), self.contents.removesuffix("s")
+        count, noun = len(self._entries), self.contents.removesuffix("s")
         kept = f"{noun} kept" if count == 1 else f"{count} {noun}s kept"
         return kept if self._complete else f"{kept}, the others recomputed per block"
 
     def _state(self) -> tuple[Any, ...]:
-        """Changes with the model, with the loss's own tensors, and with data that lie in memory."""
+        """A value that changes with the model, the tensors of the loss, and data in memory."""
         loss, data = self.objective.loss, self.batches.data
-        lying = tensors_in(data) if isinstance(data, tuple | list | Mapping) else ()
+        in_memory = tensors_in(data) if isinstance(data, tuple | list | Mapping) else ()
         return (
             isolation.version_counters(self.objective.model),
             isolation.version_counters(loss) if isinstance(loss, nn.Module) else None,
-            [isolation.version_counter(x) for x in lying],
+            [isolation.version_counter(x) for x in in_memory],
         )
 
-    def _take(self, prepare: Prepare, place: int, batch: Batch) -> Any:
-        """What is prepared from a batch, kept or made.
+    def _take(self, prepare: Prepare, index: int, batch: Batch) -> Any:
+        """Return what is prepared from batch number ``index``, from the cache if it is kept.
 
-        Every preparation is guarded by itself, so that it draws the same random numbers
-        whichever others are made.
+        Every preparation is isolated, so that the random numbers it draws do not depend on which
+        other batches are prepared.
         """
-        if place < len(self._kept):
-            if self._kept[place].checksum == batch.checksum:
-                return self._kept[place].prepared
-            self._forget()  # the same samples, in other batches: none of these comes again
+        if index < len(self._entries):
+            if self._entries[index].checksum == batch.checksum:
+                return self._entries[index].prepared
+            # A shuffling loader composes new batches in every pass. No entry will match again.
+            self._clear()
             self._reordered = True
         measured = self._first is None and self.contents == "graphs"
         if measured and self._budget != 0 and not self._reordered:
@@ -194,53 +198,57 @@ class KeptBatches:
         if self._budget == 0 or self._reordered:
             return prepared
         size = self._size(prepared, batch)
-        used = sum(kept.size for kept in self._kept)
-        if place == len(self._kept) and used + size <= self.budget:
-            self._kept.append(_Kept(prepared, batch.weight, batch.checksum, size))
+        used = sum(entry.size for entry in self._entries)
+        if index == len(self._entries) and used + size <= self.budget:
+            self._entries.append(_CachedBatch(prepared, batch.weight, batch.checksum, size))
         elif self.contents == "folds":
             raise MemoryError(
-                f"what is folded from {place + 1} batches takes {readable(used + size)}, and the "
-                f"budget is {readable(self.budget)}; raise memory=, or take strategy='auto', which "
-                "makes again what does not fit."
+                f"the folded programs of {index + 1} batches take {readable(used + size)}, and the "
+                f"budget is {readable(self.budget)}; raise memory=, or pass strategy='auto', which "
+                "recomputes the graphs that do not fit."
             )
         return prepared
 
     def _measure(self, prepare: Prepare, batch: Batch) -> None:
-        saved = SavedTensors(self._known, self._known[0].device)
+        """Build the graph of a batch with hooks on its saved tensors, and record its size."""
+        saved = SavedTensors(self._parameters, self._parameters[0].device)
         try:
             with self.objective.isolated(), saved.watched():
                 graph = prepare(batch)
         except RuntimeError as refusal:
             if "saved tensor hooks" not in str(refusal):
                 raise
-            self._first = 0, _extent(batch)  # torch.func inside the loss cannot be watched
-            self._unwatched = True
+            # torch.func, used inside the model or the loss, does not allow these hooks.
+            self._first = 0, _num_entries(batch)
+            self._unmeasurable = True
             return
         size = max(self.objective.gather_over_mesh(saved.bytes()))
-        self._first = size, _extent(batch)
-        del graph  # with hooks on every saved tensor it would be slow
+        self._first = size, _num_entries(batch)
+        del graph  # the hooks on its saved tensors would make products slow
 
     def _size(self, prepared: Any, batch: Batch) -> int:
+        """Bytes that a prepared batch takes, measured or predicted."""
         if self.contents == "folds":
-            self._first = self._first or (prepared.nbytes, _extent(batch))
+            self._first = self._first or (prepared.nbytes, _num_entries(batch))
             return int(prepared.nbytes)
         assert self._first is not None
-        if self._unwatched:  # one graph is worth the risk, several of unknown size are not
+        if self._unmeasurable:
+            # A single graph of unknown size is kept. It is in memory during a product anyway.
             return 0 if self.batches.single else self.budget + 1
-        size, extent = self._first
-        return math.ceil(size * _extent(batch) / max(1, extent))
+        size, num_entries = self._first
+        return math.ceil(size * _num_entries(batch) / max(1, num_entries))
 
     def _confirm(self) -> None:
-        """Read the data once more, for themselves: another content is an error."""
+        """Read the data a second time, which raises an error if they have changed."""
         if not self._confirmed:
             with self.objective.isolated():
                 for _ in self.batches:
                     pass
             self._confirmed = True
 
-    def _forget(self) -> None:
-        self._kept, self._complete = [], False
+    def _clear(self) -> None:
+        self._entries, self._complete = [], False
 
 
-def _extent(batch: Batch) -> int:
+def _num_entries(batch: Batch) -> int:
     return sum(x.numel() for x in tensors_in((batch.inputs, batch.targets)))

@@ -1,8 +1,16 @@
-r"""How a Hessian-vector product is computed from a batch.
+r"""Implementations of the Hessian-vector product for one batch.
 
-All of them differentiate the gradient, once more backwards or forwards along v, or take the
-difference of two gradients. None has forward mode inside reverse mode, nor ``jacrev``
-anywhere: torch 2.13 computes these wrongly, without a word, for layer and batch normalisation.
+Every strategy starts from the gradient g(theta), computed in reverse mode. The product H v is
+
+.. math::
+
+    H v = \nabla \langle g, v \rangle
+        = \frac{d}{dt} g(\theta + t v) \Big|_{t = 0}
+        \approx \frac{g(\theta + h v) - g(\theta - h v)}{2 h},
+
+which is reverse mode over reverse mode, forward mode over reverse mode, and a finite
+difference. No strategy uses forward mode inside reverse mode, nor ``jacrev``: both make torch
+2.13 compute wrong second derivatives of layer and batch normalization, without a warning.
 """
 
 from __future__ import annotations
@@ -23,15 +31,18 @@ from matfree import OperatorError
 from matfree_torch.autograd.composites import decomposed_losses
 from matfree_torch.autograd.convolutions import fast_double_backward
 from matfree_torch.distributed.dtensors import is_dtensor, local_tensor
-from matfree_torch.hvp.graph_cache import Retention
+from matfree_torch.hvp.graph_cache import CachePolicy
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout
 
 Strategy: TypeAlias = Literal["auto", "recompute", "forward", "folded", "finite-difference"]
-GraphStrategy: TypeAlias = Literal["auto", "recompute"]
+"""The names of the strategies for Hessian-vector products."""
 
-_PIECEWISE = (
+GraphStrategy: TypeAlias = Literal["auto", "recompute"]
+"""The strategies of matrices whose matvecs need the graphs of the batches."""
+
+_PIECEWISE_LINEAR = (
     nn.ReLU,
     nn.ReLU6,
     nn.LeakyReLU,
@@ -45,14 +56,16 @@ _PIECEWISE = (
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
 )
-_LACKING = re.compile(
+# Torch has no exception class for an operation without forward mode or without a trace. The
+# messages of the RuntimeErrors are all there is to go by.
+_UNSUPPORTED = re.compile(
     r"forward AD|forward-mode|ZeroTensors|functorch|functionalize|tracing tensor|setup_context"
     r"|saved tensor hooks|INTERNAL ASSERT"
 )
 
 
-class Products(ABC):
-    """One way of making products.
+class HvpStrategy(ABC):
+    """One implementation of Hessian-vector products.
 
     Parameters
     ----------
@@ -60,41 +73,44 @@ class Products(ABC):
     layout : the parameters
     """
 
-    retention = Retention(contents="nothing")
-    """What it keeps of the batches."""
-    through_parts = False
-    """Whether it goes through parameters that are cut up over processes."""
+    cache_policy = CachePolicy(contents="nothing")
+    """What is kept of the batches between products."""
+    supports_sharded_parameters = False
+    """Whether parameters may be sharded over processes (DTensors)."""
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
-        if objective.mesh_communicator is not None and not self.through_parts:
+        if objective.mesh_communicator is not None and not self.supports_sharded_parameters:
             raise ValueError(
-                "parameters that are cut up over processes can be differentiated backwards only; "
-                "take strategy='auto' or 'recompute'."
+                "sharded parameters (DTensors) can only be differentiated in reverse mode; pass "
+                "strategy='auto' or 'recompute'."
             )
         self.objective, self.layout = objective, layout
 
     def prepare(self, batch: Batch) -> Any:
-        """What products need from a batch: by default the batch."""
+        """What products need from a batch; the batch itself by default."""
         return batch
 
     @abstractmethod
     def multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        """The batch's Hessian times vectors by name (0 where not named), as the rows' pieces."""
+        """The batch's Hessian applied to v, one tensor for each tensor of ``rows``.
+
+        ``v`` maps names to tensors; the entries of tensors that it does not name are zero.
+        """
 
 
 @final
-class DoubleBackward(Products):
-    """Reverse over reverse: the gradient's own graph is differentiated backwards.
+class DoubleBackward(HvpStrategy):
+    """Reverse over reverse: the graph of the gradient is differentiated backward.
 
-    Of all compositions it covers most of torch's operations, takes the least memory, and its
-    graph serves any number of products.
+    Among all compositions it covers most of torch's operations and takes the least memory, and
+    one graph serves any number of products.
     """
 
-    through_parts = True
+    supports_sharded_parameters = True
 
-    def __init__(self, objective: Objective, layout: Layout, retention: Retention) -> None:
+    def __init__(self, objective: Objective, layout: Layout, cache_policy: CachePolicy) -> None:
         super().__init__(objective, layout)
-        self.retention = retention
+        self.cache_policy = cache_policy
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         with fast_double_backward():
@@ -102,8 +118,9 @@ class DoubleBackward(Products):
         return dict(zip(self.layout.names, gradients, strict=True))
 
     def multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
+        # A gradient that is constant in the parameters has no graph, and autograd.grad rejects it.
         curved = [name for name in v if prepared[name].requires_grad]
-        if not curved:  # a constant gradient
+        if not curved:
             return tuple(map(torch.zeros_like, rows.tensors))
         return torch.autograd.grad(
             [prepared[name] for name in curved],
@@ -116,19 +133,24 @@ class DoubleBackward(Products):
 
 
 @final
-class ForwardOverReverse(Products):
-    """The gradient's derivative along v in forward mode, with nothing kept between products."""
+class ForwardOverReverse(HvpStrategy):
+    """The derivative of the gradient along v in forward mode; nothing is kept between products."""
 
     def multiply(self, prepared: Batch, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        with self.objective.isolated(), decomposed_losses(), lacking_explained("forward"):
+        with self.objective.isolated(), decomposed_losses(), explain_unsupported("forward"):
             return gradient_along(self.objective, prepared, self.layout)(v, rows)
 
 
 @final
-class FiniteDifference(Products):
-    r"""(g(theta + h v) - g(theta - h v)) / 2h with h = eps^(1/3) ||theta|| / ||v||.
+class FiniteDifference(HvpStrategy):
+    r"""Central differences of gradients.
 
-    That h balances the difference's own error, O(h^2), and rounding, O(eps / h).
+    .. math::
+
+        H v \approx \frac{g(\theta + h v) - g(\theta - h v)}{2 h},
+        \qquad h = \epsilon^{1/3} \, \|\theta\| / \|v\|.
+
+    This h balances the truncation error, O(h^2), and the rounding error, O(eps / h).
     """
 
     def __init__(self, objective: Objective, layout: Layout) -> None:
@@ -136,15 +158,16 @@ class FiniteDifference(Products):
         half = [x.dtype for x in layout.tensors if torch.finfo(x.dtype).bits < 32]
         if half:
             raise ValueError(
-                f"finite differences need float32 parameters at least: got {half[0]}; take "
-                "strategy='auto', or model.float()."
+                f"finite differences need parameters in float32 or wider: got {half[0]}; pass "
+                "strategy='auto', or convert the model with model.float()."
             )
-        kinked = next((m for m in objective.model.modules() if isinstance(m, _PIECEWISE)), None)
+        modules = objective.model.modules()
+        kinked = next((m for m in modules if isinstance(m, _PIECEWISE_LINEAR)), None)
         if kinked is not None:
             warnings.warn(
-                f"the model holds {type(kinked).__name__}, which is linear in pieces: a finite "
-                "difference sees the jumps of the gradient between the pieces, which may be many "
-                "times the Hessian's size; take strategy='auto'.",
+                f"the model contains {type(kinked).__name__}, which is piecewise linear: the "
+                "gradient jumps at its kinks, and finite differences across a jump may be many "
+                "times as large as the Hessian; pass strategy='auto'.",
                 UserWarning,
                 stacklevel=5,
             )
@@ -153,12 +176,12 @@ class FiniteDifference(Products):
         moved = [
             (x, v[n]) for n, x in zip(self.layout.names, self.layout.tensors, strict=True) if n in v
         ]
-        length = self._length([d for _, d in moved])
+        length = self._norm([d for _, d in moved])
         if length == 0:
             return tuple(map(torch.zeros_like, rows.tensors))
-        finest = max(torch.finfo(x.dtype).eps for x, _ in moved)
-        size = self._length([x for x, _ in moved]) or 1.0  # at the origin nothing tells a scale
-        step = finest ** (1 / 3) * size / length
+        eps = max(torch.finfo(x.dtype).eps for x, _ in moved)
+        scale = self._norm([x for x, _ in moved]) or 1.0  # the origin has no scale
+        step = eps ** (1 / 3) * scale / length
         up = self._gradient_at(prepared, moved, step, rows)
         down = self._gradient_at(prepared, moved, -step, rows)
         return tuple((a - b) / (2 * step) for a, b in zip(up, down, strict=True))
@@ -166,17 +189,18 @@ class FiniteDifference(Products):
     def _gradient_at(
         self, batch: Batch, moved: list[tuple[Tensor, Tensor]], step: float, rows: Layout
     ) -> tuple[Tensor, ...]:
-        """The gradient a step away; the parameters are the model's own, and put back exactly."""
+        """The gradient after a step; the model's own parameters are moved and restored exactly."""
         with contextlib.ExitStack() as stack:
             for x, direction in moved:
-                stack.enter_context(_stepped(x, step * direction))
-            with self.objective.isolated():  # the same random numbers on both sides
+                stack.enter_context(_moved_by(x, step * direction))
+            with self.objective.isolated():  # both gradients draw the same random numbers
                 return self.objective.gradients(batch, rows.tensors)
 
-    def _length(self, tensors: list[Tensor]) -> float:
-        parts = [local_tensor(x.detach()).to(torch.float64).square().sum() for x in tensors]
-        square = torch.stack(parts).sum()
-        redistribution = self.layout.redistribution  # parts of one vector, where tensors are cut up
+    def _norm(self, tensors: list[Tensor]) -> float:
+        squares = [local_tensor(x.detach()).to(torch.float64).square().sum() for x in tensors]
+        square = torch.stack(squares).sum()
+        # The local shards do not make up the whole vector.
+        redistribution = self.layout.redistribution
         return math.sqrt(
             square if redistribution is None else redistribution.communicator.all_reduce(square)
         )
@@ -185,42 +209,46 @@ class FiniteDifference(Products):
 def gradient_along(
     objective: Objective, batch: Batch, layout: Layout
 ) -> Callable[[dict[str, Tensor], Layout], tuple[Tensor, ...]]:
-    """A function of v and rows: forward mode outside, reverse mode inside, the right way round."""
+    """Return the function (v, rows) -> H v of a batch, computed in forward over reverse mode.
+
+    Reverse mode is inside and forward mode outside. The opposite order is wrong in torch 2.13.
+    """
     theta = {n: x.detach() for n, x in zip(layout.names, layout.tensors, strict=True)}
 
     def value(parameters: dict[str, Tensor]) -> Tensor:
-        # Running statistics are written into: into copies made inside what is differentiated.
+        # The model updates running statistics in place. The copies have to be made inside the
+        # differentiated function, because functorch forbids writing to tensors from outside.
         buffers = {name: x.clone() for name, x in objective.model.named_buffers()}
         return objective.value(objective.outputs(batch, parameters | buffers), batch.targets)
 
-    def product(v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
+    def multiply(v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         direction = {n: v[n] if n in v else torch.zeros_like(x) for n, x in theta.items()}
         along: Any = torch.func.jvp(torch.func.grad(value), (theta,), (direction,))[1]
         return tuple(along[name].detach() for name in rows.names)
 
-    return product
+    return multiply
 
 
 @contextmanager
-def lacking_explained(strategy: str) -> Iterator[None]:
-    """Say which strategy does not cover an operation, and which may."""
+def explain_unsupported(strategy: str) -> Iterator[None]:
+    """Turn torch's error about an unsupported operation into one that names the strategy."""
     try:
         with warnings.catch_warnings():  # torch scripts some of its own functions at first use
             warnings.filterwarnings("ignore", message="`torch.jit.script")
             yield
     except RuntimeError as cause:
-        if not _LACKING.search(str(cause)):
+        if not _UNSUPPORTED.search(str(cause)):
             raise
         operation = re.search(r"forward AD with (\w+)", str(cause))
         what = operation[1] if operation else str(cause).split("\n")[0][:160]
         raise OperatorError(
-            f"strategy={strategy!r} cannot go through something in this model or loss ({what}); "
-            "take strategy='auto', which differentiates backwards twice."
+            f"strategy={strategy!r} does not support an operation of this model or loss ({what}); "
+            "pass strategy='auto', which uses reverse mode twice."
         ) from cause
 
 
 def require_strategy(strategy: str, known: Any, memory: int | None) -> None:
-    """Refuse what is no strategy, and a budget that nothing would be kept in."""
+    """Refuse unknown strategies, and a memory budget for a strategy that keeps nothing."""
     names = get_args(known)
     if strategy not in names:
         raise ValueError(
@@ -233,18 +261,18 @@ def require_strategy(strategy: str, known: Any, memory: int | None) -> None:
     if strategy not in ("auto", "folded"):
         raise ValueError(
             f"memory is the budget for what is kept between products, and strategy={strategy!r} "
-            "keeps nothing; leave it out, or take strategy='auto'."
+            "keeps nothing; omit memory=, or pass strategy='auto'."
         )
 
 
-def graph_retention(strategy: str, memory: int | None) -> Retention:
-    """What the strategies that keep graphs keep."""
-    return Retention(0 if strategy == "recompute" else memory)
+def graph_cache_policy(strategy: str, memory: int | None) -> CachePolicy:
+    """The cache policy of the strategies that need graphs: "recompute" keeps none of them."""
+    return CachePolicy(0 if strategy == "recompute" else memory)
 
 
 @contextmanager
-def _stepped(x: Tensor, step: Tensor) -> Iterator[None]:
-    """A tensor somewhere else for a while."""
+def _moved_by(x: Tensor, step: Tensor) -> Iterator[None]:
+    """Add a step to a parameter within the context, and restore its exact values afterwards."""
     original = x.data
     if not is_dtensor(x):
         try:
@@ -253,10 +281,12 @@ def _stepped(x: Tensor, step: Tensor) -> Iterator[None]:
         finally:
             x.data = original
         return
-    here = local_tensor(original)  # whoever gathers the parts knows where they lie
-    before = here.clone()
+    # fully_shard gathers parameters from the storage of their shards, so that the values have to
+    # change in that storage.
+    local = local_tensor(original)
+    before = local.clone()
     try:
-        here += local_tensor(step)
+        local += local_tensor(step)
         yield
     finally:
-        here.copy_(before)
+        local.copy_(before)

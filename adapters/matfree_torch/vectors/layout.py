@@ -1,7 +1,16 @@
 """Named tensors as one flat vector, and back.
 
-Tensors that are cut up over processes lie end to end as if they were whole; a process has some
-rows of the vector, and works on the parts of the tensors that it holds, end to end likewise.
+A :class:`Layout` concatenates tensors in a fixed order. With tensors that are sharded over
+processes there are two distributions of one vector, and every vector is in one of them:
+
+*rows*
+    Each process holds a contiguous range of rows of the whole vector. Algorithms and users see
+    vectors in this form.
+*shards*
+    Each process holds its shards of all tensors, concatenated. Derivatives are computed in this
+    form.
+
+Without sharded tensors the two are the same.
 """
 
 from __future__ import annotations
@@ -26,25 +35,25 @@ from matfree_torch.distributed.dtensors import (
 from matfree_torch.distributed.redistribution import Redistribution, even_rows
 
 Patterns: TypeAlias = str | Sequence[str]
-"""Names, or patterns with ``*`` and ``?`` for several of them."""
+"""Names, or patterns with the wildcards ``*`` and ``?``."""
 
 
 class Layout:
-    """Tensors laid end to end, in the order they are given.
+    """Tensors concatenated in the order in which they are given.
 
     Parameters
     ----------
-    tensors : mapping of names to tensors of one device, not empty
+    tensors : mapping of names to tensors on one device, not empty
     noun : str
-        What error messages call one of them.
-    processes : Processes, optional
-        Those that share out the rows of vectors, where tensors are whole in all of them; by
-        default those that tensors are cut up over.
+        The word for one of the tensors in error messages.
+    communicator : Communicator, optional
+        The processes over which the rows of vectors are distributed if every process holds
+        whole tensors. By default, the processes over which the tensors are sharded.
 
     Raises
     ------
     ValueError
-        The tensors lie on several devices, or are cut up over several meshes.
+        The tensors are on several devices, or sharded over several device meshes.
     """
 
     def __init__(
@@ -53,8 +62,8 @@ class Layout:
         devices = {p.device for p in tensors.values()}
         if len(devices) > 1:
             raise ValueError(
-                f"the {noun}s lie on {sorted(map(str, devices))}; move the model to one device, "
-                "or choose some of them."
+                f"the {noun}s must be on one device: got {sorted(map(str, devices))}; move the "
+                "model to one device, or select some of them."
             )
         self.noun = noun
         self.tensors = list(tensors.values())
@@ -62,127 +71,99 @@ class Layout:
         self.sizes = [math.prod(p.shape) for p in self.tensors]
         self.size = sum(self.sizes)
         self.device = self.tensors[0].device
-        self.partition = _laid(self.names, self.sizes)
+        self.partition = _consecutive_slices(self.names, self.sizes)
         self.redistribution = _redistribution(self.tensors, communicator)
-        self._shapes = [local_tensor(p).shape for p in self.tensors]
-        self._lengths = [math.prod(shape) for shape in self._shapes]
-        self.local_size = sum(self._lengths)
-        """Entries of the parts that are here: ``size`` where nothing is cut up."""
-        self.local_slices = _laid(self.names, self._lengths)
-        """Where the part of each tensor that is here lies among the others."""
+        self._local_shapes = [local_tensor(p).shape for p in self.tensors]
+        self._local_sizes = [math.prod(shape) for shape in self._local_shapes]
+        self.local_size = sum(self._local_sizes)
+        """Number of entries in the local shards; ``size`` if nothing is sharded."""
+        self.local_slices = _consecutive_slices(self.names, self._local_sizes)
+        """The slice of each tensor's local shard in the concatenation of all local shards."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest data type among them, float32 at least: that of the flat vectors."""
+        """The data type of flat vectors: the widest among the tensors, float32 at least."""
         widest = torch.float32
         for p in self.tensors:
             widest = torch.promote_types(widest, p.dtype)
         return widest
 
     def subset(self, patterns: Patterns) -> Layout:
-        """Those whose names match, as a layout of their own."""
+        """The layout of the tensors whose names match."""
         return Layout(
-            matching(dict(zip(self.names, self.tensors, strict=True)), patterns, self.noun),
+            match_names(dict(zip(self.names, self.tensors, strict=True)), patterns, self.noun),
             self.noun,
             None if self.redistribution is None else self.redistribution.communicator,
         )
 
     def unpack(self, vector: Tensor) -> list[Tensor]:
-        """The parts that are here, (held,), as tensors cut up as the layout's, of their dtypes."""
-        return [
-            dtensor_like(x.reshape(shape).to(p.dtype), p)
-            for x, shape, p in zip(
-                torch.split(vector, self._lengths), self._shapes, self.tensors, strict=True
-            )
-        ]
+        """Split local shards (local_size,) into tensors with the dtypes and shards of the layout's.
 
-    def pack(self, pieces: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-        """The parts that are here, (held,), of the layout's dtype or the one given."""
+        The inverse is :meth:`pack`.
+        """
+        return self._split(vector, [p.dtype for p in self.tensors])
+
+    def pack(self, tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        """Concatenate the local shards of tensors, one for each tensor of the layout.
+
+        Returns
+        -------
+        (local_size,), of the layout's dtype or the given one
+        """
         target = dtype or self.dtype
-        parts = [
-            shard_like(piece.detach(), p) for piece, p in zip(pieces, self.tensors, strict=True)
-        ]
-        return torch.cat([x.reshape(-1).to(target) for x in parts])
+        shards = [shard_like(x.detach(), p) for x, p in zip(tensors, self.tensors, strict=True)]
+        return torch.cat([x.reshape(-1).to(target) for x in shards])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat vector (rows,) as tensors by name, cut up as the layout's are."""
+        """A flat vector (rows,) as tensors by name, sharded like the layout's tensors."""
         rows = self.size if self.redistribution is None else len(self.redistribution.rows)
         if tuple(vector.shape) != (rows,):
             raise ValueError(f"vector must have shape ({rows},): got {tuple(vector.shape)}.")
-        if self.redistribution is not None:
-            vector = self.redistribution.to_shards(vector[:, None])[:, 0]
-        parts = zip(torch.split(vector, self._lengths), self._shapes, self.tensors, strict=True)
-        joined = [dtensor_like(x.reshape(shape), p) for x, shape, p in parts]
-        return dict(zip(self.names, joined, strict=True))
+        local = self.to_shards(vector[:, None])[:, 0]
+        tensors = self._split(local, [vector.dtype] * len(self.tensors))
+        return dict(zip(self.names, tensors, strict=True))
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors by name as a flat vector, (rows,)."""
+        """Tensors by name as a flat vector (rows,)."""
         if set(tensors) != set(self.names):
             different = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"tensors must name every {self.noun} once: {different} do not match.")
         return self.to_rows(self.pack([tensors[name] for name in self.names])[:, None])[:, 0]
 
     def to_shards(self, X: Tensor) -> Tensor:
-        """Rows of vectors (rows, k) as the parts of the tensors that are here, (held, k)."""
+        """Redistribute a block from rows, (rows, k), to local shards, (local_size, k)."""
         return X if self.redistribution is None else self.redistribution.to_shards(X)
 
     def to_rows(self, Y: Tensor) -> Tensor:
-        """The parts that are here, (held, k), as the rows of vectors that are, (rows, k)."""
+        """Redistribute a block from local shards, (local_size, k), to rows, (rows, k)."""
         return Y if self.redistribution is None else self.redistribution.to_rows(Y)
 
-
-def _laid(names: Sequence[str], sizes: Sequence[int]) -> dict[str, slice]:
-    """Where each of some things lies that are laid end to end."""
-    edges = [0, *itertools.accumulate(sizes)]
-    return {name: slice(*pair) for name, pair in zip(names, itertools.pairwise(edges), strict=True)}
-
-
-def _redistribution(
-    tensors: list[Tensor], communicator: Communicator | None
-) -> Redistribution | None:
-    """The way from rows to parts and back, where processes share out the rows."""
-    communicator = communicator or mesh_communicator(tensors)
-    if communicator is None:
-        return None
-    size = sum(math.prod(p.shape) for p in tensors)
-    return Redistribution(communicator, tensors, even_rows(size, communicator.size))
-
-
-def matching(everything: Mapping[str, Any], patterns: Patterns, noun: str) -> dict[str, Any]:
-    """The entries whose names match; ValueError where a pattern matches none."""
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in wanted:
-        if not any(fnmatchcase(name, pattern) for name in everything):
-            raise ValueError(
-                f"no {noun} matches {pattern!r}; the names are "
-                f"{', '.join(list(everything)[:12])}{' ...' * (len(everything) > 12)}."
-            )
-    return {
-        name: thing
-        for name, thing in everything.items()
-        if any(fnmatchcase(name, pattern) for pattern in wanted)
-    }
+    def _split(self, vector: Tensor, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+        """Split local shards (local_size,) into tensors of these dtypes."""
+        local = torch.split(vector, self._local_sizes)
+        parts = zip(local, self._local_shapes, dtypes, self.tensors, strict=True)
+        return [dtensor_like(x.reshape(shape).to(dtype), p) for x, shape, dtype, p in parts]
 
 
 @final
 class Parameters(Layout):
     """Some parameters of a network, in the order of ``named_parameters``.
 
-    A parameter shared by several modules counts once, under its first name.
+    A parameter that several modules share occurs once, under its first name.
 
     Parameters
     ----------
     model : nn.Module
     patterns : str or sequence of str, optional
-        Names to take, with ``*`` and ``?`` as wildcards; by default everything that
-        requires a gradient. Named ones are taken even if they are frozen.
-    processes : Processes, optional
+        Names, or patterns with the wildcards ``*`` and ``?``, of the parameters to select; by
+        default all parameters that require gradients. Parameters selected by name may be frozen.
+    communicator : Communicator, optional
         As for :class:`Layout`.
 
     Raises
     ------
     ValueError
-        Nothing is left, a pattern matches nothing, or devices differ.
+        No parameter is selected, a pattern matches none, or as for :class:`Layout`.
     """
 
     def __init__(
@@ -191,22 +172,22 @@ class Parameters(Layout):
         patterns: Patterns | None = None,
         communicator: Communicator | None = None,
     ) -> None:
-        everything: dict[str, Tensor] = dict(model.named_parameters())
+        available: dict[str, Tensor] = dict(model.named_parameters())
         if patterns is None:
-            chosen = {name: p for name, p in everything.items() if p.requires_grad}
+            chosen = {name: p for name, p in available.items() if p.requires_grad}
         else:
-            chosen = matching(everything, patterns, "parameter")
+            chosen = match_names(available, patterns, "parameter")
         chosen = {name: p for name, p in chosen.items() if p.is_floating_point()}
         if not chosen:
             raise ValueError(
-                f"the model has no parameter to differentiate ({len(everything)} in all, none "
-                "that requires a gradient); unfreeze some, or name them with params=."
+                f"the model has no parameter to differentiate: it has {len(available)}, and none "
+                "of them requires a gradient; unfreeze some, or name them with params=."
             )
         super().__init__(chosen, "parameter", communicator)
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Let frozen parameters require gradients for a while."""
+        """Make frozen parameters require gradients within the context."""
         frozen = [p for p in self.tensors if not p.requires_grad]
         try:
             for p in frozen:
@@ -215,3 +196,42 @@ class Parameters(Layout):
         finally:
             for p in frozen:
                 p.requires_grad_(False)
+
+
+def match_names(things: Mapping[str, Any], patterns: Patterns, noun: str) -> dict[str, Any]:
+    """Return the entries whose names match one of the patterns.
+
+    Raises
+    ------
+    ValueError
+        A pattern matches no name.
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in things):
+            raise ValueError(
+                f"no {noun} matches {pattern!r}; the names are "
+                f"{', '.join(list(things)[:12])}{' ...' * (len(things) > 12)}."
+            )
+    return {
+        name: thing
+        for name, thing in things.items()
+        if any(fnmatchcase(name, pattern) for pattern in wanted)
+    }
+
+
+def _consecutive_slices(names: Sequence[str], sizes: Sequence[int]) -> dict[str, slice]:
+    """The slices of consecutive segments of these sizes."""
+    edges = [0, *itertools.accumulate(sizes)]
+    return {name: slice(*pair) for name, pair in zip(names, itertools.pairwise(edges), strict=True)}
+
+
+def _redistribution(
+    tensors: list[Tensor], communicator: Communicator | None
+) -> Redistribution | None:
+    """The map between rows and shards; None if every process holds whole vectors."""
+    communicator = communicator or mesh_communicator(tensors)
+    if communicator is None:
+        return None
+    size = sum(math.prod(p.shape) for p in tensors)
+    return Redistribution(communicator, tensors, even_rows(size, communicator.size))

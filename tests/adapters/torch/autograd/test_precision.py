@@ -183,7 +183,7 @@ def test_where_tf32_is_allowed_torchs_own_settings_hold(door):
     here, seen = settings(), []
     model = nn.Sequential(Watching(lambda: seen.append(settings())))
     A = door(model, _data(), allow_tf32=True)
-    assert "TF32 allowed, noise not yet seen" in repr(A)
+    assert "TF32 allowed, noise not yet measured" in repr(A)
     A @ A.space.probes(1, seed=0)
     assert seen
     assert all(settings == here for settings in seen)

@@ -119,12 +119,12 @@ ERRORS = {
     "other seeds": "another seed than process 0: the seeds are 0, 1",
     "a seed and none": "another seed than process 0: the seeds are none, 1",
     "other numbers of probes": "other numbers of vectors than process 0",
-    "other rows": r"process \d was given other rows or another block_size, .*, than process 0",
-    "other block sizes": "process 1 was given other rows or another block_size",
-    "too many rows": r"rows must be \d numbers that add up to 69, one for each process",
+    "other rows": r"process \d has other rows or another block_size than process 0",
+    "other block sizes": "process 1 has other rows or another block_size",
+    "too many rows": r"rows must be \d numbers of rows, one for each process, that add up to 69",
     "no block": "block_size must be positive",
     "other weights": "process 1 has other weights than process 0",
-    "alone": "make the operator with process_group=",
+    "alone": "create the operator with process_group=",
     "restricted": "cut into pieces cannot be restricted",
 }
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 import matfree as mf  # noqa: E402
 from matfree_torch import hessian  # noqa: E402
 from matfree_torch.hvp import constant_folding  # noqa: E402
-from matfree_torch.hvp.cuda_graphs import Captured, CudaGraphs, Recording, recorder_for  # noqa: E402
+from matfree_torch.hvp.cuda_graphs import CapturedProgram, CudaGraphs, Recording, recorder_for  # noqa: E402
 
 CE = nn.CrossEntropyLoss()
 
@@ -94,7 +94,7 @@ def test_what_is_replayed_is_what_was_recorded():
         calls.append((x.data_ptr(), y.data_ptr()))
         return 2 * x + y.sum(), (x * y)[:1]
 
-    captured = Captured(program, Recorder())
+    captured = CapturedProgram(program, Recorder())
     pairs = [(torch.full((3,), float(i)), torch.arange(3.0) - i) for i in range(4)]
     results = [captured(x, y) for x, y in pairs]
     for (x, y), (first, second) in zip(pairs, results, strict=True):  # none was written over
@@ -106,7 +106,7 @@ def test_what_is_replayed_is_what_was_recorded():
 
 def test_a_program_that_returns_its_argument_or_a_constant_is_replayed_rightly():
     constant = torch.ones(2)
-    captured = Captured(lambda x: (x, constant), Recorder())
+    captured = CapturedProgram(lambda x: (x, constant), Recorder())
     for i in range(3):
         x = torch.full((2,), float(i))
         got = captured(x)
@@ -252,7 +252,7 @@ def test_cuda_replays_the_numbers_of_the_fold(monkeypatch):
     data = [x.to(device) for x in batch()]
     H = hessian(model, CE, tuple(data), strategy="folded")
     got = [H @ v for v in _vectors(H)]
-    assert next(iter(H._kept._kept)).prepared._product._recording is not None
+    assert next(iter(H._graphs._entries)).prepared._run._recording is not None
     monkeypatch.setattr(constant_folding, "recorder_for", lambda device: None)
     eager = hessian(model, CE, tuple(data), strategy="folded")
     plain = hessian(model, CE, tuple(data))
@@ -275,7 +275,9 @@ def test_a_capture_that_fails_leaves_the_streams_as_they_were():
     device = cuda()
     before = torch.cuda.current_stream(device)
     x = torch.ones(3, device=device)
-    captured = Captured(lambda x: (x * float(x.sum()),), recorder_for(device))  # a look at values
+    captured = CapturedProgram(
+        lambda x: (x * float(x.sum()),), recorder_for(device)
+    )  # a look at values
     with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph"):
         (got,) = captured(x)
     assert torch.cuda.current_stream(device) == before
