@@ -1,1 +1,1 @@
-"""Studies made with an operator: loss landscapes, training histories, batch jackknife."""
+"""Studies of a network with an operator: loss landscape, training history, batch jackknife."""

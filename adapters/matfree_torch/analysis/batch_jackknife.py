@@ -1,11 +1,14 @@
-r"""How far a trace or an eigenvalue is known: what the probes leave open, and what the data do.
+r"""Errors of a trace or of eigenvalues due to probes and due to the finite data.
 
-More probes make the trace of *this* data set's Hessian exact; other data would still have
-given another. Leaving one batch after the other out (the jackknife) tells how far apart the
-two are. With w_b the weight of batch b, W their sum and theta_{-b} the quantity without it,
+More probes make the trace of the Hessian of *this* data set exact, but other data of the same
+kind would have given another trace. The jackknife, which leaves out one batch after the other,
+estimates this second error. Let :math:`w_b` be the weight of batch b, W the sum of the weights,
+and :math:`\theta_{-b}` the quantity without batch b. With :math:`h_b = W / w_b` and the
+pseudo-values :math:`q_b`,
 
-    q_b = h_b theta - (h_b - 1) theta_{-b},    h_b = W / w_b,
-    data variance = 1/B sum_b (q_b - mean)^2 / (h_b - 1).
+.. math::
+   q_b = h_b \theta - (h_b - 1) \theta_{-b}, \qquad
+   \text{data variance} = \frac{1}{B} \sum_b \frac{(q_b - \bar q)^2}{h_b - 1}.
 
 References
 ----------
@@ -32,7 +35,8 @@ from matfree_torch.analysis.batch_jackknife_result import BatchJackknife
 from matfree_torch.curvature.over_batches import ParameterCurvature
 from matfree_torch.objective.batches import Batch
 
-Product: TypeAlias = Callable[[Tensor], Tensor]
+BatchMatmat: TypeAlias = Callable[[Tensor], Tensor]
+"""A block of vectors to the curvature of one batch times this block."""
 
 
 def batch_jackknife(
@@ -42,43 +46,49 @@ def batch_jackknife(
     num_probes: int = 32,
     seed: Seed = None,
 ) -> BatchJackknife:
-    r"""The trace or the eigenvalues of a curvature, with the errors of probes and of data apart.
+    r"""The trace or the eigenvalues of a curvature, with separate errors for probes and data.
 
-    theta_{-b} for every batch b from one pass over the data. The trace is linear in the batches:
-    tr A_{-b} = (W tr A - w_b tr A_b) / (W - w_b), estimated from the same probes. Eigenvalues
-    without a batch are those of U^T A_{-b} U, U the eigenvectors given: right to first order
-    in A_{-b} - A, and among the pairs given to all orders, so that close pairs may mix.
+    One pass over the data gives :math:`\theta_{-b}` for every batch b. The trace is linear in
+    the batches, so it is estimated without batch b from the same probes:
+
+    .. math:: \operatorname{tr} A_{-b}
+       = \frac{W \operatorname{tr} A - w_b \operatorname{tr} A_b}{W - w_b}.
+
+    The eigenvalues without batch b are those of :math:`U^T A_{-b} U`, where the columns of U
+    are the given eigenvectors. They are correct to first order in :math:`A_{-b} - A`, and to
+    all orders within the span of U, so close eigenpairs may mix.
 
     Parameters
     ----------
     A : operator of ``hessian``, ``ggn`` or ``fisher``
-        Over two or more batches, which are taken for independent samples of equal kind: shuffle
-        once, before they are cut.
+        Over two or more batches, which are assumed to be independent samples of one
+        distribution: shuffle the data once before you split them into batches.
     eigenpairs : EigenResult, optional
-        Of A: then its eigenvalues are looked at, without an eigenvalue solve; otherwise the
-        trace is. More pairs than are of interest make the others more exact.
+        Eigenpairs of A. With them the quantities are its eigenvalues, and no eigenvalue
+        problem is solved again. By default the quantity is the trace. More eigenpairs than
+        those of interest make the others more accurate.
     num_probes : int
-        Probes of the trace.
+        Probes for the trace.
     seed : int, None or numpy.random.Generator
 
     Returns
     -------
     BatchJackknife
-        ``probe_stderr`` and ``data_stderr``; ``stderr`` and ``interval`` hold both. Extreme
-        eigenvalues of a sample lie outside those of all the data there could be on average:
-        that bias is not corrected.
+        ``probe_stderr`` and ``data_stderr``; ``stderr`` and ``interval`` include both. The
+        extreme eigenvalues of a sample are, on average, more extreme than those of the
+        population. This bias is not corrected.
 
     Raises
     ------
     OperatorError
-        A is not one of these, or is over one batch only.
+        A is no such operator, or has one batch only.
     ValueError
-        The eigenpairs are of another size.
+        The eigenpairs have another size than A.
 
     Cost
     ----
-    One pass over the data for num_probes matvecs, or one for each eigenpair. Memory: two blocks
-    of these vectors, of 32 probes at most.
+    One pass over the data for num_probes matvecs, or for one matvec per eigenpair. Memory: two
+    blocks of these vectors, of at most 32 probes.
 
     References
     ----------
@@ -105,39 +115,41 @@ def batch_jackknife(
     require_whole("num_probes", num_probes)
     A.inspect()
     if eigenpairs is None:
-        return _of_trace(A, num_probes, resolve_seed(seed))
+        return _jackknife_trace(A, num_probes, resolve_seed(seed))
     if eigenpairs.vectors.shape[0] != A.shape[0]:
         raise ValueError(
-            f"the eigenpairs are of an operator of size {eigenpairs.vectors.shape[0]}: got one "
-            f"of size {A.shape[0]}."
+            f"eigenpairs must be those of A, of size {A.shape[0]}: got eigenpairs of an operator "
+            f"of size {eigenpairs.vectors.shape[0]}; pass eigsh(A, k)."
         )
-    return _of_eigenvalues(A, eigenpairs)
+    return _jackknife_eigenvalues(A, eigenpairs)
 
 
-def _of_trace(A: ParameterCurvature, num_probes: int, seed: int) -> BatchJackknife:
-    def quadratic_forms(multiply: Product) -> HostArray:
-        parts = []
-        for part in slices(num_probes, block_size_for(A.shape[0], None)):
-            W = A.space.probes(part.stop - part.start, seed=seed, start=part.start)
-            parts.append(to_host(A.space.dots(W, multiply(W))))
-        return np.concatenate(parts)
+def _jackknife_trace(A: ParameterCurvature, num_probes: int, seed: int) -> BatchJackknife:
+    def quadratic_forms(matmat: BatchMatmat) -> HostArray:
+        forms = []
+        for columns in slices(num_probes, block_size_for(A.shape[0], None)):
+            W = A.space.probes(columns.stop - columns.start, seed=seed, start=columns.start)
+            forms.append(to_host(A.space.dots(W, matmat(W))))
+        return np.concatenate(forms)
 
-    whole, parts, table = _measured(A, quadratic_forms)  # (batches, probes)
-    by_probe, by_batch = parts @ table, table.mean(axis=1)
+    factor, weights, table = _measure_batches(A, quadratic_forms)  # table: (batches, probes)
+    by_probe, by_batch = weights @ table, table.mean(axis=1)
     mean = float(by_probe.mean())
+    # The scatter of single table entries about the means of their row and column enters both
+    # standard errors. It is computed to be subtracted from their sum once.
     scatter = table - by_batch[:, None] - by_probe + mean
-    shared = float(_variance(scatter, 0.0, parts).sum())
+    shared = float(_jackknife_variance(scatter, 0.0, weights).sum())
     pairs = num_probes * (num_probes - 1)
     spread = by_probe.std(ddof=1) if num_probes > 1 else math.inf
-    decay = sum(value * _length(A, name) for name, value in A.weight_decay.items())
+    decay = sum(value * _num_entries(A, name) for name, value in A.weight_decay.items())
     return BatchJackknife(
-        value=whole * mean + decay,
-        probe_stderr=whole * float(spread) / math.sqrt(num_probes),
-        data_stderr=whole * math.sqrt(_variance(by_batch, mean, parts)),
-        shared_stderr=whole * math.sqrt(shared / pairs) if pairs else 0.0,
+        value=factor * mean + decay,
+        probe_stderr=factor * float(spread) / math.sqrt(num_probes),
+        data_stderr=factor * math.sqrt(_jackknife_variance(by_batch, mean, weights)),
+        shared_stderr=factor * math.sqrt(shared / pairs) if pairs else 0.0,
         bias=0.0,
-        left_out=whole * _without(by_batch, parts) + decay,
-        weights=parts,
+        left_out=factor * _leave_one_out_means(by_batch, weights) + decay,
+        weights=weights,
         quantity="trace",
         num_probes=num_probes,
         num_matvecs=num_probes,
@@ -145,31 +157,31 @@ def _of_trace(A: ParameterCurvature, num_probes: int, seed: int) -> BatchJackkni
     )
 
 
-def _of_eigenvalues(A: ParameterCurvature, pairs: EigenResult) -> BatchJackknife:
+def _jackknife_eigenvalues(A: ParameterCurvature, pairs: EigenResult) -> BatchJackknife:
     space = A.space
     U = space.xp.astype(space.xp.asarray(pairs.vectors, device=space.device), space.dtype)
-    whole, parts, projected = _measured(
-        A, lambda multiply: to_host(space.gram(U, multiply(U)))
-    )  # (batches, k, k)
-    constant = np.zeros(projected.shape[1:])  # what weight decay adds
+    factor, weights, projected = _measure_batches(
+        A, lambda matmat: to_host(space.gram(U, matmat(U)))
+    )  # projected: (batches, k, k)
+    decay_term = np.zeros(projected.shape[1:])  # weight decay belongs to no batch
     for name, decay in A.weight_decay.items():
         rows = U[A.partition[name], :]
-        constant += decay * to_host(space.gram(rows, rows))
-    value = _ritz(whole * np.tensordot(parts, projected, axes=1) + constant, pairs.which)
-    without = whole * _without(projected, parts) + constant
-    left_out = np.stack([_ritz(M, pairs.which) for M in without])
-    h = 1 / parts[:, None]
-    center = len(parts) * value - ((1 - parts[:, None]) * left_out).sum(axis=0)
-    variance = _variance(h * value - (h - 1) * left_out, center, parts)
-    nothing = np.zeros(len(value))
+        decay_term += decay * to_host(space.gram(rows, rows))
+    value = _ritz_values(factor * np.tensordot(weights, projected, axes=1) + decay_term, pairs)
+    remaining = factor * _leave_one_out_means(projected, weights) + decay_term
+    left_out = np.stack([_ritz_values(M, pairs) for M in remaining])
+    h = 1 / weights[:, None]
+    center = len(weights) * value - ((1 - weights[:, None]) * left_out).sum(axis=0)
+    variance = _jackknife_variance(h * value - (h - 1) * left_out, center, weights)
+    zeros = np.zeros(len(value))
     return BatchJackknife(
         value=value,
-        probe_stderr=nothing,
+        probe_stderr=zeros,
         data_stderr=np.sqrt(variance),
-        shared_stderr=nothing,
+        shared_stderr=zeros,
         bias=np.asarray(pairs.residuals * pairs.norm),
         left_out=left_out,
-        weights=parts,
+        weights=weights,
         quantity=f"eigenvalues, {pairs.which}",
         num_probes=0,
         num_matvecs=U.shape[1],
@@ -177,48 +189,56 @@ def _of_eigenvalues(A: ParameterCurvature, pairs: EigenResult) -> BatchJackknife
     )
 
 
-def _measured(
-    A: ParameterCurvature, measure: Callable[[Product], HostArray]
+def _measure_batches(
+    A: ParameterCurvature, measure: Callable[[BatchMatmat], HostArray]
 ) -> tuple[float, HostArray, HostArray]:
-    """Numbers of every batch's own mean curvature, and what the batches count.
+    """Measure the curvature of every batch, without weight decay.
 
-    The whole is ``factor`` times the mean of the numbers, weighted by parts of sum 1; the
-    factor is 1 for a loss that is a mean, and the number of samples for a sum.
+    Returns
+    -------
+    factor, weights (batches,), numbers (batches, ...)
+        A as a whole has ``factor * sum_b weights[b] * numbers[b]``, where the weights sum to 1.
+        The factor is 1 for a loss that is a mean, and the number of samples for a sum.
     """
     weights: list[float] = []
     numbers: list[HostArray] = []
 
-    def visit(batch: Batch, multiply: Product) -> None:
+    def visit(batch: Batch, matmat: BatchMatmat) -> None:
         averaged = A.batches.averaged
         weights.append(batch.weight if averaged else float(batch.samples))
-        numbers.append(measure(multiply) / (1.0 if averaged else weights[-1]))
+        numbers.append(measure(matmat) / (1.0 if averaged else weights[-1]))
 
     A.for_each_batch(visit)
     if len(weights) < 2:
-        raise OperatorError("there is one batch only; the jackknife leaves one out: give several.")
+        raise OperatorError(
+            "the jackknife leaves out one batch after the other, and the data have one batch only: "
+            "pass two or more batches, for example with a smaller batch_size."
+        )
     total = math.fsum(weights)
     factor = 1.0 if A.batches.averaged else total
     return factor, np.asarray(weights) / total, np.stack(numbers)
 
 
-def _length(A: ParameterCurvature, name: str) -> int:
+def _num_entries(A: ParameterCurvature, name: str) -> int:
     return len(range(A.shape[0])[A.partition[name]])
 
 
-def _without(q: HostArray, parts: HostArray) -> HostArray:
-    """The weighted mean of q over all batches but one, for every one."""
-    p = parts.reshape(-1, *[1] * (q.ndim - 1))
-    total: HostArray = (p * q).sum(axis=0)
-    return np.asarray((total - p * q) / (1 - p))
+def _leave_one_out_means(q: HostArray, weights: HostArray) -> HostArray:
+    """The weighted means of q over all batches but one, for each batch left out."""
+    w = weights.reshape(-1, *[1] * (q.ndim - 1))
+    total: HostArray = (w * q).sum(axis=0)
+    return np.asarray((total - w * q) / (1 - w))
 
 
-def _variance(pseudo: HostArray, center: Any, parts: HostArray) -> Any:
-    """The jackknife's variance from pseudo-values, over the first axis."""
-    p = parts.reshape(-1, *[1] * (pseudo.ndim - 1))
-    return (p / (1 - p) * (pseudo - center) ** 2).mean(axis=0)
+def _jackknife_variance(pseudo: HostArray, center: Any, weights: HostArray) -> Any:
+    """The jackknife variance from pseudo-values, which have the batches on the first axis."""
+    w = weights.reshape(-1, *[1] * (pseudo.ndim - 1))
+    return (w / (1 - w) * (pseudo - center) ** 2).mean(axis=0)  # 1 / (h - 1) = w / (1 - w)
 
 
-def _ritz(projected: HostArray, which: Any) -> HostArray:
+def _ritz_values(projected: HostArray, pairs: EigenResult) -> HostArray:
+    """The eigenvalues of a projected matrix, in the order of the given eigenpairs."""
+    which: Any = pairs.which
     values = np.linalg.eigvalsh((projected + projected.T) / 2)
     chosen = values[order(values, which, len(values))]
     return np.sort(chosen)[::-1] if which == "BE" else chosen

@@ -1,4 +1,4 @@
-"""A quantity with the errors of probes and of data apart, as a record."""
+"""The result of the batch jackknife."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matfree.results.intervals import student_quantile
 @final
 @dataclass(frozen=True, eq=False)
 class BatchJackknife(Record):
-    """A quantity of a curvature, with what probes and data contribute to its error.
+    """The trace or the eigenvalues of a curvature, with the errors due to probes and data.
 
     Examples
     --------
@@ -30,51 +30,58 @@ class BatchJackknife(Record):
     """
 
     value: Any
-    """The trace, a float; or the eigenvalues, (k,)."""
+    """The trace, a float, or the eigenvalues, (k,)."""
     probe_stderr: Any
-    """What more probes on the same data would remove; 0 for eigenvalues, which have none."""
+    """The standard error due to probes, at fixed data. It is 0 for eigenvalues."""
     data_stderr: Any
-    """What more data would remove: by the jackknife over batches, with the same probes."""
+    """The standard error due to the finite data, at fixed probes: the jackknife over batches."""
     shared_stderr: Any
-    """The part that both of them hold: each batch's own scatter over the probes."""
+    """The part that both include: the scatter over probes within each batch."""
     bias: Any
-    """A bound on what is no sampling error: an eigenpair's residual. It widens the interval."""
+    """A bound on the error that is not due to sampling, the residual of an eigenpair.
+
+    It widens the interval."""
     left_out: HostArray
-    """(batches,) or (batches, k): the quantity without each batch."""
+    """(batches,) or (batches, k), the quantity without each of the batches."""
     weights: HostArray
-    """(batches,) each batch's part of the whole, of sum 1."""
+    """(batches,) the weight of each batch in the whole, with sum 1."""
     quantity: str
-    """What it is of, in words."""
+    """The name of the quantity."""
     num_probes: int
-    """Random probes used; 0 for eigenvalues."""
+    """The number of random probes, 0 for eigenvalues."""
     num_matvecs: int
-    """Products of the operator with one vector, over all batches, everything counted."""
+    """The number of matvecs with the curvature over all batches."""
     seed: int
-    """The seed that repeats the probes."""
+    """The seed that reproduces the probes."""
 
     @property
     def num_batches(self) -> int:
-        """Batches left out, one after the other."""
+        """The number of batches."""
         return len(self.weights)
 
     @property
     def stderr(self) -> Any:
-        """Of the value as an estimate for all the data there could be: both kinds of error."""
+        """The standard error with respect to the population, from both kinds of error."""
+        # Both contain the shared part, which must count once.
         squares = self.probe_stderr**2 + self.data_stderr**2 - self.shared_stderr**2
         return np.sqrt(np.maximum(squares, 0.0))
 
     def half_width(self, level: float = 0.95) -> Any:
-        """Half of the interval's width: each kind of error with its own Student quantile."""
+        """Half the width of the interval. Each standard error has its own Student quantile."""
         if not 0 < level < 1:
-            raise ValueError(f"level must be in (0, 1): got {level}; pass 0.95 for 95 %.")
+            raise ValueError(
+                f"level must be in (0, 1): got {level}; pass 0.95 for a 95 % interval."
+            )
         half = student_quantile(level, self.num_batches - 1) * self.data_stderr
         if self.num_probes:
             half = np.hypot(half, student_quantile(level, self.num_probes - 1) * self.probe_stderr)
         return half + self.bias
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
-        """The confidence interval (low, high) for the same quantity over all the data there
-        could be, of which these batches are a sample."""
+        """The confidence interval (low, high) for the quantity of the population.
+
+        The population is the distribution of which the batches are independent samples.
+        """
         half = self.half_width(level)
         return self.value - half, self.value + half
 
@@ -83,10 +90,10 @@ class BatchJackknife(Record):
         columns = (self.value, self.probe_stderr, self.data_stderr, *self.interval())
         for value, probe, data, low, high in zip(*map(np.atleast_1d, columns), strict=True):
             rows.append(("value", f"{value:.8g}, 95 % interval [{low:.6g}, {high:.6g}]"))
-            rows.append(("standard errors", f"{probe:.2g} of probes, {data:.2g} of data"))
+            rows.append(("standard errors", f"{probe:.2g} due to probes, {data:.2g} due to data"))
         return [
             *rows,
-            ("batches", f"{self.num_batches}, left out one by one"),
-            ("cost", f"{self.num_matvecs} products, {self.num_probes} probes"),
+            ("batches", f"{self.num_batches}, each left out once"),
+            ("cost", f"{self.num_matvecs} matvecs, {self.num_probes} probes"),
             ("seed", str(self.seed)),
         ]

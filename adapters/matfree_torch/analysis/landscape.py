@@ -1,8 +1,11 @@
-r"""The loss along lines and over planes through a network's parameters.
+r"""The loss along lines and over planes in parameter space.
 
-Along a direction v the loss is L(theta + x v), a function of one number whose second
-derivative at 0 is v^T H v. What the eigenvalues say of the surface a picture shows, and what
-lies beyond the reach of second derivatives too.
+Along a direction v the loss is a function of one number,
+
+.. math:: f(x) = L(\theta + x v), \qquad f''(0) = v^T H v,
+
+so the curves show the curvature that the eigenvalues of the Hessian H measure, and how far
+from the network this local curvature describes the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from matfree.arguments import require_whole
 from matfree.probes import resolve_seed
 from matfree.progress import Progress
 from matfree.protocol import HostArray, Seed
-from matfree_torch.analysis.directions import Reader, Step, filter_normalized
+from matfree_torch.analysis.directions import DirectionResolver, Displacement, filter_normalized
 from matfree_torch.analysis.landscape_result import LossLandscape
 from matfree_torch.curvature.hessian import hessian
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
@@ -44,55 +47,58 @@ def loss_landscape(
 ) -> LossLandscape:
     r"""The loss over data along directions in parameter space, or over the plane of two.
 
-    L(theta + x v) for each direction v, or L(theta + x v + y w): the function whose second
-    derivative at 0 along v is v^T H v, H the :func:`hessian` of the same arguments.
+    The result holds :math:`L(\theta + x v)` for each direction v, or
+    :math:`L(\theta + x v + y w)`. The second derivative along v at 0 is :math:`v^T H v`, where
+    H is the :func:`hessian` with the same arguments.
 
     Parameters
     ----------
     model, loss, data, params, normalizer, weight_decay
-        As for :func:`hessian`. The model is not copied, and left as it was found.
+        As for :func:`hessian`. The model is neither copied nor changed.
     directions : a direction, a sequence of two, or a mapping of names to directions
-        One gives a curve; two span a surface; a mapping gives a curve each, to be drawn on
-        one figure: ``{"top": eigenpairs, "random": "random", "gradient": "gradient"}``.
+        One direction gives a curve. A sequence of two gives a surface. A mapping gives one
+        curve per entry, to be drawn in one figure:
+        ``{"top": eigenpairs, "random": "random", "gradient": "gradient"}``.
 
-        A direction is a flat vector (n,), used as long as it is; tensors by parameters'
-        names, as ``H.unflatten(v)`` gives them; an EigenResult, its first vector (by itself,
-        its first two and a surface); a block (n, 1) or (n, 2); "gradient" or "random"
-        (Gaussian), of length 1; or another model or ``towards(state_dict)``, the line between
-        two checkpoints, with 0 this network and 1 the other. On that line floating point
-        buffers, batch statistics for instance, move along between 0 and 1 and stay at their
-        ends beyond; parameters that are not chosen stay.
+        A direction is one of the following. A flat vector (n,), whose length is kept. A mapping
+        of parameter names to tensors, such as ``H.unflatten(v)``. An EigenResult, of which the
+        first vector is used; if it is the only argument, the first two vectors give a surface.
+        A block (n, 1) or (n, 2). "gradient", or "random" (Gaussian), normalized to length 1.
+        Another model or ``towards(state_dict)``, for the line between two checkpoints, where 0
+        is this network and 1 is the other. On this line floating-point buffers, such as batch
+        statistics, are interpolated between 0 and 1 and constant beyond. Parameters that are
+        not chosen are constant.
     span : float or (float, float)
-        Coordinates go from -span to span, or from the first to the second.
+        Coordinates range from -span to span, or from the first number to the second.
     points : int
-        Coordinates an axis; an odd number has 0, the network itself, in the middle.
+        Coordinates per axis. An odd number includes 0, the network itself.
     filter_normalize : bool
-        Scale every filter of a direction (for a weight of two or more dimensions, what lies
-        at one place of the first) to the norm of the network's own, and set biases and the
-        parameters of normalisations to zero, so that pictures of networks whose weights
-        differ in scale can be compared.
+        Scale every filter of a direction to the norm of the network's own filter, and set
+        parameters with one dimension, such as biases, to zero. A filter is a slice of a weight
+        along its first axis. Plots of networks whose weights differ in scale become comparable.
     seed : int, None or numpy.random.Generator
-        Of "random" directions; two of them are probes 0 and 1.
+        The seed of "random" directions. Two of them are probes 0 and 1.
     progress : bool
-        Show a progress bar over batches (needs tqdm).
+        Show a progress bar over batches, which requires tqdm.
 
     Returns
     -------
     LossLandscape
-        Values accumulated in float64 over batches, infinite or NaN where the loss is.
+        The values are accumulated in float64 over batches. They are infinite or NaN where the
+        loss is.
 
     Raises
     ------
     ValueError
-        A direction has the wrong shape or no length, the checkpoint is of another
-        architecture, there are three in a sequence; points or span out of range; or as for
-        :func:`hessian`.
+        A direction has the wrong shape or length zero, a checkpoint is of another architecture,
+        a sequence has more than two directions, ``points`` or ``span`` is out of range; or as
+        for :func:`hessian`.
 
     Cost
     ----
-    One pass over the data with points forward passes a batch and curve, points^2 for a
-    surface, no gradient ("gradient": one more pass). Memory: the directions and one more set
-    of parameters.
+    One pass over the data, with ``points`` forward passes per batch and curve, or points^2 per
+    batch for a surface. No gradients, except one more pass for "gradient". Memory: the
+    directions and one more set of parameters.
 
     References
     ----------
@@ -117,18 +123,19 @@ def loss_landscape(
         model, loss, data, params=params, normalizer=normalizer, weight_decay=weight_decay
     )
     curvature.objective.require_single_process("a landscape")
-    steps, is_surface = Reader(curvature, seed).read(directions)
+    moves, is_surface = DirectionResolver(curvature, seed).resolve(directions)
     if filter_normalize:
-        steps = [filter_normalized(step, curvature.layout) for step in steps]
-    grid = _grid(axis, len(steps), is_surface)
+        moves = [filter_normalized(move, curvature.layout) for move in moves]
+    grid = _grid(axis, len(moves), is_surface)
     with Progress("loss landscape", progress) as bar:
-        values = _evaluate(curvature, steps, np.vstack((np.zeros(len(steps)), grid)), bar)
-    shape = (points, points) if is_surface else (len(steps), points)
+        # The first point is the network itself.
+        values = _evaluate(curvature, moves, np.vstack((np.zeros(len(moves)), grid)), bar)
+    shape = (points, points) if is_surface else (len(moves), points)
     return LossLandscape(
         coordinates=(axis, axis) if is_surface else (axis,),
         values=values[1:].reshape(shape),
-        names=tuple(step.name for step in steps),
-        lengths=tuple(step.length for step in steps),
+        names=tuple(move.name for move in moves),
+        lengths=tuple(move.length for move in moves),
         loss=float(values[0]),
         num_evaluations=len(values),
         filter_normalized=filter_normalize,
@@ -140,64 +147,69 @@ def _axis(span: float | tuple[float, float], points: int) -> HostArray:
     require_whole("points", points)
     low, high = (-span, span) if isinstance(span, int | float) else span
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"span must be a positive number, or (low, high): got {span!r}.")
+        raise ValueError(
+            f"span must be a positive number, or (low, high) with low < high: got {span!r}."
+        )
     axis = np.linspace(low, high, points)
     if isinstance(span, int | float) and points % 2:
-        axis[points // 2] = 0.0  # the network itself, to the last bit
+        axis[points // 2] = 0.0  # linspace may miss the network itself by rounding
     return axis
 
 
 def _grid(axis: HostArray, count: int, is_surface: bool) -> HostArray:
-    """Multiples of the directions, one row a point."""
+    """The multiples of the directions at every point, (points, directions)."""
     if is_surface:
         return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     return np.kron(np.eye(count), axis[:, None])
 
 
 def _evaluate(
-    curvature: ParameterCurvature, steps: list[Step], grid: HostArray, bar: Progress
+    curvature: ParameterCurvature, moves: list[Displacement], grid: HostArray, bar: Progress
 ) -> HostArray:
-    """The loss at every row of the grid, one pass over the data."""
+    """The loss at every row of the grid, in one pass over the data."""
     objective, totals = curvature.objective, np.zeros(len(grid))
     with objective.isolated(), torch.no_grad():
         for number, batch in enumerate(objective.batches):
+            # All points see the same random numbers, or noise would look like curvature.
             state = isolation.get_random_state(objective.model)
             for i, multiples in enumerate(grid):
-                isolation.set_random_state(state)  # every point sees the same random numbers
-                outputs = objective.outputs(batch, _moved(curvature, steps, multiples))
+                isolation.set_random_state(state)
+                outputs = objective.outputs(batch, _state_at(curvature, moves, multiples))
                 value = objective.value(outputs, batch.targets)
                 totals[i] += batch.weight * float(value)
             bar.show(number + 1)
     totals /= objective.batches.divisor
     if curvature.weight_decay:
-        totals += [_decay(curvature, _moved(curvature, steps, row)) for row in grid]
+        totals += [_penalty(curvature, _state_at(curvature, moves, row)) for row in grid]
     return totals
 
 
-def _moved(
-    curvature: ParameterCurvature, steps: list[Step], multiples: HostArray
+def _state_at(
+    curvature: ParameterCurvature, moves: list[Displacement], multiples: HostArray
 ) -> dict[str, Tensor]:
-    """The parameters, and buffers that change, at a point of the grid."""
+    """The parameters, and the buffers that change, at a point of the grid."""
     layout = curvature.layout
     own = {name: p.detach() for name, p in zip(layout.names, layout.tensors, strict=True)}
-    walked = [(float(x), step) for x, step in zip(multiples, steps, strict=True) if x]
-    if not walked:
+    active = [(float(x), move) for x, move in zip(multiples, moves, strict=True) if x]
+    if not active:
         return own
-    offset = sum(x * step.vector for x, step in walked)
+    offset = sum(x * move.vector for x, move in active)
     assert isinstance(offset, Tensor)  # the sum is not empty
-    moved = {
-        name: (own[name] + piece).to(own[name].dtype)
-        for name, piece in layout.unflatten(offset).items()
+    state = {
+        name: (own[name] + change).to(own[name].dtype)
+        for name, change in layout.unflatten(offset).items()
     }
-    for x, step in walked:
-        for name, change in (step.buffers or {}).items():
-            before = moved.get(name, curvature.model.get_buffer(name))
-            moved[name] = before + min(max(x, 0.0), 1.0) * change
-    return moved
+    for x, move in active:
+        for name, change in (move.buffers or {}).items():
+            before = state.get(name, curvature.model.get_buffer(name))
+            # Extrapolated batch statistics could have negative variances.
+            state[name] = before + min(max(x, 0.0), 1.0) * change
+    return state
 
 
-def _decay(curvature: ParameterCurvature, moved: dict[str, Tensor]) -> float:
+def _penalty(curvature: ParameterCurvature, state: dict[str, Tensor]) -> float:
+    """The weight decay term lambda / 2 ||theta||^2."""
     return sum(
-        decay / 2 * float(moved[name].to(torch.float64).square().sum())
+        decay / 2 * float(state[name].to(torch.float64).square().sum())
         for name, decay in curvature.weight_decay.items()
     )

@@ -1,4 +1,10 @@
-"""Curvature over a training: each checkpoint begins where the one before ended."""
+"""The curvature of a network during training.
+
+The eigenvectors of the Hessian change little from one checkpoint to the next, so each search for
+eigenpairs starts from those of the previous checkpoint. The probes of traces and densities are
+the same at every checkpoint, so differences between checkpoints are free of probe noise as far
+as the curvatures are alike.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +28,25 @@ from matfree_torch.curvature.hessian import hessian
 
 @final
 class Follower:
-    """Looks at a curvature again and again while the network behind it changes.
+    """Measures a curvature repeatedly while its network is being trained.
 
-    Each look's eigenpairs start from those of the look before; the probes are the same.
+    Call :meth:`look` at each checkpoint and :meth:`history` at the end. The search for eigenpairs
+    starts from those of the previous checkpoint, and the probes are the same.
 
     Parameters
     ----------
     A : operator, or anything ``matfree.aslinearoperator`` accepts
-        Those of this package notice that the weights of their model have changed.
+        The operators of this package always use the present weights of their model.
     k : int
-        Eigenpairs to follow.
+        The number of eigenpairs.
     which, rtol, max_matvecs, verify
-        As for :func:`matfree.eigsh`. A residual of rtol leaves an error near rtol^2 in an
-        eigenvalue that stands apart. ``verify=False`` spares the search for missed pairs, which
-        may cost more than the pairs themselves once these are nearly known.
+        As for :func:`matfree.eigsh`. A relative residual of rtol leaves a relative error of
+        about rtol^2 in a well-separated eigenvalue. ``verify=False`` omits the search for missed
+        eigenpairs, which can cost more than the eigenpairs if the start is already accurate.
     num_probes : int
-        Probes of the trace; 0 leaves it out.
+        Probes for the trace. 0 omits the trace.
     density_probes, num_steps : int
-        Probes and Lanczos steps of the spectral density, left out by default.
+        Probes and Lanczos steps for the spectral density, which is omitted by default.
     seed : int, None or numpy.random.Generator
 
     Examples
@@ -50,9 +57,9 @@ class Follower:
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     >>> H = hessian(model, torch.nn.MSELoss(), (x, torch.zeros(2, 1)))
     >>> follower = Follower(H, 1, num_probes=2, seed=0)
-    >>> for epoch in range(3):  # train here
+    >>> for epoch in range(3):  # training steps would go here
     ...     follower.look(epoch)
-    >>> follower.history().values.round(4)  # a linear model: the Hessian stays
+    >>> follower.history().values.round(4)  # the model was not trained
     array([[4.], [4.], [4.]])
     """
 
@@ -79,19 +86,19 @@ class Follower:
         self.num_probes, self.density_probes = num_probes, density_probes
         self.num_steps = min(num_steps, self.operator.shape[0])
         self.eigenpairs: EigenResult | None = None
-        """Of the last look, vectors included."""
+        """The eigenpairs of the last checkpoint, including vectors."""
         self._labels: list[Any] = []
         self._rows: list[tuple[Any, ...]] = []
         self._samples: list[HostArray] = []
         self._densities: list[SpectralDensity] = []
 
     def look(self, label: Any = None) -> None:
-        """Measure the curvature at the model's present weights.
+        """Measure the curvature at the present weights of the model.
 
         Parameters
         ----------
         label : number or str, optional
-            The checkpoint's, for the history; by default its number, from 0.
+            The label of the checkpoint in the history. By default its number, from 0.
         """
         before = self.eigenpairs
         pairs = matfree.eigsh(
@@ -119,13 +126,13 @@ class Follower:
                     seed=self.seed,
                 )
             )
-        label = label.item() if hasattr(label, "item") else label  # NumPy's own numbers
+        label = label.item() if hasattr(label, "item") else label  # a NumPy scalar
         self._labels.append(len(self._labels) if label is None else label)
 
     def history(self) -> TrainingHistory:
-        """Everything seen so far, as a record; ValueError before the first look."""
+        """The measurements so far, as a record. ValueError before the first call of ``look``."""
         if not self._labels:
-            raise ValueError("there is nothing to tell yet; call look() at each checkpoint.")
+            raise ValueError("there are no measurements yet; call look() at each checkpoint.")
         values, residuals, converged, overlaps, norms, costs = zip(*self._rows, strict=True)
         space, steps = self.operator.domain, len(self._labels)
         samples = self._samples or [np.empty(0)] * steps
@@ -150,13 +157,14 @@ class Follower:
         )
 
     def _overlaps(self, before: EigenResult | None, after: EigenResult) -> HostArray:
+        """The norms of the eigenvectors projected on the span of the previous ones."""
         if before is None:
             return np.full(len(after.values), np.nan)
         inner = to_host(self.operator.domain.gram(before.vectors, after.vectors))
         return np.asarray(np.minimum(np.linalg.norm(inner, axis=0), 1.0))
 
     def _padded(self, rows: tuple[HostArray, ...], missing: Any) -> HostArray:
-        """Rows of length k; a run that ended early may have found fewer pairs."""
+        """An array (checkpoints, k). A search within its budget may find fewer than k pairs."""
         full = [[*row, *[missing] * (self.k - len(row))] for row in rows]
         return np.asarray(full)
 
@@ -179,26 +187,29 @@ def follow_training(
     seed: Seed = None,
     **options: Any,
 ) -> TrainingHistory:
-    """The top eigenvalues, the trace and the density of a curvature at every checkpoint.
+    r"""The leading eigenvalues, trace and density of a curvature at every checkpoint.
 
-    A(theta_t) u = lambda u for the weights theta_t of each checkpoint; eigenvectors change
-    little from one to the next, so each search starts from those found before.
+    .. math:: A(\theta_t) \, u = \lambda u
+
+    is solved for the weights :math:`\theta_t` of each checkpoint. Each search starts from the
+    eigenvectors of the previous checkpoint.
 
     Parameters
     ----------
     model, loss, data
         As for :func:`hessian`.
     checkpoints : iterable of state dicts, or of (label, state dict)
-        Taken one at a time: a generator may read each from its file. A model stands for its
-        own state dict. Labels are numbers or strings, 0, 1 ... by default. For a training
-        under way use :class:`Follower`.
+        They are read one at a time, so a generator may load each from its file. A module is
+        replaced by its state dict. Labels are numbers or strings, by default 0, 1, and so on.
+        Use :class:`Follower` to measure during training.
     k, which, rtol, max_matvecs, verify, num_probes, density_probes, num_steps, seed
         As for :class:`Follower`.
     curvature : function
-        ``hessian``, ``ggn`` or ``fisher``; called once, as curvature(model, loss, data,
+        ``hessian``, ``ggn`` or ``fisher``. It is called once, as curvature(model, loss, data,
         **options).
     **options
-        Arguments of ``curvature``: ``params``, ``normalizer``, ``weight_decay`` ...
+        Further arguments of ``curvature``, such as ``params``, ``normalizer`` or
+        ``weight_decay``.
 
     Returns
     -------
@@ -207,22 +218,23 @@ def follow_training(
     Raises
     ------
     ValueError
-        There is no checkpoint, or one is no copy but the model's own tensors; or as for the
-        curvature and :func:`matfree.eigsh`.
+        There is no checkpoint, or a checkpoint holds the tensors of the model itself instead
+        of copies; or as for the curvature and :func:`matfree.eigsh`.
     RuntimeError
-        From ``load_state_dict``: a checkpoint is of another architecture.
+        A checkpoint is of another architecture; raised by ``load_state_dict``.
 
     Warns
     -----
     ConvergenceWarning
-        An eigenpair did not reach rtol within the budget.
+        An eigenpair did not reach ``rtol`` within the budget.
 
     Cost
     ----
-    A checkpoint: the eigenpairs, the search that verifies them, num_probes, and density_probes *
-    num_steps products. The nearer the checkpoints (``overlaps``) and the looser rtol, the more
-    a start from the last pairs saves: most of the products, or next to none. Memory: a copy
-    of the model's state, with which it is put back at the end, and k vectors.
+    Per checkpoint the matvecs of the eigenpairs and of the search that verifies them, num_probes
+    matvecs for the trace, and density_probes * num_steps for the density. The start from the
+    previous eigenpairs saves more, from almost none to most of the matvecs, the closer the
+    checkpoints (see ``overlaps``) and the larger rtol. Memory: k vectors, and a copy of the
+    model's state, which is restored at the end.
 
     Examples
     --------
@@ -249,18 +261,20 @@ def follow_training(
     )
     try:
         for number, checkpoint in enumerate(checkpoints):
-            label, state = _labelled(checkpoint, number)
+            label, state = _label_and_state(checkpoint, number)
             _require_copy(state, model)
             model.load_state_dict(state)
             follower.look(label)
     finally:
         model.load_state_dict(saved)
     if follower.eigenpairs is None:
-        raise ValueError("checkpoints holds none; is the generator exhausted?")
+        raise ValueError(
+            "checkpoints is empty: pass at least one state dict; is the generator exhausted?"
+        )
     return follower.history()
 
 
-def _labelled(checkpoint: Any, number: int) -> tuple[Any, Mapping[str, Any]]:
+def _label_and_state(checkpoint: Any, number: int) -> tuple[Any, Mapping[str, Any]]:
     pair = isinstance(checkpoint, tuple) and len(checkpoint) == 2
     label, state = checkpoint if pair else (number, checkpoint)
     if isinstance(state, nn.Module):
@@ -268,17 +282,18 @@ def _labelled(checkpoint: Any, number: int) -> tuple[Any, Mapping[str, Any]]:
     if not isinstance(state, Mapping):
         raise TypeError(
             "checkpoints must yield state dicts, or pairs (label, state dict): got "
-            f"{type(checkpoint).__name__}; load files by torch.load first."
+            f"{type(checkpoint).__name__}; load files with torch.load first."
         )
     return label, state
 
 
 def _require_copy(state: Mapping[str, Any], model: nn.Module) -> None:
-    """Refuse what changes when the next checkpoint is loaded."""
+    """Raise ValueError for a state that would change when another checkpoint is loaded."""
     own = {p.data_ptr() for p in model.parameters() if p.numel()}
     for name, x in state.items():
         if isinstance(x, Tensor) and x.data_ptr() in own:
             raise ValueError(
-                f"the checkpoint's {name!r} is the model's own tensor, so that all checkpoints are "
-                "one; collect copy.deepcopy(model.state_dict()), or use Follower while training."
+                f"the checkpoint's {name!r} is the model's own tensor, so all checkpoints would be "
+                "the same; collect copy.deepcopy(model.state_dict()), or use Follower during "
+                "training."
             )

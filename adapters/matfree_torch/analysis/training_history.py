@@ -1,8 +1,9 @@
-"""Curvature at one checkpoint after another, as a record."""
+"""The result of ``follow_training``, and its plots."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 
@@ -11,20 +12,20 @@ import numpy as np
 from matfree.plotting.axes import BLUE, axes_or_new, legend
 from matfree.protocol import HostArray
 from matfree.results import Estimate, Record, SpectralDensity
-from matfree_torch.analysis.landscape_result import COLOUR_MAP, curve_style, positions
+from matfree_torch.analysis.landscape_result import COLOUR_MAP, curve_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROWS = 400  # of the density image: four for each smoothing width
+_IMAGE_HEIGHT = 400  # rows of the density image, four per smoothing width
 
-HistoryPicture: TypeAlias = Literal["eigenvalues", "trace", "density"]
+HistoryPlot: TypeAlias = Literal["eigenvalues", "trace", "density"]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class TrainingHistory(Record):
-    """Eigenvalues, traces and densities of a curvature over checkpoints of a training.
+    """Eigenvalues, traces and spectral densities of a curvature over training checkpoints.
 
     Examples
     --------
@@ -39,67 +40,74 @@ class TrainingHistory(Record):
     """
 
     labels: tuple[Any, ...]
-    """Of the checkpoints: numbers or strings."""
+    """The labels of the checkpoints, numbers or strings."""
     values: HostArray
-    """(checkpoints, k) eigenvalues, in the order of ``which``; NaN where one is missing."""
+    """(checkpoints, k) eigenvalues in the order of ``which``. Missing ones are NaN."""
     residuals: HostArray
-    """(checkpoints, k) ||A u - theta u|| relative to ``norms``."""
+    """(checkpoints, k) residuals ||A u - theta u|| relative to ``norms``."""
     converged: HostArray
-    """(checkpoints, k) bool: whether the residual met the tolerance."""
+    """(checkpoints, k) bool, whether the residual met the tolerance."""
     norms: HostArray
     """(checkpoints,) estimates of ||A||."""
     overlaps: HostArray
-    """(checkpoints, k) how much of each eigenvector lies in the span of those of the
-    checkpoint before, 0 to 1; NaN for the first."""
+    """(checkpoints, k) overlaps with the previous checkpoint, between 0 and 1.
+
+    The overlap of an eigenvector is the norm of its projection on the span of the previous
+    eigenvectors. It is NaN for the first checkpoint.
+    """
     eigen_matvecs: HostArray
-    """(checkpoints,) products that the eigenpairs took."""
+    """(checkpoints,) the number of matvecs for the eigenpairs."""
     trace_samples: HostArray
-    """(checkpoints, probes) w^T A w, the same probes at every checkpoint, so that differences
-    between checkpoints are known better than the traces themselves."""
+    """(checkpoints, probes) the quadratic forms w^T A w of the probes w.
+
+    The probes are the same at every checkpoint, so differences between checkpoints are more
+    accurate than the traces themselves.
+    """
     nodes: tuple[HostArray, ...]
-    """Of the densities' quadratures: checkpoint by checkpoint, probe by probe."""
+    """The quadrature nodes of the densities, ordered by checkpoint and then by probe."""
     weights: tuple[HostArray, ...]
+    """The quadrature weights of the densities, in the same order."""
     num_steps: int
-    """Lanczos steps a probe of the densities."""
+    """The number of Lanczos steps per probe of the densities."""
     num_matvecs: int
-    """Products of the operator with one vector, everything counted."""
+    """The total number of matvecs."""
     which: str
-    """The eigenvalues' order: "LM" by largest magnitude."""
+    """The order of the eigenvalues: "LM" is by decreasing magnitude."""
     size: int
-    """n of the operator."""
+    """The size n of the operator."""
     epsilon: float
-    """The relative spacing of the vectors' data type."""
+    """The machine epsilon of the data type of the vectors."""
     seed: int
-    """The seed that repeats this run."""
+    """The seed that reproduces this run."""
 
     @property
     def traces(self) -> tuple[Estimate, ...]:
-        """The trace at every checkpoint; empty where it was not asked for."""
+        """The trace at every checkpoint. Empty if it was not requested."""
         count = self.trace_samples.shape[1]
         return tuple(self._trace(samples) for samples in self.trace_samples) if count else ()
 
     @property
     def densities(self) -> tuple[SpectralDensity, ...]:
-        """The spectral density at every checkpoint; empty where it was not asked for."""
+        """The spectral density at every checkpoint. Empty if it was not requested."""
         count = len(self.nodes) // len(self.labels)
-        parts = [slice(j * count, (j + 1) * count) for j in range(len(self.labels))]
-        return tuple(self._density(part) for part in parts) if count else ()
+        probes = [slice(j * count, (j + 1) * count) for j in range(len(self.labels))]
+        return tuple(map(self._density, probes)) if count else ()
 
-    def plot(self, ax: Any = None, kind: HistoryPicture = "eigenvalues") -> Any:
-        """Draw it on matplotlib Axes and return them.
+    def plot(self, ax: Any = None, kind: HistoryPlot = "eigenvalues") -> Any:
+        """Plot the history on matplotlib Axes and return them.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            A new figure by default.
+            The Axes of a new figure by default.
         kind : {"eigenvalues", "trace", "density"}
-            Eigenvalues with bars of their residuals, the trace with its 95 % interval, or the
-            density as one column a checkpoint.
+            The eigenvalues with error bars from their residuals, the trace with its 95 %
+            interval, or the density as an image with one column per checkpoint.
 
         Raises
         ------
         ValueError
-            The kind is unknown, or was not asked for when the history was made.
+            The kind is unknown, or the history does not hold the quantity.
         """
         draw = {
             "eigenvalues": plot_eigenvalue_history,
@@ -110,9 +118,11 @@ class TrainingHistory(Record):
             known = ", ".join(map(repr, draw))
             raise ValueError(f"kind must be one of {known}: got {kind!r}.")
         if kind == "trace" and not self.traces:
-            raise ValueError("there are no traces in this history; follow with num_probes=16.")
+            raise ValueError("the history holds no traces; follow the training with num_probes=16.")
         if kind == "density" and not self.densities:
-            raise ValueError("there are no densities here; follow with density_probes=4.")
+            raise ValueError(
+                "the history holds no densities; follow the training with density_probes=4."
+            )
         return draw[kind](self, ax=ax)
 
     def _trace(self, samples: HostArray) -> Estimate:
@@ -134,11 +144,11 @@ class TrainingHistory(Record):
             probe_ranges=((0, count),),
         )
 
-    def _density(self, part: slice) -> SpectralDensity:
-        nodes = self.nodes[part]
+    def _density(self, probes: slice) -> SpectralDensity:
+        nodes = self.nodes[probes]
         return SpectralDensity(
             nodes=nodes,
-            weights=self.weights[part],
+            weights=self.weights[probes],
             size=self.size,
             num_steps=self.num_steps,
             num_matvecs=sum(node.size for node in nodes),
@@ -153,23 +163,26 @@ class TrainingHistory(Record):
         first, last = self.values[0], self.values[-1]
         rows = [("checkpoints", f"{count}, {self.labels[0]} to {self.labels[-1]}")]
         rows += [
-            (f"eigenvalue {j + 1}", f"{first[j]:.6g} at first, {last[j]:.6g} at last")
+            (
+                f"eigenvalue {j + 1}",
+                f"{first[j]:.6g} at the first checkpoint, {last[j]:.6g} at the last",
+            )
             for j in range(k)
         ]
         rows += [("residuals", f"at most {np.nanmax(self.residuals):.1e}, {missed} not converged")]
-        for name, estimates in (("at first", self.traces[:1]), ("at last", self.traces[-1:])):
+        for name, estimates in (("first", self.traces[:1]), ("last", self.traces[-1:])):
             for e in estimates:
-                rows.append((f"trace {name}", f"{e.value:.6g} +- {e.half_width():.2g}"))
+                rows.append((f"{name} trace", f"{e.value:.6g} +- {e.half_width():.2g}"))
         return [
             *rows,
-            ("densities", f"{len(self.nodes)} probes in all"),
-            ("cost", f"{self.num_matvecs} products, {int(self.eigen_matvecs.sum())} on pairs"),
+            ("densities", f"{len(self.nodes)} probes in total"),
+            ("cost", f"{self.num_matvecs} matvecs, {int(self.eigen_matvecs.sum())} for eigenpairs"),
             ("seed", str(self.seed)),
         ]
 
 
 def plot_eigenvalue_history(history: TrainingHistory, *, ax: Axes | None = None) -> Axes:
-    """Draw the followed eigenvalues over checkpoints; bars reach as far as residuals allow.
+    """Plot the eigenvalues over checkpoints, with error bounds from the residuals.
 
     Parameters
     ----------
@@ -181,9 +194,10 @@ def plot_eigenvalue_history(history: TrainingHistory, *, ax: Axes | None = None)
     The Axes drawn on.
     """
     ax = axes_or_new(ax)
-    x = positions(ax, history.labels)
-    reach = history.residuals * history.norms[:, None]
-    for j, (values, half) in enumerate(zip(history.values.T, reach.T, strict=True)):
+    x = _checkpoint_positions(ax, history.labels)
+    # A symmetric matrix has an eigenvalue within ||A u - theta u|| of theta.
+    bounds = history.residuals * history.norms[:, None]
+    for j, (values, half) in enumerate(zip(history.values.T, bounds.T, strict=True)):
         style = curve_style(j)
         ax.errorbar(x, values, half, marker=".", capsize=2, label=f"eigenvalue {j + 1}", **style)
     ax.set_ylabel("eigenvalue")
@@ -192,7 +206,7 @@ def plot_eigenvalue_history(history: TrainingHistory, *, ax: Axes | None = None)
 
 
 def plot_trace_history(history: TrainingHistory, *, ax: Axes | None = None) -> Axes:
-    """Draw the trace over checkpoints with its 95 % interval.
+    """Plot the trace over checkpoints with its 95 % interval.
 
     Parameters
     ----------
@@ -204,11 +218,11 @@ def plot_trace_history(history: TrainingHistory, *, ax: Axes | None = None) -> A
     The Axes drawn on.
     """
     ax = axes_or_new(ax)
-    x = positions(ax, history.labels)
+    x = _checkpoint_positions(ax, history.labels)
     estimates = history.traces
     half = np.asarray([float(estimate.half_width()) for estimate in estimates])
     value = np.asarray([float(estimate) for estimate in estimates])
-    inside = np.where(np.isfinite(half), half, 0.0)  # one probe has no interval
+    inside = np.where(np.isfinite(half), half, 0.0)  # a single probe has no interval
     ax.fill_between(x, value - inside, value + inside, color=BLUE, alpha=0.3, linewidth=0)
     ax.plot(x, value, marker=".", color=BLUE, label="trace, 95 % interval")
     ax.set_ylabel("trace")
@@ -217,7 +231,7 @@ def plot_trace_history(history: TrainingHistory, *, ax: Axes | None = None) -> A
 
 
 def plot_density_history(history: TrainingHistory, *, ax: Axes | None = None) -> Axes:
-    """Draw the spectral density over checkpoints, one column each, on a logarithmic scale.
+    """Plot the spectral density as an image on a logarithmic scale, one column per checkpoint.
 
     Parameters
     ----------
@@ -229,29 +243,44 @@ def plot_density_history(history: TrainingHistory, *, ax: Axes | None = None) ->
     The Axes drawn on.
     """
     ax = axes_or_new(ax)
-    x, densities = positions(ax, history.labels), history.densities
+    x, densities = _checkpoint_positions(ax, history.labels), history.densities
     low = min(density.support[0] for density in densities)
     high = max(density.support[1] for density in densities)
-    sigma = 0.01 * ((high - low) or max(abs(low), abs(high)) or 1.0)  # one for all columns
-    edges = np.linspace(low - 5 * sigma, high + 5 * sigma, _ROWS + 1)
+    sigma = 0.01 * ((high - low) or max(abs(low), abs(high)) or 1.0)  # the same for all columns
+    edges = np.linspace(low - 5 * sigma, high + 5 * sigma, _IMAGE_HEIGHT + 1)
     columns = [_smoothed(density, (edges[1:] + edges[:-1]) / 2, sigma) for density in densities]
-    image = np.log10(np.maximum(np.stack(columns, axis=1), 0.1 / (history.size * sigma * 2.5)))
-    mesh = ax.pcolormesh(_edges(x), edges, image, cmap=COLOUR_MAP, rasterized=True)
+    # A tenth of the peak of a single eigenvalue, 1 / (n sigma sqrt(2 pi)), is the floor.
+    floor = 0.1 / (history.size * sigma * 2.5)
+    image = np.log10(np.maximum(np.stack(columns, axis=1), floor))
+    mesh = ax.pcolormesh(_column_edges(x), edges, image, cmap=COLOUR_MAP, rasterized=True)
     ax.figure.colorbar(mesh, ax=ax, label="log10 of the density")
     ax.set_ylabel("eigenvalue")
     return ax
 
 
-def _edges(x: HostArray) -> HostArray:
-    """The borders of columns centred, as far as their distances allow, on x."""
+def _checkpoint_positions(ax: Axes, labels: Sequence[Any]) -> HostArray:
+    """The coordinates of the checkpoints: their labels if all are numbers, else their numbers."""
+    ax.set_xlabel("checkpoint")
+    if all(isinstance(label, int | float) for label in labels):
+        return np.asarray(labels, dtype=np.float64)
+    x = np.arange(len(labels), dtype=np.float64)
+    ax.set_xticks(x, list(map(str, labels)))
+    return x
+
+
+def _column_edges(x: HostArray) -> HostArray:
+    """The edges of the image columns of checkpoints at x, halfway between neighbours."""
     if x.size == 1:
         return np.array([x[0] - 0.5, x[0] + 0.5])
     middle = (x[1:] + x[:-1]) / 2
     return np.concatenate(([2 * x[0] - middle[0]], middle, [2 * x[-1] - middle[-1]]))
 
 
-def _smoothed(density: Any, grid: HostArray, sigma: float) -> HostArray:
+def _smoothed(density: SpectralDensity, grid: HostArray, sigma: float) -> HostArray:
+    """The density smoothed with the absolute width sigma."""
     low, high = density.support
     reach = (high - low) or max(abs(low), abs(high)) or 1.0
-    smoothed: HostArray = density.density(grid, sigma / reach)  # widths are relative to the range
+    smoothed: HostArray = density.density(
+        grid, sigma / reach
+    )  # takes the width relative to the range
     return smoothed

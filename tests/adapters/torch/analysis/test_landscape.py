@@ -1,4 +1,4 @@
-"""The loss along lines and over planes: its curvature, its filters, its pictures."""
+"""The loss along lines and over planes: its curvature, its filters, its plots."""
 
 import copy
 
@@ -29,7 +29,7 @@ def plain_loss(model, loss, data):
 
 
 def second_difference(values, step):
-    """Of fourth order, at the middle of five values."""
+    """The second derivative to fourth order, at the middle of five values."""
     return (values @ np.array([-1, 16, -30, 16, -1]) / (12 * step**2)).item()
 
 
@@ -47,7 +47,7 @@ def test_the_second_derivative_along_a_direction_is_the_hessians_quadratic_form(
     assert slope == pytest.approx(float(H.gradient() @ v), rel=1e-3)
 
 
-def test_the_values_are_those_of_a_copy_that_was_moved(case):
+def test_the_values_are_those_of_a_copy_with_other_parameters(case):
     model, data, H = case
     v = H.space.probes(1, seed=1)[:, 0] / 10
     line = loss_landscape(model, CE, data, v, points=3, span=(-1, 2))
@@ -64,13 +64,13 @@ def test_ragged_batches_give_the_loss_over_all_samples(case):
     loader = DataLoader(TensorDataset(*data), batch_size=5)  # 5 + 5 + 2
     v = H.space.probes(1, seed=1)[:, 0] / 10
     before = snapshot(model)
-    with torch.inference_mode():  # whatever mode the caller is in
+    with torch.inference_mode():  # the mode of the caller does not matter
         one, many = (loss_landscape(model, CE, d, v, points=5) for d in (data, loader))
     assert_untouched(before, snapshot(model))
     assert many.values == pytest.approx(one.values, rel=1e-13)
 
 
-def test_curves_of_every_kind_of_direction_stand_on_one_figure(case):
+def test_curves_along_every_kind_of_direction_share_one_result(case):
     model, data, H = case
     pairs = mf.eigsh(H, 2, seed=0)
     directions = {
@@ -91,7 +91,7 @@ def test_curves_of_every_kind_of_direction_stand_on_one_figure(case):
     assert np.all(curves.values[:, 2] == curves.loss)  # the network itself
 
 
-def test_a_plane_holds_the_mixed_derivative(case):
+def test_a_plane_has_the_right_mixed_derivative(case):
     model, data, H = case
     pairs = mf.eigsh(H, 2, seed=0)
     step = 1e-3
@@ -112,7 +112,7 @@ def test_a_plane_holds_the_mixed_derivative(case):
 
 
 @pytest.mark.parametrize("name", ["batch norm, evaluation", "tied weights", "convolution"])
-def test_the_line_between_checkpoints_has_both_at_its_ends(name):
+def test_the_line_between_checkpoints_ends_at_both(name):
     model, data = network(name)
     other, _ = network(name, seed=1)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_batch_statistics_stay_positive_beyond_the_other_checkpoint():
     assert np.isfinite(line.values).all()  # extrapolated, the variance would be negative
 
 
-def test_filters_get_the_length_of_the_networks_own():
+def test_filters_are_scaled_to_the_norms_of_the_networks_filters():
     model = nn.Sequential(
         nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
     )
@@ -147,7 +147,7 @@ def test_filters_get_the_length_of_the_networks_own():
     H = hessian(model, CE, data)
     v = H.space.probes(1, seed=0, kind="gaussian")[:, 0]
     moved = {}
-    for name, d in H.unflatten(v).items():  # by the definition, one filter after the other
+    for name, d in H.unflatten(v).items():  # by definition, filter by filter
         p = dict(model.named_parameters())[name].detach()
         moved[name] = torch.zeros_like(d)
         if p.ndim > 1:
@@ -162,7 +162,7 @@ def test_filters_get_the_length_of_the_networks_own():
     assert scaled.values == pytest.approx(ours.values, rel=1e-12)
 
 
-def test_filter_normalised_pictures_do_not_see_how_weights_are_scaled():
+def test_filter_normalized_landscapes_do_not_depend_on_the_scale_of_weights():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(DOUBLE)
     with torch.no_grad():
@@ -181,14 +181,14 @@ def test_filter_normalised_pictures_do_not_see_how_weights_are_scaled():
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_no_network_is_changed_by_a_look_around(name):
+def test_no_network_is_changed(name):
     model, data = network(name)
     before = snapshot(model)
     loss_landscape(model, CE, data, ["random", "gradient"], points=3, seed=0)
     assert_untouched(before, snapshot(model))
 
 
-def test_an_error_halfway_leaves_the_model_as_it_was(case):
+def test_the_model_is_restored_after_an_error(case):
     model, data, _ = case
     before, calls = snapshot(model), []
 
@@ -219,7 +219,7 @@ def test_every_point_sees_the_same_random_numbers():
     assert line.loss == line.values[0, 0]
 
 
-def test_an_infinite_loss_is_a_gap_and_no_error():
+def test_an_infinite_loss_is_a_gap_in_the_plot_and_not_an_error():
     model = nn.Linear(1, 1, bias=False).to(DOUBLE)
     nn.init.ones_(model.weight)
     data = torch.ones(2, 1, dtype=DOUBLE), torch.zeros(2, 1, dtype=DOUBLE)
@@ -234,7 +234,7 @@ def test_an_infinite_loss_is_a_gap_and_no_error():
     pyplot.close("all")
 
 
-def test_a_record_goes_to_a_file_and_back(case, tmp_path):
+def test_a_record_is_saved_and_loaded(case, tmp_path):
     model, data, _ = case
     plane = loss_landscape(model, CE, data, ["random", "random"], points=3, seed=0)
     back = LossLandscape.load(plane.save(tmp_path / "plane"))
@@ -259,21 +259,21 @@ def test_a_record_goes_to_a_file_and_back(case, tmp_path):
         (torch.zeros(2, 3), {}, "one or two columns"),
     ],
 )
-def test_bad_directions_are_told_what_they_should_be(case, directions, options, message):
+def test_invalid_directions_raise_a_clear_error(case, directions, options, message):
     model, data, _ = case
     with pytest.raises(ValueError, match=message):
         loss_landscape(model, CE, data, directions, **options)
 
 
-def test_a_state_dict_with_buffers_is_sent_through_towards():
+def test_a_state_dict_with_buffers_needs_towards():
     model, data = network("batch norm, evaluation")
     with pytest.raises(ValueError, match=r"towards\(state_dict\)"):
         loss_landscape(model, CE, data, model.state_dict())
-    with pytest.raises(ValueError, match="filter_normalize would take"):
+    with pytest.raises(ValueError, match="filter_normalize=True would change"):
         loss_landscape(model, CE, data, copy.deepcopy(model), filter_normalize=True)
 
 
-def test_pictures_are_drawn_on_the_axes_given_and_of_the_kind_that_fits(case):
+def test_plots_use_the_given_axes_and_the_kind_that_fits(case):
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
     model, data, _ = case
     line = loss_landscape(model, CE, data, "random", points=5, seed=0)
@@ -294,7 +294,7 @@ def test_pictures_are_drawn_on_the_axes_given_and_of_the_kind_that_fits(case):
     pyplot.close("all")
 
 
-def test_half_precision_networks_have_a_landscape_too():
+def test_half_precision_networks_have_a_landscape():
     torch.manual_seed(0)
     model = nn.Linear(4, 3).to(torch.bfloat16)
     data = torch.randn(6, 4, dtype=torch.bfloat16), torch.tensor([0, 1, 2] * 2)

@@ -1,4 +1,4 @@
-"""Curvature over a training: warm starts, records, and the model put back."""
+"""Curvature during training: warm starts, records, and the restored model."""
 
 import copy
 
@@ -57,7 +57,7 @@ def test_every_checkpoint_has_the_eigenvalues_and_the_trace_of_its_explicit_hess
         assert estimate.interval() == pytest.approx(probed.interval(), rel=1e-9)
 
 
-def test_a_start_from_the_last_checkpoint_saves_products(training):
+def test_starting_from_the_previous_checkpoint_saves_matvecs(training):
     model, data, states = training
     twin = copy.deepcopy(model)
     options = {"rtol": 1e-2, "verify": False}
@@ -66,14 +66,14 @@ def test_a_start_from_the_last_checkpoint_saves_products(training):
     for _, state in states:
         twin.load_state_dict(state)
         cold.append(mf.eigsh(H, 2, seed=0, **options).num_matvecs)
-    assert history.eigen_matvecs[0] == cold[0]  # the first starts from nothing
+    assert history.eigen_matvecs[0] == cold[0]  # the first has no start
     assert history.eigen_matvecs[1:].sum() < 0.7 * sum(cold[1:])
     assert history.overlaps[1:].min() > 0.9
     assert np.isnan(history.overlaps[0]).all()
     assert history.num_matvecs == history.eigen_matvecs.sum()
 
 
-def test_a_training_under_way_is_followed_by_looks(training):
+def test_a_follower_measures_during_training(training):
     model, data, states = training
     twin = copy.deepcopy(model)
     twin.load_state_dict(states[0][1])
@@ -89,7 +89,7 @@ def test_a_training_under_way_is_followed_by_looks(training):
     assert live.trace_samples == pytest.approx(afterwards.trace_samples, rel=1e-10)
 
 
-def test_any_curvature_and_its_options_are_followed(training):
+def test_any_curvature_and_its_options_can_be_followed(training):
     model, data, states = training
     found = follow_training(
         model, CE, data, states[:1], k=1, curvature=ggn, weight_decay=2.0, seed=0
@@ -100,7 +100,7 @@ def test_any_curvature_and_its_options_are_followed(training):
     assert found.values[0] == pytest.approx(exact, rel=1e-5)
 
 
-def test_the_model_is_put_back_after_an_error_too(training):
+def test_the_model_is_restored_after_an_error(training):
     model, data, states = training
     before = snapshot(model)
 
@@ -113,10 +113,10 @@ def test_the_model_is_put_back_after_an_error_too(training):
     assert_untouched(before, snapshot(model))
 
 
-def test_bad_checkpoints_are_refused(training):
+def test_invalid_checkpoints_are_errors(training):
     model, data, _ = training
     for checkpoints, error, message in (
-        ([], ValueError, "holds none"),
+        ([], ValueError, "checkpoints is empty"),
         ([model.state_dict()], ValueError, r"deepcopy\(model.state_dict\(\)\)"),
         ([(1, model)], ValueError, "model's own tensor"),
         (["epoch1.pt"], TypeError, "torch.load"),
@@ -127,7 +127,7 @@ def test_bad_checkpoints_are_refused(training):
         Follower(hessian(model, CE, data)).history()
 
 
-def test_a_history_goes_to_a_file_and_back_and_is_drawn(training, tmp_path):
+def test_a_history_is_saved_loaded_and_plotted(training, tmp_path):
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
     model, data, states = training
     named = [(f"epoch {label}", state) for label, state in states[:2]]
