@@ -1,13 +1,13 @@
-"""CuPy's arrays, sparse matrices and LinearOperators, in both directions.
+"""Conversion from CuPy's arrays, sparse matrices and LinearOperators to operators, and back.
 
-Importing this package loads neither CuPy nor CUDA: ``matfree.aslinearoperator`` finds it by
-its entry point when it first meets a CuPy object, and CuPy is then there already.
+Importing this package loads neither CuPy nor CUDA: ``matfree.aslinearoperator`` finds it by its
+entry point when the first CuPy object arrives, and CuPy has then been imported already.
 """
 
 from matfree import probes
 from matfree_cupy.convert import adapt, to_cupyx
-from matfree_cupy.signs import rademacher
+from matfree_cupy.signs import rademacher_on_device
 
-probes.replace_signs("cupy", rademacher)
+probes.replace_signs("cupy", rademacher_on_device)
 
 __all__ = ["adapt", "to_cupyx"]

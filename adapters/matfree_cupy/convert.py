@@ -1,28 +1,22 @@
-"""From CuPy objects to operators of ours, and back, on the device where the data lies."""
+"""Conversion from CuPy objects to matfree operators, and back, on the device of the data."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any, final
 
-from matfree import (
-    DenseOperator,
-    FunctionOperator,
-    Operator,
-    OperatorError,
-    aslinearoperator,
-    space_like,
-)
-from matfree.arrays import conjugate
-from matfree.protocol import Array
-from matfree_cupy.csr import CsrProducts
+from matfree import DenseOperator, Operator, OperatorError, VectorSpace, aslinearoperator
+from matfree.operators.base import require_matrix
+from matfree.operators.csr import CsrOperator
+from matfree.operators.declared import from_declaration
+from matfree_cupy.csr import CudaCsrKernels
 from matfree_cupy.kernels import require_current
 
 
 def adapt(obj: Any) -> Operator | None:
-    """A CuPy matrix, sparse matrix or LinearOperator as ours; None for other objects.
+    """Convert a CuPy matrix, sparse matrix or LinearOperator to an operator.
 
-    Types are recognised by their names and their modules' names, because importing
+    Types are recognized by their names and the names of their modules, because importing
     ``cupyx.scipy.sparse.linalg`` fails on a machine without the CUDA libraries.
 
     Parameters
@@ -33,43 +27,49 @@ def adapt(obj: Any) -> Operator | None:
     Returns
     -------
     Operator or None
+        None for other objects, and for a LinearOperator without a dtype.
 
     Raises
     ------
     OperatorError
-        The matrix lies on another device than the current one. CuPy puts results on the
-        current device, so an algorithm would spread its vectors over both. Or it does not have
-        2 dimensions.
+        The matrix does not have 2 dimensions, or it is not on the current device. CuPy puts
+        results on the current device, so that the vectors of an algorithm would be spread over
+        both devices.
 
     Examples
     --------
     >>> import cupy as cp, matfree as mf
     >>> A = mf.aslinearoperator(cp.diag(cp.arange(1.0, 101.0)))  # it calls this
-    >>> mf.trace(A, num_probes=2, seed=0).value  # signs see a diagonal matrix exactly
+    >>> mf.trace(A, num_probes=2, seed=0).value  # signs are exact for a diagonal matrix
     5050.0
     """
     if _comes_from(obj, "cupyx.scipy.sparse.linalg", "LinearOperator"):
-        return _from_linear_operator(obj)
+        if obj.dtype is None:
+            return None
+        # Its dtype is NumPy's; the vectors are on the device that is current now.
+        return from_declaration(obj, like=import_module("cupy").empty(0, dtype=obj.dtype))
     if any(_comes_from(obj, "cupyx.scipy.sparse", name) for name in ("spmatrix", "sparray")):
-        _require_matrix(obj, obj.data.device)
+        require_matrix(obj)
+        require_current(obj.data.device)
         return CupySparseOperator(obj)
     if _comes_from(obj, "cupy", "ndarray"):
-        _require_matrix(obj, obj.device)
+        require_matrix(obj)
+        require_current(obj.device)
         return DenseOperator(obj)
     return None
 
 
 @final
-class CupySparseOperator(Operator):
+class CupySparseOperator(CsrOperator):
     """A ``cupyx`` sparse matrix, on its own device.
 
-    CSR is used as it is; CSC, COO and DIA are converted to CSR on the device, which copies the
-    matrix. The transpose is made when the adjoint is first used.
+    A CSR matrix is used without a copy. CSC, COO and DIA are converted to CSR on the device, which
+    copies the matrix.
 
-    Blocks of a few vectors and more go through kernels of our own, Lanczos steps and quadratic
-    forms with them (``matfree_cupy.csr``). Others, and matrices with a few rows far longer than
-    the rest, go through CuPy's product: it takes and gives blocks in Fortran order, so that each
-    is turned twice, and adds up duplicate entries in place the first time.
+    Blocks of at least 4 vectors, Lanczos steps and quadratic forms use the kernels of
+    ``matfree_cupy.csr``. Narrower blocks, and matrices with a few rows far longer than the
+    others, use CuPy's product. It takes and returns blocks in Fortran order, so that two
+    transpositions are needed, and its first call sums duplicate entries in place.
 
     Parameters
     ----------
@@ -77,39 +77,16 @@ class CupySparseOperator(Operator):
     """
 
     def __init__(self, matrix: Any) -> None:
-        m, n = matrix.shape
         csr = matrix.tocsr()
-        super().__init__(space_like(csr.data, m), space_like(csr.data, n))
-        self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
-        self._products = CsrProducts(self.matrix, self.space)
-        self._adjoint: CsrProducts | None = None
-        if self._products.compiled:
-            self.lanczos_step = self._products.lanczos_step
-            self.quadratic_forms = self._products.quadratic_forms
+        super().__init__(csr, csr.data)
 
-    def _apply(self, X: Array) -> Array:
-        return self._products.product(X)
-
-    def _apply_adjoint(self, X: Array) -> Array:
-        if self._adjoint is None:
-            require_current(self.space.device)
-            self._adjoint = CsrProducts(self.matrix.T.tocsr(), self.domain)
-        xp = self.space.xp
-        return conjugate(xp, self._adjoint.product(conjugate(xp, X)))
-
-    def __repr__(self) -> str:
-        plain = super().__repr__()
-        return f"{plain[:-1]}, with kernels of its own>" if self._products.compiled else plain
-
-
-def _require_matrix(obj: Any, device: Any) -> None:
-    if len(obj.shape) != 2:
-        raise OperatorError(f"a matrix has 2 dimensions: got shape {tuple(obj.shape)}.")
-    require_current(device)
+    def _kernels_for(self, matrix: Any, space: VectorSpace) -> CudaCsrKernels:
+        require_current(space.device)
+        return CudaCsrKernels(matrix, space)
 
 
 def to_cupyx(operator: Any) -> Any:
-    """An operator of ours with CuPy vectors as a ``cupyx`` LinearOperator, with its matmat.
+    """Convert an operator on CuPy vectors to a ``cupyx`` LinearOperator with a ``matmat``.
 
     Parameters
     ----------
@@ -146,7 +123,7 @@ def to_cupyx(operator: Any) -> Any:
     if "cupy" not in ours.space.xp.__name__:
         raise OperatorError(
             f"to_cupyx needs an operator on CuPy vectors: those of {ours!r} belong to "
-            f"{ours.space.xp.__name__}."
+            f"{ours.space.xp.__name__}; convert its data to CuPy first."
         )
     return linalg.LinearOperator(
         ours.shape,
@@ -158,31 +135,8 @@ def to_cupyx(operator: Any) -> Any:
     )
 
 
-def _from_linear_operator(operator: Any) -> Operator:
-    """A ``cupyx`` LinearOperator, on the device that is current when it is handed over."""
-    shape = tuple(operator.shape)
-    if len(shape) != 2:
-        raise OperatorError(f"an operator has shape (m, n): got {shape}.")
-    if operator.dtype is None:
-        raise OperatorError(
-            "the LinearOperator declares no dtype; construct it with dtype=cupy.float64, or "
-            "whatever its products have."
-        )
-    example = import_module("cupy").empty(0, dtype=operator.dtype)
-    space = space_like(example, shape[0])
-    return FunctionOperator(
-        operator.matvec,
-        space=space,
-        domain=space if shape[0] == shape[1] else space_like(example, shape[1]),
-        matmat=operator.matmat,
-        rmatvec=operator.rmatvec,
-        rmatmat=operator.rmatmat,
-        name=type(operator).__name__,
-    )
-
-
 def _comes_from(obj: Any, module: str, name: str) -> bool:
-    """Whether one of the object's types has this name and lives in this module or below."""
+    """Whether a class of this name, defined in or below this module, is a type of the object."""
     return any(
         base.__name__ == name and f"{base.__module__}.".startswith(f"{module}.")
         for base in type(obj).__mro__

@@ -1,15 +1,15 @@
 /*
- * Random signs by counter, bit for bit those of matfree/probes.py: Philox4x32-10 (Salmon, Moraes,
+ * Counter-based random signs, bit for bit those of matfree/probes.py: Philox4x32-10 (Salmon, Moraes,
  * Dror, Shaw 2011, doi:10.1145/2063384.2063405) of
  *
  *     counter = (i >> 7 low word, i >> 7 high word, probe, stream)    key = (seed low, seed high)
  *     sign of coordinate i = 1 - 2 * bit (i & 31) of word (i >> 5) & 3
  *
- * A thread makes one word of one probe and writes its 32 signs. Neighbouring threads hold
- * neighbouring probes, which are neighbours in the C-ordered block too.
+ * A thread computes one word of one probe and writes its 32 signs. Neighbouring threads compute
+ * neighbouring probes, whose entries are adjacent in the C-ordered block.
  *
- * The work of a thread is plain C. On a device a kernel runs it; where a C compiler reads this
- * file, a loop over the same grid does, so that the bits are tested without a device.
+ * The work of a thread is plain C. On a device it is called by a kernel. A C compiler turns the
+ * kernels into loops over the same grid, so that the bits are tested without a device.
  */
 
 typedef unsigned int u32;
@@ -37,7 +37,7 @@ FUNCTION u32 random_word(u64 block, u32 lane, u32 probe, u32 stream, u64 seed)
     return lane == 0 ? c0 : lane == 1 ? c1 : lane == 2 ? c2 : c3;
 }
 
-/* Rows begin, begin + 1, ..., end - 1 of num_probes probes; a complex entry has two parts. */
+/* Rows begin, begin + 1, ..., end - 1 of num_probes probes; parts is 2 for complex entries. */
 #define PARAMETERS(TYPE)                                                                       \
     TYPE *out, u64 begin, u64 end, u64 num_probes, u64 first_probe, u64 stream, u64 seed, u64 parts
 #define ARGUMENTS out, begin, end, num_probes, first_probe, stream, seed, parts

@@ -1,6 +1,7 @@
-"""Random signs by one kernel on the device: the bits of ``matfree.probes``, in one pass.
+"""Random signs by one kernel on the device: the bits of ``matfree.probes`` in one pass.
 
-The array version writes and reads its words and bytes several times before a sign is there.
+The version for all array libraries writes and reads several intermediate arrays of random words
+and bytes for each block of signs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 from matfree.protocol import Array, DType
 from matfree_cupy.kernels import THREADS, kernel, numbers
 
-SOURCE = Path(__file__).with_name("signs.cu")
-"""The kernels: CUDA, and plain C for those who test them without a device."""
+SIGNS_SOURCE = Path(__file__).with_name("signs.cu")
+"""The kernels in CUDA, which a C compiler accepts as well."""
 
 _KERNELS = {
     "int8": ("signs_int8", 1),
@@ -23,33 +24,33 @@ _KERNELS = {
     "complex64": ("signs_float32", 2),
     "complex128": ("signs_float64", 2),
 }
-"""By data type: a kernel, and the parts of an entry."""
+"""For each data type, the kernel and the number of real values in an entry."""
 
 
-def rademacher(
+def rademacher_on_device(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
-    """Random signs, (rows, probes) in C order, as ``matfree.probes.rademacher`` makes them.
+    """Random signs, (rows, probes) in C order, bit for bit those of ``matfree.probes``.
 
-    On the device's current stream; nothing waits and nothing goes to the host.
+    The kernel runs on the device's current stream, without synchronization.
     """
     name, arguments = launch(dtype, rows=rows, probes=probes, stream=stream, seed=seed)
     with device:
         out = xp.empty((len(rows), len(probes)), dtype=dtype)
         if out.size:
-            kernel(SOURCE, name)((num_blocks(rows, probes),), (THREADS,), (out, *arguments))
+            kernel(SIGNS_SOURCE, name)((num_blocks(rows, probes),), (THREADS,), (out, *arguments))
     return out
 
 
 def launch(
     dtype: DType, *, rows: range, probes: range, stream: int, seed: int
 ) -> tuple[str, tuple[np.uint64, ...]]:
-    """The kernel for a data type, and its arguments after the block that it fills."""
+    """The kernel for a data type, and its arguments after the output block."""
     name, parts = _KERNELS[np.dtype(dtype).name]
     return name, numbers(rows.start, rows.stop, len(probes), probes.start, stream, seed, parts)
 
 
 def num_blocks(rows: range, probes: range) -> int:
-    """Blocks of threads, one thread for every word that has a sign of these rows."""
+    """The number of blocks of threads, with one thread for each random word of these rows."""
     num_words = -(-rows.stop // 32) - rows.start // 32
     return -(-num_words * len(probes) // THREADS)

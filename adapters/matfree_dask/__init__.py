@@ -1,7 +1,7 @@
-"""Dask arrays as operators: the matrix on a cluster or in many files, the vectors here.
+"""Dask arrays as operators: the matrix on a cluster or in many files, the vectors in this process.
 
-Importing this package does not load Dask: ``matfree.aslinearoperator`` finds it by its
-entry point when it first meets a Dask array, and Dask is then there already.
+Importing this package does not load Dask: ``matfree.aslinearoperator`` finds it by its entry point
+when the first Dask array arrives, and Dask has then been imported already.
 """
 
 from matfree_dask.convert import DaskOperator, adapt

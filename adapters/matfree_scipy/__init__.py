@@ -1,7 +1,7 @@
-"""SciPy's sparse matrices and LinearOperators, in both directions.
+"""Conversion from SciPy's sparse matrices and LinearOperators to matfree operators, and back.
 
-Importing this package is not needed to use SciPy objects: ``matfree.aslinearoperator``
-finds it by its entry point when it first meets one.
+SciPy objects can be used without importing this package: ``matfree.aslinearoperator`` finds it by
+its entry point when the first SciPy object arrives.
 """
 
 from matfree_scipy.convert import adapt, to_scipy

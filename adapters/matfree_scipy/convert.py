@@ -1,4 +1,4 @@
-"""From SciPy objects to operators of ours, and back."""
+"""Conversion from SciPy objects to matfree operators, and back."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
-from matfree import FunctionOperator, Operator, OperatorError, aslinearoperator, space_like
-from matfree.arrays import conjugate, to_host
+from matfree import Operator, VectorSpace, aslinearoperator
+from matfree.arrays import to_host
+from matfree.operators.base import require_matrix
+from matfree.operators.csr import CsrOperator
+from matfree.operators.declared import from_declaration
 from matfree.protocol import Array
-from matfree_scipy.fused import FusedProducts, fused_products
-from matfree_scipy.sliced import sliced_products
+from matfree_scipy.strategies import CsrStrategies
 
 
 def adapt(obj: Any) -> Operator | None:
-    """A SciPy sparse matrix or LinearOperator as an operator of ours; None for other objects.
+    """Convert a SciPy sparse matrix or LinearOperator to an operator.
 
     Parameters
     ----------
@@ -27,11 +29,13 @@ def adapt(obj: Any) -> Operator | None:
     Returns
     -------
     Operator or None
+        None for other objects, and for a LinearOperator without a dtype.
 
     Raises
     ------
     OperatorError
-        The LinearOperator is batched (SciPy 1.18 allows that), or declares no dtype.
+        The matrix does not have two dimensions, or the LinearOperator is batched, which SciPy
+        1.18 allows.
 
     Examples
     --------
@@ -41,19 +45,23 @@ def adapt(obj: Any) -> Operator | None:
     6.0
     """
     if scipy.sparse.issparse(obj):
+        require_matrix(obj)
         return SparseOperator(obj)
-    if isinstance(obj, scipy.sparse.linalg.LinearOperator):
-        return _from_linear_operator(obj)
+    if isinstance(obj, scipy.sparse.linalg.LinearOperator) and obj.dtype is not None:
+        # SciPy 1.17 lets matvec take (n, 1); 1.18 deprecates that and reads a 2-D argument of
+        # matvec as a batch of rows. Blocks through matmat and vectors of shape (n,) mean the
+        # same in both.
+        return from_declaration(obj, rmatmat=partial(_rmatmat, obj))
     return None
 
 
 @final
-class SparseOperator(Operator):
-    """A SciPy sparse matrix. Blocks are C-ordered, so the matrix is read once for all probes.
+class SparseOperator(CsrOperator):
+    """A SciPy sparse matrix. Blocks are in C order, so the matrix is read once for all columns.
 
-    CSR is used as it is. Other formats are converted to CSR, once, which copies the
-    matrix: their own block products are slower or missing. Integers and booleans become
-    float64, 16-bit numbers float32. The transpose is made when the adjoint is first used.
+    A CSR matrix is used without a copy. Other formats are converted to CSR, because their own
+    block products are slower or missing. Integers and booleans become float64, 16-bit numbers
+    float32.
 
     Parameters
     ----------
@@ -61,50 +69,27 @@ class SparseOperator(Operator):
     """
 
     def __init__(self, matrix: Any) -> None:
-        if matrix.ndim != 2:
-            raise OperatorError(f"a matrix has 2 dimensions: got shape {matrix.shape}.")
-        m, n = matrix.shape
-        example = np.empty(0, dtype=matrix.dtype)
-        super().__init__(space_like(example, m), space_like(example, n))
-        csr = scipy.sparse.csr_array(matrix)
-        self.matrix = csr if csr.dtype == self.dtype else csr.astype(self.dtype)
-        self._transpose: Any = None
-        ways = (fused_products(self.matrix), sliced_products(self.matrix))
-        self._ways = [way for way in ways if way is not None]
-        """Those that are the faster ones for wide blocks, before those for narrow ones."""
-        if self._ways:
-            self.lanczos_step = partial(_first_made, self._ways, "lanczos_step")
-            self.quadratic_forms = partial(_first_made, self._ways, "quadratic_forms")
+        super().__init__(scipy.sparse.csr_array(matrix), np.empty(0, dtype=matrix.dtype))
 
-    def _apply(self, X: Array) -> Array:
-        Y = _first_made(self._ways, "matmat", X)
-        return self.matrix @ X if Y is None else Y
-
-    def _apply_adjoint(self, X: Array) -> Array:
-        if self._transpose is None:
-            self._transpose = self.matrix.T.tocsr()
-        xp = self.space.xp
-        return conjugate(xp, self._transpose @ conjugate(xp, X))
-
-    def __repr__(self) -> str:
-        plain = super().__repr__()
-        compiled = any(isinstance(way, FusedProducts) for way in self._ways)
-        return f"{plain[:-1]}, products compiled by numba>" if compiled else plain
+    def _kernels_for(self, matrix: Any, space: VectorSpace) -> CsrStrategies:
+        return CsrStrategies(matrix)
 
 
-def _first_made(ways: list[Any], name: str, *blocks: Array) -> Any:
-    """What the first of the ways makes that suits the blocks; None where none does."""
-    made = (getattr(way, name)(*blocks) for way in ways)
-    return next((found for found in made if found is not None), None)
+def _rmatmat(operator: Any, X: Array) -> Any:
+    try:
+        return operator.rmatmat(X)
+    except TypeError:  # without an adjoint, SciPy's rmatmat calls None,
+        operator.rmatvec(X[:, 0])  # and its rmatvec raises NotImplementedError, which is clearer
+        raise
 
 
 def to_scipy(operator: Any) -> Any:
-    """An operator of ours (or anything the front door takes) as a SciPy LinearOperator.
+    """Convert an operator to a SciPy LinearOperator.
 
-    SciPy's own ``aslinearoperator`` drops ``matmat``, so that blocks fall apart into
-    columns; this one keeps it. SciPy's solvers work on NumPy arrays: where the operator's
-    vectors are another library's, every product copies its argument there and its result
-    back.
+    SciPy's own ``aslinearoperator`` does not pass on ``matmat``, so that blocks are multiplied
+    column by column; this function does. SciPy's solvers work on NumPy arrays: if the vectors
+    of the operator belong to another library, every call copies its argument to that library
+    and its result back.
 
     Parameters
     ----------
@@ -134,51 +119,12 @@ def to_scipy(operator: Any) -> Any:
     )
 
 
-def _on_host(apply: Callable[[Array], Array], space: Any) -> Callable[[Any], Any]:
-    """A product that takes and returns NumPy arrays."""
+def _on_host(apply: Callable[[Array], Array], space: VectorSpace) -> Callable[[Any], Any]:
+    """A map of NumPy arrays to NumPy arrays, from one on the vectors of ``space``."""
     if space.xp.__name__.endswith("numpy"):
         return apply
 
-    def product(x: Any) -> Any:
+    def apply_on_host(x: Any) -> Any:
         return to_host(apply(space.asarray(np.ascontiguousarray(x))))
 
-    return product
-
-
-def _from_linear_operator(operator: Any) -> Operator:
-    """SciPy's LinearOperator: matmat for blocks, and matvec only ever with (n,).
-
-    SciPy 1.17 lets matvec take (n, 1); 1.18 deprecates that, and reads a 2-D argument of
-    matvec as a batch of rows. With blocks through matmat and vectors of shape (n,) both
-    mean the same.
-    """
-    shape = tuple(operator.shape)
-    if len(shape) != 2:
-        raise OperatorError(
-            f"an operator has shape (m, n): got a batched LinearOperator of shape {shape}; "
-            "apply its members one by one."
-        )
-    if operator.dtype is None:
-        raise OperatorError(
-            "the LinearOperator declares no dtype, so nothing tells its precision; construct it "
-            "with dtype=np.float64, or whatever its products have."
-        )
-
-    def rmatmat(X: Array) -> Any:
-        try:
-            return operator.rmatmat(X)
-        except TypeError:  # SciPy calls None where there is no adjoint;
-            operator.rmatvec(X[:, 0])  # this says so: NotImplementedError
-            raise
-
-    example = np.empty(0, dtype=operator.dtype)
-    space = space_like(example, shape[0])
-    return FunctionOperator(
-        operator.matvec,
-        space=space,
-        domain=space if shape[0] == shape[1] else space_like(example, shape[1]),
-        matmat=operator.matmat,
-        rmatvec=operator.rmatvec,
-        rmatmat=rmatmat,
-        name=type(operator).__name__,
-    )
+    return apply_on_host

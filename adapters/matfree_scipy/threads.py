@@ -1,8 +1,8 @@
-"""Work on chunks of rows, by several threads.
+"""Loops over chunks of rows in several threads.
 
-The threads are Python's, which compiled code, SciPy's products and NumPy's arithmetic leave free to
-run: those of numba's own layers may neither be used from two threads nor survive a fork, depending
-on the layer that an installation happens to have.
+The threads are Python's: compiled loops, SciPy's products and NumPy's arithmetic release the GIL.
+numba's own threading layers are not used, because depending on the installed layer they are not
+safe to use from two threads, or do not survive a fork.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Any
 
 import numpy as np
 
-_PIECES_PER_THREAD = 4  # so that a thread that is held up does not hold up the others
+_TASKS_PER_THREAD = 4  # so that the others can take over the work of a delayed thread
 
 
 def over_chunks(chunks: int, kernel: Callable[..., None], *arguments: Any) -> None:
-    """``kernel(*arguments, first, last)`` over all chunks, by as many threads as there may be."""
+    """Run ``kernel(*arguments, first, last)`` over all chunks, in ``num_threads()`` threads."""
     threads = num_threads()
     if threads == 1 or chunks == 1:
         kernel(*arguments, 0, chunks)
         return
-    edges = np.linspace(0, chunks, min(chunks, threads * _PIECES_PER_THREAD) + 1).astype(int)
+    edges = np.linspace(0, chunks, min(chunks, threads * _TASKS_PER_THREAD) + 1).astype(int)
     pool = _pool(os.getpid(), threads)
-    pieces = [
+    tasks = [
         pool.submit(kernel, *arguments, int(first), int(last)) for first, last in pairwise(edges)
     ]
-    for piece in pieces:
-        piece.result()
+    for task in tasks:
+        task.result()
 
 
 def num_threads() -> int:
-    """NUMBA_NUM_THREADS or OMP_NUM_THREADS, else the processors that this process may use."""
+    """NUMBA_NUM_THREADS or OMP_NUM_THREADS, or else the number of usable processors."""
     for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
         first = os.environ.get(name, "").split(",")[0].strip()
         if first.isdecimal() and int(first) > 0:
@@ -46,5 +46,5 @@ def num_threads() -> int:
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """The threads of this process: a fork takes none of its parent's along."""
+    """The threads of this process; after a fork, the child needs threads of its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="matfree")

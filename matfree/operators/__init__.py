@@ -1,4 +1,4 @@
-"""What can be applied: the front door, matrices in memory and in files, functions, algebra."""
+"""Linear operators: conversion to them, dense, sparse and streamed matrices, functions, algebra."""
 
 from matfree.operators.algebra import Operator
 from matfree.operators.dense import DenseOperator

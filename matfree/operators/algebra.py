@@ -1,4 +1,4 @@
-"""Operators made of operators: sums, products, adjoints, shifts, restrictions."""
+"""The algebra of operators: sums, products, multiples, adjoints, shifts and submatrices."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from matfree.spaces import VectorSpace
 
 
 class Operator(BlockMap):
-    """A linear operator of ours: products checked at the door, and an algebra.
+    """The base class of linear operators.
 
-    A subclass writes ``_apply`` for a block (and ``_apply_adjoint`` where it knows the
-    adjoint), and gets ``matvec``, ``matmat``, ``@``, ``+``, ``.H``, ``to_dense`` and the
-    rest. ``space`` is where the results live, ``domain`` where the arguments do; they are
-    one and the same for a square operator.
+    A subclass implements ``_apply(X)``, which maps a block of vectors (n, k) to A @ X, and
+    ``_apply_adjoint(X)`` if the adjoint is known. It inherits ``matvec``, ``matmat``,
+    ``rmatvec`` and ``rmatmat``, which check the shape, the library and the data type of
+    their arguments; the algebra of ``@``, ``+``, ``-``, ``*``, ``/``, ``.H``, ``.T``,
+    ``shift`` and ``restrict``, whose results are operators again; and ``to_dense``.
 
     Parameters
     ----------
-    space : the space of A @ x
-    domain : the space of x; ``space`` by default
+    space : VectorSpace
+        The space of A @ x.
+    domain : VectorSpace, optional
+        The space of x; ``space`` by default, which makes the operator square.
+
+    Raises
+    ------
+    TypeError
+        ``space`` or ``domain`` does not derive from :class:`matfree.VectorSpace`.
 
     Examples
     --------
     >>> import matfree as mf, numpy as np
-    >>> class Reversal(mf.Operator):  # x backwards: its own adjoint
+    >>> class Reversal(mf.Operator):  # reverses x; it is its own adjoint
     ...     def __init__(self, n):
     ...         super().__init__(mf.space_like(np.zeros(1), n))
     ...     def _apply(self, X):
@@ -47,18 +55,18 @@ class Operator(BlockMap):
         return Restricted(self, range(start, stop))
 
     @property
-    def H(self) -> Operator:  # the field's name, SciPy's too
-        """The adjoint A^H."""
+    def H(self) -> Operator:
+        """The adjoint A^H, as an operator."""
         return Adjoint(self)
 
     @property
-    def T(self) -> Operator:  # the field's name, SciPy's too
-        """The transpose, unconjugated."""
+    def T(self) -> Operator:
+        """The transpose A^T, without conjugation, as an operator."""
         return Transpose(self)
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Operator):
-            return Product(self, other)
+            return Composition(self, other)
         return self.matvec(other) if getattr(other, "ndim", 2) == 1 else self.matmat(other)
 
     def __rmatmul__(self, other: Any) -> Any:
@@ -101,14 +109,15 @@ class Identity(Operator):
 
 @final
 class Scaled(Operator):
-    """c A for a number c, real where the operator is real."""
+    """c A for a number c, which must be real if A is real."""
 
     def __init__(self, operator: Operator, factor: complex) -> None:
         super().__init__(operator.space, operator.domain)
         xp = self.space.xp
         if isinstance(factor, complex) and not xp.isdtype(self.dtype, "complex floating"):
             raise OperatorError(
-                f"a complex factor ({factor}) needs a complex operator: got {operator!r}."
+                f"a complex factor ({factor}) needs a complex operator: got {operator!r}; give the "
+                "operator a complex dtype."
             )
         self.operator = operator
         self.factor = complex(factor) if isinstance(factor, complex) else float(factor)
@@ -122,13 +131,13 @@ class Scaled(Operator):
 
 @final
 class Sum(Operator):
-    """A + B for operators between the same spaces."""
+    """A + B for operators with the same space and the same domain."""
 
     def __init__(self, left: Operator, right: Operator) -> None:
         super().__init__(left.space, left.domain)
         if left.shape != right.shape:
             raise OperatorError(f"shapes {left.shape} and {right.shape} cannot be added.")
-        _require_same_home(left.space, right.space)
+        _require_compatible(left.space, right.space)
         self.left, self.right = left, right
 
     def _apply(self, X: Array) -> Array:
@@ -139,14 +148,14 @@ class Sum(Operator):
 
 
 @final
-class Product(Operator):
-    """A @ B, applied from the right."""
+class Composition(Operator):
+    """A @ B: first B is applied, then A."""
 
     def __init__(self, left: Operator, right: Operator) -> None:
         super().__init__(left.space, right.domain)
         if left.shape[1] != right.shape[0]:
             raise OperatorError(f"shapes {left.shape} and {right.shape} cannot be multiplied.")
-        _require_same_home(left.domain, right.space)
+        _require_compatible(left.domain, right.space)
         self.left, self.right = left, right
 
     def _apply(self, X: Array) -> Array:
@@ -158,7 +167,7 @@ class Product(Operator):
 
 @final
 class Adjoint(Operator):
-    """A^H, for an operator that knows its adjoint."""
+    """A^H for an operator A whose adjoint is known."""
 
     def __init__(self, operator: Operator) -> None:
         super().__init__(operator.domain, operator.space)
@@ -178,7 +187,7 @@ class Adjoint(Operator):
 
 @final
 class Transpose(Operator):
-    """A^T x = conj(A^H conj(x)), without conjugation of the operator itself."""
+    """A^T, computed as A^T x = conj(A^H conj(x))."""
 
     def __init__(self, operator: Operator) -> None:
         super().__init__(operator.domain, operator.space)
@@ -200,18 +209,21 @@ class Transpose(Operator):
 
 @final
 class Restricted(Operator):
-    """The principal submatrix of a range of coordinates: P^T A P."""
+    """The principal submatrix P^T A P, where the columns of P are consecutive unit vectors."""
 
     def __init__(self, operator: Operator, rows: range) -> None:
         n = operator.shape[0]
         if operator.shape[0] != operator.shape[1]:
             raise OperatorError(f"only a square operator can be restricted: got {operator!r}.")
         if not 0 <= rows.start < rows.stop <= n:
-            raise ValueError(f"the range must be within [0, {n}] and not empty: got {rows}.")
-        whole = operator.space
-        if whole.is_sharded:
-            raise OperatorError("an operator on vectors cut into pieces cannot be restricted.")
-        super().__init__(_resized(whole, len(rows)))
+            raise ValueError(f"the range must lie in [0, {n}] and must not be empty: got {rows}.")
+        space = operator.space
+        if space.is_sharded:
+            raise OperatorError(
+                f"an operator on sharded vectors cannot be restricted: got {operator!r}; "
+                "block_traces and block_diagonals estimate blocks without restriction."
+            )
+        super().__init__(_resized(space, len(rows)))
         self.operator, self.chosen = operator, slice(rows.start, rows.stop)
 
     def _apply(self, X: Array) -> Array:
@@ -221,21 +233,21 @@ class Restricted(Operator):
         return self.operator.rmatmat(self._embed(X))[self.chosen, :]
 
     def _embed(self, X: Array) -> Array:
-        whole = self.operator.space.zeros(X.shape[1])
-        whole[self.chosen, :] = X
-        return whole
+        padded = self.operator.space.zeros(X.shape[1])
+        padded[self.chosen, :] = X
+        return padded
 
 
 def _resized(space: VectorSpace, size: int) -> VectorSpace:
     return type(space)(space.xp, size, space.dtype, space.device, peers=space.peers)
 
 
-def _require_same_home(left: VectorSpace, right: VectorSpace) -> None:
-    """Both operators' vectors must be of one library, precision and device."""
+def _require_compatible(left: VectorSpace, right: VectorSpace) -> None:
+    """Refuse to combine vectors of different libraries, data types or devices."""
     if left.xp is right.xp and left.dtype == right.dtype and left.device == right.device:
         return
     sides = [f"{s.xp.__name__} {s.dtype} on {s.device}" for s in (left, right)]
     raise OperatorError(
-        f"the operators' vectors live in different places ({sides[0]}; {sides[1]}); "
-        "convert one of them first."
+        f"the vectors of the two operators differ in library, dtype or device ({sides[0]}; "
+        f"{sides[1]}); convert one of the operators first."
     )

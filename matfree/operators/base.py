@@ -1,4 +1,4 @@
-"""What every operator of ours can do, given one thing: how it maps a block."""
+"""The base class of all operators: matvec, matmat and their adjoints, with checked arguments."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ from array_api_compat import array_namespace, is_array_api_obj
 from matfree.arrays import describe, is_complex
 from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, LanczosStep, QuadraticForms
-from matfree.spaces import VectorSpace, require_space
+from matfree.spaces import ArraySpace, VectorSpace, require_space, space_like
 
 
 class BlockMap(ABC):
-    """A linear map on blocks that checks its arguments: an operator without its algebra.
+    """A linear map on blocks of vectors that checks its arguments.
+
+    It is :class:`matfree.Operator` without the algebra. The algebra needs operators that are
+    sums and products of others, which in turn derive from ``Operator``; a base class below
+    both keeps the imports free of cycles.
 
     Parameters
     ----------
-    space : the space of A @ x
-    domain : the space of x; ``space`` by default
+    space : VectorSpace
+        The space of A @ x.
+    domain : VectorSpace, optional
+        The space of x; ``space`` by default.
     """
 
     ndim = 2
     preferred_block_size: int | None = None
-    """Vectors to send at once where nobody says: as many as cost little more than one."""
+    """The default number of vectors per block; None if the operator has no preference."""
     lanczos_step: LanczosStep | None = None
-    """A step of the Lanczos recurrence in one go, where the operator has it."""
+    """A fused step of the Lanczos recurrence, if the operator has one; see ``LinearOperator``."""
     quadratic_forms: QuadraticForms | None = None
-    """x_j^H A x_j without A X, where the operator has it."""
-    __array_ufunc__ = None  # ndarray @ operator comes to __rmatmul__
-    __array_priority__ = 1000  # and so does a CuPy array's
+    """The numbers x_j^H A x_j without A X, if the operator has them; see ``LinearOperator``."""
+    # Without these two, NumPy and CuPy would evaluate ``array @ operator`` themselves, element by
+    # element, instead of calling __rmatmul__.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
 
     def __init__(self, space: VectorSpace, domain: VectorSpace | None = None) -> None:
         self.space = require_space(space)
@@ -43,22 +51,22 @@ class BlockMap(ABC):
 
     @property
     def dtype(self) -> DType:
-        """The data type of the vectors, one of their own library's."""
+        """The data type of the vectors, as an object of their own array library."""
         return self.space.dtype
 
     @abstractmethod
     def _apply(self, X: Array) -> Array:
-        """A @ X for a block (n, k) that was checked."""
+        """A @ X for a block (n, k) that has been checked."""
 
     def _apply_adjoint(self, X: Array) -> Array:
-        """A^H @ X for a block (m, k) that was checked."""
+        """A^H @ X for a block (m, k) that has been checked."""
         raise NotImplementedError(
-            f"{self!r} has no adjoint; give it rmatvec (A^H x) to use .H, .T or rmatvec."
+            f"{self!r} has no adjoint; define rmatvec (A^H x) to use .H, .T or rmatvec."
         )
 
     @final
     def matvec(self, x: Array) -> Array:
-        """A @ x for x of shape (n,); (n, 1) is accepted and comes back as (m, 1)."""
+        """A @ x for x of shape (n,); for x of shape (n, 1), the result has shape (m, 1)."""
         if getattr(x, "ndim", None) == 2:
             return self.matmat(x)
         return self.matmat(_as_column(x, self.domain))[:, 0]
@@ -81,12 +89,12 @@ class BlockMap(ABC):
         return self._apply_adjoint(_checked(X, self.space, "X"))
 
     def to_dense(self, *, columns: range | None = None) -> Array:
-        """The matrix itself, or some of its columns, from products with unit vectors.
+        """The matrix, or some of its columns, from matvecs with unit vectors.
 
         Parameters
         ----------
         columns : range, optional
-            Which columns; all n by default.
+            The columns to compute; all n by default.
 
         Returns
         -------
@@ -94,7 +102,7 @@ class BlockMap(ABC):
 
         Cost
         ----
-        len(columns) products, one block of them at a time.
+        len(columns) matvecs, in blocks of 64.
 
         Examples
         --------
@@ -116,6 +124,19 @@ class BlockMap(ABC):
         return f"<{rows}x{columns} {type(self).__name__} of dtype {self.dtype}>"
 
 
+def require_matrix(obj: Any) -> None:
+    """Refuse arrays and sparse matrices that do not have two dimensions."""
+    if len(obj.shape) != 2:
+        raise OperatorError(f"a matrix has 2 dimensions: got {describe(obj)}.")
+
+
+def spaces_like(example: Array, shape: tuple[int, ...]) -> tuple[ArraySpace, ArraySpace]:
+    """The space and the domain of an operator of shape (m, n); they are one if m = n."""
+    m, n = shape
+    space = space_like(example, m)
+    return space, space if m == n else space_like(example, n)
+
+
 def _as_column(x: Any, space: VectorSpace) -> Array:
     if getattr(x, "ndim", None) != 1:
         raise OperatorError(
@@ -126,7 +147,7 @@ def _as_column(x: Any, space: VectorSpace) -> Array:
 
 
 def _checked(X: Any, space: VectorSpace, name: str) -> Array:
-    """The block, after asking whether it has this space's shape, library and precision."""
+    """The block in the precision of ``space``, after its shape and library were checked."""
     if getattr(X, "ndim", None) != 2 or X.shape[0] != len(space.rows):
         raise OperatorError(
             f"{name} must have shape ({len(space.rows)}, k) for an operator whose vectors "
@@ -135,14 +156,14 @@ def _checked(X: Any, space: VectorSpace, name: str) -> Array:
     xp = space.xp
     if not is_array_api_obj(X) or array_namespace(X) is not xp:
         raise OperatorError(
-            f"{name} must be an array of {xp.__name__}, like the operator's own vectors: "
+            f"{name} must be an array of {xp.__name__}, like the vectors of the operator: "
             f"got {describe(X)}; convert it first."
         )
     if X.dtype == space.dtype:
         return X
     if is_complex(xp, X.dtype) and not is_complex(xp, space.dtype):
         raise OperatorError(
-            f"{name} is complex and the operator real ({space.dtype}): apply it to the real "
-            "and imaginary part, or make the operator complex."
+            f"{name} is complex, but the operator is real ({space.dtype}): apply the operator to "
+            "the real and the imaginary part, or give it a complex dtype."
         )
     return xp.astype(X, space.dtype)

@@ -1,4 +1,4 @@
-"""A matrix that is given: any 2-D array of the array API standard."""
+"""Dense matrices: 2-D arrays of any library of the array API standard."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ from typing import final
 
 from matfree.arrays import conjugate
 from matfree.operators.algebra import Operator
+from matfree.operators.base import require_matrix, spaces_like
 from matfree.protocol import Array
-from matfree.spaces import space_like
 
 
 @final
 class DenseOperator(Operator):
-    """A 2-D array as an operator, on its own device.
+    """A 2-D array as an operator, on the device of the array.
 
-    Integers and booleans become the library's double precision, once; 16-bit floating
-    point becomes 32-bit, because sums over rows would otherwise lose everything.
+    Integers and booleans are converted to the library's double precision, and 16-bit floating
+    point to 32-bit, because sums over rows would lose all accuracy in less.
 
     Parameters
     ----------
     matrix : (m, n) array
+
+    Raises
+    ------
+    OperatorError
+        The array does not have two dimensions.
+
+    Cost
+    ----
+    No copy, unless the data type is converted. A matvec costs m n multiplications.
 
     Examples
     --------
@@ -30,8 +39,8 @@ class DenseOperator(Operator):
     """
 
     def __init__(self, matrix: Array) -> None:
-        m, n = matrix.shape
-        super().__init__(space_like(matrix, m), space_like(matrix, n))
+        require_matrix(matrix)
+        super().__init__(*spaces_like(matrix, matrix.shape))
         same = matrix.dtype == self.dtype
         self.matrix = matrix if same else self.space.xp.astype(matrix, self.dtype)
 

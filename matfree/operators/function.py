@@ -1,8 +1,8 @@
-"""Operators whose product is somebody else's code, checked where it comes back.
+"""Operators given by functions, whose results are checked.
 
-A product may write into its argument, hand out the same buffer every time, return a
-list, the wrong shape, another library's array, or NaN. All of this is found here, the
-expensive part of it on the first products only.
+A function may modify its argument, return the same buffer every time, or return a list, an
+array of the wrong shape or of another library, or NaN. All of this is detected here. The
+expensive checks are made for the first matvecs only.
 """
 
 from __future__ import annotations
@@ -28,20 +28,31 @@ class FunctionOperator(Operator):
     Parameters
     ----------
     matvec : function
-        x of shape (n,) to A @ x of shape (m,).
-    space : the space of A @ x
-    domain : the space of x, optional
-        ``space`` by default: a square operator.
+        It maps x of shape (n,) to A @ x of shape (m,).
+    space : VectorSpace
+        The space of A @ x.
+    domain : VectorSpace, optional
+        The space of x; ``space`` by default, which makes the operator square.
     matmat : function, optional
-        X of shape (n, k) to A @ X; without it, ``matvec`` is called column by column.
+        It maps X of shape (n, k) to A @ X. Without it, ``matvec`` is called for each column.
     rmatvec, rmatmat : functions, optional
         The same for the adjoint A^H.
     lanczos_step : function, optional
-        A step of the Lanczos recurrence in one go; see ``LinearOperator``.
+        A fused step of the Lanczos recurrence; see ``LinearOperator``.
     quadratic_forms : function, optional
-        X of shape (n, k) to the numbers x_j^H A x_j, where they cost less than A X.
+        It maps X of shape (n, k) to the numbers x_j^H A x_j, if they cost less than A X.
     name : str
-        What error messages and ``repr`` call it.
+        The operator's name in error messages and in ``repr``.
+
+    Raises
+    ------
+    TypeError
+        ``space`` or ``domain`` does not derive from :class:`matfree.VectorSpace`.
+    OperatorError
+        From a matvec: the function returned something that is not A @ x by its shape, library
+        or data type.
+    NonFiniteError
+        From a matvec: the result contains NaN or infinity.
 
     Examples
     --------
@@ -68,10 +79,10 @@ class FunctionOperator(Operator):
         super().__init__(space, domain)
         self.name = name
         self.lanczos_step, self.quadratic_forms = lanczos_step, quadratic_forms
-        self._forward = _Product(f"{name}(x)", matvec, matmat, self.domain, self.space)
-        self._adjoint: _Product | None = None
+        self._forward = _CheckedMap(f"{name}(x)", matvec, matmat, self.domain, self.space)
+        self._adjoint: _CheckedMap | None = None
         if rmatvec is not None or rmatmat is not None:
-            self._adjoint = _Product(f"{name}^H(x)", rmatvec, rmatmat, self.space, self.domain)
+            self._adjoint = _CheckedMap(f"{name}^H(x)", rmatvec, rmatmat, self.space, self.domain)
 
     def _apply(self, X: Array) -> Array:
         return self._forward(X)
@@ -84,8 +95,8 @@ class FunctionOperator(Operator):
         return f"<{rows}x{columns} operator {self.name} of dtype {self.dtype}>"
 
 
-class _Product:
-    """One direction of a foreign product, with what was learned about its manners."""
+class _CheckedMap:
+    """A map given by functions, A or A^H, and what its first calls revealed about them."""
 
     def __init__(
         self,
@@ -97,10 +108,10 @@ class _Product:
     ) -> None:
         self.name, self.source, self.target = name, source, target
         self.on_vector, self.on_block = on_vector, on_block
-        self.num_products = 0
-        self.writes_into_argument = False
-        self.reuses_its_result = False
-        self._first_result: tuple[Array, Array] | None = None  # as it came, and a copy of it
+        self.num_matvecs = 0
+        self.modifies_argument = False
+        self.reuses_result = False
+        self._first_result: tuple[Array, Array] | None = None  # the returned array and its copy
 
     def __call__(self, X: Array) -> Array:
         if self.on_block is not None:
@@ -108,38 +119,40 @@ class _Product:
         xp, columns = self.target.xp, []
         on_host = str(getattr(X, "device", "cpu")) == "cpu"
         for j in range(X.shape[1]):
-            x = xp.asarray(X[:, j], copy=True)  # contiguous, and theirs to spoil
+            x = xp.asarray(X[:, j], copy=True)  # contiguous, and the function may modify it
             assert self.on_vector is not None
             y = self._received(self.on_vector(x), (len(self.target.rows),))
-            if self.num_products == 0 or on_host:  # a device would have to be waited for
+            if self.num_matvecs == 0 or on_host:  # on a device, every check synchronizes
                 self._require_finite(y)
-            self.num_products += 1
-            columns.append(xp.asarray(y, copy=True))  # it may be the same buffer each time
+            self.num_matvecs += 1
+            columns.append(xp.asarray(y, copy=True))  # the function may reuse its result
         if not columns:
             return self.target.zeros(0)
         return xp.stack(columns, axis=1)
 
     def _block(self, X: Array) -> Array:
         assert self.on_block is not None
-        xp, first = self.target.xp, self.num_products == 0
-        sent = xp.asarray(X, copy=True) if first or self.writes_into_argument else X
+        xp, first = self.target.xp, self.num_matvecs == 0
+        sent = xp.asarray(X, copy=True) if first or self.modifies_argument else X
         raw = self.on_block(sent)
         Y = self._received(raw, (len(self.target.rows), X.shape[1]))
         if first:
             self._require_finite(Y)
-            self.writes_into_argument = not bool(xp.all(sent == X))
+            self.modifies_argument = not bool(xp.all(sent == X))
             self._first_result = (Y, xp.asarray(Y, copy=True))
         elif self._first_result is not None:
-            theirs, kept = self._first_result
-            self.reuses_its_result = not bool(xp.all(theirs == kept))
+            # If the second call changed the array that the first one returned, then the function
+            # returns the same buffer every time, and each result has to be copied.
+            returned, copy = self._first_result
+            self.reuses_result = not bool(xp.all(returned == copy))
             self._first_result = None
-        self.num_products += X.shape[1]
+        self.num_matvecs += X.shape[1]
         if first and self._first_result is not None:
             return self._first_result[1]
-        return xp.asarray(Y, copy=True) if self.reuses_its_result else Y
+        return xp.asarray(Y, copy=True) if self.reuses_result else Y
 
     def _received(self, y: Any, shape: tuple[int, ...]) -> Array:
-        """The result in the target's library, shape and precision, or an error."""
+        """The result in the shape and precision of the target space, or an error."""
         xp, dtype = self.target.xp, self.target.dtype
         if isinstance(y, Sequence):
             y = xp.asarray(y, dtype=dtype, device=self.target.device)
@@ -148,22 +161,22 @@ class _Product:
         if array_api_compat.array_namespace(y) is not xp:
             raise OperatorError(
                 f"{self.name} must return an array of {xp.__name__}, the library of its "
-                f"argument: got {describe(y)}; convert it, or pass like= an array of that "
+                f"argument: got {describe(y)}; convert the result, or pass like=an array of that "
                 "library."
             )
         if tuple(y.shape) not in (shape, (*shape, 1)):
             raise OperatorError(
                 f"{self.name} must return shape {shape} for an operator of shape "
                 f"({self.target.size}, {self.source.size}): got {tuple(y.shape)}; check the "
-                "shape the operator declares."
+                "declared shape of the operator."
             )
         if getattr(y, "requires_grad", False):
-            y = y.detach()  # otherwise every product would stay in the graph
+            y = y.detach()  # otherwise the autograd graph would grow with every matvec
         if y.dtype != dtype:
             if is_complex(xp, y.dtype) and not is_complex(xp, dtype):
                 raise OperatorError(
                     f"{self.name} returned {y.dtype} for an operator of dtype {dtype}; "
-                    "declare a complex dtype (like= a complex array)."
+                    "declare a complex dtype (like=a complex array)."
                 )
             y = xp.astype(y, dtype)
         return xp.reshape(y, shape)
@@ -173,6 +186,6 @@ class _Product:
         if not bool(self.target.xp.all(finite)):
             bad = int(self.target.xp.sum(self.target.xp.astype(~finite, self.target.xp.int64)))
             raise NonFiniteError(
-                f"product {self.num_products + 1} of {self.name} holds NaN or infinity in {bad} "
-                "entries; mend the operator before estimating anything of it."
+                f"matvec {self.num_matvecs + 1} of {self.name} contains NaN or infinity in {bad} "
+                "entries; fix the operator first."
             )

@@ -1,8 +1,8 @@
-"""Memory maps read as files: the same numbers, several times faster when they are not in memory.
+"""Memory maps read through their files, which is several times faster for data on disk.
 
-A page that is looked at through a map is fetched when it is missed, one fault after the
-other; a file is read in long runs into memory that is there already. Only where the file
-cannot be told, or is not what is mapped, the map itself is copied.
+Through a memory map, data are fetched page by page, with a page fault for each. Reading the file
+directly transfers long runs into memory that is already allocated. If the file cannot be
+identified or no longer has the mapped contents, the map is copied instead.
 """
 
 from __future__ import annotations
@@ -17,39 +17,43 @@ from numpy.lib.array_utils import byte_bounds
 
 from matfree.protocol import Array
 
-_COMPARED = 4096  # bytes at either end that must agree
+_COMPARED_BYTES = 4096  # at either end of the map, to recognize its file
 
 
 @final
-class MappedFile:
-    """The file under a ``numpy.memmap``.
+class MemmapFile:
+    """The file that a ``numpy.memmap`` maps.
 
     Parameters
     ----------
     matrix : numpy.memmap
     pages : mmap.mmap
-        The map that its numbers are in.
+        The memory map that contains the entries of ``matrix``.
     """
 
     def __init__(self, matrix: Any, pages: mmap.mmap) -> None:
         begin = matrix.offset - matrix.offset % mmap.ALLOCATIONGRANULARITY
         mapped = np.frombuffer(pages, dtype=np.uint8)
         self._shift = begin - byte_bounds(mapped)[0]
-        """From an address to a position in the file."""
+        """The difference between a position in the file and its address in memory."""
         self._file: int | None = None
         if matrix.mode == "c" or matrix.filename is None or not hasattr(os, "preadv"):
-            return  # a private map may hold what the file does not
+            return  # a copy-on-write map may differ from the file
         try:
             self._file = os.open(matrix.filename, os.O_RDONLY)
         except OSError:
             return
         weakref.finalize(self, os.close, self._file)
         if not self._agrees(mapped, begin):
-            self._file = None  # the name belongs to another file by now
+            self._file = None  # another file has this name now
 
     @classmethod
-    def under(cls, matrix: Any) -> Self | None:
-        """The file under an array; a copy of a ``numpy.memmap`` is one by type, but has none."""
+    def of(cls, matrix: Any) -> Self | None:
+        """The file that an array is mapped from; None for arrays in memory.
+
+        A copy of a ``numpy.memmap`` has that type as well, but is not mapped: only the owner of
+        its memory distinguishes the two.
+        """
         if not isinstance(matrix, np.memmap) or not matrix.size:
             return None
         owner: Any = matrix
@@ -58,7 +62,7 @@ class MappedFile:
         return cls(matrix, owner) if isinstance(owner, mmap.mmap) else None
 
     def copy(self, stored: Array, target: Array) -> None:
-        """The numbers of a part of the memory map into an array of its shape.
+        """Copy ``stored``, a view of the memory map, into an array of the same shape.
 
         Raises
         ------
@@ -76,8 +80,8 @@ class MappedFile:
             np.copyto(target, raw)
 
     def _agrees(self, mapped: Array, begin: int) -> bool:
-        """Whether the file is as long as what is mapped, and begins and ends alike."""
-        size, found = mapped.size, np.empty(min(_COMPARED, mapped.size), dtype=np.uint8)
+        """Whether the file is as long as the map, with the same bytes at its start and end."""
+        size, found = mapped.size, np.empty(min(_COMPARED_BYTES, mapped.size), dtype=np.uint8)
         try:
             for position in (0, size - found.size):
                 self._read(begin + position, found)
@@ -88,11 +92,11 @@ class MappedFile:
         return True
 
     def _read(self, position: int, target: Array) -> None:
-        """Fill an array of bytes from a position of the file."""
+        """Fill an array of bytes from a position in the file."""
         done = 0
         while done < target.size:
             assert self._file is not None
             count = os.preadv(self._file, [target[done:]], position + done)
             if not count:
-                raise EOFError(f"the file ends before byte {position + target.size}")
+                raise EOFError(f"the file ends before byte {position + target.size}.")
             done += count

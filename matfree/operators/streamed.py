@@ -1,12 +1,14 @@
-r"""Matrices larger than memory: files that are read slab by slab, once a block of vectors.
+r"""Matrices larger than memory, which are read in slabs once for each block of vectors.
 
-A matrix cut into slabs of rows is multiplied as it passes by,
+For slabs S of consecutive rows,
 
-    (A X)[rows] = A[rows] X        and        A^H Y = sum over slabs of A[rows]^H Y[rows],
+.. math::
 
-so that either direction takes one pass over the file, whatever the number of vectors.
-While one slab is multiplied, a thread reads the next: a pass takes the longer of the two,
-not their sum.
+    (A X)_S = A_S X, \qquad A^H Y = \sum_S A_S^H Y_S,
+
+so that either direction takes one pass over the file, whatever the number of vectors. While
+one slab is multiplied, a thread reads the next. A pass therefore takes the longer of the
+reading time and the multiplication time, not their sum.
 """
 
 from __future__ import annotations
@@ -20,55 +22,56 @@ import numpy as np
 from matfree.arrays import conjugate, describe
 from matfree.errors import OperatorError, warn
 from matfree.operators.algebra import Operator
-from matfree.operators.memmap_file import MappedFile
+from matfree.operators.base import require_matrix, spaces_like
+from matfree.operators.memmap_file import MemmapFile
 from matfree.protocol import Array
-from matfree.spaces import space_like
 
 SLAB_BYTES = 1 << 26
-"""The default size of a slab: long enough for a disk, short beside any memory."""
+"""The default size of a slab: long enough to read at the disk's full speed, and small compared
+with the memory of any machine."""
 
-_VECTORS_A_PASS = 64
-"""As many as are multiplied in about the time that reading takes, on machines of today."""
+_VECTORS_PER_PASS = 64
+"""The number of vectors whose multiplication takes about as long as reading the matrix."""
 
-_BLOCK_ENTRIES = 1 << 25  # entries of a block of vectors, beyond which fewer are preferred
+_MAX_ENTRIES_PER_BLOCK = 1 << 25  # 256 MiB of double precision; longer vectors get fewer columns
 
 
 @final
 class SlabOperator(Operator):
-    r"""A matrix in a file, streamed in slabs of rows, or of columns where it is stored so.
+    r"""A matrix in a file, streamed in slabs of rows or columns.
 
     Parameters
     ----------
-    matrix : (m, n) sliceable
-        Anything with ``shape``, ``dtype`` and ``matrix[a:b]``, which gives rows as something
-        that NumPy takes for an array: ``numpy.memmap``, an h5py dataset, a zarr array, a
-        class of yours. Integers become float64, 16-bit floating point float32, and numbers
-        of the other byte order native ones, one slab at a time. It is read from a thread,
-        never by two at once within a product.
+    matrix : (m, n) sliceable object
+        An object with ``shape``, ``dtype`` and ``matrix[a:b]``, which returns rows that NumPy
+        can convert to an array: a ``numpy.memmap``, an h5py dataset, a zarr array, or a class
+        of your own. Each slab is converted when it is read: integers to float64, 16-bit floating
+        point to float32, and foreign byte order to native byte order. The matrix is read from
+        one thread other than the caller's.
     slab_bytes : int
-        Size of a slab in memory, at least one row. Where ``matrix.chunks`` tells in what
-        pieces it is stored, a slab holds whole chunks.
+        The size of a slab in memory; a slab has at least one row. If the matrix declares the
+        ``chunks`` in which it is stored, a slab consists of whole chunks.
 
     Raises
     ------
     OperatorError
-        It has not two dimensions; or, from a product, a slab could not be read, or was not
-        what the shape and the dtype promise. The text names its rows.
+        The matrix does not have two dimensions. From a matvec: a slab could not be read or does
+        not have the declared shape; the message names its rows.
 
     Warns
     -----
     RuntimeWarning
-        A slab holds less than one chunk, so that each chunk is read more than once a product.
+        A slab is smaller than one chunk, so that each chunk is read more than once per pass.
 
     Notes
     -----
-    The slabs are of columns, A X being a sum over them, where a memory map is in Fortran
-    order, or the chunks are too high for slabs of rows.
+    Slabs of columns are used, with A X as the sum over them, if a memory map is in Fortran
+    order or if the chunks are too tall for slabs of rows.
 
     Cost
     ----
-    One pass over the file a block of vectors, in either direction. Two slabs in memory beside
-    the vectors, counted with the numbers as they are stored where those are converted.
+    One pass over the file per block of vectors, in either direction. Memory: two slabs in
+    addition to the vectors; if numbers are converted, ``slab_bytes`` counts both types.
 
     Examples
     --------
@@ -83,123 +86,123 @@ class SlabOperator(Operator):
     """
 
     def __init__(self, matrix: Any, *, slab_bytes: int = SLAB_BYTES) -> None:
+        require_matrix(matrix)
         shape = tuple(matrix.shape)
-        if len(shape) != 2:
-            raise OperatorError(f"a matrix has 2 dimensions: got {describe(matrix)}.")
         if slab_bytes < 1:
             raise ValueError(f"slab_bytes must be at least 1: got {slab_bytes}.")
         example = np.empty(0, dtype=matrix.dtype)
-        space = space_like(example.astype(example.dtype.newbyteorder("=")), shape[0])
-        square = shape[0] == shape[1]
-        super().__init__(space, space if square else space_like(space.zeros(0), shape[1]))
+        super().__init__(*spaces_like(example.astype(example.dtype.newbyteorder("=")), shape))
         self.matrix = matrix
-        self.preferred_block_size = vectors_a_pass(shape)
+        self.preferred_block_size = vectors_per_pass(shape)
         converted = np.dtype(matrix.dtype) != self.dtype
         width = np.dtype(self.dtype).itemsize + converted * np.dtype(matrix.dtype).itemsize
         self.by_columns, self.height = _layout(matrix, shape, width, slab_bytes)
-        self._mapped = MappedFile.under(matrix)
-        self._copies = self._mapped is not None or converted
+        self._file = MemmapFile.of(matrix)
+        self._copies = self._file is not None or converted
 
     def _apply(self, X: Array) -> Array:
-        return self._accumulated(X) if self.by_columns else self._stacked(X)
+        return self._sum_over_slabs(X) if self.by_columns else self._stack_slabs(X)
 
     def _apply_adjoint(self, X: Array) -> Array:
-        return self._stacked(X, "H") if self.by_columns else self._accumulated(X, "H")
+        if self.by_columns:
+            return self._stack_slabs(X, adjoint=True)
+        return self._sum_over_slabs(X, adjoint=True)
 
-    def _stacked(self, X: Array, adjoint: str = "") -> Array:
-        """Every slab gives a few rows of the answer."""
+    def _stack_slabs(self, X: Array, *, adjoint: bool = False) -> Array:
+        """A X or A^H X, of which every slab computes a few rows."""
         xp, target = self.space.xp, self.domain if adjoint else self.space
         Y = xp.empty((target.size, X.shape[1]), dtype=self.dtype)
 
-        def use(part: slice, slab: Array) -> None:
-            Y[part] = _adjoint_times(xp, slab, X) if adjoint else slab @ X
+        def multiply(lines: slice, slab: Array) -> None:
+            Y[lines] = _slab_adjoint_times(xp, slab, X) if adjoint else slab @ X
 
-        self._stream(use)
+        self._stream(multiply)
         return Y
 
-    def _accumulated(self, X: Array, adjoint: str = "") -> Array:
-        """Every slab meets a few rows of the block, and adds to the whole answer."""
+    def _sum_over_slabs(self, X: Array, *, adjoint: bool = False) -> Array:
+        """A X or A^H X, to which every slab and the matching rows of X add a term."""
         xp, target = self.space.xp, self.domain if adjoint else self.space
         Y = target.zeros(X.shape[1])
 
-        def use(part: slice, slab: Array) -> None:
-            Y[...] += _adjoint_times(xp, slab, X[part]) if adjoint else slab @ X[part]
+        def multiply(lines: slice, slab: Array) -> None:
+            x = X[lines]
+            Y[...] += _slab_adjoint_times(xp, slab, x) if adjoint else slab @ x
 
-        self._stream(use)
+        self._stream(multiply)
         return Y
 
-    def _stream(self, use: Callable[[slice, Array], None]) -> None:
-        """Hand every slab to ``use``, in order, the next one being read meanwhile."""
+    def _stream(self, multiply: Callable[[slice, Array], None]) -> None:
+        """Call ``multiply(lines, slab)`` for all slabs in order, reading the next meanwhile."""
         length, across = self.shape[::-1] if self.by_columns else self.shape
         begins = range(0, length, self.height)
-        parts = [slice(begin, min(begin + self.height, length)) for begin in begins]
-        # Two buffers in turn: memory that is new costs as much as the copy into it.
+        slices = [slice(begin, min(begin + self.height, length)) for begin in begins]
+        # Two buffers are used in turn, because fresh memory costs as much as the copy into it.
         shape = (min(self.height, length), across) if self._copies else (0, 0)
-        buffers = [np.empty(shape, dtype=self.dtype) for _ in parts[:2]]
+        buffers = [np.empty(shape, dtype=self.dtype) for _ in slices[:2]]
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slab") as reader:
-            ahead = reader.submit(self._read, parts[0], buffers[0]) if parts else None
-            for number, part in enumerate(parts, start=1):
+            ahead = reader.submit(self._read, slices[0], buffers[0]) if slices else None
+            for number, lines in enumerate(slices, start=1):
                 assert ahead is not None
                 slab = ahead.result()
-                if number < len(parts):
-                    ahead = reader.submit(self._read, parts[number], buffers[number % 2])
-                use(part, slab)
-                del slab  # before the one after the next is begun: two at a time
+                if number < len(slices):
+                    ahead = reader.submit(self._read, slices[number], buffers[number % 2])
+                multiply(lines, slab)
+                del slab  # so that never more than two slabs are in memory
 
-    def _read(self, part: slice, buffer: Array) -> Array:
-        """A slab in memory, not merely mapped: this is where the disk is waited for."""
+    def _read(self, lines: slice, buffer: Array) -> Array:
+        """Read a slab from the file into memory, in the thread that reads."""
         try:
-            stored = np.asarray(self.matrix[:, part] if self.by_columns else self.matrix[part])
-            self._require_shape(stored, part)
+            stored = np.asarray(self.matrix[:, lines] if self.by_columns else self.matrix[lines])
+            self._require_shape(stored, lines)
             if not self._copies:
                 return stored
-            lines = buffer[: part.stop - part.start]
-            slab = lines.T if self.by_columns else lines
-            if self._mapped is None:
+            filled = buffer[: lines.stop - lines.start]
+            slab = filled.T if self.by_columns else filled
+            if self._file is None:
                 np.copyto(slab, stored)
             else:
-                self._mapped.copy(stored, slab)
+                self._file.copy(stored, slab)
         except OperatorError:
             raise
-        except Exception as cause:  # whatever the file's library may say
+        except Exception as cause:  # file libraries raise exceptions of any type
             raise OperatorError(
-                f"{self._named(part)} could not be read ({type(cause).__name__}: {cause}); mend "
-                "the file, or the connection to it."
+                f"{self._describe_slab(lines)} could not be read ({type(cause).__name__}: "
+                f"{cause}); check the file and the connection to it."
             ) from cause
         return slab
 
-    def _require_shape(self, stored: Array, part: slice) -> None:
-        lines = part.stop - part.start
-        expected = (self.shape[0], lines) if self.by_columns else (lines, self.shape[1])
+    def _require_shape(self, stored: Array, lines: slice) -> None:
+        count = lines.stop - lines.start
+        expected = (self.shape[0], count) if self.by_columns else (count, self.shape[1])
         if stored.shape != expected:
             raise OperatorError(
-                f"{self._named(part)} came with shape {stored.shape} instead of {expected}; "
-                "mend what matrix[a:b] gives."
+                f"{self._describe_slab(lines)} has shape {stored.shape} instead of {expected}; "
+                "fix the result of matrix[a:b]."
             )
 
-    def _named(self, part: slice) -> str:
-        line = "columns" if self.by_columns else "rows"
-        return f"the slab of {line} {part.start} to {part.stop - 1} of {describe(self.matrix)}"
+    def _describe_slab(self, lines: slice) -> str:
+        kind = "columns" if self.by_columns else "rows"
+        return f"the slab of {kind} {lines.start} to {lines.stop - 1} of {describe(self.matrix)}"
 
 
-def vectors_a_pass(shape: tuple[int, int]) -> int:
-    """The vectors to send at once where the matrix costs more to come by than to multiply."""
-    return max(1, min(_VECTORS_A_PASS, _BLOCK_ENTRIES // max(1, *shape)))
+def vectors_per_pass(shape: tuple[int, int]) -> int:
+    """The preferred block size of a matrix that takes longer to read than to multiply."""
+    return max(1, min(_VECTORS_PER_PASS, _MAX_ENTRIES_PER_BLOCK // max(1, *shape)))
 
 
 def _layout(matrix: Any, shape: tuple[int, int], width: int, slab_bytes: int) -> tuple[bool, int]:
-    """Whether slabs are of columns, and how many rows (or columns) each has.
+    """Whether slabs consist of columns, and the number of rows (or columns) of a slab.
 
     Parameters
     ----------
     width : int
-        Bytes that a number takes while it is read.
+        The bytes that a number occupies while it is read, before and after conversion.
     """
     flags = getattr(matrix, "flags", None)
     if flags is not None and flags["F_CONTIGUOUS"] and not flags["C_CONTIGUOUS"]:
         return True, max(1, slab_bytes // max(1, shape[0] * width))
-    # Slabs of the one kind, and of the other, that hold one line of chunks.
-    chunks = _chunks(matrix)
+    # The smallest slabs of rows and of columns that consist of whole chunks: one line of chunks.
+    chunks = _chunk_shape(matrix)
     costs = chunks[0] * shape[1], chunks[1] * shape[0]
     by_columns = costs[0] * width > slab_bytes and costs[1] < costs[0]
     lines, across = (chunks[1], shape[0]) if by_columns else (chunks[0], shape[1])
@@ -209,7 +212,7 @@ def _layout(matrix: Any, shape: tuple[int, int], width: int, slab_bytes: int) ->
     warn(
         f"a slab of {slab_bytes} bytes holds {height} of the {lines} "
         f"{'columns' if by_columns else 'rows'} of a chunk of {describe(matrix)}, so that each "
-        f"chunk is read {-(-lines // height)} times a product; pass "
+        f"chunk is read {-(-lines // height)} times per pass; pass "
         f"SlabOperator(matrix, slab_bytes={lines * across * width}) or more, or store it in "
         "smaller chunks.",
         RuntimeWarning,
@@ -217,14 +220,14 @@ def _layout(matrix: Any, shape: tuple[int, int], width: int, slab_bytes: int) ->
     return by_columns, height
 
 
-def _chunks(matrix: Any) -> tuple[int, int]:
-    """The shape of the pieces in which a file holds the matrix; single numbers where none."""
+def _chunk_shape(matrix: Any) -> tuple[int, int]:
+    """The shape of the chunks in which the matrix is stored; (1, 1) if it declares none."""
     chunks = getattr(matrix, "chunks", None)
     if isinstance(chunks, tuple) and len(chunks) == 2 and all(isinstance(c, int) for c in chunks):
         return chunks[0], chunks[1]
     return 1, 1
 
 
-def _adjoint_times(xp: Any, slab: Array, X: Array) -> Array:
-    """A^H X for one slab; the block, being narrow, is what is conjugated."""
+def _slab_adjoint_times(xp: Any, slab: Array, X: Array) -> Array:
+    """A^H X for one slab A. The block X is conjugated, because it is smaller than the slab."""
     return conjugate(xp, slab.T @ conjugate(xp, X))

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from harness import side_by_side
 
 import matfree as mf
-from matfree_scipy import fused
+from matfree_scipy import compiled_products
 
 SIDES, PROBES, STEPS, SHIFT = (46, 100), 20, 40, 0.1
 WIDTHS = (1, 4, 8, 16, 32)
@@ -34,12 +34,12 @@ def spectrum_3d(side):
 @contextmanager
 def compiled(wanted):
     """Operators made within take the compiled step, or do not, however large they are."""
-    usual = fused.WORTH_COMPILING
-    fused.WORTH_COMPILING = 0 if wanted else 1 << 62
+    usual = compiled_products.MIN_ENTRIES
+    compiled_products.MIN_ENTRIES = 0 if wanted else 1 << 62
     try:
         yield
     finally:
-        fused.WORTH_COMPILING = usual
+        compiled_products.MIN_ENTRIES = usual
 
 
 def ways():

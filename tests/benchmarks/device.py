@@ -196,11 +196,11 @@ def sums_of_functions(A, matrix, vectors, exact):
 @contextmanager
 def narrowest_block(columns):
     """Blocks from this width on go through the kernels."""
-    before, csr.NARROWEST = csr.NARROWEST, columns
+    before, csr.MIN_COLUMNS = csr.MIN_COLUMNS, columns
     try:
         yield
     finally:
-        csr.NARROWEST = before
+        csr.MIN_COLUMNS = before
 
 
 def laplacian_3d(side):

@@ -79,7 +79,7 @@ def _narrow(matrix):
 
 def ways(matrix):
     """The matrix as an operator without numba and, where it is there and used, with it."""
-    with mock.patch("matfree_scipy.convert.fused_products", create=True, return_value=None):
+    with mock.patch("matfree_scipy.strategies.compiled_products", return_value=None):
         found = {"without numba": mf.aslinearoperator(matrix)}
     compiled = mf.aslinearoperator(matrix)
     if "numba" in repr(compiled):

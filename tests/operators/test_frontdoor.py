@@ -235,7 +235,7 @@ DRIVERS = {
 @pytest.mark.parametrize("run", DRIVERS.values(), ids=DRIVERS.keys())
 def test_nan_is_refused_at_once_and_the_product_named(run, at):
     operator = Poisoned(at)
-    with pytest.raises(mf.NonFiniteError, match=f"product {at} "):
+    with pytest.raises(mf.NonFiniteError, match=rf"(product|matvec) {at} .*NaN"):
         run(operator)
     assert operator.calls <= at + 1
 
@@ -254,7 +254,7 @@ def test_nan_in_a_later_block_is_found_in_the_numbers_that_reach_the_host(run):
         run(duck)
         run(duck)
 
-    with pytest.raises(mf.NonFiniteError, match="product"):
+    with pytest.raises(mf.NonFiniteError, match="NaN or infinity"):
         twice()
 
 

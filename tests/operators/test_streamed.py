@@ -151,7 +151,7 @@ def test_slabs_hold_whole_chunks(chunks, slab_bytes, expected):
 
 def test_chunks_larger_than_a_slab_are_warned_of_with_what_to_do():
     A = Sliceable(matrix("f8"), chunks=(12, 12))
-    with pytest.warns(RuntimeWarning, match=r"read 3 times a product; pass .*slab_bytes=1632"):
+    with pytest.warns(RuntimeWarning, match=r"read 3 times per pass; pass .*slab_bytes=1632"):
         operator = mf.SlabOperator(A, slab_bytes=5 * N * 8)
     require_products(A.A, operator)
     assert mf.SlabOperator(A, slab_bytes=1632).height == 12

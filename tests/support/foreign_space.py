@@ -4,6 +4,7 @@
 ``support.sharded``, whose threads could hide what real processes do not share.
 """
 
+import itertools
 import multiprocessing
 import traceback
 
@@ -89,7 +90,7 @@ class RowsOfMatrix:
 def even_ranges(size, world):
     """``size`` rows split over ``world`` ranks, as evenly as possible."""
     edges = np.linspace(0, size, world + 1).astype(int).tolist()
-    return [range(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(*pair) for pair in itertools.pairwise(edges)]
 
 
 def run_in_processes(world, matrices, cases):

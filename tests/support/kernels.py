@@ -74,7 +74,7 @@ class Host:
         self.launched, self._made = kernels.launched, []
         self.launched.clear()
         monkeypatch.setattr(csr, "kernel", kernels)
-        monkeypatch.setattr(csr.CsrProducts, "_empty", self._empty)
+        monkeypatch.setattr(csr.CudaCsrKernels, "_empty", self._empty)
         for module in (csr, convert):
             monkeypatch.setattr(module, "require_current", lambda device: None)
 

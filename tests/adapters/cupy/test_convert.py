@@ -104,7 +104,7 @@ def test_cupys_sparse_types_are_known_by_their_names(name):
 def test_every_data_type_has_a_kernel_for_cupy_to_compile_later(dtype):
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     where = {"rows": range(3, 200), "probes": range(2), "stream": 0, "seed": 1}
-    kernel = kernels.kernel(signs.SOURCE, signs.launch(np.dtype(dtype), **where)[0])
+    kernel = kernels.kernel(signs.SIGNS_SOURCE, signs.launch(np.dtype(dtype), **where)[0])
     assert isinstance(kernel, cupy.RawKernel)
     assert f"DEFINE_KERNEL({kernel.name}," in kernel.code
     assert {"__enter__", "__exit__", "id"} <= set(dir(cupy.cuda.Device))
@@ -167,7 +167,7 @@ def test_the_kernel_on_the_device_has_the_bits_of_the_host(kind, rows):
     dtype = np.dtype(kind)
     here = mf.space_like(np.zeros(1), 1).xp
     expected = probes.rademacher(here, dtype, "cpu", **where)
-    got = signs.rademacher(xp, dtype, cupy.cuda.Device(), **where)
+    got = signs.rademacher_on_device(xp, dtype, cupy.cuda.Device(), **where)
     assert got.get().tobytes() == expected.tobytes()
 
 
@@ -178,10 +178,10 @@ def test_signs_are_made_on_the_current_stream():
 
     where = {"rows": range(1 << 20), "probes": range(8), "stream": 0, "seed": 1}
     with cupy.cuda.Stream(non_blocking=True) as stream:
-        first = signs.rademacher(xp, np.dtype("float64"), cupy.cuda.Device(), **where)
+        first = signs.rademacher_on_device(xp, np.dtype("float64"), cupy.cuda.Device(), **where)
         stream.synchronize()  # this stream alone has to wait
         host = first.get(stream=stream)
-    again = signs.rademacher(xp, np.dtype("float64"), cupy.cuda.Device(), **where).get()
+    again = signs.rademacher_on_device(xp, np.dtype("float64"), cupy.cuda.Device(), **where).get()
     assert host.tobytes() == again.tobytes()
 
 

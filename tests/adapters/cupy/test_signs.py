@@ -18,7 +18,7 @@ DTYPES = [np.int8, np.float32, np.float64, np.complex64, np.complex128]
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    return for_the_host(signs.SOURCE, tmp_path_factory.mktemp("kernels") / "signs.so")
+    return for_the_host(signs.SIGNS_SOURCE, tmp_path_factory.mktemp("kernels") / "signs.so")
 
 
 def run(kernels, dtype, **where):
@@ -82,11 +82,11 @@ def test_an_estimate_by_the_kernel_is_the_same_to_the_bit(kernels, monkeypatch):
 
 
 def test_the_adapter_replaces_the_signs_of_cupy_and_of_nothing_else():
-    assert probes._SIGN_MAKERS["cupy"] is signs.rademacher
+    assert probes._SIGN_MAKERS["cupy"] is signs.rademacher_on_device
 
 
 def test_cupys_compiler_accepts_the_kernels():
     """For the device's own architecture; no device is needed for that."""
-    assembly = read_by_cudas_compiler(signs.SOURCE)
+    assembly = read_by_cudas_compiler(signs.SIGNS_SOURCE)
     for name in {name for name, _ in signs._KERNELS.values()}:
         assert f".entry {name}(" in assembly

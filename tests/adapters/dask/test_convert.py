@@ -116,7 +116,10 @@ def test_there_is_one_compute_a_block_and_all_probes_are_one_block():
         (lambda: da.ones(5), "a matrix has 2 dimensions"),
         (lambda: da.ones((2, 2, 2)), "a matrix has 2 dimensions"),
         (lambda: da.ones((6, 6))[da.ones(6) > 0], "compute_chunk_sizes"),
-        (lambda: da.ones((6, 6)).map_blocks(np.ma.masked_array), "MaskedArray; make them NumPy"),
+        (
+            lambda: da.ones((6, 6)).map_blocks(np.ma.masked_array),
+            "MaskedArray; convert them to NumPy",
+        ),
     ],
     ids=["vector", "tensor", "unknown size", "masked"],
 )

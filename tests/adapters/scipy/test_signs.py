@@ -5,7 +5,7 @@ import pytest
 
 import matfree as mf
 from matfree import probes
-from matfree_scipy import signs
+from matfree_scipy import compiled_signs
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -16,7 +16,7 @@ ROWS = [range(1), range(1000), range(3, 700), range(129, 131), range(2**40 + 3, 
 
 @pytest.fixture(autouse=True)
 def compiled_however_few(monkeypatch):
-    monkeypatch.setattr(signs, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(compiled_signs, "MIN_SIGNS", 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
@@ -25,7 +25,7 @@ def test_the_kernel_has_the_bits_of_the_array_version(dtype, rows):
     for columns, stream, seed in ((range(1), 0, 0), (range(5, 12), 2, 2**64 - 1)):
         where = {"rows": rows, "probes": columns, "stream": stream, "seed": seed}
         expected = probes.signs_by_words(XP, dtype, "cpu", **where)
-        got = signs.rademacher(XP, dtype, "cpu", **where)
+        got = compiled_signs.rademacher_by_numba(XP, dtype, "cpu", **where)
         assert got.dtype == expected.dtype
         assert got.tobytes() == expected.tobytes()
 
@@ -35,19 +35,19 @@ def test_the_bits_do_not_depend_on_the_threads(monkeypatch):
     seen = []
     for threads in ("1", "3"):
         monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
-        seen.append(signs.rademacher(XP, np.float64, "cpu", **where).tobytes())
+        seen.append(compiled_signs.rademacher_by_numba(XP, np.float64, "cpu", **where).tobytes())
     assert seen[0] == seen[1] == probes.signs_by_words(XP, np.float64, "cpu", **where).tobytes()
 
 
 def test_too_many_probes_are_refused_in_the_same_words():
     where = {"rows": range(4), "probes": range(2**32, 2**32 + 1), "stream": 0, "seed": 0}
-    for maker in (signs.rademacher, probes.signs_by_words):
+    for maker in (compiled_signs.rademacher_by_numba, probes.signs_by_words):
         with pytest.raises(ValueError, match="numbered from 0"):
             maker(XP, np.float64, "cpu", **where)
 
 
 def test_few_signs_are_left_to_the_arrays(monkeypatch):
-    monkeypatch.setattr(signs, "WORTH_A_CALL", 1 << 16)
-    monkeypatch.setattr(signs, "over_chunks", None)  # would be called, and fail
+    monkeypatch.setattr(compiled_signs, "MIN_SIGNS", 1 << 16)
+    monkeypatch.setattr(compiled_signs, "over_chunks", None)  # would be called, and fail
     where = {"rows": range(1000), "probes": range(2), "stream": 0, "seed": 0}
-    assert signs.rademacher(XP, np.float64, "cpu", **where).shape == (1000, 2)
+    assert compiled_signs.rademacher_by_numba(XP, np.float64, "cpu", **where).shape == (1000, 2)

@@ -125,7 +125,7 @@ ERRORS = {
     "no block": "block_size must be positive",
     "other weights": "process 1 has other weights than process 0",
     "alone": "create the operator with process_group=",
-    "restricted": "cut into pieces cannot be restricted",
+    "restricted": "sharded vectors cannot be restricted",
 }
 
 

@@ -1,6 +1,7 @@
-"""Random signs compiled by numba: the bits of ``matfree.probes``, in one pass over memory.
+"""Random signs compiled by numba: the bits of ``matfree.probes`` in one pass over memory.
 
-The array version writes and reads its words and bytes several times before a sign is there.
+The version for all array libraries writes and reads several intermediate arrays of random words
+and bytes for each block of signs.
 """
 
 from __future__ import annotations
@@ -9,45 +10,47 @@ from typing import Any
 
 import numpy as np
 
-from matfree import probes as by_arrays
+from matfree import probes as array_version
 from matfree.protocol import Array, DType
-from matfree_scipy.compiled import compiled
+from matfree_scipy.compilation import compiled
 from matfree_scipy.threads import over_chunks
 
-WORTH_A_CALL = 1 << 16
-"""Signs from which the threads' work is more than the way to it."""
+MIN_SIGNS = 1 << 16
+"""Signs from which the threads save more time than starting them takes."""
 
-_ROWS = 128  # that one counter serves
+_COUNTER_ROWS = 128  # one counter of Philox yields the signs of this many rows
 
 
 def use_compiled_signs() -> None:
-    """From here on NumPy's signs are made by the compiled kernel, where there are many."""
-    by_arrays.replace_signs("numpy", rademacher)
+    """From now on, compute large blocks of NumPy signs by the compiled kernel."""
+    array_version.replace_signs("numpy", rademacher_by_numba)
 
 
-def rademacher(
+def rademacher_by_numba(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
-    """Random signs, (rows, probes) in C order, as ``matfree.probes.rademacher`` makes them."""
-    if len(rows) * len(probes) < WORTH_A_CALL:
-        return by_arrays.signs_by_words(
+    """Random signs, (rows, probes) in C order, bit for bit those of ``matfree.probes``."""
+    if len(rows) * len(probes) < MIN_SIGNS:
+        return array_version.signs_by_words(
             xp, dtype, device, rows=rows, probes=probes, stream=stream, seed=seed
         )
-    by_arrays.require_numbers(probes)
+    array_version.require_numbers(probes)
     out = xp.empty((len(rows), len(probes)), dtype=dtype)
-    where = (rows.start // _ROWS, rows.start % _ROWS, probes.start, stream, seed)
-    chunks = -(-rows.stop // _ROWS) - rows.start // _ROWS
-    over_chunks(chunks, compiled(signs), *map(np.uint64, where), out)
+    first, skipped = divmod(rows.start, _COUNTER_ROWS)
+    chunks = -(-rows.stop // _COUNTER_ROWS) - first
+    numbers = map(np.uint64, (first, skipped, probes.start, stream, seed))
+    over_chunks(chunks, compiled(fill_signs), *numbers, out)
     return out
 
 
-def signs(
+def fill_signs(
     first_block: Any, skipped: Any, first_probe: Any, stream: Any, seed: Any, out: Any,
     first: int, last: int,
 ) -> None:  # fmt: skip
-    """The signs of some counters, each serving 128 rows of one probe.
+    """The signs of some counters; each yields those of 128 rows of one probe.
 
-    All integers are 64 bits without a sign: of one kind with another numba makes a float.
+    All integers are unsigned with 64 bits, because numba converts a mixture with signed integers
+    to floating point. The rounds are those of ``matfree.probes.philox``.
     """
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     height, k = out.shape
