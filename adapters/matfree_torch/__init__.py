@@ -1,7 +1,7 @@
-"""PyTorch tensors as matrices, and the curvature of networks as operators.
+"""PyTorch adapter: tensors as matrices, and the curvature of networks as operators.
 
-``matfree.aslinearoperator`` finds this package by its entry point when it first meets a
-tensor; the curvatures are imported from here.
+``matfree.aslinearoperator`` loads this package through its entry point when it first gets a
+tensor. The curvatures, such as :func:`hessian`, are imported from here.
 """
 
 from matfree_torch.activations.activation_hessian import activation_hessian
@@ -11,9 +11,10 @@ from matfree_torch.activations.shared_operator import SharedActivationHessian
 from matfree_torch.analysis.batch_jackknife import batch_jackknife
 from matfree_torch.analysis.batch_jackknife_result import BatchJackknife
 from matfree_torch.analysis.directions import towards
+from matfree_torch.analysis.follower import Follower
 from matfree_torch.analysis.landscape import loss_landscape
 from matfree_torch.analysis.landscape_result import LossLandscape
-from matfree_torch.analysis.training import Follower, follow_training
+from matfree_torch.analysis.training import follow_training
 from matfree_torch.analysis.training_history import TrainingHistory
 from matfree_torch.curvature.fisher import fisher
 from matfree_torch.curvature.gauss_newton import GaussNewtonOperator

@@ -1,4 +1,4 @@
-"""Tensors as explicit matrices, on the device where they lie."""
+"""Tensors as explicit matrices, on the device that holds them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from matfree.protocol import Array
 
 
 def adapt(obj: Any) -> Operator | None:
-    """A 2-D tensor, dense or sparse, as an operator; None for other objects of torch's.
+    """Return an operator for a dense or sparse matrix, and None for other objects of torch.
 
     Parameters
     ----------
     obj : Tensor
-        Dense or sparse CSR tensors are used as they are, detached from any graph; COO, CSC
-        and blocked formats are converted to CSR, which copies them.
+        A dense or CSR tensor is used without a copy and detached from its autograd graph. The
+        formats COO, CSC, BSR and BSC are converted to CSR, which copies them.
 
     Returns
     -------
@@ -39,14 +39,18 @@ def adapt(obj: Any) -> Operator | None:
     if not isinstance(obj, Tensor):
         return None
     if obj.ndim != 2:
-        raise OperatorError(f"a matrix has 2 dimensions: got a tensor of shape {tuple(obj.shape)}.")
+        raise OperatorError(
+            f"a matrix has 2 dimensions: got a tensor of shape {tuple(obj.shape)}; reshape it."
+        )
     tensor = obj.detach()
     return DenseOperator(tensor) if tensor.layout == torch.strided else SparseTensor(tensor)
 
 
 @final
 class SparseTensor(Operator):
-    """A sparse tensor. The transpose is made when the adjoint is first used.
+    """A sparse tensor as an operator, in CSR format.
+
+    The transpose is stored as well, from the first use of the adjoint.
 
     Parameters
     ----------
@@ -54,10 +58,10 @@ class SparseTensor(Operator):
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        with warnings.catch_warnings():  # torch calls its CSR format a beta once a process
+        with warnings.catch_warnings():  # one per process
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             if matrix.layout in (torch.sparse_bsr, torch.sparse_bsc):
-                # Torch has no way from blocks to rows but by coordinates.
+                # torch converts blocked formats to CSR only by way of COO.
                 matrix = matrix.to_sparse(layout=torch.sparse_coo)
             csr = matrix.to_sparse_csr()
         example = csr.values()
@@ -71,5 +75,5 @@ class SparseTensor(Operator):
     def _apply_adjoint(self, X: Array) -> Array:
         if self._transpose is None:
             self._transpose = self.matrix.transpose(0, 1).to_sparse_csr()
-        # Torch conjugates by a mark on the tensor, which its sparse products need not know.
+        # torch conjugates lazily, by a flag that sparse products may ignore.
         return (self._transpose @ X.conj().resolve_conj()).conj().resolve_conj()

@@ -1,22 +1,23 @@
-"""Programs written for PyHessian, with one line changed.
+"""PyHessian's API, for programs written for PyHessian. Only the import changes::
 
     from matfree_torch.pyhessian import hessian, get_esd_plot
 
-The names, the arguments and the shapes of results are those of PyHessian; what stands behind
-them is this package. Where a meaning had to change:
+Names, arguments and the shapes of results are those of PyHessian. The computations are those of
+this package. The following differs, because PyHessian's meaning had to change:
 
-- The model's mode is the caller's, where PyHessian switched it to ``eval()`` for good; a layer
-  that this makes a difference to is refused or warned of. Gradients, buffers and the random
-  state are left alone too, and so is the backend of matplotlib.
-- ``tol`` bounds the residual of an eigenpair relative to ||H||, and half of the trace's 95 %
-  interval relative to it, not the change from one iteration to the next; where ``maxIter`` ends
-  first a ConvergenceWarning says how far it got (it calls the budget ``max_matvecs``). A trace
-  known to 1e-3 takes far more than 100 probes; pass the tolerance that you need.
-- Eigenvalues are sorted by magnitude, and none of several equal ones is missed.
-- Batches are weighted by what the loss divides by, class weights and ignored targets included,
-  where PyHessian counted samples.
-- Probes are counted from ``seed``, fresh in every call without one.
-- Tensors go to where the model is; ``cuda=True`` only makes sure that this is a GPU.
+- The model keeps its mode, whereas PyHessian switches it to ``eval()`` permanently. If the mode
+  makes a difference to a layer, there is an error or a warning. Gradients, buffers, the random
+  state and matplotlib's backend are not changed either.
+- ``tol`` bounds the residual of an eigenpair relative to ||H||, and the half-width of the 95 %
+  interval of the trace relative to the trace, instead of the change between two iterations. If
+  ``maxIter`` ends a computation first, a ConvergenceWarning reports the accuracy reached. The
+  warning calls the budget ``max_matvecs``. A trace to 1e-3 takes far more than 100 probes, so
+  pass the tolerance that you need.
+- Eigenvalues are sorted by magnitude, and all of several equal ones are found.
+- The weight of a batch is what the loss divides by, which includes class weights and ignored
+  targets, whereas PyHessian counts samples.
+- Probes are determined by ``seed``. Without a seed every call draws new ones.
+- Tensors are moved to the device of the model. ``cuda=True`` only checks that this is a GPU.
 
 References
 ----------

@@ -1,4 +1,4 @@
-"""Data given the way PyHessian takes them."""
+"""PyHessian's arguments ``data``, ``dataloader`` and ``cuda``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from matfree_torch.objective import isolation
 
 Criterion = Callable[[Any, Any], Tensor]
 
 
-def handed_over(model: nn.Module, data: Any, dataloader: Any, cuda: bool) -> Any:
-    """The one of the two that is given, on the model's device."""
+def resolve_data(model: nn.Module, data: Any, dataloader: Any, cuda: bool) -> Any:
+    """Return ``data`` or ``dataloader``, whichever is given, on the device of the model."""
     if (data is None) == (dataloader is None):
         raise ValueError("give either data=(inputs, targets) or dataloader, not both.")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -27,32 +28,35 @@ def handed_over(model: nn.Module, data: Any, dataloader: Any, cuda: bool) -> Any
     layer = isolation.layer_with_batch_statistics(model)
     if layer is not None:
         warnings.warn(
-            f"{layer} is in training mode, which is kept here, where PyHessian would have called "
-            "model.eval(); call it for the same numbers.",
+            f"{layer} is in training mode and stays so, whereas PyHessian would have called "
+            "model.eval(); call model.eval() to get the same numbers.",
             UserWarning,
             stacklevel=3,
         )
     if dataloader is None:
-        batch = _to(data, device)
+        batch = _to_device(data, device)
         return tuple(batch) if isinstance(batch, list) else batch
-    return dataloader if device.type == "cpu" else _Moved(dataloader, device)
+    return dataloader if device.type == "cpu" else _LoaderOnDevice(dataloader, device)
 
 
-def _to(x: Any, device: torch.device) -> Any:
-    if isinstance(x, Tensor):
-        return x.to(device)
-    if isinstance(x, Mapping):
-        return {name: _to(value, device) for name, value in x.items()}
-    return type(x)(_to(item, device) for item in x) if isinstance(x, tuple | list) else x
+def _to_device(x: Any, device: torch.device) -> Any:
+    """Move the tensors of nested tuples, lists and mappings to a device."""
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):  # pytree knows dictionaries, but not other mappings
+            return {name: _to_device(value, device) for name, value in leaf.items()}
+        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(move, x)
 
 
 @final
-class _Moved:
-    """A loader whose batches go to the model's device."""
+class _LoaderOnDevice:
+    """A loader that moves its batches to a device."""
 
     def __init__(self, loader: Any, device: torch.device) -> None:
         self.loader, self.device = loader, device
-        self.sampler = getattr(loader, "sampler", None)
+        self.sampler = getattr(loader, "sampler", None)  # error messages name it
 
     def __iter__(self) -> Iterator[Any]:
-        return (_to(batch, self.device) for batch in self.loader)
+        return (_to_device(batch, self.device) for batch in self.loader)

@@ -1,4 +1,4 @@
-"""The Hessian in parameters by PyHessian's names, and its plot of a spectral density."""
+"""PyHessian's ``hessian`` with respect to parameters, and its plot of a spectral density."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matfree.protocol import Seed
 from matfree.results import SpectralDensity
 from matfree_torch.curvature.hessian import HessianOperator
 from matfree_torch.curvature.hessian import hessian as hessian_operator
-from matfree_torch.pyhessian.data import Criterion, handed_over
+from matfree_torch.pyhessian.data import Criterion, resolve_data
 
 
 def hessian(
@@ -32,27 +32,28 @@ def hessian(
     model : nn.Module
     criterion : loss (outputs, targets) -> scalar tensor
     data : (inputs, targets), optional
-        One batch; either this or ``dataloader``.
+        One batch. Pass either this or ``dataloader``.
     dataloader : re-iterable of batches, optional
     cuda : bool
-        Whether the model has to be on a GPU.
+        Whether the model must be on a GPU.
 
     Returns
     -------
     HessianComputation
-        ``eigenvalues``, ``trace`` and ``density``; its ``operator`` goes into every function
-        of matfree.
+        An object with the methods ``eigenvalues``, ``trace`` and ``density``. Its attribute
+        ``operator`` can be passed to every function of matfree.
 
     Raises
     ------
     ValueError
-        Both or none of data and dataloader; cuda=True without a GPU, or with a model elsewhere.
+        Both or none of ``data`` and ``dataloader`` are given, or cuda=True and the model is not
+        on a GPU.
 
     Warns
     -----
     UserWarning
-        A layer normalises over the batch in the model's present mode, which PyHessian would
-        have changed.
+        A layer normalizes over the batch in the present mode of the model, which PyHessian
+        would have changed.
 
     Examples
     --------
@@ -67,13 +68,13 @@ def hessian(
     >>> float(np.mean(hessian_comp.trace()))
     5.0
     """
-    batches = handed_over(model, data, dataloader, cuda)
+    batches = resolve_data(model, data, dataloader, cuda)
     return HessianComputation(hessian_operator(model, criterion, batches))
 
 
 @final
 class HessianComputation:
-    """What PyHessian's ``hessian`` returns; made by :func:`hessian`."""
+    """The object that PyHessian's ``hessian`` returns, and :func:`hessian` of this module."""
 
     def __init__(self, operator: HessianOperator) -> None:
         self.operator = operator
@@ -81,46 +82,48 @@ class HessianComputation:
 
     @property
     def params(self) -> list[Tensor]:
-        """The parameters that vectors consist of."""
+        """The parameters that the Hessian is with respect to."""
         return list(self.operator.layout.tensors)
 
     @property
     def gradsH(self) -> list[Tensor]:  # PyHessian's name
-        """The gradient over all of the data, in the parameters' shapes."""
-        return self._pieces(self.operator.gradient())
+        """The gradient over all of the data, in the shapes of the parameters."""
+        return self._by_parameter(self.operator.gradient())
 
     def eigenvalues(
         self, maxIter: int = 100, tol: float = 1e-3, top_n: int = 1, *, seed: Seed = None
     ) -> tuple[list[float], list[list[Tensor]]]:
-        """The eigenvalues largest in magnitude, best first, and their eigenvectors.
+        """The eigenvalues of largest magnitude, in decreasing order, and their eigenvectors.
 
         Parameters
         ----------
         maxIter : int
-            Products an eigenpair may take.
+            The budget of matvecs per eigenpair.
         tol : float
-            Bound on the residual relative to ||H||.
+            The bound on the residual relative to ||H||.
         top_n : int
+            The number of eigenvalues.
         seed : int, None or numpy.random.Generator
 
         Returns
         -------
-        list of float, and for each a list of tensors in the parameters' shapes.
+        A list of floats, and for each a list of tensors in the shapes of the parameters.
         """
         found = matfree.eigsh(
             self.operator, top_n, rtol=tol, max_matvecs=maxIter * top_n, seed=seed
         )
-        return found.values.tolist(), [self._pieces(v) for v in found.vectors.T]
+        return found.values.tolist(), [self._by_parameter(v) for v in found.vectors.T]
 
     def trace(self, maxIter: int = 100, tol: float = 1e-3, *, seed: Seed = None) -> list[float]:
-        """One estimate of the trace for each probe; their mean estimates the trace.
+        """One estimate of the trace per probe. Their mean is the estimate of the trace.
 
         Parameters
         ----------
         maxIter : int
-            The most products; where they pay for all n unit vectors, the exact trace alone.
+            The budget of matvecs. If it is at least the number of parameters, the list may
+            hold the exact trace alone.
         tol : float
-            Half of the 95 % interval to reach, relative to the trace.
+            The half-width of the 95 % interval to reach, relative to the trace.
         seed : int, None or numpy.random.Generator
         """
         found = matfree.trace(self.operator, rtol=tol, max_matvecs=maxIter, seed=seed)
@@ -129,27 +132,28 @@ class HessianComputation:
     def density(
         self, iter: int = 100, n_v: int = 1, *, seed: Seed = None
     ) -> tuple[list[list[float]], list[list[float]]]:
-        """Nodes and weights of the spectral density, one list a probe, for ``get_esd_plot``.
+        """Nodes and weights of the spectral density, one list per probe, for ``get_esd_plot``.
 
         Parameters
         ----------
         iter : int
-            Lanczos steps; there are fewer nodes where the Hessian has fewer eigenvalues.
+            The number of Lanczos steps. There are fewer nodes if the Hessian has fewer
+            distinct eigenvalues.
         n_v : int
-            Probes.
+            The number of probes.
         seed : int, None or numpy.random.Generator
         """
         found = matfree.spectral_density(self.operator, num_steps=iter, num_probes=n_v, seed=seed)
-        nodes = _Nodes(node.tolist() for node in found.nodes)
+        nodes = _NodeLists(node.tolist() for node in found.nodes)
         nodes.density = found
         return nodes, [weight.tolist() for weight in found.weights]
 
-    def _pieces(self, v: Tensor) -> list[Tensor]:
+    def _by_parameter(self, v: Tensor) -> list[Tensor]:
         return list(self.operator.unflatten(v).values())
 
 
-class _Nodes(list[list[float]]):
-    """Lists of nodes that know the density they are of: its picture shows more than they do."""
+class _NodeLists(list[list[float]]):
+    """Lists of nodes together with their density, which holds more than the lists for a plot."""
 
     density: SpectralDensity
 
@@ -161,23 +165,24 @@ def get_esd_plot(
     size: int | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw a spectral density from the lists that ``density`` returns.
+    """Plot a spectral density from the lists that ``density`` returns.
 
     Parameters
     ----------
-    eigenvalues, weights : lists of nodes and weights, one a probe
+    eigenvalues, weights : lists of nodes and weights, one per probe
     size : int, optional
-        Number of parameters, for lists that come from elsewhere (a file, another array).
+        The number of parameters. Required for lists from another source, such as a file.
     ax : matplotlib Axes, optional
 
     Returns
     -------
-    The Axes drawn on; nothing is written or shown (``ax.figure.savefig("example.pdf")``).
+    The Axes drawn on. The plot is neither shown nor written to a file; call
+    ``ax.figure.savefig("example.pdf")``.
 
     Raises
     ------
     ValueError
-        The lists do not tell the number of parameters, and ``size`` does not either.
+        The lists are not those of ``density``, and ``size`` is missing.
 
     Examples
     --------
@@ -188,14 +193,14 @@ def get_esd_plot(
     >>> get_esd_plot(*hessian_comp.density()).get_xlabel()
     'eigenvalue'
     """
-    if isinstance(eigenvalues, _Nodes):
+    if isinstance(eigenvalues, _NodeLists):
         return plotting.plot_density(eigenvalues.density, ax=ax)
     if size is None:
         raise ValueError(
-            "nothing tells how many parameters these lists are about, which is what the picture "
-            "ends at; pass size=, or the lists of density() themselves."
+            "the number of parameters, which determines the lower end of the plot, is unknown for "
+            "these lists; pass size=, or the lists that density() returned."
         )
-    pairs = [_ascending(*pair) for pair in zip(eigenvalues, weights, strict=True)]
+    pairs = [_sorted_nodes(*pair) for pair in zip(eigenvalues, weights, strict=True)]
     density = SpectralDensity(
         nodes=tuple(nodes for nodes, _ in pairs),
         weights=tuple(mass / mass.sum() for _, mass in pairs),
@@ -209,7 +214,9 @@ def get_esd_plot(
 
 
 def get_params_grad(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that require gradients and, after ``loss.backward()``, copies of these.
+    """The parameters that require gradients, and copies of their gradients.
+
+    Call it after ``loss.backward()``. Missing gradients are zero.
 
     Examples
     --------
@@ -224,7 +231,7 @@ def get_params_grad(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     return params, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
 
 
-def _ascending(nodes: Any, weights: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _sorted_nodes(nodes: Any, weights: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     x, mass = np.asarray(nodes, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    along = np.argsort(x)
-    return x[along], mass[along]
+    ascending = np.argsort(x)
+    return x[ascending], mass[ascending]

@@ -1,4 +1,4 @@
-"""Tensors and networks on a CUDA device: the host's numbers, and everything stays there."""
+"""Tensors and networks on a CUDA device: results equal the host's and stay on the device."""
 
 import numpy as np
 import pytest
@@ -35,19 +35,19 @@ def _matrix(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_products_of_every_layout_stay_where_the_tensor_lies(where, layout, dtype):
+def test_matvecs_of_every_layout_stay_on_the_device_of_the_tensor(where, layout, dtype):
     device = cuda() if where == "cuda" else torch.device("cpu")
     A = _matrix(dtype)
     ours = mf.aslinearoperator(LAYOUTS[layout](A.to(device)))
     X = ours.space.probes(3, seed=1)
     assert X.device == device
     exact = A.numpy()
-    for product, expected in (
+    for result, expected in (
         (ours.matmat(X), exact @ to_host(X)),
         (ours.H.matmat(X), exact.conj().T @ to_host(X)),
     ):
-        assert product.device == device
-        assert np.abs(to_host(product) - expected).max() < 1e-13
+        assert result.device == device
+        assert np.abs(to_host(result) - expected).max() < 1e-13
     diagonal = mf.diagonal(ours, num_probes=4, seed=0).value
     assert diagonal.device == device
 
@@ -56,7 +56,7 @@ def test_products_of_every_layout_stay_where_the_tensor_lies(where, layout, dtyp
 def test_a_tensor_on_a_second_device_stays_there():
     cuda()
     if torch.cuda.device_count() < 2:
-        pytest.skip("one CUDA device only")
+        pytest.skip("there is only one CUDA device")
     A = torch.diag(torch.arange(1.0, 51, dtype=DOUBLE, device="cuda:1"))
     result = mf.eigsh(A, 3, seed=0)
     assert result.vectors.device == A.device
@@ -82,27 +82,27 @@ CURVATURES = {
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CURVATURES)
-def test_curvatures_on_a_gpu_are_those_of_the_host(name):
+def test_curvatures_on_a_gpu_equal_those_on_the_host(name):
     device = cuda()
     x, y = batch()
-    here = CURVATURES[name](_model(), (x, y))
-    there = CURVATURES[name](_model().to(device), (x.to(device), y.to(device)))
-    X = here.space.probes(3, seed=1)
-    got = there.matmat(X.to(device))
-    assert got.device == device
-    assert relative(got.cpu(), here.matmat(X)) < 1e-12
-    assert mf.trace(there, num_probes=6, seed=1).value == pytest.approx(
-        mf.trace(here, num_probes=6, seed=1).value, rel=1e-10
+    on_host = CURVATURES[name](_model(), (x, y))
+    on_device = CURVATURES[name](_model().to(device), (x.to(device), y.to(device)))
+    X = on_host.space.probes(3, seed=1)
+    AX = on_device.matmat(X.to(device))
+    assert AX.device == device
+    assert relative(AX.cpu(), on_host.matmat(X)) < 1e-12
+    assert mf.trace(on_device, num_probes=6, seed=1).value == pytest.approx(
+        mf.trace(on_host, num_probes=6, seed=1).value, rel=1e-10
     )
 
 
 @pytest.mark.gpu
-def test_products_of_a_kept_graph_never_wait_for_the_device():
+def test_matvecs_with_a_stored_graph_do_not_synchronize():
     device = cuda()
     H = hessian(_model().to(device), CE, tuple(x.to(device) for x in batch()))
     v = H.space.probes(2, seed=1)
-    H @ v  # its own look at itself
-    H @ v  # the data once more
+    H @ v  # the first matvec tests symmetry
+    H @ v  # the second one reads the data again
     torch.cuda.set_sync_debug_mode("error")
     try:
         H @ v

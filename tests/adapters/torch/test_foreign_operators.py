@@ -1,4 +1,4 @@
-"""Operators of other torch libraries, by the look of them: shape, torch dtype, device and @."""
+"""Operators of other torch libraries are recognized by shape, torch dtype, device and @."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ A = torch.diag(torch.tensor([5.0, -4.0, 2.0, 1.0], dtype=torch.float64)) + 0.1
 
 
 class LikeCurvlinops:
-    """shape, torch dtype, device and @, of vectors and of blocks; no matvec."""
+    """An operator with shape, torch dtype, device and @ for vectors and blocks, but no matvec."""
 
     def __init__(self, matrix):
         self.matrix, self.shape, self.dtype = matrix, tuple(matrix.shape), matrix.dtype
@@ -25,7 +25,7 @@ class LikeCurvlinops:
 
 
 class LikeEigenthings:
-    """A size and no shape, a matvec of vectors alone; it can be called, too."""
+    """A callable operator with size instead of shape, and matvec for vectors only."""
 
     def __init__(self, matrix):
         self.matrix, self.size, self.dtype = matrix, len(matrix), matrix.dtype
@@ -38,8 +38,8 @@ class LikeEigenthings:
     __call__ = __matmul__ = rmatvec = matvec
 
 
-class OfAModule(torch.nn.Module):
-    """One that is a module as well, so that its type comes from torch."""
+class LikeModule(torch.nn.Module):
+    """An operator that is also a module, so its type belongs to torch."""
 
     def __init__(self, matrix):
         super().__init__()
@@ -50,9 +50,9 @@ class OfAModule(torch.nn.Module):
         return self.matrix @ x
 
 
-@pytest.mark.parametrize("kind", [LikeCurvlinops, LikeEigenthings, OfAModule])
+@pytest.mark.parametrize("kind", [LikeCurvlinops, LikeEigenthings, LikeModule])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_algorithm_takes_them_as_they_are(kind, dtype):
+def test_algorithms_accept_foreign_operators(kind, dtype):
     duck = kind(A.to(dtype))
     operator = mf.aslinearoperator(duck)
     assert operator.shape == (4, 4)
@@ -71,12 +71,12 @@ def test_every_algorithm_takes_them_as_they_are(kind, dtype):
     assert mf.check_operator(duck).hermitian
 
 
-def test_blocks_go_through_at_in_one_piece():
+def test_blocks_are_passed_to_matmul_whole():
     duck = LikeCurvlinops(A)
     mf.trace(duck, num_probes=8, seed=0)
     assert 8 in duck.columns
 
 
-def test_products_that_carry_a_graph_come_back_without_it():
+def test_results_are_detached_from_autograd_graphs():
     duck = LikeCurvlinops(A.clone().requires_grad_())
     assert not mf.eigsh(duck, 1, seed=0).vectors.requires_grad

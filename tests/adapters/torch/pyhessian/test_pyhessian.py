@@ -54,7 +54,7 @@ def tutorial():
 
 
 def get_params(model_orig, model_perb, direction, alpha):
-    """The tutorial's helper: it wants one tensor for each parameter."""
+    """The helper of the tutorial, which expects one tensor per parameter."""
     for m_orig, m_perb, d in zip(
         model_orig.parameters(), model_perb.parameters(), direction, strict=True
     ):
@@ -62,7 +62,7 @@ def get_params(model_orig, model_perb, direction, alpha):
     return model_perb
 
 
-def test_the_cells_of_the_tutorial_run_and_their_numbers_are_the_explicit_ones(tutorial):
+def test_the_cells_of_the_tutorial_run_and_their_results_are_correct(tutorial):
     model, inputs, targets, explicit = tutorial
     before = snapshot(model)
 
@@ -71,7 +71,7 @@ def test_the_cells_of_the_tutorial_run_and_their_numbers_are_the_explicit_ones(t
     exact = torch.linalg.eigvalsh(explicit)
     exact = exact[exact.abs().argsort(descending=True)]
     assert isinstance(top_eigenvalues[-1], float)
-    # a residual of 1e-3 leaves an error of its square, over the gap
+    # a residual of 1e-3 leaves an error of its square divided by the gap
     assert top_eigenvalues[-1] == pytest.approx(float(exact[0]), rel=1e-4)
 
     lams = np.linspace(-1e-3, 1e-3, 3)
@@ -91,7 +91,7 @@ def test_the_cells_of_the_tutorial_run_and_their_numbers_are_the_explicit_ones(t
     trace = hessian_comp.trace(maxIter=100, tol=0.5, seed=0)
     spread = np.std(trace, ddof=1) / len(trace) ** 0.5
     assert len(trace) < 100
-    assert abs(np.mean(trace) - float(explicit.trace())) < 4 * spread  # 1 in 1,000
+    assert abs(np.mean(trace) - float(explicit.trace())) < 4 * spread  # false alarm 1 in 1,000
 
     density_eigen, density_weight = hessian_comp.density(n_v=2, seed=0)
     assert len(density_eigen) == len(density_weight) == 2
@@ -101,7 +101,7 @@ def test_the_cells_of_the_tutorial_run_and_their_numbers_are_the_explicit_ones(t
     assert_untouched(before, snapshot(model))
 
 
-def test_the_gradient_direction_comes_as_tensors_of_the_parameters_shapes(tutorial):
+def test_the_gradient_has_the_shapes_of_the_parameters(tutorial):
     model, inputs, targets, _ = tutorial
     twin = copy.deepcopy(model)
     criterion(twin(inputs), targets).backward()
@@ -113,7 +113,7 @@ def test_the_gradient_direction_comes_as_tensors_of_the_parameters_shapes(tutori
     assert all(p is q for p, q in zip(hessian_comp.params, model.parameters(), strict=True))
 
 
-def test_a_dataloader_counts_every_sample_once(tutorial):
+def test_every_sample_of_a_dataloader_counts_once(tutorial):
     model, inputs, targets, explicit = tutorial
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=7)  # 7 + 7 + 7 + 3
     hessian_comp = hessian(model, criterion, dataloader=loader)
@@ -121,13 +121,13 @@ def test_a_dataloader_counts_every_sample_once(tutorial):
     assert hessian_comp.eigenvalues()[0][0] == pytest.approx(exact, rel=1e-4)
 
 
-def test_a_budget_that_pays_for_every_unit_vector_gives_the_trace_itself(tutorial):
+def test_a_budget_of_n_matvecs_gives_the_exact_trace(tutorial):
     model, inputs, targets, explicit = tutorial
     found = hessian(model, criterion, data=(inputs, targets)).trace(maxIter=200)
     assert found == [pytest.approx(float(explicit.trace()), rel=1e-10)]
 
 
-def test_a_seed_repeats_everything(tutorial):
+def test_a_seed_reproduces_everything(tutorial):
     model, inputs, targets, _ = tutorial
     hessian_comp = hessian(model, criterion, data=(inputs, targets))
     assert hessian_comp.density(20, seed=4) == hessian_comp.density(20, seed=4)
@@ -138,7 +138,7 @@ def test_a_seed_repeats_everything(tutorial):
     assert len(samples) == 30
 
 
-def test_the_picture_goes_to_axes_and_nothing_to_the_disk(tutorial, tmp_path, monkeypatch):
+def test_the_plot_is_drawn_on_axes_and_no_file_is_written(tutorial, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
     model, inputs, targets, _ = tutorial
     monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ def test_the_picture_goes_to_axes_and_nothing_to_the_disk(tutorial, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="pass size="):
         get_esd_plot([list(reversed(nodes[0]))], weights)
-    shuffled = [nodes[0][::-1]], [weights[0][::-1]]  # from another program, in any order
+    shuffled = [nodes[0][::-1]], [weights[0][::-1]]  # lists of another program may be in any order
     twin = get_esd_plot(*shuffled, size=sum(p.numel() for p in model.parameters()))
     ours, theirs = (a.lines[0].get_xydata() for a in (ax, twin))
     assert np.allclose(ours, theirs)
@@ -156,21 +156,21 @@ def test_the_picture_goes_to_axes_and_nothing_to_the_disk(tutorial, tmp_path, mo
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
-def test_cuda_without_a_device_names_the_way_out(tutorial):
+def test_cuda_without_a_device_is_an_error_that_says_what_to_do(tutorial):
     model, inputs, targets, _ = tutorial
     for make in (hessian, hessian_with_activation):
         with pytest.raises(ValueError, match="no CUDA device; or pass cuda=False"):
             make(model, criterion, data=(inputs, targets), cuda=True)
 
 
-def test_data_and_dataloader_exclude_each_other(tutorial):
+def test_data_and_dataloader_are_mutually_exclusive(tutorial):
     model, inputs, targets, _ = tutorial
     for given in ({}, {"data": (inputs, targets), "dataloader": [(inputs, targets)]}):
         with pytest.raises(ValueError, match="either data"):
             hessian(model, criterion, **given)
 
 
-def test_a_model_in_training_mode_stays_there_and_the_difference_is_told(tutorial):
+def test_a_model_in_training_mode_stays_in_it_with_a_warning(tutorial):
     _, inputs, targets, _ = tutorial
     model = make_model().train()
     with pytest.warns(UserWarning, match="PyHessian would have called model.eval"):
@@ -181,7 +181,7 @@ def test_a_model_in_training_mode_stays_there_and_the_difference_is_told(tutoria
     assert model.training
 
 
-def test_frozen_parameters_are_left_out_of_every_list(tutorial):
+def test_frozen_parameters_are_in_no_list(tutorial):
     _, inputs, targets, _ = tutorial
     model = make_model()
     model[0].requires_grad_(False)
@@ -191,7 +191,7 @@ def test_frozen_parameters_are_left_out_of_every_list(tutorial):
 
 
 def explicit_activation_blocks(model, inputs, targets):
-    """Second derivatives in the inputs of both convolutions, by cutting the network in two."""
+    """Second derivatives with respect to both convolutions' inputs, from two half networks."""
     h = model[:4](inputs).detach()
 
     def loss_of(x0, x4):
@@ -203,7 +203,7 @@ def explicit_activation_blocks(model, inputs, targets):
     return [[blocks[i][j].reshape(sizes[i], sizes[j]) for j in (0, 1)] for i in (0, 1)]
 
 
-def test_activations_have_a_vector_a_product_and_a_trace_for_each_convolution(tutorial):
+def test_each_convolution_has_random_vectors_matvecs_and_a_trace(tutorial):
     model, inputs, targets, _ = tutorial
     before = snapshot(model)
     hessian_comp = hessian_with_activation(model, criterion, data=(inputs, targets))
@@ -215,23 +215,23 @@ def test_activations_have_a_vector_a_product_and_a_trace_for_each_convolution(tu
     assert not torch.equal(vectors[0], again[0])
 
     blocks = explicit_activation_blocks(model, inputs, targets)
-    for layer, product in enumerate(hessian_comp.hv_activ(vectors)):
+    for layer, Hv in enumerate(hessian_comp.hv_activ(vectors)):
         exact = blocks[layer][layer] @ vectors[layer].reshape(-1)
-        assert torch.allclose(product.reshape(-1), exact, atol=1e-13)
+        assert torch.allclose(Hv.reshape(-1), exact, atol=1e-13)
     cross = hessian_comp.hv_cross(0, 1)
     assert cross.shape == inputs.shape
     assert torch.allclose(cross.reshape(-1), blocks[0][1] @ again[1].reshape(-1), atol=1e-13)
 
     many = hessian_comp.trace_activ(maxIter=400, seed=0)
     A = activation_hessian(model, criterion, (inputs, targets), modules=nn.Conv2d)
-    bars = [e.stderr * (32 / 400) ** 0.5 for e in A.traces("probes", seed=1).values()]
-    for layer, bar in enumerate(bars):
+    errors = [e.stderr * (32 / 400) ** 0.5 for e in A.traces("probes", seed=1).values()]
+    for layer, stderr in enumerate(errors):
         exact = float(blocks[layer][layer].trace())
-        assert abs(many[layer] - exact) <= 5 * bar + 1e-12
+        assert abs(many[layer] - exact) <= 5 * stderr + 1e-12
     assert_untouched(before, snapshot(model))
 
 
-def test_activation_traces_go_over_a_whole_dataloader(tutorial):
+def test_activation_traces_are_over_the_whole_dataloader(tutorial):
     model, inputs, targets, _ = tutorial
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=7, shuffle=True)
     state = torch.get_rng_state()
@@ -243,11 +243,11 @@ def test_activation_traces_go_over_a_whole_dataloader(tutorial):
     whole = hessian_with_activation(
         model, criterion, data=(inputs, targets), modules=nn.Linear, at="output"
     )
-    found = hessian_comp.trace_activ()  # exact: the loss is a function of what it differentiates by
+    found = hessian_comp.trace_activ()  # exact: the port is the network's output
     assert found == pytest.approx(whole.trace_activ(), rel=1e-12)
 
 
-def test_what_is_not_there_yet_is_named_by_the_method_that_makes_it(tutorial):
+def test_methods_called_too_early_name_the_method_to_call_first(tutorial):
     model, inputs, targets, _ = tutorial
     hessian_comp = hessian_with_activation(model, criterion, data=(inputs, targets))
     with pytest.raises(ValueError, match="insert_hook"):
@@ -257,7 +257,7 @@ def test_what_is_not_there_yet_is_named_by_the_method_that_makes_it(tutorial):
         hessian_comp.hv_activ()
 
 
-def test_the_operator_behind_it_goes_into_every_function(tutorial):
+def test_the_operator_is_the_explicit_hessian(tutorial):
     model, inputs, targets, explicit = tutorial
     operator = hessian(model, criterion, data=(inputs, targets)).operator
     v = flat_parameters(model)
