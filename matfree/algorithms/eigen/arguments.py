@@ -11,7 +11,7 @@ from matfree.errors import ConvergenceWarning, warn
 from matfree.results import EigenResult, SingularResult
 
 
-def tolerance(A: CountedOperator, rtol: float | None) -> float:
+def residual_tolerance(A: CountedOperator, rtol: float | None) -> float:
     """The bound on residuals relative to ||A||: 1e-6, or 100 eps if that is more."""
     if rtol is None:
         return max(1e-6, 100 * epsilon(A.space.xp, A.space.dtype))

@@ -18,9 +18,8 @@ from matfree.arrays import rounding, to_host
 from matfree.errors import ConvergenceWarning
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult
-from matfree.spaces import VectorSpace
 
-ROUGH = 1e-3
+_DEFLATION_RTOL = 1e-3
 """Residual, relative to ||A||, at which computed pairs are good enough to deflate with. At
 1e-2 the smaller outliers of a spectrum that spans two decades are not told from its bulk,
 and the bars grow by a half; below 1e-3 nothing is gained."""
@@ -79,7 +78,7 @@ class Deflation:
         """
         self.values = np.asarray(pairs.values, dtype=np.float64)
         self.vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
-        residual = mixed_residual(self.A, self.values, self.vectors, self.plan.seed)
+        residual = sampled_residual(self.A, self.values, self.vectors, self.plan.seed)
         allowed = 2 * float(np.linalg.norm(pairs.residuals))
         allowed += rounding(self.space.xp, self.space.dtype)
         if residual <= allowed * pairs.norm:
@@ -98,7 +97,7 @@ class Deflation:
             pairs = eigsh(
                 self.A.operator,
                 min(count, self.space.size),
-                rtol=ROUGH,
+                rtol=_DEFLATION_RTOL,
                 max_matvecs=None if self.plan.num_probes is not None else max(1, budget // 2),
                 verify=False,
                 seed=self.plan.seed,
@@ -108,7 +107,7 @@ class Deflation:
         self.values, self.vectors = pairs.values, pairs.vectors
 
 
-def mixed_residual(A: CountedOperator, values: HostArray, vectors: Array, seed: int) -> float:
+def sampled_residual(A: CountedOperator, values: HostArray, vectors: Array, seed: int) -> float:
     """||A u - U diag(theta) U^H u|| for a random unit vector u in the span of U.
 
     One product tells the pairs of another operator.
@@ -120,8 +119,3 @@ def mixed_residual(A: CountedOperator, values: HostArray, vectors: Array, seed: 
     residual = to_host(space.norms(here - vectors @ space.asarray(values[:, None] * mix)))
     A.require_finite(residual)
     return float(residual[0])
-
-
-def outside(space: VectorSpace, Q: Array, W: Array) -> Array:
-    """(I - Q Q^H) W."""
-    return W - Q @ space.xp.astype(space.gram(Q, W), space.dtype)

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple, final
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.eigen.missed_eigenvalues import absent, lead
+from matfree.algorithms.eigen.missed_eigenvalues import can_rule_out_missed, gain_over_worst
 from matfree.algorithms.krylov.thick_restart import KrylovDecomposition
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.run import Run
@@ -110,7 +110,7 @@ class EigenSearch:
         """Find k pairs from a start block."""
         if self.phase != "find":
             return
-        krylov = self._begun(
+        krylov = self._resumed(
             KrylovDecomposition(self.A, start, self._capacity(start.shape[1]), seed=self.seed)
         )
         wanted: HostArray | None = None  # coordinates of the wanted pairs, while V is as it was
@@ -139,13 +139,13 @@ class EigenSearch:
         ends: list[tuple[Which, int | None]] = [(self.which, None)]
         if self.which == "BE":
             ends = [("LA", 0), ("SA", 1)]
-        self._enter_search(self.end)
+        self._begin_verification(self.end)
         while self.end < len(ends):
             found = self._search_complement(block_size, *ends[self.end])
             if found is None:
                 self.reason = StoppingReason.UNVERIFIED
                 return
-            self._enter_search(self.end if found else self.end + 1)
+            self._begin_verification(self.end if found else self.end + 1)
         self.verified = True
         self.reason = StoppingReason.VERIFIED
 
@@ -155,20 +155,20 @@ class EigenSearch:
         if len(mine) == 0 or len(self.values) == self.space.size:
             return False
         worst, margin = float(mine[-1]), self.rtol * self.norm
-        krylov = self._begun(self._fresh_decomposition(block_size))
+        krylov = self._resumed(self._fresh_decomposition(block_size))
         width = krylov.Q.shape[1]
         while not self._must_stop(krylov):
             krylov.expand()
             values, Y, residuals = krylov.ritz()
             best = order(values, end, min(width, len(values)))
-            gains = lead(values[best], worst, end)
+            gains = gain_over_worst(values[best], worst, end)
             done = bool(residuals[best[0]] <= margin) or krylov.exhausted
             if gains[0] > margin:  # something was missed: converge what beats the worst
                 better = best[gains > margin]
                 if krylov.exhausted or np.all(residuals[better] <= TIGHTER * margin):
                     self._insert(values[better], residuals[better], krylov.vectors(Y[:, better]))
                     return True
-            elif done or absent(krylov, values, worst, end):
+            elif done or can_rule_out_missed(krylov, values, worst, end):
                 return False
             krylov.restart_if_full(values, Y, end, len(best))
             self.run.save()
@@ -176,7 +176,7 @@ class EigenSearch:
 
     def _fresh_decomposition(self, block_size: int) -> KrylovDecomposition:
         """A new start in the complement of what was found."""
-        if not self._has_stored:  # else the search under way goes on
+        if not self._has_stored_krylov:  # else the search under way goes on
             self.num_searches += 1
         width = min(block_size, self.space.size - len(self.values))
         block = self.space.probes(
@@ -248,19 +248,19 @@ class EigenSearch:
         return values, to_host(self.space.norms(R)), U
 
     @property
-    def _has_stored(self) -> bool:
+    def _has_stored_krylov(self) -> bool:
         """Whether the checkpoint holds a decomposition that waits to be taken up."""
         return self.run.checkpoint.holds("krylov")
 
-    def _begun(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
+    def _resumed(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
         """A new decomposition, or, once, the one that was under way."""
         self.run.checkpoint.take_up("krylov", krylov)
         self.krylov = krylov
         return krylov
 
-    def _enter_search(self, end: int) -> None:
+    def _begin_verification(self, end: int) -> None:
         """Note in the checkpoint that a search begins, unless it is being gone on with."""
-        if not self._has_stored:
+        if not self._has_stored_krylov:
             self.phase, self.end, self.krylov = "verify", end, None
             self.run.save()
 

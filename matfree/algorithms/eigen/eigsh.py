@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from matfree import probes
-from matfree.algorithms.eigen.arguments import require_counts, tolerance, warn_unconverged
+from matfree.algorithms.eigen.arguments import require_counts, residual_tolerance, warn_unconverged
 from matfree.algorithms.eigen.eigen_search import EigenSearch, EigenStep
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
@@ -121,11 +121,11 @@ def eigsh(
         run,
         k=k,
         which=which,
-        rtol=tolerance(A, rtol),
+        rtol=residual_tolerance(A, rtol),
         capacity=min(n, num_vectors or max(20, 4 * k + 8)),
         budget=max_matvecs or max(1000, 100 * k),
     )
-    V = _start_block(A, start, min(block_size, n), search.seed)
+    V = _start_vectors(A, start, min(block_size, n), search.seed)
     search.resume(V.shape[1])
     run.complete(k, lambda: search.complete(V, verify=verify), search.interrupted)
     result = search.result(search.reason, recompute=verify)
@@ -133,7 +133,7 @@ def eigsh(
     return result
 
 
-def _start_block(
+def _start_vectors(
     A: CountedOperator, start: Array | EigenResult | None, width: int, seed: int
 ) -> Array:
     """The start vectors: those given, or Gaussian ones."""

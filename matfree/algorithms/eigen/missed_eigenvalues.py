@@ -16,19 +16,21 @@ from matfree.algorithms.krylov.thick_restart import KrylovDecomposition
 from matfree.arguments import Which
 from matfree.protocol import HostArray
 
-_RESOLUTION = 1e4
+_MIN_AMPLIFICATION = 1e4
 """How much larger than the rest a missed eigenvalue's part in a random start vector must
 have grown before its absence is believed: 1e4 n / overlap in squared length."""
 
 
-def lead(values: HostArray, worst: float, end: Which) -> HostArray:
+def gain_over_worst(values: HostArray, worst: float, end: Which) -> HostArray:
     """By how much values beat the worst of the wanted."""
     if end == "LM":
         return np.abs(values) - abs(worst)
     return values - worst if end == "LA" else worst - values
 
 
-def absent(krylov: KrylovDecomposition, values: HostArray, worst: float, end: Which) -> bool:
+def can_rule_out_missed(
+    krylov: KrylovDecomposition, values: HostArray, worst: float, end: Which
+) -> bool:
     """Whether an eigenvalue at least as good as the worst wanted would have shown by now.
 
     Of such an eigenvalue, m block steps amplify the part in the random start by the
@@ -48,4 +50,4 @@ def absent(krylov: KrylovDecomposition, values: HostArray, worst: float, end: Wh
         return krylov.num_steps > 2
     gap = max(0.0, (target - high) / (high - low))
     growth = (krylov.num_steps - 1) * math.acosh(1 + 2 * gap) - math.log(2)
-    return 2 * growth > math.log(_RESOLUTION * krylov.space.size)
+    return 2 * growth > math.log(_MIN_AMPLIFICATION * krylov.space.size)

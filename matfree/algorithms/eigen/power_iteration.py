@@ -24,7 +24,7 @@ from matfree.protocol import Array, HostArray, Seed
 from matfree.results import EigenResult, StoppingReason
 from matfree.spaces import VectorSpace
 
-STEPS_PER_CHECK = 5
+_STEPS_PER_POWER_CHECK = 5
 """Steps between two looks from the host: the device is not waited for in between."""
 
 
@@ -135,7 +135,7 @@ def power_iteration(
     search = _PowerSearch(A, run, k, rtol, max_steps)
     result = run.complete(k, search.complete, search.interrupted)
     if not result.converged.all():
-        _warn(result, rtol, max_steps)
+        _warn_unconverged_pairs(result, rtol, max_steps)
     return result
 
 
@@ -170,7 +170,7 @@ class _PowerSearch:
         }
         self.run.checkpoint.resume(problem, self)
         for pair in range(self.found, self.k):
-            self._find(pair)
+            self._find_pair(pair)
             self.run.save()
             self.run.bar.show(self.found)
         result = self.result(StoppingReason.RESIDUALS)
@@ -182,26 +182,26 @@ class _PowerSearch:
         """The pairs when the user interrupts the run; None before the first."""
         return self.result(StoppingReason.INTERRUPTED) if self.found else None
 
-    def _find(self, pair: int) -> None:
+    def _find_pair(self, pair: int) -> None:
         """Find a pair to half of the tolerance; the other half is for the final rotation."""
         space = self.space
         if self.step == 0:
             v = space.probes(1, seed=self.seed, start=pair, kind="gaussian", stream=probes.START)
-            self.v = _unit(space, self._deflated(v), fallback=v)
+            self.v = _unit(space, self._project_out_found(v), fallback=v)
         entries: list[Array] = []
         first: tuple[Array, Array] | None = None
         for step in range(self.step + 1, self.max_steps + 1):
             v, w = self.v, self.A(self.v)
-            entries.append(_measure(space, v, w, self._deflated(w)))
+            entries.append(_rayleigh_residual(space, v, w, self._project_out_found(w)))
             if step == 1 and pair == 0:
                 first = v, w
             elif step == 2 and first is not None:
                 self._check_symmetry(*first, v, w)
-            checks = step % STEPS_PER_CHECK == 0 or step in (2, self.max_steps)
+            checks = step % _STEPS_PER_POWER_CHECK == 0 or step in (2, self.max_steps)
             if checks and self._is_done(pair, step, entries):
                 break
             if step < self.max_steps:
-                self.v = _unit(space, self._deflated(w), fallback=v)
+                self.v = _unit(space, self._project_out_found(w), fallback=v)
             if checks:
                 self.step, entries = step, []
                 self.run.save()
@@ -241,7 +241,7 @@ class _PowerSearch:
             rows=space.row_range,
         )
 
-    def _deflated(self, w: Array) -> Array:
+    def _project_out_found(self, w: Array) -> Array:
         """w without its components along the vectors already found, projected twice."""
         if self.found:
             U = self.U[:, : self.found]
@@ -269,7 +269,7 @@ class _PowerSearch:
             self.A.require_hermitian(gap / size)
 
 
-def _measure(space: VectorSpace, v: Array, w: Array, deflated: Array) -> Array:
+def _rayleigh_residual(space: VectorSpace, v: Array, w: Array, deflated: Array) -> Array:
     """(theta, ||residual||, ||A v||) on the device; the residual within the complement."""
     xp = space.xp
     theta = real_part(xp, space.dots(v, w))
@@ -286,7 +286,7 @@ def _unit(space: VectorSpace, w: Array, *, fallback: Array) -> Array:
     return xp.where(zero[None, :], fallback, w / safe[None, :])
 
 
-def _warn(result: EigenResult, rtol: float, max_steps: int) -> None:
+def _warn_unconverged_pairs(result: EigenResult, rtol: float, max_steps: int) -> None:
     open_pairs = int(np.sum(~result.converged))
     warn(
         f"{open_pairs} of {len(result.values)} pairs did not reach rtol={rtol:g} within "

@@ -26,17 +26,15 @@ from typing import Any, final
 
 import numpy as np
 
-from matfree import probes
-from matfree.algorithms.eigen.deflation import outside
 from matfree.algorithms.eigen.eigen_search import EigenStep
 from matfree.algorithms.eigen.eigsh import eigsh
+from matfree.algorithms.eigen.orthogonal_complement import complete_basis, project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.errors import ConvergenceWarning, Interrupted, NotHermitianError, OperatorError
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray
 from matfree.results import SingularResult, StoppingReason
-from matfree.spaces import VectorSpace
 
 _SPAN = 100.0
 """How far below the largest a round looks for singular values, where the precision bears it."""
@@ -209,9 +207,11 @@ class SingularSearch:
         def matmat(X: Array) -> Array:
             if not self.num_locked:
                 return self.backward(self.forward(X))
-            X = outside(self.source, V, X)
-            Y = outside(self.target, U, self.forward(X))
-            return outside(self.source, V, self.backward(self._without_rounding(X, Y)))
+            X = project_onto_complement(self.source, V, X)
+            Y = project_onto_complement(self.target, U, self.forward(X))
+            return project_onto_complement(
+                self.source, V, self.backward(self._without_rounding(X, Y))
+            )
 
         return FunctionOperator(
             lambda x: matmat(x[:, None])[:, 0],
@@ -232,7 +232,7 @@ class SingularSearch:
         source, target = self.source, self.target
         locked = self.V[:, : self.num_locked]
         fresh = source.orthonormalize(fresh, against=locked)
-        V = completed(source, source.xp.concat((locked, fresh), axis=1), self.k, self.seed)
+        V = complete_basis(source, source.xp.concat((locked, fresh), axis=1), self.k, self.seed)
         AV = self.forward(V)
         Q = target.orthonormalize(AV)
         C = to_host(target.gram(Q, AV))
@@ -242,7 +242,7 @@ class SingularSearch:
         self.V, AV = V @ Y, AV @ Y
         # directions that Q leaves out are rounding: their values are 0, and any u will do
         self.values = np.concatenate((values, np.zeros(self.k - len(values))))
-        self.U = completed(target, Q @ target.asarray(X), self.k, self.seed)
+        self.U = complete_basis(target, Q @ target.asarray(X), self.k, self.seed)
         AU = self.backward(self.U)
         ahead = target.norms(AV - self.U * target.asarray(self.values)[None, :])
         back = source.norms(AU - self.V * source.asarray(self.values)[None, :])
@@ -287,16 +287,3 @@ class SingularSearch:
             left_rows=rows[0],
             right_rows=rows[1],
         )
-
-
-def completed(space: VectorSpace, Q: Array, count: int, seed: int) -> Array:
-    """Q, orthonormal, with random directions in its complement up to ``count`` columns."""
-    for attempt in range(2):  # a random direction is inside Q only where that is all
-        missing = count - Q.shape[1]
-        if missing <= 0:
-            break
-        fresh = space.probes(
-            missing, seed=seed, start=attempt * count, kind="gaussian", stream=probes.REFILL
-        )
-        Q = space.xp.concat((Q, space.orthonormalize(fresh, against=Q)), axis=1)
-    return Q

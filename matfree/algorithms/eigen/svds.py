@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from matfree import probes
-from matfree.algorithms.eigen.arguments import require_counts, tolerance, warn_unconverged
+from matfree.algorithms.eigen.arguments import require_counts, residual_tolerance, warn_unconverged
 from matfree.algorithms.eigen.eigen_search import EigenStep
 from matfree.algorithms.eigen.singular_search import SingularSearch
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
@@ -106,10 +106,10 @@ def svds(
     A = CountedOperator(A, square=False)
     operator = A.operator
     require_counts(A, k, block_size=block_size, num_vectors=num_vectors, max_matvecs=max_matvecs)
-    rtol = tolerance(A, rtol)
+    rtol = residual_tolerance(A, rtol)
     seed = Checkpoint(checkpoint, A, seed).seed  # every round opens the file of its own search
     scale = _scale(operator, seed)
-    block, spent = _start_block(operator * (1 / scale), start)
+    block, spent = _start_on_shorter_side(operator * (1 / scale), start)
     search = SingularSearch(
         operator,
         scale=scale,
@@ -151,7 +151,7 @@ def _scale(operator: Operator, seed: int) -> float:
     return float(2.0 ** round(math.log2(sizes[0]))) if sizes[0] > 0 else 1.0
 
 
-def _start_block(
+def _start_on_shorter_side(
     operator: Operator, start: Array | SingularResult | None
 ) -> tuple[Array | None, int]:
     """Start vectors on the shorter side, and the products that it took to get them there."""

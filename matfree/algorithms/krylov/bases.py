@@ -148,11 +148,11 @@ class HalfBases:
         if self.size <= _RECENT:
             return xp.zeros_like(self.space.norms(R))
         for p, basis in enumerate(self.rows):
-            taken = [self._take_off_once(basis, R, p) for _ in range(2)]
-            lengths.append(xp.sqrt(xp.sum(xp.abs(taken[0] + taken[1]) ** 2)))
+            orthogonal_to = [self._project_out_once(basis, R, p) for _ in range(2)]
+            lengths.append(xp.sqrt(xp.sum(xp.abs(orthogonal_to[0] + orthogonal_to[1]) ** 2)))
         return xp.stack(lengths)
 
-    def _take_off_once(self, basis: Array, R: Array, p: int) -> Array:
+    def _project_out_once(self, basis: Array, R: Array, p: int) -> Array:
         space, xp = self.space, self.space.xp
         stored, w = basis[:, : self.size - _RECENT, :], R[:, p : p + 1]
         components = space.gram(stored[0, :, :].T, w)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from matfree.algorithms.krylov.memory_plan import Need, Storage, choose
+from matfree.algorithms.krylov.memory_plan import MemoryModel, StorageScheme, choose_storage
 from matfree.algorithms.krylov.recurrence import (
     Reorthogonalize,
     require_reorthogonalize,
@@ -111,8 +111,8 @@ def lanczos(
         )
     require_reorthogonalize(reorthogonalize)
     k = V.shape[1]
-    need = Need(A.space, num_steps, vectors=2 * k, num_kept=k)  # the caller's block too
-    storage = choose(need, Storage(reorthogonalize, k, keep_basis), memory)
+    need = MemoryModel(A.space, num_steps, num_vectors=2 * k, num_bases=k)  # the caller's block too
+    storage = choose_storage(need, StorageScheme(reorthogonalize, k, keep_basis), memory)
     runs = [
         tridiagonalize(
             A,
@@ -123,10 +123,10 @@ def lanczos(
         )
         for part in slices(k, storage.at_once)
     ]
-    return replace(_joined(runs), memory=storage.memory)
+    return replace(_merge_runs(runs), memory=storage.memory)
 
 
-def _joined(runs: list[Tridiagonal]) -> Tridiagonal:
+def _merge_runs(runs: list[Tridiagonal]) -> Tridiagonal:
     """The runs of consecutive start vectors as one."""
     return replace(
         runs[0],

@@ -25,12 +25,12 @@ from matfree.arrays import half_type, is_complex, slab_bytes, to_host, widest
 from matfree.results.record import readable
 from matfree.spaces import VectorSpace
 
-_REPEATED = 8  # vectors behind a repeated product
+_NOISE_VECTORS = 8  # vectors behind a repeated product
 
 
 @final
 @dataclass(frozen=True)
-class Storage:
+class StorageScheme:
     """One way to keep the vectors of a run, and the most memory it takes on this process."""
 
     reorthogonalize: Reorthogonalize
@@ -56,7 +56,7 @@ class Storage:
 
 @final
 @dataclass(frozen=True)
-class Need:
+class MemoryModel:
     """What a run by Lanczos holds, whatever the budget.
 
     Parameters
@@ -79,24 +79,26 @@ class Need:
 
     space: VectorSpace
     num_steps: int
-    vectors: int = 0
-    num_known: int = 0
-    before: int = 0
-    num_kept: int = 0
-    copied: bool = False
-    repeated: bool = False
+    num_vectors: int = 0
+    num_projected: int = 0
+    bytes_before: int = 0
+    num_bases: int = 0
+    checkpointed: bool = False
+    measures_noise: bool = False
 
-    def bytes(self, storage: Storage) -> int:
+    def peak_bytes(self, storage: StorageScheme) -> int:
         """The peak on this process: counted for NumPy, an upper bound elsewhere."""
         space, runs = self.space, storage.at_once
         vector = vector_bytes(space)
-        vectors = self.vectors + (_REPEATED if self.repeated else 0)
+        vectors = self.num_vectors + (_NOISE_VECTORS if self.measures_noise else 0)
         basis = self._basis(storage, vector)
-        state = basis + basis // runs + 2 * runs * vector if self.copied else 0  # and one to write
+        state = (
+            basis + basis // runs + 2 * runs * vector if self.checkpointed else 0
+        )  # and one to write
         run = basis + self._working(storage) * vector + max(state, self._slabs(storage, vector))
-        return int(max(self.before, vectors * vector + run))
+        return int(max(self.bytes_before, vectors * vector + run))
 
-    def _slabs(self, storage: Storage, vector: int) -> int:
+    def _slabs(self, storage: StorageScheme, vector: int) -> int:
         """What is converted at a time: vectors to double, a basis in 16 bits to their type."""
         if not self._narrow and storage.reorthogonalize != "half":
             return 0
@@ -114,18 +116,18 @@ class Need:
     def _complex(self) -> bool:
         return is_complex(self.space.xp, self.space.dtype)
 
-    def _basis(self, storage: Storage, vector: int) -> int:
+    def _basis(self, storage: StorageScheme, vector: int) -> int:
         if storage.reorthogonalize == "half":
             half_vector = 2 * len(self.space.rows) * (2 if self._complex else 1)
             return storage.at_once * self.num_steps * half_vector
-        if storage.keep_basis and self.num_kept:
-            return self.num_kept * self.num_steps * vector
+        if storage.keep_basis and self.num_bases:
+            return self.num_bases * self.num_steps * vector
         full = storage.reorthogonalize == "full"
         return storage.at_once * self.num_steps * vector if full else 0
 
-    def _working(self, storage: Storage) -> int:
+    def _working(self, storage: StorageScheme) -> int:
         """Vectors beside the basis, counted where the most of them are alive."""
-        runs, k = storage.at_once, self.num_known
+        runs, k = storage.at_once, self.num_projected
         projecting = runs + k if k else 0
         return (6 * runs + 2 if storage.reorthogonalize == "full" else 8 * runs) + projecting
 
@@ -143,7 +145,7 @@ def require_bytes(memory: int | None) -> None:
         raise ValueError(f"memory must be a number of bytes, 0 or more, or None: got {memory!r}.")
 
 
-def choose(need: Need, wanted: Storage, memory: int | None) -> Storage:
+def choose_storage(need: MemoryModel, wanted: StorageScheme, memory: int | None) -> StorageScheme:
     """The first way to keep vectors that fits everywhere, from the one that is wanted down.
 
     Raises
@@ -157,7 +159,8 @@ def choose(need: Need, wanted: Storage, memory: int | None) -> Storage:
     if memory is None:
         return wanted
     ways = [
-        replace(way, predicted=need.bytes(way), budget=int(memory)) for way in _ways(need, wanted)
+        replace(way, predicted=need.peak_bytes(way), budget=int(memory))
+        for way in _candidates(need, wanted)
     ]
     too_much = np.asarray([float(way.predicted > memory) for way in ways])
     space = need.space  # every process must take the same way: one that fits all of them
@@ -167,7 +170,7 @@ def choose(need: Need, wanted: Storage, memory: int | None) -> Storage:
     return ways[int(np.argmin(misfits > 0))]
 
 
-def _ways(need: Need, wanted: Storage) -> Iterator[Storage]:
+def _candidates(need: MemoryModel, wanted: StorageScheme) -> Iterator[StorageScheme]:
     """All ways in order: as precise as possible, then a basis kept, then many at once."""
     kinds: list[Reorthogonalize] = ["full", "half", "none"]
     for kind in kinds[kinds.index(wanted.reorthogonalize) :]:
@@ -179,7 +182,7 @@ def _ways(need: Need, wanted: Storage) -> Iterator[Storage]:
                 yield replace(wanted, reorthogonalize=kind, keep_basis=keep, at_once=count)
 
 
-def _refusal(ways: list[Storage], memory: int) -> str:
+def _refusal(ways: list[StorageScheme], memory: int) -> str:
     least = min(way.predicted for way in ways)
     if least <= memory:
         return (

@@ -25,7 +25,7 @@ STEPS_PER_CHECK = 8
 """Steps between two looks from the host: the device is not waited for in between."""
 
 
-class Listener(Protocol):
+class VectorListener(Protocol):
     """Whoever wants to see the Lanczos vectors as they come."""
 
     def append(self, V: Array, step: int) -> None:
@@ -81,12 +81,12 @@ class Recurrence:
         *,
         reorthogonalize: Reorthogonalize,
         keep_basis: bool,
-        listener: Listener | None = None,
+        listener: VectorListener | None = None,
     ) -> None:
         self.A, self.space, self.num_steps = A, A.space, num_steps
         self.reorthogonalize, self.keep_basis = reorthogonalize, keep_basis
         self.full = reorthogonalize == "full"
-        self.made_before = A.num_matvecs
+        self.matvecs_before = A.num_matvecs
         self.norms = to_host(self.space.norms(start))
         if not np.all(self.norms > 0):
             column = int(np.argmin(self.norms))
@@ -112,7 +112,7 @@ class Recurrence:
 
     @V.setter
     def V(self, vectors: Array) -> None:
-        self._newest = Unscaled(self.space, vectors)
+        self._newest = ScaledBlock(self.space, vectors)
 
     @property
     def previous(self) -> Array:
@@ -121,7 +121,7 @@ class Recurrence:
 
     @previous.setter
     def previous(self, vectors: Array) -> None:
-        self._previous = Unscaled(self.space, vectors)
+        self._previous = ScaledBlock(self.space, vectors)
 
     @property
     def finished(self) -> bool:
@@ -141,7 +141,7 @@ class Recurrence:
             if not last:
                 if not self.full:
                     self._previous = self._newest
-                self._newest = Unscaled(self.space, R, _inverse(self.space, beta, alive))
+                self._newest = ScaledBlock(self.space, R, _inverse(self.space, beta, alive))
                 for listener in self.listeners:
                     listener.append(self.V, self.step)
 
@@ -163,8 +163,8 @@ class Recurrence:
             )
         if isinstance(self.bases, HalfBases):
             defect = self.space.xp.maximum(defect, self.bases.project_out(R))
-            alpha = alpha + _take_off_once(self.space, R, V)  # T would miss it to first order
-            _take_off_once(self.space, R, before)
+            alpha = alpha + _project_out_once(self.space, R, V)  # T would miss it to first order
+            _project_out_once(self.space, R, before)
             lengths = self.space.norms(R)
         return R, lengths, self.record.add(alpha, lengths, defect)
 
@@ -191,7 +191,7 @@ class Recurrence:
             residual_norms=residuals,
             start_norms=tuple(float(x) for x in self.norms),
             bases=bases.cut(alphas) if bases is not None else (),
-            num_matvecs=self.A.num_matvecs - self.made_before,
+            num_matvecs=self.A.num_matvecs - self.matvecs_before,
             reorthogonalize=self.reorthogonalize,
             node_errors=self.record.node_errors() if half else (),
             rows=self.space.row_range if bases is not None else None,
@@ -199,7 +199,7 @@ class Recurrence:
 
 
 @final
-class Unscaled:
+class ScaledBlock:
     """Vectors that a block holds up to a factor each, which is multiplied in when they are used.
 
     An operator that makes the steps itself takes the factors as they are: to divide a block by
@@ -256,7 +256,7 @@ def _three_terms(
     return previous, alpha, lengths, xp.zeros_like(lengths) if defect is None else defect
 
 
-def _take_off_once(space: VectorSpace, R: Array, V: Array) -> Array:
+def _project_out_once(space: VectorSpace, R: Array, V: Array) -> Array:
     """R -= its components along the vectors of V, column by column; those components."""
     components = space.dots(V, R)
     R -= V * space.xp.astype(components, space.dtype)[None, :]

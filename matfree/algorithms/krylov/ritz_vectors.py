@@ -98,12 +98,12 @@ def ritz_vectors(
     if V.shape[1] != len(T.alphas):
         raise ValueError(f"start must have {len(T.alphas)} vectors, like T: got {V.shape[1]}.")
     values, Y = scipy.linalg.eigh_tridiagonal(T.alphas[index], T.betas[index])
-    apart = _apart(T, index, values, Y, order(values, which, len(values)), k, A.space)
-    X = _combined(A, T, index, V, Y[:, apart])
-    return _projected(A, X, which, rtol, T)
+    apart = _distinct(T, index, values, Y, order(values, which, len(values)), k, A.space)
+    X = _basis_times(A, T, index, V, Y[:, apart])
+    return _rayleigh_ritz_pairs(A, X, which, rtol, T)
 
 
-def _apart(
+def _distinct(
     T: Tridiagonal,
     index: int,
     values: HostArray,
@@ -123,7 +123,9 @@ def _apart(
     return found[:k]
 
 
-def _combined(A: CountedOperator, T: Tridiagonal, index: int, start: Array, Y: HostArray) -> Array:
+def _basis_times(
+    A: CountedOperator, T: Tridiagonal, index: int, start: Array, Y: HostArray
+) -> Array:
     """V^T Y, from the basis or by the same run again."""
     space, steps = A.space, len(T.alphas[index])
     if T.bases:
@@ -131,12 +133,12 @@ def _combined(A: CountedOperator, T: Tridiagonal, index: int, start: Array, Y: H
         return basis.T @ space.asarray(Y)
     at_once = T.memory.get("at_once", len(T.alphas))
     group = slice(index - index % at_once, min(index - index % at_once + at_once, len(T.alphas)))
-    combination = _Combination(space, index - group.start, Y)
+    combination = _RunningCombination(space, index - group.start, Y)
     run = Recurrence(
         A,
         start[:, group],
         max(len(alpha) for alpha in T.alphas[group]),
-        reorthogonalize=_kind(T),
+        reorthogonalize=_reorthogonalization(T),
         keep_basis=False,
         listener=combination,
     )
@@ -154,13 +156,13 @@ def _combined(A: CountedOperator, T: Tridiagonal, index: int, start: Array, Y: H
     return combination.X
 
 
-def _kind(T: Tridiagonal) -> Reorthogonalize:
+def _reorthogonalization(T: Tridiagonal) -> Reorthogonalize:
     kinds: dict[str, Reorthogonalize] = {"full": "full", "half": "half", "none": "none"}
     return kinds[T.reorthogonalize]
 
 
 @final
-class _Combination:
+class _RunningCombination:
     """sum_j v_j Y[j, :] for one of the start vectors, while the v_j come by."""
 
     def __init__(self, space: VectorSpace, column: int, Y: HostArray) -> None:
@@ -177,7 +179,7 @@ class _Combination:
             self.X[rows, :] += v[rows, :] @ y
 
 
-def _projected(
+def _rayleigh_ritz_pairs(
     A: CountedOperator, X: Array, which: Which, rtol: float, T: Tridiagonal
 ) -> EigenResult:
     """Rayleigh and Ritz on the range of X, with the residuals of actual products."""

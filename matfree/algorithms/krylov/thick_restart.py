@@ -27,7 +27,7 @@ from matfree.arrays import rounding, to_host
 from matfree.orthonormal import orthonormal_range, project_out, subtract
 from matfree.protocol import Array, HostArray
 
-_ROWS_AT_ONCE = 1 << 12
+_ROWS_PER_ROTATION = 1 << 12
 """Rows of V turned together at a restart: turned at once, V would be there nearly twice."""
 
 
@@ -74,18 +74,20 @@ class KrylovDecomposition:
         self.H: HostArray = np.zeros((0, 0))
         self.norm = 0.0
         self.num_steps, self.num_refills = 0, first_refill
-        self.Q = self._filled(self.space.orthonormalize(start, against=self.taken), width)
+        self.Q = self._fill_block(
+            self.space.orthonormalize(start, against=self.orthogonal_to), width
+        )
         self.S: HostArray = np.zeros((0, self.Q.shape[1]))
 
     @property
-    def taken(self) -> Array:
+    def orthogonal_to(self) -> Array:
         """[locked V]: all that new vectors must be orthogonal to."""
         return self.basis[:, : self.num_locked + self.size]
 
     @property
     def V(self) -> Array:
         """The Lanczos vectors so far, (rows, size)."""
-        return self.taken[:, self.num_locked :]
+        return self.orthogonal_to[:, self.num_locked :]
 
     @property
     def kept(self) -> Array:
@@ -115,9 +117,9 @@ class KrylovDecomposition:
         self.A.require_finite(C)
         self._grow(C)
         floor = rounding(space.xp, space.dtype) * self.norm
-        Q = orthonormal_range(space, W, against=self.taken, floor=floor, removed=removed)
+        Q = orthonormal_range(space, W, against=self.orthogonal_to, floor=floor, removed=removed)
         B = to_host(space.gram(Q, W))
-        self.Q = self._filled(Q, width)
+        self.Q = self._fill_block(Q, width)
         self.S = np.zeros((self.size, self.Q.shape[1]), dtype=B.dtype)
         self.S[begin:, : B.shape[0]] = B.conj().T
         self.norm = max(self.norm, _norm(B))
@@ -136,7 +138,7 @@ class KrylovDecomposition:
         own = space.gram(self.Q, W)
         expected = space.xp.asarray(self.S[first:, :], dtype=own.dtype, device=space.device)
         subtract(space, W, self.V[:, first:], space.xp.concat((expected, own)))
-        left = project_out(space, W, self.taken)
+        left = project_out(space, W, self.orthogonal_to)
         both = to_host(space.xp.concat((left, own)))
         num_taken = left.shape[0]
         removed = np.linalg.norm(both[:num_taken, :], axis=0)
@@ -157,7 +159,9 @@ class KrylovDecomposition:
     def restart(self, values: HostArray, Y: HostArray) -> None:
         """Keep the Ritz pairs given; the decomposition goes on from them."""
         kept, begin, V, Y_T = len(values), self.num_locked, self.V, self.space.asarray(Y.T)
-        for rows in slices(V.shape[0], _ROWS_AT_ONCE):  # vector behind vector, as the basis lies
+        for rows in slices(
+            V.shape[0], _ROWS_PER_ROTATION
+        ):  # vector behind vector, as the basis lies
             self.basis[rows, begin : begin + kept] = (Y_T @ V[rows, :].T).T
         self.size, self.H = kept, np.diag(values).astype(self.H.dtype)
         self.S = Y.conj().T @ self.S
@@ -176,17 +180,17 @@ class KrylovDecomposition:
 
     def _put(self, Q: Array) -> int:
         """Write Q behind what is taken; how many columns that are."""
-        end = self.taken.shape[1]
+        end = self.orthogonal_to.shape[1]
         self.basis[:, end : end + Q.shape[1]] = Q
         return int(Q.shape[1])
 
-    def _filled(self, Q: Array, width: int) -> Array:
+    def _fill_block(self, Q: Array, width: int) -> Array:
         """Q with lost directions replaced by random ones in the complement of everything.
 
         A lost direction means an invariant subspace was found: its rows of B stay zero, and
         the random direction starts the search for what that subspace cannot see.
         """
-        space, num_taken = self.space, self.taken.shape[1]
+        space, num_taken = self.space, self.orthogonal_to.shape[1]
         for _ in range(2):  # a random direction is inside ``taken`` only where that is all
             missing = min(width, space.size - num_taken) - Q.shape[1]
             if missing <= 0:

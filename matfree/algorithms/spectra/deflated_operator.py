@@ -18,8 +18,9 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from matfree.algorithms.eigen.deflation import mixed_residual, outside
+from matfree.algorithms.eigen.deflation import sampled_residual
 from matfree.algorithms.eigen.eigsh import eigsh
+from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray, ProbeKind
@@ -91,7 +92,7 @@ class Complement:
         """Random probes, projected."""
         V = self.space.probes(count, seed=seed, start=start, kind=kind, stream=stream)
         for _ in range(2 if len(self.values) else 0):  # once leaves rounding of the whole length
-            V = outside(self.space, self.U, V)
+            V = project_onto_complement(self.space, self.U, V)
         return V
 
     def whole(self, rule: Quadrature) -> Quadrature:
@@ -120,7 +121,7 @@ class Complement:
 
     def _require_residual(self, norm: float) -> None:
         """Refuse the pairs of another operator."""
-        residual = mixed_residual(self.A, self.values, self.U, self.seed)
+        residual = sampled_residual(self.A, self.values, self.U, self.seed)
         if residual > GOOD * norm:
             raise ValueError(
                 f"eigenpairs are not those of this operator: their residual is {residual:.1e} "
@@ -129,7 +130,7 @@ class Complement:
 
     def _projected(self, whole: Operator) -> FunctionOperator:
         def matmat(X: Array) -> Array:
-            return outside(self.space, self.U, whole.matmat(X))
+            return project_onto_complement(self.space, self.U, whole.matmat(X))
 
         return FunctionOperator(
             lambda x: matmat(x[:, None])[:, 0],

@@ -8,7 +8,12 @@ from typing import Any, ClassVar, Literal, TypeAlias, final
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.krylov.memory_plan import Need, Storage, choose, vector_bytes
+from matfree.algorithms.krylov.memory_plan import (
+    MemoryModel,
+    StorageScheme,
+    choose_storage,
+    vector_bytes,
+)
 from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.run import Run
@@ -42,7 +47,7 @@ class DensityRun:
         kind: ProbeKind,
         first_probe: int,
         measure_noise: bool,
-        storage: Storage,
+        storage: StorageScheme,
     ) -> None:
         self.A, self.space, self.run = A, A.space, run
         self.seed, self.kind = run.checkpoint.seed, kind
@@ -170,7 +175,7 @@ def density_storage(
     memory: int | None,
     copied: bool,
     repeated: bool,
-) -> Storage:
+) -> StorageScheme:
     """How many probes run together, and how their Lanczos vectors are kept."""
     space = A.space
     kpm, steps = method == "kpm", min(num_steps, space.size)
@@ -179,21 +184,25 @@ def density_storage(
     block = block_size_for(space.size, block)
     if memory is not None and block_size is None:  # the default was a budget of its own
         block = most
-    wanted = Storage("none" if kpm else reorthogonalize, min(block, num_probes), keep_basis=False)
-    num_known, kept, before = _of_eigenpairs(space, eigenpairs)
-    need = Need(
+    wanted = StorageScheme(
+        "none" if kpm else reorthogonalize, min(block, num_probes), keep_basis=False
+    )
+    num_projected, kept, before = _of_eigenpairs(space, eigenpairs)
+    need = MemoryModel(
         space,
         steps,
-        vectors=kept,
-        num_known=num_known,
-        before=before,
-        copied=copied,
-        repeated=repeated,
+        num_vectors=kept,
+        num_projected=num_projected,
+        bytes_before=before,
+        checkpointed=copied,
+        measures_noise=repeated,
     )
     if kpm:
         interval = replace(need, num_steps=min(BOUND_STEPS, space.size))
-        need = replace(need, before=interval.bytes(Storage("full", 1, keep_basis=False)))
-    return choose(need, wanted, memory)
+        need = replace(
+            need, bytes_before=interval.peak_bytes(StorageScheme("full", 1, keep_basis=False))
+        )
+    return choose_storage(need, wanted, memory)
 
 
 def _of_eigenpairs(space: VectorSpace, eigenpairs: EigenResult | int) -> tuple[int, int, int]:

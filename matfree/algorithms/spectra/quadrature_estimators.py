@@ -10,7 +10,12 @@ from typing import Any, final
 import numpy as np
 import scipy.linalg
 
-from matfree.algorithms.krylov.memory_plan import Need, Storage, choose, vector_bytes
+from matfree.algorithms.krylov.memory_plan import (
+    MemoryModel,
+    StorageScheme,
+    choose_storage,
+    vector_bytes,
+)
 from matfree.algorithms.krylov.recurrence import (
     Recurrence,
     Reorthogonalize,
@@ -54,11 +59,11 @@ class QuadratureRun(TraceEstimator):
         """Choose the probes that run together, and how their vectors are kept."""
         plan, n = self.plan, self.space.size
         most = plan.num_probes or max(1, plan.budget // self.cost)
-        wanted = Storage(self.reorthogonalize, min(plan.block_size, most), keep_basis=False)
+        wanted = StorageScheme(self.reorthogonalize, min(plan.block_size, most), keep_basis=False)
         exact = plan.num_probes is None and plan.budget >= n  # by all unit vectors at once
         before = _DENSE * n * vector_bytes(self.space) if exact else 0
-        need = Need(self.space, self.cost, before=before, copied=copied)
-        storage = choose(need, wanted, memory)
+        need = MemoryModel(self.space, self.cost, bytes_before=before, checkpointed=copied)
+        storage = choose_storage(need, wanted, memory)
         self.memory, self.reorthogonalize = storage.memory, storage.reorthogonalize
         if memory is not None:
             self.plan = replace(plan, block_size=storage.at_once)

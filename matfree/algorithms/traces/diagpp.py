@@ -20,7 +20,8 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.eigen.deflation import Deflation, outside
+from matfree.algorithms.eigen.deflation import Deflation
+from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
@@ -95,7 +96,9 @@ class DiagPlusPlus(ResidualDiagonal):
 
     def rest(self, W: Array) -> Array:
         Q = self.sketch.Q
-        return outside(self.space, Q, self.A(outside(self.space, Q, W)))
+        return project_onto_complement(
+            self.space, Q, self.A(project_onto_complement(self.space, Q, W))
+        )
 
 
 @final

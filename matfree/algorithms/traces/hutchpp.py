@@ -21,7 +21,8 @@ from typing import Any, final
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.eigen.deflation import Deflation, outside
+from matfree.algorithms.eigen.deflation import Deflation
+from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
@@ -46,7 +47,7 @@ class ResidualTrace(TraceEstimator):
 
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
-        W = outside(self.space, self.Q, W)
+        W = project_onto_complement(self.space, self.Q, W)
         fresh = to_host(self.space.dots(W, self.A(W)))
         self.A.require_finite(fresh)
         self.samples.add(fresh + self.inside)

@@ -10,7 +10,7 @@ from support.matrices import complex_hermitian, laplacian_2d_spectrum, nn_spectr
 from support.sharded import run_sharded
 
 import matfree as mf
-from matfree.algorithms.krylov.memory_plan import Need, Storage, choose
+from matfree.algorithms.krylov.memory_plan import MemoryModel, StorageScheme, choose_storage
 from matfree.arrays import half_type, to_host
 
 N = 30_000
@@ -210,11 +210,11 @@ def test_a_count_in_16_bits_holds_the_truth():
 
 
 def test_the_order_of_choices_is_fewer_at_once_then_16_bits_then_no_basis():
-    need = Need(mf.space_like(np.zeros(1), N), M)
-    wanted = Storage("full", 4, keep_basis=False)
+    need = MemoryModel(mf.space_like(np.zeros(1), N), M)
+    wanted = StorageScheme("full", 4, keep_basis=False)
     ways = []
     for vectors in range(200, 8, -3):
-        way = choose(need, wanted, vectors * 8 * N)
+        way = choose_storage(need, wanted, vectors * 8 * N)
         assert way.predicted <= vectors * 8 * N
         ways.append((way.reorthogonalize, way.at_once))
     rank = {"full": 0, "half": 1, "none": 2}
