@@ -1,4 +1,4 @@
-"""Small networks of every layer kind, and second derivatives computed another way."""
+"""Small networks of every layer kind, and reference implementations of second derivatives."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ CLASSES = 3
 
 
 class Residual(nn.Module):
-    """An in-place activation called twice, and a skip around it."""
+    """A residual block that calls one in-place activation twice."""
 
     def __init__(self, width=6, activation=None):
         super().__init__()
@@ -22,7 +22,7 @@ class Residual(nn.Module):
 
 
 class Last(nn.Module):
-    """The last step of a sequence, for layers that return a tuple."""
+    """A layer that returns a tuple, and a linear head on the last step of the sequence."""
 
     def __init__(self, layer, width):
         super().__init__()
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight in two layers, and a layer that is never used."""
+    """Two layers that share one weight, and a layer that is never used."""
 
     def __init__(self):
         super().__init__()
@@ -116,13 +116,13 @@ NETWORKS = {
     "residual": (lambda: nn.Sequential(Residual(), nn.Linear(6, CLASSES)), "vector"),
     "tied weights": (Tied, "vector"),
 }
-"""Layer kinds: how to make the network, and what it takes."""
+"""The constructor and the kind of inputs of a network, by the name of the layer kind."""
 
 _INPUTS = {"vector": (6,), "image": (2, 3, 3), "sequence": (3, 4), "tokens": (3,)}
 
 
 def network(name, seed=0):
-    """One of the networks in double precision, and a batch of twelve samples for it."""
+    """A network in double precision, and a batch of twelve samples for it."""
     make, kind = NETWORKS[name]
     torch.manual_seed(seed)
     model = make().to(DOUBLE)
@@ -144,7 +144,7 @@ def flat_parameters(model):
 
 
 def outputs_of(model, x):
-    """The outputs as a function of the flat parameters; buffers are copies."""
+    """The outputs as a function of the flat parameters, with copies of the buffers."""
     shapes = [(name, p.shape, p.numel()) for name, p in model.named_parameters()]
 
     def function(flat):
@@ -160,7 +160,7 @@ def outputs_of(model, x):
 
 
 def autograd_hessian(model, loss, data):
-    """The Hessian by torch.autograd.functional, from the loss as a function of one vector."""
+    """The Hessian by torch.autograd.functional, of the loss as a function of one vector."""
     x, y = data
     function = outputs_of(model, x)
     flat = flat_parameters(model)
@@ -168,19 +168,17 @@ def autograd_hessian(model, loss, data):
 
 
 def explicit_ggn(model, loss, data):
-    """J^T H_z J from an explicit Jacobian and the loss's explicit Hessian in the outputs."""
+    """J^T H_z J from an explicit Jacobian and the explicit Hessian of the loss in the outputs."""
     x, y = data
     function, flat = outputs_of(model, x), flat_parameters(model)
     z = function(flat).detach()
     J = torch.autograd.functional.jacobian(function, flat).reshape(z.numel(), -1)
-    of_outputs = torch.autograd.functional.hessian(
-        lambda f: loss(f.view(z.shape), y), z.reshape(-1)
-    )
-    return J.T @ of_outputs @ J
+    H_z = torch.autograd.functional.hessian(lambda f: loss(f.view(z.shape), y), z.reshape(-1))
+    return J.T @ H_z @ J
 
 
 def differenced_product(model, loss, data, v, step=1e-5):
-    """H v from two gradients: right whatever torch does when it differentiates twice."""
+    """H v as a difference of two gradients, which does not rely on second derivatives."""
     x, y = data
     function, flat = outputs_of(model, x), flat_parameters(model)
 
@@ -196,7 +194,7 @@ def relative(got, exact):
 
 
 def snapshot(model):
-    """Everything about a model, and about the global generator, that a call must not change."""
+    """The state of a model and of the global generator that a call must not change."""
     return (
         {name: value.clone() for name, value in model.state_dict().items()},
         [module.training for module in model.modules()],

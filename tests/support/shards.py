@@ -1,4 +1,4 @@
-"""Curvatures on vectors that two and four processes hold, beside those of one process."""
+"""The processes of test_sharded: curvature operators on one, two and four processes."""
 
 import functools
 import pickle
@@ -30,7 +30,7 @@ def network():
 
 
 class Share:
-    """The data of one process, and of all of them."""
+    """The data of one process, and those of all processes."""
 
     def __init__(self, rank, world, folder):
         self.rank, self.world, self.folder = rank, world, folder
@@ -42,9 +42,9 @@ class Share:
         self.mine = [(self.x[mine], self.y[mine])] if SAMPLES[world][rank] else []
 
     def operators(self, make, loss=CE, rows=None, **options):
-        """An operator sharded and data-parallel; of one process with all of the data where it is.
+        """The sharded and the data-parallel operator; with one process, the whole operator.
 
-        Pieces are even where ``rows`` is empty.
+        Rows are distributed evenly if ``rows`` is empty.
         """
         if self.world == 1:
             return [make(self.net, loss, self.all, **options)]
@@ -54,12 +54,12 @@ class Share:
 
 
 def whole(H, x):
-    """A vector's numbers, wherever its rows are."""
+    """A whole vector as a NumPy array."""
     return (H.gather(x) if hasattr(H, "gather") else x).numpy()
 
 
 def vectors(H, result, *fields):
-    """Whole vectors of a result, without their signs, and what else it says."""
+    """The whole vectors of a result up to signs, followed by its values."""
     found = [np.abs(whole(H, getattr(result, field))).ravel() for field in fields]
     return np.concatenate([*found, getattr(result, "values", np.zeros(0))])
 
@@ -88,7 +88,13 @@ MEASURES = {
 }
 
 
-AT_FOUR = ("trace", "diagonal", "eigsh", "density", "block traces")  # many processes, few cores
+AT_FOUR = (
+    "trace",
+    "diagonal",
+    "eigsh",
+    "density",
+    "block traces",
+)  # four processes on few cores are slow
 
 
 def moments(density):
@@ -96,7 +102,7 @@ def moments(density):
 
 
 def numbers(share):
-    """Everything by name: sharded and data-parallel, or of one process."""
+    """All quantities by name, for the sharded and data-parallel operator or for one process."""
     operators = share.operators(hessian, WEIGHTED, weight_decay={"0.*": 0.1, "3.bias": 0.3})
     found = {
         name: [np.asarray(measure(H)) for H in operators]
@@ -108,7 +114,7 @@ def numbers(share):
         ("hessian, recomputed", hessian, {"strategy": "recompute"}),
         ("ggn", ggn, {}),
         ("fisher", fisher, {"kind": "monte-carlo", "seed": 3, "num_samples": 5}),
-        ("even pieces", hessian, {"rows": ()}),
+        ("even rows", hessian, {"rows": ()}),
     ):
         found[name] = [whole(H, H.to_dense()) for H in share.operators(make, **options)]
     data, group = (share.all, None) if share.world == 1 else (share.mine, share.group)
@@ -120,7 +126,7 @@ def numbers(share):
 
 
 def budgets(share):
-    """Every way in which a density keeps its vectors, from much memory to little."""
+    """The memory plans of a density for a large and a small budget."""
     sharded, shared = share.operators(hessian)
     found = {}
     for memory in (40_000, 18_000):
@@ -133,7 +139,7 @@ def budgets(share):
 
 
 def members(share):
-    """What an operator on pieces tells of itself."""
+    """Properties and methods of a sharded operator."""
     sharded, shared = share.operators(hessian)
     rows = sharded.space.rows
     vector = shared.space.probes(1, seed=4, kind="gaussian")[:, 0]
@@ -158,7 +164,7 @@ def members(share):
 
 
 def files(share):
-    """Who writes what of a checkpoint and of a result."""
+    """The files of a checkpoint and of a result that this process writes."""
     sharded, shared = share.operators(hessian)
     written, write = [], archive.write_archive
 
@@ -169,8 +175,8 @@ def files(share):
     archive.write_archive = noted
     mf.diagonal(shared, num_probes=4, seed=0, checkpoint=share.folder / "replicated")
     replicated, written[:] = len(written), []
-    mf.diagonal(sharded, num_probes=4, seed=0, checkpoint=share.folder / "pieces")
-    pieces, written[:] = sorted(set(written)), []
+    mf.diagonal(sharded, num_probes=4, seed=0, checkpoint=share.folder / "sharded")
+    files_of_sharded, written[:] = sorted(set(written)), []
     archive.write_archive = write
     pairs = mf.eigsh(sharded, 2, rtol=1e-3, verify=False, seed=0)
     name = pairs.save(share.folder / "top").name
@@ -178,14 +184,14 @@ def files(share):
     read = mf.load(share.folder / "top")
     return {
         "replicated": replicated,
-        "pieces": pieces,
+        "sharded": files_of_sharded,
         "name": name,
         "read": bool((read.vectors == sharded.gather(pairs.vectors).numpy()).all()),
     }
 
 
 def errors(share):
-    """What is said where processes disagree about pieces; afterwards they go on."""
+    """The errors of processes that disagree; later calls must still work."""
     rank, group, counts = share.rank, share.group, ROWS[share.world]
 
     def operator(net=share.net, loss=CE, rows=counts, **options):

@@ -86,12 +86,12 @@ def test_monte_carlo_fisher_matrices_average_to_the_exact_one(loss, targets):
     model, x = _net()
     exact = fisher(model, loss, (x, targets)).to_dense()
     many = fisher(model, loss, (x, targets), kind="monte-carlo", num_samples=4000, seed=1)
-    assert relative(many.to_dense(), exact) < 0.06  # 1 to 2 % by the law of large numbers
+    assert relative(many.to_dense(), exact) < 0.06  # the sampling error is 1 to 2 %
     few = fisher(model, loss, (x, targets), kind="monte-carlo", num_samples=2, seed=1)
     assert torch.linalg.eigvalsh(few.to_dense())[0] > -TOLERANCE * exact.norm()
 
 
-def test_drawn_targets_depend_on_seed_and_sample_alone():
+def test_drawn_targets_depend_only_on_the_seed_and_the_sample():
     model, x = _net()
 
     def monte_carlo(data, seed):
@@ -99,15 +99,15 @@ def test_drawn_targets_depend_on_seed_and_sample_alone():
 
     whole = monte_carlo((x, LABELS), 5)
     assert torch.equal(whole.to_dense(), whole.to_dense())
-    pieces = [(x[:5], LABELS[:5]), (x[5:], LABELS[5:])]
-    assert relative(monte_carlo(pieces, 5).to_dense(), whole.to_dense()) < TOLERANCE
+    batches = [(x[:5], LABELS[:5]), (x[5:], LABELS[5:])]
+    assert relative(monte_carlo(batches, 5).to_dense(), whole.to_dense()) < TOLERANCE
     assert relative(monte_carlo((x, LABELS), 6).to_dense(), whole.to_dense()) > 0.01
     assert monte_carlo((x, LABELS), None).seed != monte_carlo((x, LABELS), None).seed
     assert "3 draws, seed 5" in repr(whole)
 
 
 def _per_sample_gradients(model, term, data):
-    """The gradient of every sample's -log p, (N, n), one sample at a time."""
+    """The gradients of -log p for every sample, (N, n), one sample at a time."""
     x, y = data
     flat, rows = flat_parameters(model).requires_grad_(), []
     for i in range(len(x)):
@@ -124,7 +124,7 @@ EMPIRICAL = {
         CE,
         WEIGHTS[LABELS] / WEIGHTS[LABELS].sum(),
     ),
-    "smoothed": (  # the term carries its weight twice, once too often
+    "smoothed": (  # the term contains the class weight twice, one of which k removes
         nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
         LABELS,
         nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1, reduction="sum"),
@@ -147,7 +147,7 @@ EMPIRICAL = {
 
 
 @pytest.mark.parametrize(("loss", "targets", "term", "k"), EMPIRICAL.values(), ids=EMPIRICAL)
-def test_the_empirical_fisher_matrix_is_that_of_per_sample_gradients(loss, targets, term, k):
+def test_the_empirical_fisher_matrix_is_the_sum_over_per_sample_gradients(loss, targets, term, k):
     model, x = _net()
     g = _per_sample_gradients(model, term, (x, targets))
     exact = g.T @ (torch.as_tensor(k, dtype=DOUBLE).reshape(-1, 1) * g)
@@ -156,7 +156,7 @@ def test_the_empirical_fisher_matrix_is_that_of_per_sample_gradients(loss, targe
     assert F.positive_semidefinite
 
 
-def test_the_three_fisher_matrices_and_the_hessian_are_four_things():
+def test_the_exact_and_empirical_fisher_matrices_and_the_hessian_differ():
     model, x = _net()
     data = (x, LABELS)
     exact = fisher(model, CE, data).to_dense()
@@ -171,23 +171,23 @@ def _pixelwise():
     return model, x, torch.randint(3, (SAMPLES, 2, 2))
 
 
-def test_targets_at_every_position_are_data_of_their_own():
+def test_every_position_with_a_target_counts_as_a_datum():
     model, x, y = _pixelwise()
     loss = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=0)
     exact = explicit_ggn(model, loss, (x, y))
-    pieces = [(x[:7], y[:7]), (x[7:], y[7:])]
-    for data in ((x, y), pieces):
+    batches = [(x[:7], y[:7]), (x[7:], y[7:])]
+    for data in ((x, y), batches):
         assert relative(ggn(model, loss, data).to_dense(), exact) < TOLERANCE
         assert relative(fisher(model, loss, data).to_dense(), exact) < TOLERANCE
     sampled = [
         fisher(model, loss, data, kind="monte-carlo", num_samples=400, seed=0).to_dense()
-        for data in ((x, y), pieces)
+        for data in ((x, y), batches)
     ]
     assert relative(sampled[0], sampled[1]) < TOLERANCE
     assert relative(sampled[0], exact) < 0.2
 
 
-def test_log_probabilities_with_their_likelihood_are_cross_entropy():
+def test_nll_loss_of_log_probabilities_is_cross_entropy():
     model, x = _net()
     exact = ggn(model, CE, (x, LABELS)).to_dense()
     logged = nn.Sequential(*model, nn.LogSoftmax(dim=1))
@@ -196,7 +196,7 @@ def test_log_probabilities_with_their_likelihood_are_cross_entropy():
         assert relative(fisher(logged, loss, (x, LABELS)).to_dense(), exact) < TOLERANCE
 
 
-def test_squared_error_that_broadcasts_is_no_sum_over_samples_and_still_right():
+def test_squared_error_with_broadcast_targets_is_not_a_sum_over_samples():
     model, x = _net()
     targets = _numbers(1, 3)
     loss = nn.MSELoss()
@@ -230,24 +230,24 @@ def test_batches_of_256_256_and_88_add_up_to_the_whole():
             lambda *args: fisher(*args, kind="monte-carlo", seed=0),
             lambda *args: fisher(*args, kind="empirical"),
         ):
-            whole, pieces = (make(model, loss, data).to_dense() for data in ((x, targets), loader))
-            assert relative(pieces, whole) < TOLERANCE
+            whole, batched = (make(model, loss, data).to_dense() for data in ((x, targets), loader))
+            assert relative(batched, whole) < TOLERANCE
 
 
-def test_a_batch_whose_targets_are_all_ignored_adds_nothing():
+def test_a_batch_with_only_ignored_targets_contributes_nothing():
     model, x = _net()
     loss = nn.CrossEntropyLoss(ignore_index=2)
     y = torch.where(LABELS == 2, 0, LABELS)
     y[8:] = 2
     for make in (hessian, ggn):
         whole = make(model, loss, (x, y))
-        pieces = make(model, loss, [(x[:8], y[:8]), (x[8:], y[8:])])
-        assert relative(pieces.to_dense(), whole.to_dense()) < TOLERANCE
-        assert abs(pieces.loss() - whole.loss()) < TOLERANCE
+        batched = make(model, loss, [(x[:8], y[:8]), (x[8:], y[8:])])
+        assert relative(batched.to_dense(), whole.to_dense()) < TOLERANCE
+        assert abs(batched.loss() - whole.loss()) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["exact", "monte-carlo", "empirical"])
-def test_the_model_is_left_as_it_was_found(kind):
+def test_the_model_is_left_unchanged(kind):
     model, data = network("batch norm, training")
     before = snapshot(model)
     F = fisher(model, CE, data, kind=kind)
@@ -271,10 +271,10 @@ def test_half_precision_models_have_single_precision_vectors():
     half = copy.deepcopy(model).to(torch.bfloat16)
     G = ggn(half, CE, (x.to(torch.bfloat16), LABELS))
     assert G.dtype == torch.float32
-    assert relative(G.to_dense().to(DOUBLE), exact) < 0.05  # bf16 keeps 8 bits
+    assert relative(G.to_dense().to(DOUBLE), exact) < 0.05  # bfloat16 has 8 significant bits
 
 
-def test_bad_input_gets_one_clear_sentence():
+def test_invalid_input_is_an_error():
     model, x = _net()
     data = (x, LABELS)
     with pytest.raises(ValueError, match="kind must be 'exact'"):

@@ -52,7 +52,7 @@ def batch(samples=40, seed=1):
 
 
 def explicit_hessian(model, loss, data):
-    """Finite differences of gradients: right whatever automatic differentiation does."""
+    """Finite differences of gradients, which do not rely on second derivatives of torch."""
     model = copy.deepcopy(model)
     x, y = data
 
@@ -75,7 +75,7 @@ def explicit_hessian(model, loss, data):
 
 
 @pytest.mark.parametrize("name", small_nets())
-def test_products_are_those_of_the_explicit_hessian(name):
+def test_matvecs_agree_with_the_explicit_hessian(name):
     model = small_nets()[name].to(DOUBLE)
     H = hessian(model, CE, batch())
     dense = H.to_dense()
@@ -86,7 +86,7 @@ def test_products_are_those_of_the_explicit_hessian(name):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # inside torch.func
-def test_torchs_own_functional_hessian_is_wrong_for_layer_norm_and_ours_is_not():
+def test_layer_norm_is_correct_unlike_with_torch_func_hessian():
     model = small_nets()["layer norm"].to(DOUBLE)
     x, y = batch()
     H = hessian(model, CE, (x, y))
@@ -134,18 +134,18 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_ragged_batches_add_up_to_the_whole(loss):
+def test_batches_of_different_sizes_sum_to_the_whole(loss):
     model = small_nets()["tanh"].to(DOUBLE)
     x, y = batch(60)
     whole = hessian(model, loss, (x, y))
-    pieces = hessian(model, loss, [(x[:25], y[:25]), (x[25:50], y[25:50]), (x[50:], y[50:])])
-    assert (whole.to_dense() - pieces.to_dense()).abs().max() < 1e-10
-    assert (whole.gradient() - pieces.gradient()).abs().max() < 1e-10
+    batched = hessian(model, loss, [(x[:25], y[:25]), (x[25:50], y[25:50]), (x[50:], y[50:])])
+    assert (whole.to_dense() - batched.to_dense()).abs().max() < 1e-10
+    assert (whole.gradient() - batched.gradient()).abs().max() < 1e-10
     assert "graph kept" in repr(whole)
-    assert "3 graphs kept" in repr(pieces)
+    assert "3 graphs kept" in repr(batched)
 
 
-def test_a_normalizer_weights_a_loss_of_ones_own():
+def test_a_normalizer_weights_the_batches_of_a_custom_loss():
     model = small_nets()["tanh"].to(DOUBLE)
     x, y = batch(50)
 
@@ -159,10 +159,10 @@ def test_a_normalizer_weights_a_loss_of_ones_own():
 def test_a_subset_of_parameters_is_the_principal_submatrix():
     model = small_nets()["tanh"].to(DOUBLE)
     H = hessian(model, CE, batch())
-    part = hessian(model, CE, batch(), params="2.*")
+    subset = hessian(model, CE, batch(), params="2.*")
     rows = slice(H.partition["2.weight"].start, H.partition["2.bias"].stop)
-    assert (part.to_dense() - H.to_dense()[rows, rows]).abs().max() < 1e-13
-    assert part.names == ("2.weight", "2.bias")
+    assert (subset.to_dense() - H.to_dense()[rows, rows]).abs().max() < 1e-13
+    assert subset.names == ("2.weight", "2.bias")
     model[0].weight.requires_grad_(False)
     assert "0.weight" not in hessian(model, CE, batch()).names
     named = hessian(model, CE, batch(), params=["0.weight"])
@@ -170,7 +170,7 @@ def test_a_subset_of_parameters_is_the_principal_submatrix():
     assert not model[0].weight.requires_grad
 
 
-def test_tied_weights_count_once_and_unused_ones_give_zero_rows():
+def test_tied_weights_count_once_and_unused_weights_have_zero_rows():
     torch.manual_seed(0)
     model = Tied().to(DOUBLE)
     H = hessian(model, CE, batch())
@@ -189,18 +189,18 @@ def test_flatten_and_unflatten_are_inverse():
     model = small_nets()["tanh"].to(DOUBLE)
     H = hessian(model, CE, batch())
     flat = flat_parameters(model)
-    pieces = H.unflatten(flat)
-    assert all(torch.equal(pieces[name], p) for name, p in model.named_parameters())
-    assert torch.equal(H.flatten(pieces), flat)
+    tensors = H.unflatten(flat)
+    assert all(torch.equal(tensors[name], p) for name, p in model.named_parameters())
+    assert torch.equal(H.flatten(tensors), flat)
     with pytest.raises(ValueError, match="must name every parameter once"):
-        H.flatten({"0.weight": pieces["0.weight"]})
+        H.flatten({"0.weight": tensors["0.weight"]})
     with pytest.raises(ValueError, match="vector must have shape"):
         H.unflatten(flat[1:])
 
 
-@pytest.mark.filterwarnings("ignore:BatchNorm1d layer")  # one batch, though in a loader
+@pytest.mark.filterwarnings("ignore:BatchNorm1d layer")  # the loader has only one batch
 @pytest.mark.parametrize("loader", [False, True], ids=["batch", "loader"])
-def test_the_model_is_left_as_it_was_found_also_after_an_error(loader):
+def test_the_model_is_left_unchanged_even_after_an_error(loader):
     model = small_nets()["batch norm, training"].to(DOUBLE)
     data = batch()
     if loader:
@@ -219,7 +219,7 @@ def test_the_model_is_left_as_it_was_found_also_after_an_error(loader):
     assert_untouched(before, snapshot(model))
 
 
-def test_memory_does_not_grow_over_many_products():
+def test_memory_does_not_grow_over_many_matvecs():
     model = small_nets()["tanh"].to(DOUBLE)
     for data in (batch(), [batch()]):
         H = hessian(model, CE, data)
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_over_many_products():
         assert live() <= first
 
 
-def test_a_training_step_is_noticed():
+def test_the_operator_follows_a_training_step():
     model = small_nets()["tanh"].to(DOUBLE)
     H = hessian(model, CE, batch())
     old = H.to_dense()
@@ -246,7 +246,7 @@ def test_a_training_step_is_noticed():
     assert torch.equal(H.to_dense(), hessian(model, CE, batch()).to_dense())
 
 
-def test_callers_under_no_grad_and_inference_mode_get_the_same():
+def test_no_grad_and_inference_mode_do_not_change_the_result():
     model = small_nets()["tanh"].to(DOUBLE)
     exact = hessian(model, CE, batch()).to_dense()
     for context in (torch.no_grad, torch.inference_mode):
@@ -255,7 +255,7 @@ def test_callers_under_no_grad_and_inference_mode_get_the_same():
         assert torch.equal(got.clone(), exact)
 
 
-def test_attention_is_differentiated_under_its_mathematical_kernel():
+def test_attention_is_differentiated_through_its_math_kernel():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).to(DOUBLE)
     model = nn.Sequential(nn.Unflatten(1, (5, 8)), layer, nn.Flatten(), nn.Linear(40, 3)).to(DOUBLE)
@@ -272,7 +272,7 @@ def test_half_precision_models_have_single_precision_vectors():
     H = hessian(model, CE, (x.to(torch.bfloat16), y))
     assert H.dtype == torch.float32
     exact = hessian(small_nets()["tanh"], CE, (x.float(), y)).to_dense()
-    assert (H.to_dense() - exact).norm() < 0.05 * exact.norm()  # bf16 keeps 8 bits
+    assert (H.to_dense() - exact).norm() < 0.05 * exact.norm()  # bfloat16 has 8 significant bits
 
 
 ERRORS = {
@@ -318,26 +318,26 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("make", "kind", "message"), ERRORS.values(), ids=ERRORS.keys())
-def test_bad_input_gets_one_clear_sentence(make, kind, message):
+def test_invalid_input_is_an_error(make, kind, message):
     with pytest.raises(kind, match=message):
         make()
 
 
-def test_nan_in_the_data_is_refused_at_the_first_product():
+def test_nan_in_the_data_is_an_error_at_the_first_matvec():
     x, y = batch()
     x = torch.full_like(x, torch.nan)
     with pytest.raises(mf.NonFiniteError, match="first Hessian-vector product"):
         mf.trace(hessian(small_nets()["tanh"].to(DOUBLE), CE, (x, y)), num_probes=1)
 
 
-def test_batch_statistics_over_several_batches_are_warned_of():
+def test_batch_statistics_over_several_batches_cause_a_warning():
     model = small_nets()["batch norm, training"].to(DOUBLE)
     with pytest.warns(UserWarning, match="BatchNorm1d layer '1' is in training mode"):
         hessian(model, CE, [batch(), batch()])
 
 
 class Shrinking:
-    """A loader that loses a batch every time."""
+    """A loader that loses a batch in every pass."""
 
     def __init__(self):
         self.batches = [batch(seed=s) for s in range(4)]
@@ -347,7 +347,7 @@ class Shrinking:
         return iter(list(self.batches))
 
 
-def test_a_loader_that_shows_other_samples_is_found():
+def test_a_loader_whose_samples_change_is_an_error():
     H = hessian(small_nets()["tanh"].to(DOUBLE), CE, Shrinking())
     H.gradient()
     with pytest.raises(ValueError, match="two passes over the data differ"):
@@ -355,7 +355,7 @@ def test_a_loader_that_shows_other_samples_is_found():
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
-def test_sparse_tensors_of_every_layout_multiply_and_transpose():
+def test_sparse_tensors_of_every_layout_have_matvecs_and_adjoints():
     dense = torch.tensor(np.triu(np.ones((6, 4))))
     for tensor in (dense.to_sparse(), dense.to_sparse_csr(), dense.to_sparse_csc()):
         ours = mf.aslinearoperator(tensor)

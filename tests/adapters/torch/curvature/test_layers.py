@@ -1,4 +1,4 @@
-"""Hessian and Gauss-Newton matrix of every kind of layer, against explicit matrices."""
+"""The Hessian and the Gauss-Newton matrix of every layer kind against explicit matrices."""
 
 import copy
 
@@ -24,22 +24,22 @@ from matfree_torch import ggn, hessian, hessian_of  # noqa: E402
 from matfree_torch.objective import faulty_modules  # noqa: E402
 
 CE = nn.CrossEntropyLoss()
-TOLERANCE = 1e-10  # of double precision products over some tens of operations, far from it
+TOLERANCE = 1e-10  # far above the rounding error of some tens of operations in double precision
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_hessian_of_every_layer_kind_is_the_explicit_one(name):
+def test_the_hessian_of_every_layer_kind_agrees_with_the_explicit_one(name):
     model, data = network(name)
     H = hessian(model, CE, data)
     exact = autograd_hessian(model, CE, data)
     assert relative(H.to_dense(), exact) < TOLERANCE
     v = torch.randn(H.shape[0], dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     differences = differenced_product(model, CE, data, v)
-    assert relative(exact @ v, differences) < 1e-6  # what differences with step 1e-5 are good for
+    assert relative(exact @ v, differences) < 1e-6  # the accuracy of differences with step 1e-5
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_gauss_newton_matrix_of_every_layer_kind_is_the_explicit_one(name):
+def test_the_gauss_newton_matrix_of_every_layer_kind_agrees_with_the_explicit_one(name):
     model, data = network(name)
     G = ggn(model, CE, data)
     assert relative(G.to_dense(), explicit_ggn(model, CE, data)) < TOLERANCE
@@ -50,7 +50,7 @@ def test_the_gauss_newton_matrix_of_every_layer_kind_is_the_explicit_one(name):
 def _weight_normed(make):
     torch.manual_seed(0)
     model = nn.Sequential(make(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, 3)).to(DOUBLE)
-    with torch.no_grad():  # a fresh g equals ||v||, which hides some mistakes
+    with torch.no_grad():  # g = ||v|| at initialization would hide some errors
         next(p for name, p in model.named_parameters() if name.endswith(("g", "original0"))).mul_(
             1.3
         )
@@ -65,7 +65,7 @@ def _old_weight_norm(layer):
 @pytest.mark.parametrize(
     "make", [nn.utils.parametrizations.weight_norm, _old_weight_norm], ids=["new", "old"]
 )
-def test_normed_weights_have_the_hessian_of_their_formula(make):
+def test_weight_norm_has_the_hessian_of_its_formula(make):
     model, (x, y) = _weight_normed(make), batch()
     H = hessian(model, CE, (x, y))
     order = {name.rsplit(".", 1)[-1]: name for name in H.names if not name.startswith("2.")}
@@ -95,7 +95,7 @@ class Bags(nn.Module):
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
-def test_operations_without_a_second_derivative_are_composed_of_others(mode):
+def test_operations_without_a_second_derivative_are_decomposed(mode):
     torch.manual_seed(0)
     model, (x, y) = Bags(mode).to(DOUBLE), batch("tokens")
     H = hessian(model, CE, (x, y))
@@ -122,7 +122,7 @@ def test_a_sparse_embedding_has_the_hessian_of_a_dense_one():
     assert torch.equal(hessian(sparse, CE, data).to_dense(), exact)
 
 
-def test_an_embedding_with_a_largest_norm_is_left_alone():
+def test_an_embedding_with_max_norm_is_left_unchanged():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(7, 3, max_norm=0.5), nn.Flatten(), nn.Linear(9, 3))
     before = flat_parameters(model)
@@ -130,8 +130,8 @@ def test_an_embedding_with_a_largest_norm_is_left_alone():
     assert torch.equal(flat_parameters(model), before)
 
 
-class Product(torch.autograd.Function):
-    """x w with a backward that forgets how x w's derivative in x depends on w."""
+class FaultyProduct(torch.autograd.Function):
+    """The product x w with a faulty backward: it ignores that the derivative in x depends on w."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -150,7 +150,7 @@ class Gate(nn.Module):
         self.w = nn.Parameter(torch.ones(5))
 
     def forward(self, x):
-        return Product.apply(x, self.w)
+        return FaultyProduct.apply(x, self.w)
 
 
 def _gated():
@@ -159,35 +159,37 @@ def _gated():
     return nn.Sequential(nn.Linear(6, 5), inner, nn.Linear(5, 3))
 
 
-def test_a_wrong_second_derivative_is_found_and_its_module_named():
+def test_a_wrong_second_derivative_is_detected_and_its_module_named():
     H = hessian(_gated().to(DOUBLE), CE, batch())
     with pytest.raises(mf.OperatorError, match=r"twice wrongly in Gate layer '1\.1'"):
         H @ torch.ones(H.shape[0], dtype=DOUBLE)
 
 
 def test_the_gauss_newton_matrix_needs_no_second_derivative_of_the_network():
-    model = _gated().to(DOUBLE)  # the same wrong module: J and its transpose are right
-    right = nn.Sequential(model[0], nn.Tanh(), model[2])  # its weights are ones
+    model = _gated().to(DOUBLE)  # the same faulty module: J and its transpose are correct
+    correct = nn.Sequential(model[0], nn.Tanh(), model[2])  # the gate multiplies by ones
     G = ggn(model, CE, batch())
     rows = [n for n in G.names if n != "1.1.w"]
-    exact = ggn(right, CE, batch()).to_dense()
+    exact = ggn(correct, CE, batch()).to_dense()
     assert relative(G.block(rows).to_dense(), exact) < TOLERANCE
 
 
-def test_an_asymmetric_loss_is_found_where_no_module_is_to_blame():
+def test_a_wrong_second_derivative_of_the_loss_is_detected():
     shift = torch.ones(3, dtype=DOUBLE, requires_grad=True)
 
     def loss(outputs, targets):
-        return CE(Product.apply(outputs, outputs.mean(dim=0)) + 0 * shift, targets)
+        return CE(FaultyProduct.apply(outputs, outputs.mean(dim=0)) + 0 * shift, targets)
 
     H = hessian(nn.Linear(6, 3).to(DOUBLE), loss, batch())
     with pytest.raises(mf.OperatorError, match=r"twice wrongly in the loss \(asymmetry"):
         mf.trace(H, num_probes=1)
 
 
-def test_asymmetry_with_nothing_wrong_is_a_warning_and_not_an_error(monkeypatch):
+def test_asymmetry_without_a_faulty_module_is_only_a_warning(monkeypatch):
     model, data = network("residual")
-    monkeypatch.setattr(faulty_modules, "symmetry_limit", lambda eps: 0.0)  # rounding shows
+    monkeypatch.setattr(
+        faulty_modules, "symmetry_limit", lambda eps: 0.0
+    )  # rounding counts as asymmetry
     H = hessian(model, CE, data)
     with pytest.warns(UserWarning, match="looks like rounding of a curvature that is nearly zero"):
         H @ torch.ones(H.shape[0], dtype=DOUBLE)
@@ -210,7 +212,7 @@ def test_a_missing_second_derivative_is_named_with_its_operation_and_module(make
         mf.trace(operator, num_probes=1)
 
 
-def test_a_missing_second_derivative_of_the_loss_is_named_too():
+def test_a_missing_second_derivative_of_the_loss_is_named():
     H = hessian(nn.Linear(6, 3).to(DOUBLE), nn.MultiMarginLoss(), batch())
     with pytest.raises(mf.OperatorError, match=r"multi_margin_loss_backward, in the loss"):
         mf.trace(H, num_probes=1)
@@ -236,7 +238,7 @@ def test_a_function_of_named_tensors_has_the_hessian_of_its_formula():
     )
     assert relative(H.to_dense(), exact) < TOLERANCE
     assert abs(H.loss() - float(residual(point))) < 1e-12 * H.loss()
-    point["b"].mul_(2)  # a training step in place is noticed
+    point["b"].mul_(2)  # the operator follows in-place changes
     assert relative(H.to_dense(), exact) > 0.1
     assert not point["b"].requires_grad
     assert hessian_of(residual, point, params="b").shape == (4, 4)

@@ -1,4 +1,4 @@
-"""Curvatures on vectors that two and four processes hold, beside those of one process."""
+"""Curvature operators on two and four processes compared with those of one process."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each process saw, by the number of processes."""
+    """The results of each process, by the number of processes."""
     folder = tmp_path_factory.mktemp("shards")
     done = subprocess.run(
         [sys.executable, str(WORKER), str(folder)],
@@ -46,7 +46,7 @@ def world(request):
 
 AT_BOTH = [
     *("trace", "diagonal", "eigsh", "density", "block traces"),
-    *("hessian", "hessian, recomputed", "ggn", "fisher", "even pieces", "activation traces"),
+    *("hessian", "hessian, recomputed", "ggn", "fisher", "even rows", "activation traces"),
 ]
 AT_TWO = [
     *("xtrace", "power iteration", "density outside of pairs", "density by moments"),
@@ -56,7 +56,7 @@ CASES = [*((2, name) for name in (*AT_BOTH, *AT_TWO)), *((4, name) for name in A
 
 
 @pytest.mark.parametrize(("world", "name"), CASES)
-def test_sharded_and_data_parallel_numbers_are_those_of_one_process(found, world, name):
+def test_sharded_and_data_parallel_results_are_those_of_one_process(found, world, name):
     (alone,) = found[1][0]["numbers"][name]
     for answer in found[world]:
         for ours in answer["numbers"][name]:
@@ -64,25 +64,25 @@ def test_sharded_and_data_parallel_numbers_are_those_of_one_process(found, world
             assert np.abs(ours - alone).max() <= 1e-12 * np.abs(alone).max()
 
 
-def test_every_quantity_is_looked_at(found):
+def test_every_quantity_is_compared(found):
     assert sorted(found[1][0]["numbers"]) == sorted(AT_BOTH + AT_TWO)
 
 
-def test_a_budget_of_memory_is_that_of_the_largest_piece(found, world):
+def test_a_memory_budget_applies_to_the_largest_shard(found, world):
     for answer in found[world]:
-        kept = {memory: [way[:2] for way in ways] for memory, ways in answer["budgets"].items()}
-        assert kept == {memory: [way[:2] for way in ways] for memory, ways in first(found, world)}
+        kept = {m: [run[:2] for run in runs] for m, runs in answer["budgets"].items()}
+        assert kept == {m: [run[:2] for run in runs] for m, runs in first_budgets(found, world)}
         many, few = (at_once for _, at_once in kept[40_000])
-        assert many > few, "pieces take less than whole vectors"
+        assert many > few, "shards take less memory than whole vectors"
         for (*_, ours), (*_, theirs) in answer["budgets"].values():
             np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
-def first(found, world):
+def first_budgets(found, world):
     return found[world][0]["budgets"].items()
 
 
-def test_an_operator_on_pieces_knows_its_rows_and_the_tensors(found, world):
+def test_a_sharded_operator_has_the_rows_and_tensors_of_its_process(found, world):
     ends = []
     for answer in found[world]:
         members = answer["members"]
@@ -95,20 +95,20 @@ def test_an_operator_on_pieces_knows_its_rows_and_the_tensors(found, world):
     assert [len(rows) for rows in ends] == list({2: (48, 21), 4: (20, 0, 40, 9)}[world])
 
 
-def test_without_a_seed_all_take_one(found, world):
+def test_without_a_seed_all_processes_agree_on_one(found, world):
     assert len({tuple(answer["members"]["seeds"]) for answer in found[world]}) == 1
 
 
-def test_one_process_writes_a_checkpoint_and_each_its_piece(found, world):
+def test_one_process_writes_the_checkpoint_and_each_its_own_rows(found, world):
     writers = [answer["files"]["replicated"] > 0 for answer in found[world]]
     assert writers == [True] + [False] * (world - 1)
     for rank, answer in enumerate(found[world]):
         rows = answer["members"]["rows"]
-        piece = [f"pieces.piece-1-{rows.start}-{rows.stop}.npz"] * (len(rows) > 0)
-        assert answer["files"]["pieces"] == ["pieces.npz"] * (rank == 0) + piece
+        own = [f"sharded.piece-1-{rows.start}-{rows.stop}.npz"] * (len(rows) > 0)
+        assert answer["files"]["sharded"] == ["sharded.npz"] * (rank == 0) + own
 
 
-def test_a_saved_result_is_read_as_one(found, world):
+def test_a_sharded_result_is_saved_by_rows_and_loaded_whole(found, world):
     for answer in found[world]:
         rows = answer["members"]["rows"]
         assert answer["files"]["name"] == f"top.rows-{rows.start}-{rows.stop}.npz"
@@ -130,14 +130,14 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("name", "text"), ERRORS.items(), ids=ERRORS)
-def test_what_is_wrong_is_said_in_all_processes(found, world, name, text):
+def test_errors_are_raised_in_all_processes(found, world, name, text):
     for answer in found[world]:
         kind, message = answer["errors"][name]
         assert kind in ("OperatorError", "ValueError")
         assert re.search(text, message)
 
 
-def test_a_failure_in_one_process_ends_the_others_and_work_goes_on(found, world):
+def test_a_failure_in_one_process_is_raised_in_all_and_later_calls_work(found, world):
     for name, kind in (
         ("failing loss", "ZeroDivisionError"),
         ("too many rows in one", "ValueError"),

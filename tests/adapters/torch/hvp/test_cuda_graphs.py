@@ -1,4 +1,4 @@
-"""Products recorded and replayed: by a stand-in for CUDA graphs, and by CUDA where it is."""
+"""Captured and replayed programs, with a fake recorder and, on a GPU, with CUDA graphs."""
 
 import contextlib
 import gc
@@ -29,7 +29,7 @@ def mlp():
 
 
 class Tape(TorchDispatchMode):
-    """Operations as they ran, run again on the very same tensors: no program is called again."""
+    """Records operations and replays them on the same tensors, without calling the program."""
 
     def __init__(self):
         super().__init__()
@@ -48,8 +48,8 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-class Recorder:
-    """What CUDA graphs promise, kept on the host."""
+class TapeRecorder:
+    """A recorder for the CPU that behaves like CUDA graphs."""
 
     def __init__(self):
         self.tapes = []
@@ -62,7 +62,7 @@ class Recorder:
         return Recording(tape.replay, result)
 
 
-class Refusing:
+class RefusingRecorder:
     def __init__(self):
         self.attempts = 0
 
@@ -73,7 +73,7 @@ class Refusing:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    found = Recorder()
+    found = TapeRecorder()
     monkeypatch.setattr(constant_folding, "recorder_for", lambda device: found)
     return found
 
@@ -87,37 +87,39 @@ def _eager(model, data, v):
     return H @ v
 
 
-def test_what_is_replayed_is_what_was_recorded():
+def test_a_replay_computes_the_captured_program():
     calls = []
 
     def program(x, y):
         calls.append((x.data_ptr(), y.data_ptr()))
         return 2 * x + y.sum(), (x * y)[:1]
 
-    captured = CapturedProgram(program, Recorder())
+    captured = CapturedProgram(program, TapeRecorder())
     pairs = [(torch.full((3,), float(i)), torch.arange(3.0) - i) for i in range(4)]
     results = [captured(x, y) for x, y in pairs]
-    for (x, y), (first, second) in zip(pairs, results, strict=True):  # none was written over
+    for (x, y), (first, second) in zip(
+        pairs, results, strict=True
+    ):  # later replays must not overwrite results
         assert torch.equal(first, 2 * x + y.sum())
         assert torch.equal(second, (x * y)[:1])
     assert len(calls) == 1
-    assert calls[0] != (pairs[0][0].data_ptr(), pairs[0][1].data_ptr())  # buffers of its own
+    assert calls[0] != (pairs[0][0].data_ptr(), pairs[0][1].data_ptr())  # the inputs are copied
 
 
-def test_a_program_that_returns_its_argument_or_a_constant_is_replayed_rightly():
+def test_a_program_may_return_its_argument_or_a_constant():
     constant = torch.ones(2)
-    captured = CapturedProgram(lambda x: (x, constant), Recorder())
+    captured = CapturedProgram(lambda x: (x, constant), TapeRecorder())
     for i in range(3):
         x = torch.full((2,), float(i))
         got = captured(x)
         assert torch.equal(got[0], x)
         assert torch.equal(got[1], constant)
-        got[0].fill_(7)  # the caller's own
+        got[0].fill_(7)  # results belong to the caller
         got[1].fill_(7)
     assert torch.equal(constant, torch.ones(2))
 
 
-def test_products_by_replay_are_those_of_the_fold(recorder, monkeypatch):
+def test_replayed_products_equal_those_of_the_folded_program(recorder, monkeypatch):
     x, y = batch()
     data = [(x[:7], y[:7]), (x[7:], y[7:])]
     model = mlp()
@@ -125,7 +127,7 @@ def test_products_by_replay_are_those_of_the_fold(recorder, monkeypatch):
     got = [H @ v for v in _vectors(H)]
     block = H.matmat(torch.stack(_vectors(H), dim=1))
     part = H.block("0.*").to_dense()
-    assert len(recorder.tapes) == 2  # once a batch, whatever the width of a block
+    assert len(recorder.tapes) == 2  # one capture for each batch, for blocks of any width
     monkeypatch.setattr(constant_folding, "recorder_for", recorder_for)
     exact = hessian(model, CE, data, strategy="folded")
     for v, one, column in zip(_vectors(H), got, block.T, strict=True):
@@ -135,7 +137,7 @@ def test_products_by_replay_are_those_of_the_fold(recorder, monkeypatch):
     assert mf.check_operator(H).hermitian
 
 
-def test_a_training_step_or_other_data_are_recorded_anew(recorder):
+def test_a_training_step_or_other_data_lead_to_a_new_capture(recorder):
     x, y = batch()
     x = x.clone()
     model = mlp()
@@ -148,15 +150,15 @@ def test_a_training_step_or_other_data_are_recorded_anew(recorder):
         after = H @ v
         assert len(recorder.tapes) == number
         assert torch.equal(after, hessian(model, CE, (x, y), strategy="folded") @ v)
-        recorder.tapes.pop()  # that of the comparison
+        recorder.tapes.pop()  # the tape of the reference
         assert relative(after, before) > 1e-3
     gc.collect()
     alive = [tape() is not None for tape in recorder.tapes]
-    assert alive == [False, False, True]  # what was recorded before is let go
+    assert alive == [False, False, True]  # earlier tapes have been freed
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch):
-    refusing = Refusing()
+def test_a_program_that_cannot_be_captured_runs_and_warns_once(monkeypatch):
+    refusing = RefusingRecorder()
     monkeypatch.setattr(constant_folding, "recorder_for", lambda device: refusing)
     model, data = mlp(), batch()
     H = hessian(model, CE, data, strategy="folded")
@@ -171,12 +173,12 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch):
     assert torch.equal(second, exact)
 
 
-def test_on_the_host_nothing_is_recorded():
+def test_programs_on_the_cpu_are_not_captured():
     assert recorder_for(torch.device("cpu")) is None
 
 
-class Pretended:
-    """torch.cuda's own names, writing down what is asked of them."""
+class FakeCuda:
+    """A fake of torch.cuda that logs the calls."""
 
     def __init__(self, monkeypatch, *, failing=False):
         self.events, self.current, self.failing = [], "the caller's", failing
@@ -199,14 +201,14 @@ class Pretended:
 
     @contextlib.contextmanager
     def stream(self, stream):
-        self.current = "aside"
+        self.current = "side"
         yield
         self.current = "the caller's"
 
     @contextlib.contextmanager
     def graph(self, graph, *, stream, capture_error_mode):
         self.current = "capturing"
-        yield  # as torch does, the stream is not put back where the capture fails
+        yield  # like torch, it does not restore the stream if the capture fails
         self.current = "the caller's"
 
     def set_stream(self, stream):
@@ -222,28 +224,28 @@ class Pretended:
         return torch.ones(1)
 
 
-def test_cuda_is_asked_to_warm_up_aside_and_to_record_once(monkeypatch):
-    pretended = Pretended(monkeypatch)
-    recording = CudaGraphs(torch.device("cuda")).record(pretended.work)
-    assert pretended.events == ["wait", "aside", "aside", "aside", "capturing", "wait"]
+def test_cuda_graphs_warm_up_on_a_side_stream_and_capture_once(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    recording = CudaGraphs(torch.device("cuda")).record(fake.work)
+    assert fake.events == ["wait", "side", "side", "side", "capturing", "wait"]
     recording.replay()
-    assert pretended.events[-1] == "replay"
+    assert fake.events[-1] == "replay"
 
 
-def test_the_callers_stream_is_put_back_where_a_capture_fails(monkeypatch):
-    pretended = Pretended(monkeypatch, failing=True)
+def test_the_stream_of_the_caller_is_restored_if_the_capture_fails(monkeypatch):
+    fake = FakeCuda(monkeypatch, failing=True)
     with pytest.raises(RuntimeError, match="not permitted"):
-        CudaGraphs(torch.device("cuda")).record(pretended.work)
-    assert pretended.current == "the caller's"
+        CudaGraphs(torch.device("cuda")).record(fake.work)
+    assert fake.current == "the caller's"
 
 
-def test_torch_takes_the_arguments_that_it_is_given():
+def test_torch_cuda_graph_has_the_arguments_that_are_passed():
     parameters = inspect.signature(torch.cuda.graph).parameters
     assert {"stream", "capture_error_mode"} <= parameters.keys()
 
 
 @pytest.mark.gpu
-def test_cuda_replays_the_numbers_of_the_fold(monkeypatch):
+def test_cuda_graphs_replay_the_folded_program(monkeypatch):
     device = cuda()
     model = nn.Sequential(
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2, padding=1), nn.BatchNorm2d(4).eval(),
@@ -265,19 +267,19 @@ def test_cuda_replays_the_numbers_of_the_fold(monkeypatch):
     assert relative(H @ v, eager @ v) < 1e-14
     with torch.cuda.stream(torch.cuda.Stream(device)) as _:
         torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
-        aside = H @ v
+        on_side_stream = H @ v
         torch.cuda.current_stream(device).synchronize()
-    assert torch.equal(aside, H @ v)
+    assert torch.equal(on_side_stream, H @ v)
 
 
 @pytest.mark.gpu
-def test_a_capture_that_fails_leaves_the_streams_as_they_were():
+def test_a_failed_capture_leaves_the_streams_unchanged():
     device = cuda()
     before = torch.cuda.current_stream(device)
     x = torch.ones(3, device=device)
     captured = CapturedProgram(
         lambda x: (x * float(x.sum()),), recorder_for(device)
-    )  # a look at values
+    )  # reads values
     with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph"):
         (got,) = captured(x)
     assert torch.cuda.current_stream(device) == before
