@@ -66,9 +66,9 @@ def activation_traces(
         that belong to the sample. The values add up to the trace. For a mean over N samples,
         N times a contribution is the trace of the sample's own loss.
     process_group : torch.distributed.ProcessGroup, optional
-        As for :func:`hessian`: each process calls this function with its own part of the data,
-        and the result is over all of the data. Probes and samples are numbered as if the parts
-        were concatenated in the order of the ranks.
+        As for :func:`hessian`: each process calls this function with its own share of the
+        data, and the result is over all of the data. Probes and samples are numbered as if the
+        shares were concatenated in the order of the ranks.
 
     Returns
     -------

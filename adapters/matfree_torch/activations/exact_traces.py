@@ -28,8 +28,8 @@ from matfree_torch.curvature.likelihoods import Likelihood
 from matfree_torch.vectors.layout import Layout
 
 _FEW_SAMPLES = 16
-"""Up to here all pairs of samples are tested for mixing; beyond, one random half against the
-other, which detects nearly every pattern of mixing."""
+"""Up to this number of samples, every pair is tested for mixing. For more samples, one random half
+is tested against the other, which detects nearly every pattern of mixing."""
 
 
 @final
@@ -98,8 +98,8 @@ class ExactTraces:
         u = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
         for half in batch_halves(self.num_samples, z.device):
             if self._likelihood is None:  # a likelihood is a sum over data, which cannot mix
-                product = self.network.matrix.matvec(self._masked(u, half))
-                if bool(self._masked(product, ~half).any()):
+                Mu = self.network.matrix.matvec(self._masked(u, half))
+                if bool(self._masked(Mu, ~half).any()):
                     return True
             sides = [self.network.pull(self._masked(u, m), self.layout) for m in (half, ~half)]
             if any(bool(((x != 0) & (y != 0)).any()) for x, y in zip(*sides, strict=True)):

@@ -85,7 +85,7 @@ def port_traces(A: PortCurvature, settings: TraceSettings, number: int) -> dict[
     A : the operator of the batch
     settings : TraceSettings
     number : int
-        The number of the batch in the data. Every batch draws probes of its own.
+        The number of the batch in the data. Each batch has different probes.
     """
     A.inspect()
     if settings.per_sample:

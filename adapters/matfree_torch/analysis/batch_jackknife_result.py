@@ -36,7 +36,7 @@ class BatchJackknife(Record):
     data_stderr: Any
     """The standard error due to the finite data, at fixed probes: the jackknife over batches."""
     shared_stderr: Any
-    """The part that both include: the scatter over probes within each batch."""
+    """The contribution included in both: the scatter over probes within each batch."""
     bias: Any
     """A bound on the error that is not due to sampling, the residual of an eigenpair.
 
@@ -62,7 +62,7 @@ class BatchJackknife(Record):
     @property
     def stderr(self) -> Any:
         """The standard error with respect to the population, from both kinds of error."""
-        # Both contain the shared part, which must count once.
+        # Both squares include the shared contribution, which must count once.
         squares = self.probe_stderr**2 + self.data_stderr**2 - self.shared_stderr**2
         return np.sqrt(np.maximum(squares, 0.0))
 
