@@ -34,7 +34,7 @@ RUNS = {
     "full basis, 4 probes together": {"probes": 4, "at_once": 4},
     "16-bit basis": {"basis": "half"},
     "no basis": {"basis": "none"},
-    "graphs made again": {"products": "recomputed"},
+    "graphs made again": {"strategy": "recomputed"},
 }
 ROWS = {
     "rows, full basis": {"sharded": True},
@@ -199,7 +199,7 @@ def times(report):
     for p, found in seen.items():
         steps = run.blocks
         predicted = duration.seconds(sizes, run, here, p)
-        product = (predicted.products + predicted.communication) / steps
+        product = (predicted.matvecs + predicted.communication) / steps
         slowest = [max(process[what] for process in found) for what in ("product", "run")]
         rows.append([f"a product, {p}", *_seconds(product, slowest[0])])
         rows.append([f"a run of {steps} steps, {p}", *_seconds(predicted.total, slowest[1])])

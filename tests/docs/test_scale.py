@@ -107,7 +107,7 @@ def test_a_product_takes_two_gradients_operations(sizes):
     with FlopCounterMode(display=False) as counter:
         H.matmat(V)
     run = footprint.Run(tokens=data[0].numel(), batch=data[0].numel(), at_once=2)
-    assert counter.get_total_flops() == duration.product_flops(network(*sizes), run)
+    assert counter.get_total_flops() == duration.matvec_flops(network(*sizes), run)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])
@@ -120,6 +120,10 @@ def test_the_vectors_of_a_product_are_counted(columns, products):
     H = hessian(net, torch.nn.MSELoss(), data, strategy=strategies[products])
     H.inspect()
     V = H.space.probes(columns, seed=0)
-    run = footprint.Run(tokens=1, batch=1, at_once=columns, products=products)
+    run = footprint.Run(tokens=1, batch=1, at_once=columns, strategy=products)
     vectors = scaling.peak(lambda: H.matmat(V)) / (4 * H.shape[0])
-    assert 0.85 * footprint.multiplying(run, 1) <= vectors <= 1.02 * footprint.multiplying(run, 1)
+    assert (
+        0.85 * footprint.matvec_vectors(run, 1)
+        <= vectors
+        <= 1.02 * footprint.matvec_vectors(run, 1)
+    )

@@ -132,7 +132,7 @@ def peak(function):
 def density(H, run):
     """The run on an operator."""
     return mf.spectral_density(
-        H.sharded(block_size=run.whole) if run.sharded else H,
+        H.sharded(block_size=run.gathered_vectors) if run.sharded else H,
         num_steps=run.steps,
         num_probes=run.probes,
         block_size=run.at_once,
@@ -153,7 +153,7 @@ def operator(sizes, run, rank, size):
         network,
         loss,
         data[0] if len(data) == 1 else data,
-        strategy=strategies[run.products],
+        strategy=strategies[run.strategy],
         process_group=group,
     )
 
