@@ -135,6 +135,7 @@ class CurvatureOperator(Operator):
         """
         with self.differentiating():
             step = self._columns_per_pass(X.shape[1])
+            # Autograd cannot save tensors that were created in inference mode; it can save clones.
             results = [
                 rows.to_rows(
                     self._apply_block(columns.to_shards(X[:, j : j + step].clone()), rows, columns)

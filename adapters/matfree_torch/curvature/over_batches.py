@@ -68,6 +68,7 @@ class ParameterCurvature(ShardableCurvature):
         self.weight_decay = _decay_by_name(parameters, weight_decay)
         self._graphs = GraphCache(objective, parameters.tensors, cache_policy)
         if objective.communicator is not None:
+            # Processes with other parameters would sum entries that do not belong together.
             crc = zlib.crc32(repr((parameters.names, self.weight_decay)).encode())
             checksum = float(parameters.size), float(crc)
             objective.communicator.require_same(
@@ -152,11 +153,8 @@ class ParameterCurvature(ShardableCurvature):
         reduce = None if communicator is None else communicator.all_reduce
         total = float(self.objective.average(local_sum, like, given, reduce))
         for name, decay in self.weight_decay.items():
-            total += (
-                decay
-                / 2
-                * float(full_tensor(moved[name].detach().to(torch.float64).square().sum()))
-            )
+            square = full_tensor(moved[name].detach().to(torch.float64).square().sum())
+            total += decay / 2 * float(square)
         return total
 
     def gradient(self) -> Tensor:
@@ -194,6 +192,7 @@ class ParameterCurvature(ShardableCurvature):
         zero = X.new_zeros((rows.local_size, X.shape[1]))
 
         def local_sum() -> Tensor:
+            # Contiguous columns are faster to update than those of a block in C order.
             Y = [self._zeros(rows) for _ in X.T]
 
             def add(weight: float, prepared: Any) -> None:
@@ -212,7 +211,7 @@ class ParameterCurvature(ShardableCurvature):
 
     def for_each_batch(self, visitor: Callable[[Batch, Callable[[Tensor], Tensor]], None]) -> None:
         """Call the visitor with each batch and the function X -> A_b X, without weight decay."""
-        self.objective.require_single_process("what is done batch by batch")
+        self.objective.require_single_process("the curvature of single batches")
         with (
             torch.inference_mode(False),
             torch.enable_grad(),

@@ -29,7 +29,8 @@ _SAME_ARGUMENTS = "pass the same arguments in all of them"
 class ShardableCurvature(CurvatureOperator):
     """A curvature operator whose vectors can be sharded over processes.
 
-    A subclass sums over batches, and applies weight decay itself.
+    A subclass implements the sum over batches. Weight decay is added to it separately, because it
+    acts on the local rows of a vector and needs no communication.
     """
 
     weight_decay: dict[str, float]
@@ -192,6 +193,7 @@ class ShardedCurvature(Operator):
         return self.whole.unflatten(self.gather(vector))
 
     def _apply(self, X: Array) -> Array:
+        # With different numbers of vectors, some processes would wait in a collective forever.
         count = float(X.shape[1])
         self.communicator.require_same(Checksum("numbers of vectors", _SAME_ARGUMENTS, (count,)))
         self.whole.inspect()

@@ -163,7 +163,7 @@ class GraphCache:
         if self._budget == 0:
             return "graph recomputed per block"
         if self._valid_for is None:
-            return "no product yet"
+            return "no matvec yet"
         count, noun = len(self._entries), self.contents.removesuffix("s")
         kept = f"{noun} kept" if count == 1 else f"{count} {noun}s kept"
         return kept if self._complete else f"{kept}, the others recomputed per block"
@@ -219,24 +219,24 @@ class GraphCache:
             if "saved tensor hooks" not in str(refusal):
                 raise
             # torch.func, used inside the model or the loss, does not allow these hooks.
-            self._first = 0, _num_entries(batch)
+            self._first = 0, _entries_in(batch)
             self._unmeasurable = True
             return
         size = max(self.objective.gather_over_mesh(saved.bytes()))
-        self._first = size, _num_entries(batch)
+        self._first = size, _entries_in(batch)
         del graph  # the hooks on its saved tensors would make products slow
 
     def _size(self, prepared: Any, batch: Batch) -> int:
         """Bytes that a prepared batch takes, measured or predicted."""
         if self.contents == "folds":
-            self._first = self._first or (prepared.nbytes, _num_entries(batch))
+            self._first = self._first or (prepared.nbytes, _entries_in(batch))
             return int(prepared.nbytes)
         assert self._first is not None
         if self._unmeasurable:
             # A single graph of unknown size is kept. It is in memory during a product anyway.
             return 0 if self.batches.single else self.budget + 1
         size, num_entries = self._first
-        return math.ceil(size * _num_entries(batch) / max(1, num_entries))
+        return math.ceil(size * _entries_in(batch) / max(1, num_entries))
 
     def _confirm(self) -> None:
         """Read the data a second time, which raises an error if they have changed."""
@@ -250,5 +250,5 @@ class GraphCache:
         self._entries, self._complete = [], False
 
 
-def _num_entries(batch: Batch) -> int:
+def _entries_in(batch: Batch) -> int:
     return sum(x.numel() for x in tensors_in((batch.inputs, batch.targets)))

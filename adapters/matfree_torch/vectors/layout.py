@@ -83,7 +83,7 @@ class Layout:
     @property
     def dtype(self) -> torch.dtype:
         """The data type of flat vectors: the widest among the tensors, float32 at least."""
-        widest = torch.float32
+        widest = torch.float32  # inner products in half precision would lose all accuracy
         for p in self.tensors:
             widest = torch.promote_types(widest, p.dtype)
         return widest
@@ -177,6 +177,7 @@ class Parameters(Layout):
             chosen = {name: p for name, p in available.items() if p.requires_grad}
         else:
             chosen = match_names(available, patterns, "parameter")
+        # Quantized and counting parameters have no derivative.
         chosen = {name: p for name, p in chosen.items() if p.is_floating_point()}
         if not chosen:
             raise ValueError(
