@@ -1,8 +1,7 @@
-"""Randomized, matrix-free linear algebra: one algorithm, every backend, honest bars.
+"""Randomized, matrix-free linear algebra with error estimates, on NumPy, SciPy, CuPy and PyTorch.
 
-Everything starts at :func:`aslinearoperator`, which takes NumPy arrays, SciPy and CuPy
-matrices, torch tensors and networks' Hessians, and functions; every algorithm calls it
-for you.
+Every algorithm accepts what :func:`aslinearoperator` accepts: NumPy arrays, SciPy and CuPy
+matrices, torch tensors, curvature matrices of neural networks, and functions x -> A @ x.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``python -m matfree``: the command line where the script ``matfree`` is not on the path."""
+"""``python -m matfree``: the command line, for environments without the script on the path."""
 
 import sys
 

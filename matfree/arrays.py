@@ -1,4 +1,4 @@
-"""The few questions about arrays that the array API standard leaves to its users."""
+"""Helper functions for arrays of any library, beyond the array API standard."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 
 from matfree.protocol import Array, DType
 
-_CACHED_BYTES = 1 << 18
-_DEVICE_BYTES = 1 << 26
+_CPU_SLAB_BYTES = 1 << 18  # a few slabs fit the second-level cache of a core
+_DEVICE_SLAB_BYTES = 1 << 26  # large enough to hide the launch of a kernel
 
 
 def slab_bytes(device: Any) -> int:
-    """The size of the slabs that blocks are worked on in."""
-    return _CACHED_BYTES if str(device) == "cpu" else _DEVICE_BYTES
+    """The size of the slabs of rows in which blocks of vectors are processed."""
+    return _CPU_SLAB_BYTES if str(device) == "cpu" else _DEVICE_SLAB_BYTES
 
 
 def slabs(rows: int, row_bytes: int, device: Any) -> Iterator[slice]:
-    """Consecutive slices of some rows, each worked on before the next is begun.
+    """Consecutive slices of rows, to be processed one after the other.
 
-    On a processor a slab stays in the cache, so that a temporary as large as a block is
-    neither made (the system has to clear its pages) nor read again from memory. A device
-    gets large slabs: there each operation has a price of its own.
+    On a CPU, a slab stays in the cache. This avoids temporary arrays as large as a block, whose
+    pages the system has to clear and which are read back from memory. On other devices the
+    slabs are larger, because every operation has a fixed cost.
     """
     height = max(1, slab_bytes(device) // max(1, row_bytes))
     for begin in range(0, rows, height):
@@ -33,9 +33,9 @@ def slabs(rows: int, row_bytes: int, device: Any) -> Iterator[slice]:
 
 
 def to_host(x: Array) -> np.ndarray[Any, Any]:
-    """A NumPy copy of a small array: this is where the host waits for the device."""
+    """A NumPy copy of a small array. On a device, this synchronizes."""
     if array_api_compat.is_cupy_array(x) or array_api_compat.is_torch_array(x):
-        x = array_api_compat.to_device(x, "cpu")  # their export keeps to the current device
+        x = array_api_compat.to_device(x, "cpu")  # their DLPack export does not change the device
     return np.from_dlpack(x, device="cpu").copy()
 
 
@@ -52,22 +52,23 @@ def is_floating(xp: Any, dtype: DType) -> bool:
 
 
 def epsilon(xp: Any, dtype: DType) -> float:
-    """The relative spacing of a data type's numbers."""
+    """The machine epsilon of a data type."""
     return float(xp.finfo(dtype).eps)
 
 
 def rounding(xp: Any, dtype: DType) -> float:
-    """What counts as rounding relative to the largest number around: 32 eps.
+    """The relative size below which a number counts as rounding error: 32 eps.
 
-    The rounding of one product is a few eps ||A||. Going on a little below it is harmless
-    (directions made of noise are orthogonal to the rest and carry no weight), while a
-    higher bar would cut off a bulk of eigenvalues far below ||A||.
+    The rounding error of a matvec is a few eps ||A||. A threshold slightly below that is
+    harmless, because directions that consist of rounding errors are orthogonal to the others
+    and have no weight, whereas a higher threshold would discard a bulk of eigenvalues far
+    below ||A||.
     """
     return 32 * epsilon(xp, dtype)
 
 
 def widest(xp: Any, dtype: DType, device: Any) -> DType:
-    """The type that sums over rows accumulate in: double wherever the device has it."""
+    """The data type in which sums over rows are accumulated: double if the device has it."""
     kind = "complex floating" if is_complex(xp, dtype) else "real floating"
     dtypes = xp.__array_namespace_info__().dtypes(device=device, kind=kind)
     double = "complex128" if is_complex(xp, dtype) else "float64"
@@ -75,22 +76,22 @@ def widest(xp: Any, dtype: DType, device: Any) -> DType:
 
 
 def half_type(xp: Any) -> DType | None:
-    """The library's real 16-bit type; None where it has none, because the standard has none."""
+    """The library's real 16-bit type, which the standard does not require; None without one."""
     return getattr(xp, "float16", None)
 
 
 def conjugate(xp: Any, x: Array) -> Array:
-    """Elementwise conjugate; a real array comes back as it is, not as a copy."""
+    """The elementwise conjugate. A real array is returned itself, not as a copy."""
     return xp.conj(x) if is_complex(xp, x.dtype) else x
 
 
 def real_part(xp: Any, x: Array) -> Array:
-    """Elementwise real part; a real array comes back as it is."""
+    """The elementwise real part. A real array is returned itself, not as a copy."""
     return xp.real(x) if is_complex(xp, x.dtype) else x
 
 
 def describe(x: Any) -> str:
-    """What an error message says of an object: its library's type, shape and dtype."""
+    """A description of an object for error messages: its type, and its shape and dtype."""
     kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{kind} of shape {tuple(x.shape)} and dtype {x.dtype}"

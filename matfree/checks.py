@@ -1,4 +1,4 @@
-"""check_operator: is this thing linear, symmetric, deterministic, consistent?"""
+"""``check_operator``: tests whether an operator is linear, deterministic, consistent, Hermitian."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matfree.results import Record
 @final
 @dataclass(frozen=True, eq=False)
 class OperatorReport(Record):
-    """What ``check_operator`` measured; every defect is relative to the products' size.
+    """The defects that ``check_operator`` measured, relative to the norms of the matvecs.
 
     Examples
     --------
@@ -28,30 +28,30 @@ class OperatorReport(Record):
     """
 
     operator: str
-    """The operator, as it prints."""
+    """The ``repr`` of the operator."""
     tolerance: float
-    """What a defect may be: a multiple of the data type's eps."""
+    """The largest defect that counts as rounding error."""
     linearity: float
-    """||A(x + 2y) - A x - 2 A y|| over the sizes of the three."""
+    """||A (x + 2 y) - A x - 2 A y|| relative to the norms of the terms."""
     determinism: float
-    """||A x - A x|| between two identical products: the operator's noise."""
+    """The norm of the difference of A x computed twice: the noise of the operator."""
     consistency: float
-    """Between a block product and its columns, one by one."""
+    """The norm of the difference between a block of matvecs and matvecs of its columns."""
     symmetry: float | None
-    """|x^H A y - conj(y^H A x)| over ||A x|| ||y||; None for a rectangular operator."""
+    """|x^H A y - conj(y^H A x)| relative to ||A x|| ||y||; None for a rectangular operator."""
     adjoint: float | None
-    """|y^H A x - conj(x^H A^H y)|, likewise; None where there is no adjoint."""
+    """|y^H A x - conj(x^H A^H y)| relative to ||A x|| ||y||; None without an adjoint."""
     num_matvecs: int
-    """Products made, the adjoint's included."""
+    """The number of matvecs used, including those of the adjoint."""
 
     @property
     def hermitian(self) -> bool:
-        """Whether the operator is Hermitian, as far as the products tell."""
+        """Whether the operator is Hermitian for the random vectors of the test."""
         return self.symmetry is not None and self.symmetry <= self.tolerance
 
     @property
     def ok(self) -> bool:
-        """Whether it is a linear operator at all: linear, deterministic and consistent."""
+        """Whether the operator is linear, deterministic and consistent, with a correct adjoint."""
         defects = [self.linearity, self.determinism, self.consistency, self.adjoint or 0.0]
         return max(defects) <= self.tolerance
 
@@ -67,37 +67,37 @@ class OperatorReport(Record):
             ("deterministic", verdict(self.determinism, "")),
             ("block = columns", verdict(self.consistency, "")),
             ("Hermitian", verdict(self.symmetry, "not square")),
-            ("adjoint right", verdict(self.adjoint, "no adjoint given")),
+            ("adjoint correct", verdict(self.adjoint, "no adjoint given")),
             ("tolerance", f"{self.tolerance:.1e}"),
-            ("cost", f"{self.num_matvecs} products"),
+            ("cost", f"{self.num_matvecs} matvecs"),
         ]
 
 
 def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> OperatorReport:
-    """Measure whether an operator keeps the promises that algorithms rely on.
+    """Test the properties of an operator that algorithms rely on, with random vectors.
 
     Parameters
     ----------
     A : operator, or anything ``aslinearoperator`` accepts; it may be rectangular
     seed : int
-        Of the random vectors.
+        The seed of the random vectors.
     tolerance : float, optional
-        The defect that counts as rounding, relative to the products; eps^(2/3) by default
+        The largest relative defect that counts as rounding error; eps^(2/3) by default
         (4e-11 in float64, 2e-5 in float32).
 
     Returns
     -------
     OperatorReport
-        Prints as a table; ``ok`` and ``hermitian`` are the verdicts.
+        It prints as a table. ``ok`` and ``hermitian`` summarize it.
 
     Raises
     ------
     OperatorError, NonFiniteError
-        A product is not what the operator's shape and dtype promise.
+        The result of a matvec contradicts the declared shape or dtype, or is not finite.
 
     Cost
     ----
-    9 products, and 1 with the adjoint.
+    7 matvecs, and 1 with the adjoint if it is known.
 
     Examples
     --------
@@ -111,10 +111,10 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     eps = epsilon(operator.space.xp, operator.dtype)
     X = space.probes(2, seed=seed, kind="gaussian", stream=probes.CHECK)
     x, y = X[:, :1], X[:, 1:]
-    AX = operator.matmat(X)  # 2 products
-    again = operator.matmat(X)  # 4
-    combined = operator.matmat(x + 2 * y)  # 5
-    columns = [operator.matvec(X[:, j])[:, None] for j in range(2)]  # 7
+    AX = operator.matmat(X)
+    again = operator.matmat(X)
+    combined = operator.matmat(x + 2 * y)
+    columns = [operator.matvec(X[:, j])[:, None] for j in range(2)]
     Ax, Ay = AX[:, :1], AX[:, 1:]
     symmetry = None
     if operator.shape[0] == operator.shape[1]:
@@ -130,12 +130,16 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
         ),
         symmetry=symmetry,
         adjoint=adjoint,
-        num_matvecs=7 + count,
+        num_matvecs=7 + count,  # twice X, x + 2 y, and the two columns of X
     )
 
 
 def asymmetry(operator: Operator, *, seed: int = 0) -> float:
-    """|x^H A y - conj(y^H A x)| for random x and y, relative to the products: one of a block.
+    """|x^H A y - conj(y^H A x)| for random x and y, relative to the norms of A x and A y.
+
+    Cost
+    ----
+    2 matvecs, as one block.
 
     Examples
     --------

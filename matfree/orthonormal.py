@@ -1,4 +1,14 @@
-"""An orthonormal basis of a block's range by sweeps of Gram matrices: ``orthonormalize``."""
+r"""Orthonormal bases from Gram matrices alone: the algorithm behind ``orthonormalize``.
+
+With the eigendecomposition of the Gram matrix,
+
+.. math:: X^H X = V \Lambda V^H, \qquad Q = X V \Lambda^{-1/2}
+
+has orthonormal columns. The Gram matrix squares the condition number of X, so one sweep keeps only
+the directions that it resolves, orthonormalizes them a second time to remove the rounding error
+of the first, and subtracts them from X. Further sweeps treat the remainder. Only sums over rows
+are needed, which works for vectors of any library and for sharded vectors.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +20,11 @@ from matfree.arrays import epsilon, rounding, slabs, to_host
 from matfree.protocol import Array
 from matfree.reductions import Reductions
 
-_MAX_SWEEPS = 8  # each gains half of the digits, two or three are used
-_FAR_FROM_DEPENDENT = 1e-2  # eigenvalues of a Gram matrix: one digit of rounding is lost
-_NEARLY_ORTHOGONAL = 0.25  # two bits of it
+_MAX_SWEEPS = 8  # a sweep gains half of the digits, so that two or three suffice
+
+# Ratios of the smallest to the largest eigenvalue of a Gram matrix.
+_FAR_FROM_DEPENDENT = 1e-2  # orthogonality to other bases loses at most one digit
+_NEARLY_ORTHOGONAL = 0.25  # orthonormality loses at most two bits
 
 
 def orthonormal_range(
@@ -23,17 +35,23 @@ def orthonormal_range(
     floor: float,
     removed: np.ndarray[Any, Any] | None = None,
 ) -> Array:
-    """:meth:`matfree.spaces.Reductions.orthonormalize`, by the reductions of the space alone.
+    """An orthonormal basis of the range of X; see :meth:`matfree.VectorSpace.orthonormalize`.
 
-    Where ``against`` has been taken off X once, ``removed`` says how long that was for each
-    column: it is done again only where they lost half of their length.
+    Parameters
+    ----------
+    space, X, against, floor
+        As for :meth:`matfree.VectorSpace.orthonormalize`.
+    removed : (k,), optional
+        The norms of the components that were removed from the columns of X, if ``against`` has
+        already been projected out of X once. The projection is then repeated only if a column
+        lost more than half of its norm.
     """
     bases = [] if against is None or not against.shape[1] else [against]
-    num_taken = len(bases)
+    num_given = len(bases)
     lengths = to_host(space.norms(X))
     floor = max(floor, rounding(space.xp, space.dtype) * lengths.max(initial=0))
     ours = bool(bases) and (removed is None or not _enough(np.hypot(lengths, removed), lengths))
-    if ours:  # to write on
+    if ours:  # a copy that may be overwritten
         X = space.xp.asarray(X, copy=True)
         lengths = _remainder(space, bases, X, lengths)
     missing = X.shape[1]
@@ -43,19 +61,19 @@ def orthonormal_range(
             break
         bases.append(_well_conditioned(space, bases, X / float(longest), floor / longest))
         missing -= bases[-1].shape[1]
-        if missing == 0:  # what is left of X is rounding
+        if missing == 0:  # the remainder of X consists of rounding errors
             break
         if not ours:
             X, ours = space.xp.asarray(X, copy=True), True
         lengths = _remainder(space, bases, X, lengths)
-    found = bases[num_taken:]
+    found = bases[num_given:]
     if len(found) == 1:
         return found[0]
     return space.xp.concat(found, axis=1) if found else X[:, :0]
 
 
 def project_out(space: Reductions, X: Array, Q: Array) -> Array:
-    """X -= Q (Q^H X), in place; the components Q^H X, (j, k) in double."""
+    """X -= Q (Q^H X) in place. Returns the components Q^H X, (j, k) in double precision."""
     components = space.gram(Q, X)
     subtract(space, X, Q, components)
     return components
@@ -64,8 +82,8 @@ def project_out(space: Reductions, X: Array, Q: Array) -> Array:
 def subtract(space: Reductions, X: Array, Q: Array, components: Array) -> None:
     """X -= Q components, in place.
 
-    In slabs: a library's product of a tall block with a small matrix is up to three times
-    slower than that of its parts, which stay in the cache.
+    The rows are processed in slabs that stay in the cache, because the libraries' product of a
+    tall block and a small matrix is up to three times slower than the products of the slabs.
     """
     xp = space.xp
     factors = xp.astype(components, space.dtype)
@@ -78,7 +96,13 @@ def subtract(space: Reductions, X: Array, Q: Array, components: Array) -> None:
 def _remainder(
     space: Reductions, bases: list[Array], X: Array, lengths: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    """Take the components along the bases off X, whose columns' lengths are given; the new."""
+    """Project the bases out of X, in place. Returns the norms of the columns after that.
+
+    Parameters
+    ----------
+    lengths : (k,)
+        The norms of the columns before.
+    """
     for _ in range(2):
         _project_out(space, bases, X)
         before, lengths = lengths, to_host(space.norms(X))
@@ -88,20 +112,22 @@ def _remainder(
 
 
 def _enough(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
-    """Whether columns that had and have these lengths are orthogonal to what was taken off.
+    """Whether one projection was sufficient for columns with these norms before and after it.
 
-    Once is not enough where what is left is much shorter than what was there: rounding is
-    relative to the latter (J. Daniel, W. Gragg, L. Kaufman, G. Stewart, 1976,
+    The rounding error of a projection is relative to the norm before it. If the remainder is
+    much shorter, it is not orthogonal to working precision and has to be projected again
+    (J. Daniel, W. Gragg, L. Kaufman, G. Stewart, 1976,
     doi:10.1090/S0025-5718-1976-0431641-8).
     """
     return bool(np.all(2 * after >= before))
 
 
 def _well_conditioned(space: Reductions, bases: list[Array], X: Array, floor: float) -> Array:
-    """Orthonormal directions of X that one Gram matrix resolves.
+    """An orthonormal basis of the directions of X that one Gram matrix resolves.
 
-    X is orthogonal to the bases to rounding, which grows where its columns are nearly
-    dependent: what it grew to is taken off again. The longest column of X has length 1.
+    X is orthogonal to the bases up to rounding errors. If the columns of X are nearly linearly
+    dependent, the division by small singular values amplifies these errors, and the bases are
+    projected out again. The longest column of X has norm 1.
     """
     if X.shape[1] == 1:
         return X
@@ -114,8 +140,10 @@ def _well_conditioned(space: Reductions, bases: list[Array], X: Array, floor: fl
 
 
 def _whitened(space: Reductions, X: Array, floor: float) -> tuple[Array, float]:
-    """X with its Gram matrix made I, and the least eigenvalue kept over the largest."""
-    spread = epsilon(space.xp, space.dtype) ** (2 / 3)  # done again, it mends eps / spread
+    """Q = X V Lambda^(-1/2), and the smallest retained eigenvalue relative to the largest."""
+    # The first pass leaves Q^H Q - I of size eps / spread. The second pass, whose Gram matrix is
+    # nearly the identity, reduces it to eps.
+    spread = epsilon(space.xp, space.dtype) ** (2 / 3)
     values, vectors = np.linalg.eigh(to_host(space.gram(X, X)))
     keep = values > max(spread * values[-1], floor**2)
     X = X @ space.asarray(vectors[:, keep] / np.sqrt(values[keep]))
@@ -123,6 +151,6 @@ def _whitened(space: Reductions, X: Array, floor: float) -> tuple[Array, float]:
 
 
 def _project_out(space: Reductions, bases: list[Array], X: Array) -> None:
-    """X -= its components along orthonormal bases that are orthogonal to each other."""
+    """Project orthonormal bases that are orthogonal to each other out of X, in place."""
     for Q in bases:
         project_out(space, X, Q)

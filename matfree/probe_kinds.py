@@ -1,4 +1,4 @@
-"""The kinds of probes, as a space draws them: each a function of (seed, stream, probe, row)."""
+"""The probe distributions, in the data type and for the local rows of a vector space."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from matfree.reductions import Reductions
 
 
 def draw(space: Reductions, kind: str, numbers: range, *, seed: int, stream: int) -> Array:
-    """Probes of these numbers, (rows, len(numbers)): ``Reductions.probes``."""
-    maker = _PROBE_MAKERS.get(kind)
-    if maker is None:
+    """The probes with these numbers, (rows, len(numbers)); see ``VectorSpace.probes``."""
+    draw_kind = _DISTRIBUTIONS.get(kind)
+    if draw_kind is None:
         raise ValueError(
-            f"kind must be one of {', '.join(map(repr, _PROBE_MAKERS))}: got {kind!r}."
+            f"kind must be one of {', '.join(map(repr, _DISTRIBUTIONS))}: got {kind!r}."
         )
-    return maker(space, numbers, seed, stream)
+    return draw_kind(space, numbers, seed, stream)
 
 
-def _signs(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
-    return _draw(probes.rademacher, space, numbers, seed, stream)
+def _draw_rademacher(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
+    return _local_rows(probes.rademacher, space, numbers, seed, stream)
 
 
-def _z4(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
+def _draw_z4(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
     if not is_complex(space.xp, space.dtype):
-        raise ValueError("kind='z4' has complex entries; a real operator takes 'rademacher'.")
-    return _draw(probes.fourth_roots, space, numbers, seed, stream)
+        raise ValueError(
+            "kind='z4' has complex entries; pass kind='rademacher' for a real operator."
+        )
+    return _local_rows(probes.fourth_roots, space, numbers, seed, stream)
 
 
-def _gaussian(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
+def _draw_gaussian(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
     if not is_complex(space.xp, space.dtype):
-        return _draw(probes.gaussian, space, numbers, seed, stream)
-    double = space.xp.float64  # real and imaginary part are neighbouring coordinates
+        return _local_rows(probes.gaussian, space, numbers, seed, stream)
+    # The real and the imaginary part are the coordinates 2 i and 2 i + 1 of a real probe.
+    double = space.xp.float64
     rows = range(2 * space.rows.start, 2 * space.rows.stop)
     parts = probes.gaussian(
         space.xp, double, space.device, rows=rows, probes=numbers, stream=stream, seed=seed
@@ -42,16 +45,16 @@ def _gaussian(space: Reductions, numbers: range, seed: int, stream: int) -> Arra
     return space.xp.astype(parts[:, 0, :] + 1j * parts[:, 1, :], space.dtype)
 
 
-def _sphere(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
-    W = _gaussian(space, numbers, seed, stream)
+def _draw_sphere(space: Reductions, numbers: range, seed: int, stream: int) -> Array:
+    W = _draw_gaussian(space, numbers, seed, stream)
     W *= space.xp.astype(space.size**0.5 / space.norms(W), W.dtype)[None, :]  # in place
     return W
 
 
-def _draw(
-    maker: Callable[..., Array], space: Reductions, numbers: range, seed: int, stream: int
+def _local_rows(
+    distribution: Callable[..., Array], space: Reductions, numbers: range, seed: int, stream: int
 ) -> Array:
-    return maker(
+    return distribution(
         space.xp,
         space.dtype,
         space.device,
@@ -62,9 +65,9 @@ def _draw(
     )
 
 
-_PROBE_MAKERS: dict[str, Callable[[Reductions, range, int, int], Array]] = {
-    "rademacher": _signs,
-    "gaussian": _gaussian,
-    "sphere": _sphere,
-    "z4": _z4,
+_DISTRIBUTIONS: dict[str, Callable[[Reductions, range, int, int], Array]] = {
+    "rademacher": _draw_rademacher,
+    "gaussian": _draw_gaussian,
+    "sphere": _draw_sphere,
+    "z4": _draw_z4,
 }

@@ -1,19 +1,24 @@
-r"""Counter-based random probes: the same numbers on every backend, block and shard.
+r"""Counter-based random probes: the same numbers on every backend, in every block and shard.
 
-Entry i of probe p is a pure function of (seed, stream, p, i). Nothing is stored and no
-generator advances, so the block size, the order of the work, the device, the precision
-and the number of processes cannot change it, and any part can be made again at will.
+Entry i of probe p is a pure function of (seed, stream, p, i). There is no generator with a state,
+so the numbers do not depend on the block size, the order of the computation, the device, the
+precision or the number of processes, and any part of a probe can be computed again at any time.
 
-The function is Philox4x32-10, which turns a counter of four 32-bit words and a key of
-two into four random words. One counter serves 128 signs:
+The function is Philox4x32-10, which maps a counter of four 32-bit words and a key of two words to
+four random words. One counter yields 128 signs:
 
-    counter = (i >> 7 low word, i >> 7 high word, p, stream)    key = (seed low, seed high)
-    sign of coordinate i = 1 - 2 * bit (i & 31) of word (i >> 5) & 3
+.. math::
 
-A Gaussian pair takes two words by the Box-Muller map, so one counter serves four
-Gaussians. This is a frozen format: tests hold golden bytes, and a change is a major
-version. Signs and 4th roots of unity agree on all backends to the bit; Gaussians pass
-through log, cos and sin and agree to a few units in the last place.
+    \text{counter} &= (\lfloor i / 128 \rfloor \text{ low},
+        \lfloor i / 128 \rfloor \text{ high}, p, \text{stream}), &
+    \text{key} &= (\text{seed low}, \text{seed high}), \\
+    \text{sign}_i &= 1 - 2 b, & b &= \text{bit } (i \bmod 32)
+        \text{ of word } \lfloor i / 32 \rfloor \bmod 4.
+
+The Box-Muller map turns two words into two Gaussians, so that one counter yields four Gaussians.
+This is a frozen format: the tests contain golden bytes, and a change requires a new major version.
+Signs and fourth roots of unity agree bit for bit on all backends. Gaussians, which pass through
+log, cos and sin, agree to a few units in the last place.
 
 References
 ----------
@@ -35,19 +40,22 @@ from matfree.errors import OperatorError
 from matfree.protocol import Array, DType, Seed
 
 PROBES, START, SKETCH, CHECK, REFILL = range(5)
-"""Streams of one seed: probes, start vectors, sketches, checks, replaced directions."""
+"""The streams of a seed: probes, start vectors, sketches, checks, replacement directions."""
 
-_GAUSSIAN_STREAMS = 1 << 16  # Gaussians count in streams of their own, apart from signs
+_GAUSSIAN_STREAMS = 1 << 16  # added to the stream, so that Gaussians are independent of signs
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_ROWS_AT_ONCE = 1 << 14  # rows of a block expanded together: they stay in cache
-_SIGN_MAKERS: dict[str, Callable[..., Array]] = {}  # by library: see replace_signs
+_ROWS_PER_SLAB = 1 << 14  # rows that are expanded together, because they fit the cache
+_SIGN_KERNELS: dict[str, Callable[..., Array]] = {}  # by library; see replace_signs
 
 
 def resolve_seed(seed: Seed) -> int:
-    """The integer that a result reports: ``seed`` itself, fresh entropy, or one draw."""
+    """The integer that results report as their seed.
+
+    It is ``seed`` itself for an integer, fresh entropy for None, and one draw from a generator.
+    """
     if seed is None:
         return secrets.randbits(53)  # 53 bits survive any JSON reader
     if isinstance(seed, np.random.Generator):
@@ -62,29 +70,31 @@ def resolve_seed(seed: Seed) -> int:
     )
 
 
-def agreed_seed(seed: Seed, exchange: Callable[[Callable[[], Any]], list[Any]]) -> int:
-    """The seed of processes that make the same calls: process 0's, where none was given.
+def agreed_seed(seed: Seed, all_gather_object: Callable[[Callable[[], Any]], list[Any]]) -> int:
+    """The common seed of all processes: the given one, or else the fresh one of process 0.
 
     Parameters
     ----------
-    seed : as for :func:`resolve_seed`
-    exchange : of a :class:`~matfree.protocol.VectorSpace`
+    seed : int, Generator or None
+        As for :func:`resolve_seed`.
+    all_gather_object : function
+        The method of a :class:`matfree.VectorSpace`.
 
     Raises
     ------
     OperatorError
-        They were given different ones.
+        The processes were given different seeds.
     """
-    told = exchange(lambda: (seed is not None, resolve_seed(seed)))
-    given = [str(number) if explicit else "none" for explicit, number in told]
+    seeds = all_gather_object(lambda: (seed is not None, resolve_seed(seed)))
+    given = [str(number) if explicit else "none" for explicit, number in seeds]
     if len(set(given)) > 1:
         others = [rank for rank, text in enumerate(given) if text != given[0]]
         noun = "process" if len(others) == 1 else "processes"
         raise OperatorError(
             f"{noun} {', '.join(map(str, others))} got another seed than process 0: the seeds are "
-            f"{', '.join(given)}; give all of them the same one, or none."
+            f"{', '.join(given)}; pass the same seed in all processes, or none in any."
         )
-    return int(told[0][1])
+    return int(seeds[0][1])
 
 
 def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...]:
@@ -102,7 +112,7 @@ def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2**64 in every library; above its low word no c is looked at.
+        # int64 products wrap modulo 2**64 in every library. Of each c, only the low word is used.
         product0, product1 = (c0 & _MASK) * _MULTIPLIERS[0], (c2 & _MASK) * _MULTIPLIERS[1]
         c0, c1 = (product1 >> 32) ^ (c1 ^ k0), product1
         c2, c3 = (product0 >> 32) ^ (c3 ^ k1), product0
@@ -113,12 +123,12 @@ def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...
 def lanes(
     xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int
 ) -> tuple[Array, ...]:
-    """The four random words of some counters, each int64 (probes, blocks).
+    """The four random words of each counter, as four int64 arrays (probes, blocks).
 
     Raises
     ------
     ValueError
-        A probe's number does not fit into its word of the counter.
+        The number of a probe does not fit into its word of the counter.
     """
     require_numbers(probes)
     block = xp.arange(blocks.start, blocks.stop, dtype=xp.int64, device=device)[None, :]
@@ -128,72 +138,74 @@ def lanes(
 
 
 def words(xp: Any, device: Any, *, blocks: range, probes: range, stream: int, seed: int) -> Array:
-    """The same in counter order, int64 (probes, 4 * blocks)."""
+    """The random words of :func:`lanes` in the order of the counters, int64 (probes, 4 blocks)."""
     each = lanes(xp, device, blocks=blocks, probes=probes, stream=stream, seed=seed)
     return xp.reshape(xp.stack(each, axis=-1), (len(probes), 4 * len(blocks)))
 
 
 def require_numbers(probes: range) -> None:
-    """Refuse numbers of probes that do not fit into their word of the counter."""
+    """Refuse probes whose numbers do not fit into their word of the counter."""
     if not 0 <= probes.start <= probes.stop <= _MASK + 1:
         raise ValueError(
             f"probes are numbered from 0 to 2**32 - 1: got {probes.start} to {probes.stop - 1}; "
-            "take another seed for more."
+            "pass another seed for more probes."
         )
 
 
-def replace_signs(library: str, maker: Callable[..., Array]) -> None:
-    """Let an adapter make the signs of its library's arrays, by a kernel for one.
+def replace_signs(library: str, kernel: Callable[..., Array]) -> None:
+    """Register an adapter's kernel for the signs of an array library.
 
     Parameters
     ----------
     library : str
-        The name of the array namespace, without ``array_api_compat.`` before it.
-    maker : function of the arguments of :func:`rademacher`
-        It must yield the same bits; where it is not there, the array version does.
+        The name of the array namespace, without the prefix ``array_api_compat.``.
+    kernel : function
+        It takes the arguments of :func:`rademacher` and must return the same bits as
+        :func:`signs_by_words`, which libraries without a kernel use.
     """
-    _SIGN_MAKERS[library] = maker
+    _SIGN_KERNELS[library] = kernel
 
 
 def rademacher(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
-    """Random signs, (rows, probes) in C order: coordinate ``rows``, probe ``probes``."""
+    """Random signs, (rows, probes) in C order, for these coordinates and probe numbers."""
     library = xp.__name__.removeprefix("array_api_compat.")
-    maker: Callable[..., Array] = _SIGN_MAKERS.get(library, signs_by_words)
-    return maker(xp, dtype, device, rows=rows, probes=probes, stream=stream, seed=seed)
+    kernel: Callable[..., Array] = _SIGN_KERNELS.get(library, signs_by_words)
+    return kernel(xp, dtype, device, rows=rows, probes=probes, stream=stream, seed=seed)
 
 
 def signs_by_words(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
-    """The signs in operations that every array library has."""
+    """The signs of :func:`rademacher`, by operations that every array library has."""
     blocks = range(rows.start >> 7, -(-rows.stop // 128))
     word = words(xp, device, blocks=blocks, probes=probes, stream=stream, seed=seed)
     shifts = xp.arange(0, 32, 8, dtype=xp.int64, device=device)
     octets = xp.reshape((word[:, :, None] >> shifts) & 0xFF, (len(probes), -1))
-    table = _signs_of_a_byte(xp, dtype, device)
+    table = _signs_of_bytes(xp, dtype, device)
     first = blocks.start << 7
     return _expand(xp, octets, table, range(rows.start - first, rows.stop - first), device)
 
 
-def _signs_of_a_byte(xp: Any, dtype: DType, device: Any) -> Array:
+def _signs_of_bytes(xp: Any, dtype: DType, device: Any) -> Array:
+    """A table of the 8 signs that each of the 256 bytes encodes, (256, 8)."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     return xp.asarray(1.0 - 2.0 * bits, dtype=dtype, device=device)
 
 
 def _expand(xp: Any, octets: Array, table: Array, rows: range, device: Any) -> Array:
-    """Look every byte up in the table, a slab of rows at a time, and turn it upright."""
+    """Look up the signs of all bytes and transpose them to (rows, probes), slab by slab."""
     num_probes = octets.shape[0]
     out = xp.empty((len(rows), num_probes), dtype=table.dtype, device=device)
-    for begin in range(rows.start, rows.stop, _ROWS_AT_ONCE):
-        end = min(begin + _ROWS_AT_ONCE, rows.stop)
+    for begin in range(rows.start, rows.stop, _ROWS_PER_SLAB):
+        end = min(begin + _ROWS_PER_SLAB, rows.stop)
         slab = octets[:, begin >> 3 : -(-end // 8)]
         signs = xp.take(table, xp.reshape(slab, (-1,)), axis=0)
         signs = xp.reshape(signs, (num_probes, -1))
         skip = begin & 7
-        upright = xp.matrix_transpose(signs[:, skip : skip + end - begin])
-        out[begin - rows.start : end - rows.start, :] = upright
+        columns = xp.matrix_transpose(signs[:, skip : skip + end - begin])
+        out[begin - rows.start : end - rows.start, :] = columns
     return out
 
 
@@ -202,40 +214,41 @@ def gaussian(
 ) -> Array:
     """Independent real N(0, 1) entries, (rows, probes), computed in float64.
 
-    A slab of rows at a time: the words behind an entry take several times its room.
+    The rows are computed in slabs, because the random words need several times the memory of the
+    entries.
     """
     out = xp.empty((len(rows), len(probes)), dtype=dtype, device=device)
-    height = min(_ROWS_AT_ONCE, max(1, slab_bytes(device) // (4 * max(1, len(probes)))))
+    height = min(_ROWS_PER_SLAB, max(1, slab_bytes(device) // (4 * max(1, len(probes)))))
     for begin in range(0, len(rows), height):
-        part = slice(begin, min(begin + height, len(rows)))
-        slab = _gaussian_slab(xp, device, rows=rows[part], probes=probes, stream=stream, seed=seed)
-        out[part, :] = xp.astype(xp.matrix_transpose(slab), dtype)
+        own = slice(begin, min(begin + height, len(rows)))
+        slab = _gaussian_slab(xp, device, rows=rows[own], probes=probes, stream=stream, seed=seed)
+        out[own, :] = xp.astype(xp.matrix_transpose(slab), dtype)
     return out
 
 
 def _gaussian_slab(
     xp: Any, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
-    """The same entries, (probes, rows) in float64, by Box and Muller's method."""
+    """The entries of :func:`gaussian`, (probes, rows) in float64, by the Box-Muller map."""
     blocks = range(rows.start >> 2, -(-rows.stop // 4))
     each = lanes(
         xp, device, blocks=blocks, probes=probes, stream=stream + _GAUSSIAN_STREAMS, seed=seed
     )
     entries = []
     for pair in (each[:2], each[2:]):
-        # never 0, never 1
-        u, v = ((xp.astype(word, _double(xp, device)) + 0.5) * 2.0**-32 for word in pair)
+        # The offset 0.5 keeps u above 0, where log would be infinite, and below 1.
+        u, v = ((xp.astype(word, _widest_real(xp, device)) + 0.5) * 2.0**-32 for word in pair)
         radius, angle = xp.sqrt(-2.0 * xp.log(u)), (2.0 * math.pi) * v
         entries += [radius * xp.cos(angle), radius * xp.sin(angle)]
     first = rows.start - (blocks.start << 2)
-    both = xp.reshape(xp.stack(entries, axis=-1), (len(probes), -1))
-    return both[:, first : first + len(rows)]
+    in_order = xp.reshape(xp.stack(entries, axis=-1), (len(probes), -1))
+    return in_order[:, first : first + len(rows)]
 
 
 def fourth_roots(
     xp: Any, dtype: DType, device: Any, *, rows: range, probes: range, stream: int, seed: int
 ) -> Array:
-    """Uniform entries from {1, i, -1, -i} (Z4 noise), two sign bits a coordinate."""
+    """Uniform entries from {1, i, -1, -i} (Z4 noise), from two sign bits per coordinate."""
     twice = range(2 * rows.start, 2 * rows.stop)
     signs = rademacher(xp, xp.int8, device, rows=twice, probes=probes, stream=stream, seed=seed)
     pairs = xp.reshape(signs, (len(rows), 2, len(probes)))
@@ -243,7 +256,7 @@ def fourth_roots(
     return xp.where(turn, sign * 1j, sign)
 
 
-def _double(xp: Any, device: Any) -> DType:
-    """float64 where the device has it, else the widest real type it has."""
+def _widest_real(xp: Any, device: Any) -> DType:
+    """float64 if the device has it, and float32 otherwise."""
     dtypes = xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
     return dtypes.get("float64", xp.float32)

@@ -1,4 +1,4 @@
-"""A progress bar for what takes long: tqdm's where it is asked for, silence otherwise."""
+"""The progress bar of ``progress=True``, which tqdm draws."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Self, final
 
 @final
 class Progress:
-    """A bar that shows how far a run is and what it knows by now.
+    """A bar that shows the progress of a run and its current estimate.
 
     Parameters
     ----------
     title : str
     visible : bool
-        Without it nothing is shown and nothing imported.
+        If it is False, nothing is shown and tqdm is not imported.
     """
 
     def __init__(self, title: str, visible: bool) -> None:
@@ -30,12 +30,12 @@ class Progress:
             self._bar = tqdm(desc=title, leave=False, dynamic_ncols=True)
 
     def start(self, total: int) -> None:
-        """Say how much there is to do."""
+        """Set the total amount of work."""
         if self._bar is not None:
             self._bar.reset(total=total)
 
     def show(self, done: int, text: Callable[[], str] | None = None) -> None:
-        """Move the bar to ``done``; ``text`` is only made where somebody looks."""
+        """Move the bar to ``done``. ``text`` is called only if the bar is visible."""
         if self._bar is None:
             return
         self._bar.update(done - self._bar.n)

@@ -8,15 +8,15 @@ A randomized algorithm needs to know two things about a matrix:
   abstract method, ``all_reduce``, the sum over everything that holds rows of a vector.
   Inner products, norms, Gram matrices, random probes and orthonormal bases follow from it.
 
-Whoever implements the two gets every algorithm of the library. Nothing else is assumed: no
-array type, no device, and not even that one process holds a whole vector. An operator that
+Every algorithm of the library runs on an implementation of these two. Nothing else is assumed:
+no array type, no device, and not even that one process holds a whole vector. An operator that
 declares no ``space`` gets the space of whole vectors of its data type and device.
 
 Shapes and layout
 -----------------
 A vector is an array of shape (n,). A block of k vectors is an array of shape (n, k) with one
-vector per column, in C order, so that a sparse product reads the matrix once for all k
-columns. If vectors are sharded over several processes, every array holds the rows of its own
+vector per column, in C order, so that multiplication by a sparse matrix reads the matrix once for
+all k columns. If vectors are sharded over several processes, every array holds the rows of its own
 process only, and only the space knows about the others.
 
 The rule
@@ -48,7 +48,7 @@ DType: TypeAlias = Any
 """A data type of the array's own library."""
 
 ProbeKind: TypeAlias = Literal["rademacher", "gaussian", "sphere", "z4"]
-"""The distribution of random probes; every kind has E[w w^H] = I. See ``matfree.probes``."""
+"""The distribution of random probes w; every kind has E[w w^H] = I. See ``matfree.probes``."""
 
 LanczosStep: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array] | None]
 """A fused step of the Lanczos recurrence. See ``LinearOperator``."""
@@ -100,7 +100,7 @@ class LinearOperator(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns) of the whole operator, even if its vectors are sharded."""
+        """(m, n) of the whole operator, even if its vectors are sharded."""
 
     @property
     def dtype(self) -> DType:

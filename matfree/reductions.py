@@ -53,9 +53,9 @@ class Reductions(ABC):
     def gram(self, X: Array, Y: Array) -> Array:
         """X^H Y, (j, k), accumulated in double precision whatever the dtype of the vectors."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
-        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 16  # the average of both
+        width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 16  # bytes, averaged over both
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
-        for slab in slabs(X.shape[0], width, self.device):  # also faster for tall blocks
+        for slab in slabs(X.shape[0], width, self.device):  # faster than one product, too
             x, y = X[slab, :], Y[slab, :]
             if X.dtype != wide:
                 x, y = xp.astype(x, wide), xp.astype(y, wide)
@@ -67,17 +67,19 @@ class Reductions(ABC):
         return self.all_reduce(self.partial_dots(X, Y))
 
     def partial_dots(self, X: Array, Y: Array) -> Array:
-        """The same sums over some of the local rows, (k,), before ``all_reduce``."""
+        """The sums of :meth:`dots` over the given rows only, (k,), without ``all_reduce``."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
         total = xp.zeros((1, X.shape[1]), dtype=wide, device=self.device)
         for slab in slabs(X.shape[0], X.shape[1] * xp.finfo(wide).bits // 8, self.device):
             x, y = X[slab, :], Y[slab, :]
-            if X.dtype != wide:  # before the product: squares leave the range of float32
+            if X.dtype != wide:  # before multiplying, because squares may overflow in float32
                 x, y = xp.astype(x, wide), xp.astype(y, wide)
             terms = conjugate(xp, x) * y
-            if X.shape[1] == 1:  # contiguous numbers, which the library sums pairwise
+            # Libraries sum contiguous numbers pairwise, but not along the first axis, where a
+            # matrix product is both faster and at least as accurate.
+            if X.shape[1] == 1:
                 total += xp.sum(terms)
-            else:  # a library's sum over the first axis is not pairwise, and slower than this
+            else:
                 total += xp.ones((1, x.shape[0]), dtype=wide, device=self.device) @ terms
         return total[0, :]
 

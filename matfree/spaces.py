@@ -8,7 +8,7 @@ in one array, so that its ``all_reduce`` has nothing to add.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import array_api_compat
 
@@ -17,10 +17,8 @@ from matfree.arrays import describe, is_floating, slabs
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
 from matfree.probe_kinds import draw
-from matfree.protocol import Array, DType, Peers, ProbeKind
+from matfree.protocol import Array, DType, Peers, ProbeKind, T
 from matfree.reductions import Reductions
-
-T = TypeVar("T")
 
 
 class VectorSpace(Reductions):
@@ -45,7 +43,7 @@ class VectorSpace(Reductions):
     Examples
     --------
     >>> import array_api_compat, matfree as mf, numpy as np
-    >>> class Counting(mf.VectorSpace):  # holds all rows; elsewhere a sum would be a message
+    >>> class Counting(mf.VectorSpace):  # holds all rows, so that there is nothing to add
     ...     num_sums = 0
     ...     def all_reduce(self, partial):
     ...         self.num_sums += 1
@@ -213,7 +211,7 @@ class ArraySpace(VectorSpace):
 
 
 def space_like(example: Array, size: int, *, peers: Peers | None = None) -> ArraySpace:
-    """The space of whole vectors of length ``size`` with the library and dtype of an example.
+    """The space of whole vectors of length ``size`` with the library and dtype of an example array.
 
     Integers and booleans are replaced by the library's double precision, and 16-bit floating
     point by 32-bit, because sums over rows would lose all accuracy in less.
@@ -221,10 +219,10 @@ def space_like(example: Array, size: int, *, peers: Peers | None = None) -> Arra
     Parameters
     ----------
     example : array
-        It fixes the array library, the data type and the device.
+        It determines the array library, the data type and the device.
     size : int
     peers : Peers, optional
-        Processes that make the same calls, each with whole vectors.
+        The processes that make the same calls, each with whole vectors.
 
     Raises
     ------
@@ -239,8 +237,8 @@ def space_like(example: Array, size: int, *, peers: Peers | None = None) -> Arra
     """
     if array_api_compat.is_dask_array(example):
         raise OperatorError(
-            "vectors cannot be Dask arrays, because their graph grows with every step; pass the "
-            "matrix as a Dask array, and its vectors are NumPy arrays."
+            "vectors cannot be Dask arrays, because their graph would grow with every step; pass "
+            "only the matrix as a Dask array, whose vectors are NumPy arrays."
         )
     xp = array_api_compat.array_namespace(example)
     dtype = example.dtype
@@ -252,7 +250,7 @@ def space_like(example: Array, size: int, *, peers: Peers | None = None) -> Arra
 
 
 def require_space(space: Any, name: str = "space") -> VectorSpace:
-    """Return ``space`` if algorithms can use it.
+    """Return ``space`` if it is a vector space that algorithms can use.
 
     Raises
     ------

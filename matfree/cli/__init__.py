@@ -1,4 +1,4 @@
-"""The command line: ``matfree demo``, ``matrix``, ``merge``, and the commands of adapters."""
+"""The command line: ``matfree demo``, ``matfree matrix``, and what adapters announce."""
 
 from matfree.cli.command import main
 

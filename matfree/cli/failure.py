@@ -1,13 +1,13 @@
-"""The exception by which a command reports bad input."""
+"""The one way in which a command says that it cannot do what it was asked to."""
 
 from __future__ import annotations
 
 
 class CommandError(Exception):
-    """Bad input. Its message is one line that says what to do; the command ends with it."""
+    """Bad input: its message is one line, says what to do, and ends the command."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: its type, followed by its message if there is one."""
+    """An exception as a phrase of one line: its type where the message says too little."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""The report as it is printed to the terminal during the run."""
+"""A report as it is printed while it comes about."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TextIO, final
 from matfree.cli.report import cells
 from matfree.cli.report.document import Chapter, Section, Table
 
-_MAX_WIDTH = 88
+_WIDEST = 88
 
 
 @final
 class Terminal:
-    """Prints chapters and sections as they are added.
+    """Prints chapters and sections as they come.
 
     Parameters
     ----------
@@ -23,10 +23,10 @@ class Terminal:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._width = min(_MAX_WIDTH, shutil.get_terminal_size((_MAX_WIDTH, 24)).columns)
+        self._width = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
 
     def chapter(self, chapter: Chapter) -> None:
-        """Print the heading of a chapter, its text, and the properties of the operator."""
+        """Print a chapter's heading, what it says, and what it is about."""
         self._line()
         self._line(chapter.title.upper())
         self._line("=" * len(chapter.title))
@@ -37,7 +37,7 @@ class Terminal:
             self._line(f"  {name:<{width}}  {text}")
 
     def section(self, section: Section) -> None:
-        """Print a section: text, code and tables."""
+        """Print a section: words, code, tables."""
         self._line()
         self._line(section.title)
         self._line("-" * len(section.title))
@@ -53,7 +53,7 @@ class Terminal:
         self._line(textwrap.fill(text, self._width, break_on_hyphens=False))
 
     def table(self, table: Table) -> None:
-        """Print the caption and the rows of a table."""
+        """Print a table under its caption."""
         self._line()
         self.note(table.caption)
         titles, rows = [column.title for column in table.columns], cells.rendered(table)

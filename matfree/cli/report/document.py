@@ -1,8 +1,8 @@
-"""The records that a report consists of: chapters, sections, tables, figures, findings.
+"""What a report is made of: chapters, sections, tables, figures, findings.
 
-The records depend neither on the commands that create them nor on the output format. A command
-adds chapters and sections to a :class:`ReportBuilder`, and the renderers (``terminal``, ``page``,
-``folder``) read the records.
+These know nothing of where they come from or where they go. Whoever has something to
+report makes sections and hands them to a :class:`Notebook`; renderers (``terminal``,
+``page``, ``folder``) read the same records.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final
 
 Cell: TypeAlias = str | int | float | complex | bool | None
-"""A cell of a table. A float is printed with the digits of its column, None as a dash."""
+"""What stands in a table; a float is printed with its column's digits, None as a dash."""
 
 
 class Saveable(Protocol):
-    """A result that can be saved to a file, like every result of matfree."""
+    """A result that can write itself to a file, as every matfree result can."""
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to ``path`` and return the path written."""
@@ -32,13 +32,13 @@ class Column:
 
     title: str
     digits: int = 6
-    """The number of significant digits of its floats."""
+    """Significant digits of its floats."""
 
 
 @final
 @dataclass(frozen=True)
 class Table:
-    """Rows and columns, with a caption that says what they show."""
+    """Rows under columns, with a caption that says what to see in them."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -48,30 +48,30 @@ class Table:
 @final
 @dataclass(frozen=True)
 class Figure:
-    """A figure; it is drawn when a renderer calls ``draw``."""
+    """A picture, drawn when a renderer wants it."""
 
     name: str
-    """The name of its file, without the ending."""
+    """Of its file, without the ending."""
     title: str
     caption: str
     draw: Callable[[Any], Any]
-    """A function that draws on the given matplotlib Axes."""
+    """Draws on the matplotlib Axes it is given."""
     height: float = 3.6
-    """In inches."""
+    """Inches."""
 
 
 @final
 @dataclass(frozen=True)
 class Finding:
-    """One row of the summary: an estimate, its interval, and the exact value if it is known."""
+    """One line of the summary: what was estimated, how surely, and what is true."""
 
     quantity: str
     estimate: Cell
     interval: str
     exact: Cell = None
-    """The exact value; None if it is unknown."""
+    """None where nobody knows."""
     inside: Cell = None
-    """Whether the interval contains the exact value; None if that is unknown."""
+    """Whether the interval holds the exact value; None where nobody knows."""
     num_matvecs: int | None = None
 
 
@@ -84,16 +84,16 @@ class Section:
     """Its name in results.json."""
     title: str
     text: tuple[str, ...]
-    """Paragraphs; text between backticks is code."""
+    """Paragraphs; `code` between backticks."""
     code: str = ""
-    """Python that repeats the computation."""
+    """Python that repeats it."""
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     findings: tuple[Finding, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
-    """The numbers for results.json: plain values, and lists and mappings of them."""
+    """Numbers for results.json: plain values, lists and mappings of them."""
     results: Mapping[str, Saveable] = field(default_factory=dict)
-    """The results to save, by the name of their file."""
+    """Results worth keeping, by the name of their file."""
     seconds: float | None = None
 
 
@@ -106,9 +106,9 @@ class Chapter:
     title: str
     text: tuple[str, ...]
     code: str = ""
-    """Python that creates the operator to which the code of the sections refers."""
+    """Python that makes the operator which the sections' code speaks of."""
     facts: tuple[tuple[str, str], ...] = ()
-    """Properties of the operator, as (name, text)."""
+    """What it is about, as (name, text)."""
     sections: tuple[Section, ...] = ()
 
     @property
@@ -120,50 +120,50 @@ class Chapter:
 @final
 @dataclass(frozen=True)
 class Report:
-    """The complete report of one command, with what is needed to repeat it."""
+    """Everything one command had to say, and what it takes to have it say it again."""
 
     title: str
     command: str
-    """The command line that repeats the run."""
+    """The command line that repeats it."""
     seed: int
     environment: Mapping[str, str]
-    """Versions of the software and the type of machine, by name."""
+    """Versions and machine, by name."""
     chapters: tuple[Chapter, ...]
     notes: tuple[str, ...] = ()
-    """Remarks about the whole report, such as what is missing and why."""
+    """What is missing, and why."""
     seconds: float = 0.0
 
 
-class ReportListener(Protocol):
-    """An object that is notified of chapters and sections as they are added."""
+class Listener(Protocol):
+    """Somebody who wants to know of chapters and sections as they come."""
 
     def chapter(self, chapter: Chapter) -> None:
-        """A chapter was opened; it has no sections yet."""
+        """A chapter begins; it has no sections yet."""
 
     def section(self, section: Section) -> None:
-        """A section was added to the chapter."""
+        """A section of the chapter is done."""
 
     def note(self, text: str) -> None:
-        """A note was added."""
+        """Something to know is said in one line."""
 
 
 @final
-class ReportBuilder:
-    """Collects the chapters of a report during a run, and notifies a listener.
+class Notebook:
+    """Collects a report while it comes about, and tells a listener.
 
     Parameters
     ----------
-    listener : ReportListener, optional
+    listener : Listener, optional
     """
 
-    def __init__(self, listener: ReportListener | None = None) -> None:
+    def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
         self._chapters: list[Chapter] = []
         self._notes: list[str] = []
 
     @property
     def chapters(self) -> tuple[Chapter, ...]:
-        """The chapters so far."""
+        """What was collected so far."""
         return tuple(self._chapters)
 
     @property
@@ -171,21 +171,21 @@ class ReportBuilder:
         """The notes so far."""
         return tuple(self._notes)
 
-    def add_chapter(self, chapter: Chapter) -> None:
-        """Open a chapter; sections are added to it from now on."""
+    def open(self, chapter: Chapter) -> None:
+        """Begin a chapter."""
         self._chapters.append(chapter)
         if self._listener is not None:
             self._listener.chapter(chapter)
 
-    def add_section(self, section: Section) -> None:
-        """Add a section to the chapter that was opened last."""
+    def add(self, section: Section) -> None:
+        """Put a section at the end of the chapter that was opened last."""
         chapter = self._chapters[-1]
         self._chapters[-1] = dataclasses.replace(chapter, sections=(*chapter.sections, section))
         if self._listener is not None:
             self._listener.section(section)
 
-    def add_note(self, text: str) -> None:
-        """Add a remark about the whole report."""
+    def note(self, text: str) -> None:
+        """Say something that is about the report as a whole."""
         self._notes.append(text)
         if self._listener is not None:
             self._listener.note(text)

@@ -1,4 +1,4 @@
-"""Figures as PNG images, on white for print and files, on black for dark screens."""
+"""Figures as PNG, on white for print and files, on black for a dark screen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matfree.cli.report.document import Figure
 Theme: TypeAlias = Literal["light", "dark"]
 
 WIDTH = 5.6
-"""In inches; small enough for the text to be readable at the width of a phone."""
+"""Inches: small enough that text stays readable at the width of a phone."""
 
 _DOTS_PER_INCH = 160
 _INK_AND_PAPER: dict[Theme, tuple[str, str]] = {
@@ -19,8 +19,8 @@ _INK_AND_PAPER: dict[Theme, tuple[str, str]] = {
 }
 
 
-def png_image(figure: Figure, theme: Theme = "light") -> bytes:
-    """Draw a figure without changing the global state of matplotlib."""
+def png(figure: Figure, theme: Theme = "light") -> bytes:
+    """Draw a figure; matplotlib's global state is as before afterwards."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 

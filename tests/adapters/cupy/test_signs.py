@@ -74,7 +74,7 @@ def test_an_estimate_by_the_kernel_is_the_same_to_the_bit(kernels, monkeypatch):
 
     here = list(results())
     with monkeypatch.context() as patch:
-        patch.setitem(probes._SIGN_MAKERS, "numpy", maker)
+        patch.setitem(probes._SIGN_KERNELS, "numpy", maker)
         there = list(results())
     assert len(calls) == 9
     for a, b in zip(here, there, strict=True):
@@ -82,7 +82,7 @@ def test_an_estimate_by_the_kernel_is_the_same_to_the_bit(kernels, monkeypatch):
 
 
 def test_the_adapter_replaces_the_signs_of_cupy_and_of_nothing_else():
-    assert probes._SIGN_MAKERS["cupy"] is signs.rademacher_on_device
+    assert probes._SIGN_KERNELS["cupy"] is signs.rademacher_on_device
 
 
 def test_cupys_compiler_accepts_the_kernels():

@@ -120,7 +120,7 @@ def test_a_trace_is_the_same_without_the_products(kind, monkeypatch):
     assert ours.num_matvecs == plain.num_matvecs == 7
     assert_close(ours.samples, plain.samples, scale=np.abs(A).sum())
     A[7, 9] = np.nan
-    with pytest.raises(mf.NonFiniteError, match="1 to 3 .*NaN or infinity"):
+    with pytest.raises(mf.NonFiniteError, match=r"1 to 3 .*NaN or infinity"):
         mf.trace(sp.csr_array(A), **options)
 
 
