@@ -1,8 +1,13 @@
-"""Functions of torch without a right second derivative, as compositions of such that have one.
+"""Functions of torch rewritten as composites of operations that can be differentiated twice.
 
-``torch._weight_norm``, behind both of torch's weight normalisations, is off by 25 to 99 % in
-torch 2.13 when differentiated twice on a CPU; the others raise. They are replaced while a
-network's curvature is computed, and only then.
+Replacements are active only while a network's curvature is computed. There are two sets:
+
+* :func:`composites` replaces functions whose second derivative is wrong or missing. That of
+  ``torch._weight_norm``, which implements both of torch's weight normalizations, has errors between
+  25 and 99 % on a CPU in torch 2.13. The other functions raise an exception.
+* :func:`decomposed_losses` replaces losses that can be differentiated backward twice, but not
+  backward and then forward. In torch 2.13, ``mse_loss`` raises an exception then, and crashes the
+  interpreter if it is traced; the Huber loss and the soft margin loss raise an exception.
 """
 
 from __future__ import annotations
@@ -15,22 +20,23 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-Table: TypeAlias = Mapping[Any, Callable[..., Any]]
-"""From functions of torch's to what takes their place."""
+Replacements: TypeAlias = Mapping[Any, Callable[..., Any]]
+"""Functions of torch, and the functions called in place of them."""
 
 
 @final
 class Replaced(TorchFunctionMode):
-    """A context in which calls of some functions go to others.
+    """A context in which some functions of torch are replaced by others.
 
     Parameters
     ----------
-    table : the functions, and what takes their place
+    replacements : mapping
+        The functions, and the functions called in place of them.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, replacements: Replacements) -> None:
         super().__init__()
-        self._table = table
+        self._replacements = replacements
 
     def __torch_function__(
         self,
@@ -39,16 +45,21 @@ class Replaced(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return self._table.get(func, func)(*args, **(kwargs or {}))
+        return self._replacements.get(func, func)(*args, **(kwargs or {}))
 
 
 def composites() -> Replaced:
-    """A context in which functions without a right second derivative are compositions."""
+    """A context in which functions without a correct second derivative are composites."""
     return Replaced(_COMPOSITES)
 
 
+def decomposed_losses() -> Replaced:
+    """A context in which losses without forward derivatives of their backward are composites."""
+    return Replaced(_DECOMPOSED_LOSSES)
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """G v / ||v||, the norm over every dimension but ``dim`` (over all for -1)."""
+    """The weights g v / ||v||, with norms over all dimensions except ``dim`` (all for -1)."""
     others = [d for d in range(v.ndim) if d != dim]
     length: Tensor = torch.linalg.vector_norm(v, dim=others, keepdim=True)
     return v * (g / length)
@@ -68,14 +79,15 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """An embedding whose gradient is dense and that leaves the weights alone.
+    """An embedding with a dense gradient, which never modifies its weights.
 
-    With ``max_norm`` torch shortens rows in place, which is done to a copy here.
+    With ``max_norm``, torch rescales rows of the weights in place; this function rescales a copy.
     """
     if max_norm is not None:
-        shorter = weight.detach().clone()
-        torch.embedding_renorm_(shorter, indices.detach(), max_norm, norm_type)
-        weight = weight + (shorter - weight).detach()
+        rescaled = weight.detach().clone()
+        torch.embedding_renorm_(rescaled, indices.detach(), max_norm, norm_type)
+        # The value is that of the rescaled weights, the gradient that of torch: the identity.
+        weight = weight + (rescaled - weight).detach()
     return functional.embedding(indices, weight, padding_idx, None, 2.0, scale_grad_by_freq)
 
 
@@ -92,40 +104,27 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Sums or means of embeddings over bags; maxima stay with torch, which refuses them."""
+    """Sums or means of embeddings over bags. For maxima torch is called, which raises an error."""
     if mode == "max":
         return functional.embedding_bag(
             indices, weight, offsets, max_norm, norm_type, mode=mode, padding_idx=padding_idx
         )
-    flat, places = indices.reshape(-1), torch.arange(indices.numel(), device=indices.device)
+    flat, position = indices.reshape(-1), torch.arange(indices.numel(), device=indices.device)
     if offsets is None:
-        bags, bag = len(indices), places // max(1, indices.shape[1])
+        num_bags, bag = len(indices), position // max(1, indices.shape[1])
     else:
-        bags = len(offsets) - include_last_offset
-        bag = torch.searchsorted(offsets[:bags].contiguous(), places, right=True) - 1
+        num_bags = len(offsets) - include_last_offset
+        bag = torch.searchsorted(offsets[:num_bags].contiguous(), position, right=True) - 1
     counted = torch.ones_like(flat) if padding_idx is None else (flat != padding_idx)
-    share = counted.to(weight.dtype)
+    scale = counted.to(weight.dtype)
     if per_sample_weights is not None:
-        share = share * per_sample_weights.reshape(-1)
-    rows = _embedding(flat, weight, padding_idx, max_norm, norm_type) * share[:, None]
-    sums = rows.new_zeros((bags, weight.shape[1])).index_add(0, bag, rows)
+        scale = scale * per_sample_weights.reshape(-1)
+    rows = _embedding(flat, weight, padding_idx, max_norm, norm_type) * scale[:, None]
+    sums = rows.new_zeros((num_bags, weight.shape[1])).index_add(0, bag, rows)
     if mode == "sum":
         return sums
-    sizes = torch.bincount(bag, weights=counted.to(torch.float64), minlength=bags)
+    sizes = torch.bincount(bag, weights=counted.to(torch.float64), minlength=num_bags)
     return sums / sizes.clamp(min=1).to(sums.dtype)[:, None]
-
-
-_COMPOSITES: dict[Any, Callable[..., Any]] = {
-    torch._weight_norm: _weight_norm,
-    functional.hardsigmoid: _hardsigmoid,
-    functional.embedding: _embedding,
-    functional.embedding_bag: _embedding_bag,
-}
-
-
-def decomposed_losses() -> Replaced:
-    """A context in which these losses are computed from their formulas."""
-    return Replaced(_DECOMPOSED)
 
 
 def _mse_loss(
@@ -137,11 +136,12 @@ def _mse_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     terms = (input - target) ** 2
-    reduction = _named(reduction, size_average, reduce)
+    reduction = _reduction(reduction, size_average, reduce)
     if weight is None:
         return _reduced(terms, reduction)
-    mean = reduction == "mean"  # over the weights, not over the elements
-    return (weight * terms).sum() / weight.sum() if mean else _reduced(weight * terms, reduction)
+    if reduction == "mean":  # torch divides by the sum of the weights, not by their number
+        return (weight * terms).sum() / weight.sum()
+    return _reduced(weight * terms, reduction)
 
 
 def _huber_loss(
@@ -151,9 +151,9 @@ def _huber_loss(
     delta: float = 1.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    gap = input - target
-    size = gap.abs()
-    terms = torch.where(size <= delta, 0.5 * gap**2, delta * (size - 0.5 * delta))
+    difference = input - target
+    size = difference.abs()
+    terms = torch.where(size <= delta, 0.5 * difference**2, delta * (size - 0.5 * delta))
     return _reduced(terms if weight is None else weight * terms, reduction)
 
 
@@ -165,7 +165,7 @@ def _soft_margin_loss(
     reduction: str = "mean",
 ) -> Tensor:
     terms = functional.softplus(-target * input)
-    return _reduced(terms, _named(reduction, size_average, reduce))
+    return _reduced(terms, _reduction(reduction, size_average, reduce))
 
 
 def _reduced(terms: Tensor, reduction: str) -> Tensor:
@@ -174,14 +174,21 @@ def _reduced(terms: Tensor, reduction: str) -> Tensor:
     return terms.mean() if reduction == "mean" else terms.sum()
 
 
-def _named(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    """The reduction, also where it is given by torch's two older flags."""
+def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """The reduction, which may also be given by torch's two deprecated flags."""
     if size_average is None and reduce is None:
         return reduction
     return "none" if reduce is False else ("sum" if size_average is False else "mean")
 
 
-_DECOMPOSED: dict[Any, Callable[..., Any]] = {
+_COMPOSITES: Replacements = {
+    torch._weight_norm: _weight_norm,
+    functional.hardsigmoid: _hardsigmoid,
+    functional.embedding: _embedding,
+    functional.embedding_bag: _embedding_bag,
+}
+
+_DECOMPOSED_LOSSES: Replacements = {
     functional.mse_loss: _mse_loss,
     functional.huber_loss: _huber_loss,
     functional.soft_margin_loss: _soft_margin_loss,

@@ -1,10 +1,21 @@
-"""Convolutions and normalisations whose second derivatives take less work.
+r"""Convolutions and batch normalizations with cheaper second derivatives.
 
-The numbers are torch's to rounding. But torch differentiates the backward pass of a convolution
-by rearranging it into convolutions of unusual shapes, and that of a batch normalisation by a
-score of passes over the activations. Here a convolution's gradient and the derivative of that
-both use the kernels that training uses, and a normalisation by known statistics is what it
-is, a scaled and shifted input. A product of a ResNet-20 then takes a sixth to a fifth less time.
+Torch differentiates the backward pass of a convolution by rearranging it into convolutions of
+unusual shapes, and that of a batch normalization by some twenty passes over the activations. The
+replacements in this module have the same values and derivatives to rounding:
+
+* A convolution y = x * w has the gradients g -> (g_x, g_w), which are linear in each of g, x and w.
+  Their derivatives are again a convolution and its gradients, so that both backward passes use
+  the kernels that training uses.
+* A batch normalization with fixed statistics is an affine function of its input,
+
+  .. math::
+
+      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta ,
+
+  and is computed as one.
+
+A Hessian-vector product of a ResNet-20 takes between a sixth and a fifth less time.
 """
 
 from __future__ import annotations
@@ -21,26 +32,26 @@ from torch.nn import functional
 from matfree_torch.autograd.composites import Replaced
 
 Geometry: TypeAlias = tuple[Any, ...]
-"""Stride, padding, dilation, transposed, output padding, groups: as torch's kernels take them."""
+"""Stride, padding, dilation, transposed, output padding, groups: the arguments of the kernels."""
 
-_convolution = torch.ops.aten.convolution
-_convolution_backward = torch.ops.aten.convolution_backward
+_conv = torch.ops.aten.convolution
+_conv_backward = torch.ops.aten.convolution_backward
 
 
 def fast_double_backward() -> Replaced:
-    """A context for forward passes whose gradients are differentiated backwards."""
-    return Replaced(_LEAN)
+    """A context for forward passes whose gradients are differentiated backward."""
+    return Replaced(_FAST_LAYERS)
 
 
 @final
 class _Convolution(Function):
-    """x * w + b, with * the convolution."""
+    """The convolution x * w + b."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.geometry = geometry
         ctx.save_for_backward(x, w)
-        y: Tensor = _convolution(x, w, b, *geometry)
+        y: Tensor = _conv(x, w, b, *geometry)
         return y
 
     @staticmethod
@@ -52,7 +63,7 @@ class _Convolution(Function):
 
 @final
 class _ConvolutionBackward(Function):
-    """The gradients g -> (g in x, g in w, g in b), linear in each of g, x and w."""
+    """The gradients of a convolution in x, w and b, which are linear in each of g, x and w."""
 
     @staticmethod
     def forward(
@@ -61,25 +72,25 @@ class _ConvolutionBackward(Function):
         ctx.geometry = geometry
         ctx.save_for_backward(g, x, w)
         ctx.set_materialize_grads(False)
-        return _convolution_backward(g, x, w, [w.shape[0]], *geometry, wanted)
+        return _conv_backward(g, x, w, [w.shape[0]], *geometry, wanted)
 
     @staticmethod
     def backward(ctx: Any, *tangents: Any) -> Any:
-        """The derivative along (dx, dw, db) of what the gradients are multiplied by."""
+        """The gradients, in g, x and w, of the inner product of the gradients with (dx, dw, db)."""
         dx, dw, db = tangents
         g, x, w = ctx.saved_tensors
         in_g = in_x = in_w = None
         if ctx.needs_input_grad[0]:
-            terms = [] if dx is None else [_convolution(dx, w, None, *ctx.geometry)]
-            terms += [] if dw is None else [_convolution(x, dw, None, *ctx.geometry)]
+            terms = [] if dx is None else [_conv(dx, w, None, *ctx.geometry)]
+            terms += [] if dw is None else [_conv(x, dw, None, *ctx.geometry)]
             terms += [] if db is None else [db.reshape(1, -1, *[1] * (g.ndim - 2)).expand_as(g)]
             in_g = sum(terms[1:], start=terms[0]) if terms else None
         if ctx.needs_input_grad[1] and dw is not None:
             only = True, False, False
-            in_x = _convolution_backward(g, x, dw, None, *ctx.geometry, only)[0]
+            in_x = _conv_backward(g, x, dw, None, *ctx.geometry, only)[0]
         if ctx.needs_input_grad[2] and dx is not None:
             only = False, True, False
-            in_w = _convolution_backward(g, dx, w, None, *ctx.geometry, only)[1]
+            in_w = _conv_backward(g, dx, w, None, *ctx.geometry, only)[1]
         return in_g, in_x, in_w, None, None
 
 
@@ -95,6 +106,7 @@ def _convolve(
     groups: int = 1,
 ) -> Tensor:
     unusual = isinstance(padding, str) or x.ndim != dimensions + 2
+    # Autocast chooses data types inside torch's own function, and would not see this one.
     if unusual or torch.is_autocast_enabled(x.device.type):
         return original(x, weight, bias, stride, padding, dilation, groups)
     sizes = (
@@ -128,7 +140,7 @@ def _batch_norm(
     return torch.addcmul(shift.reshape(channels), x, scale.reshape(channels))
 
 
-_LEAN: dict[Any, Callable[..., Any]] = {
+_FAST_LAYERS: dict[Any, Callable[..., Any]] = {
     functional.conv1d: partial(_convolve, functional.conv1d, 1),
     functional.conv2d: partial(_convolve, functional.conv2d, 2),
     functional.conv3d: partial(_convolve, functional.conv3d, 3),

@@ -1,8 +1,9 @@
-"""Single precision means single precision: TF32 is used where it is asked for, and nowhere else.
+"""Float32 arithmetic in full precision: TF32 is used only where it is allowed.
 
-On a GPU torch may round the factors of float32 products to the ten bits of TF32: convolutions by
-default, matrices where ``torch.set_float32_matmul_precision`` says so. Curvature is a difference
-of large terms, and those bits are the ones that it is made of.
+On a GPU, torch may round the factors of float32 products to the 10-bit mantissas of TF32. It does
+so for convolutions by default, and for matrix products if ``torch.set_float32_matmul_precision``
+says so. Curvature is a difference of large terms, which cancels their leading bits; what remains
+depends on the bits that TF32 drops.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from typing import Any
 import torch
 
 TF32_EPS = 2.0**-10
-"""The relative spacing of TF32's numbers."""
+"""The relative spacing of TF32 numbers."""
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Have float32 products computed in float32; torch's settings come back as they were.
+    """A context in which float32 products are computed in float32; settings are restored on exit.
 
-    Torch has two sets of switches for this, and complains where they contradict each other: the
-    old ones are set first, which sets the new ones too, and then the new ones are put back.
+    Torch has two generations of switches for this, and raises an error if they contradict each
+    other. Setting an old switch also sets the new ones, so the old switches are restored first and
+    the new ones afterwards.
     """
     switches = _switches()
     precisions = [switch.fp32_precision for switch in switches]
-    matrices = _told(torch.get_float32_matmul_precision)
-    convolutions = _told(lambda: torch.backends.cudnn.allow_tf32)
+    matrices = _read_old(torch.get_float32_matmul_precision)
+    convolutions = _read_old(lambda: torch.backends.cudnn.allow_tf32)
     try:
         _set_old(None if matrices is None else "highest", None if convolutions is None else False)
         for switch in switches:
@@ -41,7 +43,10 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Have cuDNN left aside; ``torch.backends.cudnn.flags`` would switch TF32 on besides."""
+    """A context in which cuDNN is disabled.
+
+    ``torch.backends.cudnn.flags`` is not used, because it would also enable TF32.
+    """
     enabled = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False
     try:
@@ -51,14 +56,14 @@ def without_cudnn() -> Iterator[None]:
 
 
 def _switches() -> tuple[Any, ...]:
-    """What the old switches reach: matrices on either kind of device, and cuDNN's layers."""
+    """The new switches that the old ones set: matrices on GPU and CPU, and the layers of cuDNN."""
     backends: Any = torch.backends
     cudnn = backends.cudnn
     return backends.cuda.matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn
 
 
-def _told(read: Callable[[], Any]) -> Any:
-    """What an old switch says; None where the new ones contradict it, and it does not tell."""
+def _read_old(read: Callable[[], Any]) -> Any:
+    """The value of an old switch; None if the new ones contradict it and torch raises an error."""
     try:
         return read()
     except RuntimeError:

@@ -1,1 +1,1 @@
-"""Collective operations, sharded layouts and DTensors."""
+"""Collectives, sharded layouts and DTensors: what several processes compute together."""

@@ -1,4 +1,21 @@
-"""Marks: a few numbers by which processes see that they hold the same tensors."""
+r"""Checksums with which processes detect that they hold different tensors.
+
+Comparing tensors across processes would mean communicating them. Instead, each process reduces
+its tensors to a few numbers, which travel in the header of the next reduction.
+
+Weights and buffers must agree to the last bit. Their checksum is an integer hash, a sum modulo
+2^64 over all entries,
+
+.. math::
+
+    h = \sum_i (b_i + 1) (2 i + 1) c ,
+
+where b_i are the bits of entry i and c is an odd constant, so that every factor 2 i + 1 times c is
+invertible modulo 2^64 and a single changed entry always changes h. The leading 20 bits of h are
+compared, which agree by chance for one pair of tensors in a million. Blocks of vectors need only
+agree to rounding. Their checksum is two coefficients of a Fourier transform, relative to the
+norm of the block.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +26,69 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20  # entries that are looked at together
-_FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 over the golden ratio, and a bit
-_HASH_BITS = 20  # small enough to travel as a float32
+from matfree import OperatorError
+
+_CHUNK_ENTRIES = 1 << 20  # entries reduced at a time, which bounds the temporary memory
+_FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 divided by the golden ratio, rounded to odd
+_HASH_BITS = 20  # few enough to be exact even in float32
 
 
 class Checksum(NamedTuple):
-    """A few numbers that must be the same in all processes."""
+    """A few numbers that must be equal in all processes."""
 
     what: str
-    """What they tell apart, as the error names it."""
+    """A plural noun for what is compared, used in the error message."""
     remedy: str
-    """What to do where they differ."""
+    """The advice with which the error message ends."""
     numbers: tuple[float, ...]
     tolerance: float = 0.0
+    """The largest absolute difference that counts as equal."""
+
+
+def numbers_of(checksums: Sequence[Checksum]) -> list[float]:
+    """The numbers of several checksums in one list, as they are communicated."""
+    return [number for checksum in checksums for number in checksum.numbers]
+
+
+def require_equal(by_rank: Sequence[Sequence[float]], checksums: Sequence[Checksum]) -> None:
+    """Raise OperatorError, naming the ranks, if a checksum of any process differs from process 0's.
+
+    Parameters
+    ----------
+    by_rank : sequence of sequences of float
+        The numbers of every process, in the order of ``numbers_of(checksums)``.
+    checksums : sequence of Checksum
+        Those of this process.
+    """
+    begin = 0
+    for checksum in checksums:
+        end = begin + len(checksum.numbers)
+        first = by_rank[0][begin:end]
+        others = [
+            rank
+            for rank, row in enumerate(by_rank)
+            if any(
+                not abs(a - b) <= checksum.tolerance  # this form is also true for NaN
+                for a, b in zip(row[begin:end], first, strict=True)
+            )
+        ]
+        if others:
+            verb, owner = ("differs", "its") if len(others) == 1 else ("differ", "their")
+            raise OperatorError(
+                f"{name_processes(others)} {verb} from process 0 in {owner} {checksum.what}; "
+                f"{checksum.remedy}."
+            )
+        begin = end
+
+
+def name_processes(ranks: Sequence[int]) -> str:
+    """The noun and the ranks, as an error message names processes."""
+    noun = "process" if len(ranks) == 1 else "processes"
+    return f"{noun} {', '.join(map(str, ranks))}"
 
 
 def checksum_of_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Checksum:
-    """A mark of tensors that must agree to the last bit."""
+    """The checksum of tensors that must agree to the last bit."""
     total = 0
     for number, x in enumerate(tensors):
         total += (2 * number + 1) * _hash(x.detach())
@@ -34,30 +96,36 @@ def checksum_of_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Ch
 
 
 def checksum_of_vectors(what: str, remedy: str, X: Tensor) -> Checksum:
-    """A mark of vectors that must agree to rounding: processes may round differently."""
+    """The checksum of vectors that must agree to rounding, because processes may round differently.
+
+    The tolerance is sqrt(eps) relative to the norm of the block.
+    """
     flat = X.detach().reshape(-1)
     sums = torch.zeros(3, dtype=torch.float64, device=X.device)
-    for start in range(0, flat.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK].to(torch.float64)
-        places = torch.arange(start, start + part.numel(), dtype=torch.float64, device=X.device)
-        waves = torch.cos(places), torch.sin(places)
-        sums += torch.stack([part @ part, *(part @ wave for wave in waves)])
-    square, *parts = sums.tolist()  # the host waits once
+    for start in range(0, flat.numel(), _CHUNK_ENTRIES):
+        chunk = flat[start : start + _CHUNK_ENTRIES].to(torch.float64)
+        index = torch.arange(start, start + chunk.numel(), dtype=torch.float64, device=X.device)
+        waves = torch.cos(index), torch.sin(index)
+        sums += torch.stack([chunk @ chunk, *(chunk @ wave for wave in waves)])
+    square, *coefficients = sums.tolist()  # the only synchronization with the host
     if not 0 < square < math.inf:
+        # NaN differs from itself, so non-finite blocks are left to the caller's own checks.
         return Checksum(what, remedy, (0.0, 0.0))
-    size, tolerance = math.sqrt(square), math.sqrt(torch.finfo(X.dtype).eps)
-    return Checksum(what, remedy, tuple(part / size for part in parts), tolerance)
+    norm, tolerance = math.sqrt(square), math.sqrt(torch.finfo(X.dtype).eps)
+    return Checksum(what, remedy, tuple(c / norm for c in coefficients), tolerance)
 
 
 def _hash(x: Tensor) -> int:
-    """Some bits that depend on every bit of a tensor and on where it is."""
+    """The leading bits of a hash that depends on every bit of a tensor and on its position."""
     if x.layout != torch.strided or not x.numel():
         return 0
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
     bits = x.contiguous().reshape(-1).view(integers[x.element_size()])
     total = 0
-    for start in range(0, bits.numel(), _CHUNK):
-        part = bits[start : start + _CHUNK].to(torch.int64)
-        places = torch.arange(start, start + part.numel(), device=x.device)
-        total += int(((part + 1) * ((2 * places + 1) * _FACTOR)).sum())  # modulo 2^64
+    for start in range(0, bits.numel(), _CHUNK_ENTRIES):
+        chunk = bits[start : start + _CHUNK_ENTRIES].to(torch.int64)
+        index = torch.arange(start, start + chunk.numel(), device=x.device)
+        # Integer arithmetic of torch wraps around, which is arithmetic modulo 2^64.
+        total += int(((chunk + 1) * ((2 * index + 1) * _FACTOR)).sum())
+    # The high bits depend on all lower ones; the low bits of a product do not.
     return (total % (1 << 64)) >> (64 - _HASH_BITS)

@@ -1,10 +1,11 @@
-"""Sums over the processes of a group that each hold a share of the data.
+"""Collective operations among the processes of a group, checked before they communicate.
 
-All processes make the same calls in the same order. Before every sum travel a few numbers of
-each process: whether it failed, how much it will send, and marks by which all see that they hold
-the same weights and multiply the same vectors. So no process is waited for that has already given
-up, and none adds what belongs to another matrix, or is of another size, which gloo answers by
-ending the process without a word.
+All processes make the same calls in the same order. Each reduction is preceded by a short header,
+a few numbers of every process: whether it failed, the weight of its data, the number of entries it
+will send, and checksums of its weights and of the vectors it multiplies. The header prevents three
+failures: waiting for a process that has already raised an exception, adding contributions that
+belong to different matrices, and reducing tensors of different sizes, on which gloo ends the
+process without an error message.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar, final
+from typing import Any, NoReturn, final
 
 import torch
 import torch.distributed as dist
@@ -24,42 +25,43 @@ from torch import Tensor
 
 from matfree import MatfreeError, OperatorError
 from matfree.probes import agreed_seed
-from matfree.protocol import Seed
-from matfree_torch.distributed.checksums import Checksum
+from matfree.protocol import Seed, T
+from matfree_torch.distributed.checksums import Checksum, name_processes, numbers_of, require_equal
 
-T = TypeVar("T")
-
-_HEADER = 10  # numbers sent before a sum, always as many: processes may be in different ones
-_SIZES = "numbers of vectors", "give all of them the same arguments"
+# The header has a fixed length, because processes that disagree may be in different calls.
+_HEADER_LENGTH = 10
+_SIZES = "numbers of vectors", "pass the same arguments in all processes"
 
 
 class LostProcessError(MatfreeError, RuntimeError):
-    """A process of the group has died, hangs, or does something else.
+    """A collective operation failed because a process has died, hangs, or makes other calls.
 
     Examples
     --------
+    It is caught by an except clause for all errors of this library:
+
     >>> import matfree as mf
     >>> from matfree_torch import LostProcessError
-    >>> issubclass(LostProcessError, mf.MatfreeError)  # what an except clause for all of ours takes
+    >>> issubclass(LostProcessError, mf.MatfreeError)
     True
     """
 
 
 @final
 class Communicator:
-    """The processes of a group, this one among them.
+    """Collective operations of the process group that this process belongs to.
 
     Parameters
     ----------
     group : torch.distributed.ProcessGroup
-        Its own timeout bounds every wait.
+        Its timeout bounds the duration of every collective operation.
     device : torch.device
-        Where what is summed lies: a GPU for NCCL.
+        The device of the tensors that are communicated; NCCL requires a GPU.
 
     Raises
     ------
     TypeError
-        It is no process group; without ``init_process_group`` there is none.
+        ``group`` is not a process group.
     ValueError
         This process does not belong to the group.
     """
@@ -74,203 +76,212 @@ class Communicator:
         self.group, self.device = group, device
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
-            raise ValueError("this process does not belong to process_group; leave it out here.")
-        name = zlib.crc32(socket.gethostname().encode())
-        here = sum(int(other) == name for (other,) in self.all_gather_numbers([name]))
-        self.num_sharing_memory = here if device.type == "cpu" else 1
-        """How many of the processes share one memory."""
+            raise ValueError(
+                "this process does not belong to process_group; pass a group that contains it, or "
+                "make this call only in the processes of the group."
+            )
+        host = zlib.crc32(socket.gethostname().encode())
+        local = sum(int(other) == host for (other,) in self.all_gather_numbers([host]))
+        self.num_sharing_memory = local if device.type == "cpu" else 1
+        """The number of processes that share the memory of ``device``, including this one."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in place, the same to the bit in all of them.
+        """Sum a tensor over all processes, in place; the result is bitwise the same in all of them.
 
         Raises
         ------
         LostProcessError
-            Not all of them took part within the group's timeout.
+            Not all processes took part within the group's timeout.
         """
-        with self._together():
-            dist.all_reduce(_real(x), group=self.group)
+        with self._loss_reported():
+            dist.all_reduce(_as_real(x), group=self.group)
         return x
 
-    def all_gather(self, own: Tensor, row_ranges: Sequence[range]) -> Tensor:
-        """A block of whose rows each process has some, whole in all of them."""
-        whole = own.new_empty((row_ranges[-1].stop, *own.shape[1:]))
-        whole[_slice(row_ranges[self.rank])] = own
-        with self._together():
-            for rank, part in _parts(whole, row_ranges):
-                dist.broadcast(part, group=self.group, group_src=rank)
-        return whole
+    def all_gather(self, local: Tensor, row_ranges: Sequence[range]) -> Tensor:
+        """Gather a block from the rows of all processes, and return it in all of them.
+
+        Parameters
+        ----------
+        local : (rows, ...)
+            The rows of this process.
+        row_ranges : sequence of range
+            The rows of each process, by rank. They may differ in number, and may be empty.
+        """
+        full = local.new_empty((row_ranges[-1].stop, *local.shape[1:]))
+        full[_slice(row_ranges[self.rank])] = local
+        with self._loss_reported():
+            # One broadcast per process, because all_gather of gloo requires equal sizes.
+            for rank, rows in _rows_by_rank(full, row_ranges):
+                dist.broadcast(rows, group=self.group, group_src=rank)
+        return full
 
     def reduce_scatter(self, x: Tensor, row_ranges: Sequence[range]) -> Tensor:
-        """The rows of this process of a block's sum over all; what is in ``x`` is lost."""
-        with self._together():
-            for rank, part in _parts(x, row_ranges):
-                dist.reduce(part, group=self.group, group_dst=rank)
+        """Sum a block over all processes, and return the rows of this process.
+
+        ``x`` is used as workspace, and its contents are undefined afterwards.
+        """
+        with self._loss_reported():
+            for rank, rows in _rows_by_rank(x, row_ranges):
+                dist.reduce(rows, group=self.group, group_dst=rank)
         return x[_slice(row_ranges[self.rank])].clone()
 
     def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        """Some rows of a block to each process, and theirs to this one; all in rank order.
+        """Send some rows of a block to each process, and receive rows from each.
+
+        Parameters
+        ----------
+        x : (rows, k)
+            The rows to send, in the order of the ranks that receive them.
+        sent, received : sequences of int
+            The number of rows that this process sends to, and receives from, each rank.
+
+        Returns
+        -------
+        The received rows, in the order of the ranks that sent them.
 
         Raises
         ------
         OperatorError
-            The processes have other numbers of columns.
+            The processes have different numbers of columns.
         """
         self.require_same(Checksum(*_SIZES, (float(x.shape[1]),)))
         y = x.new_empty((sum(received), x.shape[1]))
         if x.shape[1]:
-            with self._together():
+            with self._loss_reported():
                 dist.all_to_all_single(
-                    _real(y), _real(x), list(received), list(sent), group=self.group
+                    _as_real(y), _as_real(x), list(received), list(sent), group=self.group
                 )
         return y
 
     def all_gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Every process's numbers, by rank."""
+        """Gather the same number of real numbers from every process, in rank order."""
         table = torch.zeros(self.size, len(numbers), dtype=torch.float64, device=self.device)
         table[self.rank] = torch.tensor(numbers, dtype=torch.float64)
         gathered: list[list[float]] = self.all_reduce(table).tolist()
         return gathered
 
-    def require_same(self, *marks: Checksum) -> None:
-        """Raise OperatorError in all processes where they disagree."""
-        self._compare(self.all_gather_numbers(_numbers(marks)), marks)
+    def require_same(self, *checksums: Checksum) -> None:
+        """Raise OperatorError in all processes if their checksums differ."""
+        require_equal(self.all_gather_numbers(numbers_of(checksums)), checksums)
 
     def reduce_checked(
         self,
         local: Callable[[], tuple[Tensor, float]],
         like: Tensor,
-        marks: Sequence[Checksum],
+        checksums: Sequence[Checksum],
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, float]:
-        """The sums over all processes of a tensor like ``like`` and of a number.
+        """Sum a tensor and a weight over all processes, after comparing checksums.
 
         Parameters
         ----------
         local : function
-            Computes this process's; where it raises, all processes do.
+            Computes the tensor and the weight of this process. An exception that it raises in one
+            process is raised in all of them.
         like : Tensor
-            Of the shape, data type and device of a process's.
-        marks : what must be the same in all processes
+            A tensor of the shape, data type and device of the local one.
+        checksums : sequence of Checksum
+            What must be equal in all processes.
         reduce : function, optional
-            The sum, or the part of it that this process is to have; ``sum`` by default.
+            The reduction applied to the local tensor, such as a reduce-scatter; ``all_reduce`` by
+            default.
+
+        Returns
+        -------
+        total : Tensor
+            The reduced tensor.
+        weight : float
+            The sum of the weights.
 
         Raises
         ------
         OperatorError
-            Another process failed, or they disagree about a mark.
+            Another process failed, or the checksums differ.
         LostProcessError
             Not all processes took part.
         """
-        part, weight, failure = torch.zeros_like(like), 0.0, None
+        partial, weight, failure = torch.zeros_like(like), 0.0, None
         try:
-            part, weight = local()
-        except Exception as error:  # whatever it is, the others must not wait for it
+            partial, weight = local()
+        except Exception as error:  # of any kind: the other processes must not wait for this one
             failure = error
-        marks = [Checksum(*_SIZES, (float(like.numel()),)), *marks]
-        own = [float(failure is not None), weight, *_numbers(marks)]
-        assert len(own) <= _HEADER
-        rows = self.all_gather_numbers(own + [0.0] * (_HEADER - len(own)))
+        checksums = [Checksum(*_SIZES, (float(like.numel()),)), *checksums]
+        own = [float(failure is not None), weight, *numbers_of(checksums)]
+        assert len(own) <= _HEADER_LENGTH
+        rows = self.all_gather_numbers(own + [0.0] * (_HEADER_LENGTH - len(own)))
         if any(row[0] for row in rows):
-            self._give_up(failure)
-        self._compare([row[2:] for row in rows], marks)
-        total = (reduce or self.all_reduce)(part.contiguous()) if part.numel() or reduce else part
-        return total, math.fsum(row[1] for row in rows)
+            self._raise_everywhere(failure)
+        require_equal([row[2:] for row in rows], checksums)
+        if partial.numel() or reduce:  # a ``reduce`` may return rows even where it is given none
+            partial = (reduce or self.all_reduce)(partial.contiguous())
+        return partial, math.fsum(row[1] for row in rows)
 
     def all_gather_object(self, local: Callable[[], T]) -> list[T]:
-        """What this function returns in every process, by rank; small things.
+        """Call ``local`` in every process and return the results in rank order.
 
-        Raises as ``add_up`` does.
+        The results are pickled, and should be small. An exception in one process is raised in all
+        of them, as in :meth:`reduce_checked`.
         """
         own, failure = None, None
         try:
             own = local()
-        except Exception as error:  # the others wait for an answer
+        except Exception as error:  # the other processes wait for this one
             failure = error
-        answers = self._objects((failure is not None, own))
-        if any(failed for failed, _ in answers):
-            self._give_up(failure)
-        return [answer for _, answer in answers]
+        gathered = self._gather_pickled((failure is not None, own))
+        if any(failed for failed, _ in gathered):
+            self._raise_everywhere(failure)
+        return [result for _, result in gathered]
 
     def agreed_seed(self, seed: Seed) -> int:
-        """A seed that all processes have: process 0's entropy, where none is given."""
+        """The seed that all processes were given, or entropy drawn by process 0 if it is None."""
         return agreed_seed(seed, self.all_gather_object)
 
-    def _objects(self, own: Any) -> list[Any]:
-        """Small things of all processes, by rank."""
-        answers: list[Any] = [None] * self.size
-        with self._together():
-            dist.all_gather_object(answers, own, group=self.group)
-        return answers
+    def _gather_pickled(self, own: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.size
+        with self._loss_reported():
+            dist.all_gather_object(gathered, own, group=self.group)
+        return gathered
 
     @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """Explain what torch says when not all take part."""
+    def _loss_reported(self) -> Iterator[None]:
+        """Translate torch's error about a missing process into LostProcessError."""
         begin = time.monotonic()
         try:
             yield
         except RuntimeError as cause:
             reason = re.sub(r"^\[[^]]*\] ", "", str(cause).splitlines()[0])
             raise LostProcessError(
-                f"an exchange among {self.size} processes failed in process {self.rank} after "
-                f"{time.monotonic() - begin:.1f} s ({reason[:120]}): one of them has died, hangs, "
-                "or makes other calls. Look at its own message; then end this run and start it "
-                "again, with checkpoint= to go on from where it was."
+                f"a collective operation among {self.size} processes failed in process "
+                f"{self.rank} after {time.monotonic() - begin:.1f} s ({reason[:120]}): one of them "
+                "has died, hangs, or makes other calls. Read the error message of that process; "
+                "then end this run and start it again, with checkpoint= to resume it."
             ) from cause
 
-    def _give_up(self, failure: Exception | None) -> NoReturn:
-        """Tell all processes what failed where; each process that failed raises its own error."""
+    def _raise_everywhere(self, failure: Exception | None) -> NoReturn:
+        """Raise this process's exception, or OperatorError with the reason of another one's."""
         own = None if failure is None else f"{type(failure).__name__}: {failure}"
-        told = self._objects(own)
+        reasons = self._gather_pickled(own)
         if failure is not None:
             raise failure
-        failed = [rank for rank, reason in enumerate(told) if reason is not None]
+        failed = [rank for rank, reason in enumerate(reasons) if reason is not None]
         raise OperatorError(
-            f"{_named(failed)} failed here, so all processes stop; the reason in process "
-            f"{failed[0]} is {told[failed[0]]}"
+            f"{name_processes(failed)} failed in this call, so all processes stop; the reason in "
+            f"process {failed[0]} is {reasons[failed[0]]}"
         )
 
-    def _compare(self, rows: list[list[float]], marks: Sequence[Checksum]) -> None:
-        begin = 0
-        for mark in marks:
-            end = begin + len(mark.numbers)
-            first = rows[0][begin:end]
-            others = [
-                rank
-                for rank, row in enumerate(rows)
-                if any(
-                    not abs(a - b) <= mark.tolerance
-                    for a, b in zip(row[begin:end], first, strict=True)
-                )
-            ]
-            if others:
-                verb = "has" if len(others) == 1 else "have"
-                raise OperatorError(
-                    f"{_named(others)} {verb} other {mark.what} than process 0; {mark.remedy}."
-                )
-            begin = end
 
-
-def _parts(x: Tensor, row_ranges: Sequence[range]) -> Iterator[tuple[int, Tensor]]:
-    """The rows of each process in a contiguous block, where there are any."""
-    for rank, rows in enumerate(row_ranges):
-        part = _real(x[_slice(rows)])
-        if part.numel():
-            yield rank, part
+def _rows_by_rank(x: Tensor, row_ranges: Sequence[range]) -> Iterator[tuple[int, Tensor]]:
+    """The rank and the rows of every process that has any, as contiguous views of a block."""
+    for rank, row_range in enumerate(row_ranges):
+        rows = _as_real(x[_slice(row_range)])
+        if rows.numel():
+            yield rank, rows
 
 
 def _slice(rows: range) -> slice:
     return slice(rows.start, rows.stop)
 
 
-def _real(x: Tensor) -> Tensor:
+def _as_real(x: Tensor) -> Tensor:
+    """A real view of a tensor, since not every backend communicates complex numbers."""
     return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _numbers(marks: Sequence[Checksum]) -> list[float]:
-    return [number for mark in marks for number in mark.numbers]
-
-
-def _named(ranks: list[int]) -> str:
-    noun = "process" if len(ranks) == 1 else "processes"
-    return f"{noun} {', '.join(map(str, ranks))}"

@@ -1,7 +1,7 @@
-"""Tensors cut up over processes, torch's DTensors: the part that is here, and the whole.
+"""DTensors, torch's sharded tensors: local shards, full tensors and their double backward.
 
-``torch.distributed.tensor`` takes more than a second to load. A tensor can be cut up only where
-somebody has loaded it, so that nothing here loads it by itself.
+``torch.distributed.tensor`` takes more than a second to import. A DTensor can only exist if the
+module has been imported, so this module looks it up in ``sys.modules`` and never imports it.
 """
 
 from __future__ import annotations
@@ -28,59 +28,59 @@ def is_dtensor(x: Any) -> bool:
 
 
 def local_tensor(x: Tensor) -> Tensor:
-    """What of a tensor lies in this process: the tensor itself, where it is not cut up."""
+    """The local shard of a DTensor; any other tensor is returned as it is."""
     local: Tensor = x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
     return local
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """A tensor with all of its entries; where it is cut up all processes of its mesh call this."""
-    entire: Tensor = x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
-    return entire
+    """The full tensor of a DTensor, a collective call; any other tensor is returned as it is."""
+    full: Tensor = x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
+    return full
 
 
 def shard_like(x: Tensor, p: Tensor) -> Tensor:
-    """What of a tensor lies in this process, once it is cut up as ``p`` is."""
+    """The local shard of x with the mesh and the placements of p."""
     if not is_dtensor(p):
         return full_tensor(x)
-    x_cut, p_cut = _dtensor(x), _dtensor(p)
-    return local_tensor(x_cut.redistribute(p_cut.device_mesh, p_cut.placements))
+    source, target = _dtensor(x), _dtensor(p)
+    return local_tensor(source.redistribute(target.device_mesh, target.placements))
 
 
 def dtensor_like(local: Tensor, p: Tensor) -> Tensor:
-    """The tensor cut up as ``p`` is whose parts the processes hold."""
+    """The DTensor with the mesh and the placements of p whose local shard is ``local``."""
     if not is_dtensor(p):
         return local
-    p_cut = _dtensor(p)
-    made: Tensor = type(p_cut).from_local(
+    like = _dtensor(p)
+    x: Tensor = type(like).from_local(
         local,
-        p_cut.device_mesh,
-        p_cut.placements,
+        like.device_mesh,
+        like.placements,
         run_check=False,
-        shape=p_cut.shape,
-        stride=p_cut.stride(),
+        shape=like.shape,
+        stride=like.stride(),
     )
-    return made
+    return x
 
 
 def mesh_communicator(tensors: Iterable[Tensor]) -> Communicator | None:
-    """The processes that tensors are cut up over; None where none is.
+    """The processes of the mesh over which tensors are sharded; None if none is a DTensor.
 
-    All of them call this.
+    This is a collective call.
 
     Raises
     ------
     ValueError
-        They are cut up over several meshes.
+        The tensors are sharded over several meshes.
     """
-    cut = [_dtensor(x) for x in tensors if is_dtensor(x)]
-    meshes = {x.device_mesh for x in cut}
+    dtensors = [_dtensor(x) for x in tensors if is_dtensor(x)]
+    meshes = {x.device_mesh for x in dtensors}
     if not meshes:
         return None
     if len(meshes) > 1:
         raise ValueError(
-            f"the parameters are cut up over several meshes, {sorted(map(str, meshes))}; cut all "
-            "of them up over one."
+            f"the parameters are sharded over several meshes, {sorted(map(str, meshes))}; shard "
+            "all of them over one mesh."
         )
     (mesh,) = meshes
     if mesh.ndim == 1:
@@ -89,39 +89,47 @@ def mesh_communicator(tensors: Iterable[Tensor]) -> Communicator | None:
         group = dist.group.WORLD
     else:
         group = mesh._flatten().get_group()
-    return Communicator(group, local_tensor(cut[0]).device)
+    return Communicator(group, local_tensor(dtensors[0]).device)
 
 
-def require_disjoint(together: Communicator | None, apart: Communicator | None) -> None:
-    """Refuse processes that compute a batch together where each would have batches of its own."""
-    if together is None or apart is None:
+def require_disjoint(mesh: Communicator | None, data: Communicator | None) -> None:
+    """Raise ValueError if processes that need the same batch are to have different data.
+
+    Parameters
+    ----------
+    mesh : Communicator or None
+        The processes over which parameters are sharded; they compute each batch together.
+    data : Communicator or None
+        The processes among which the data are divided.
+    """
+    if mesh is None or data is None:
         return
-    ranks = [
-        set(dist.get_process_group_ranks(communicator.group)) for communicator in (together, apart)
-    ]
+    ranks = [set(dist.get_process_group_ranks(communicator.group)) for communicator in (mesh, data)]
     if len(set.intersection(*ranks)) > 1:
         raise ValueError(
-            "process_group= holds several processes of the mesh that parameters are cut up over, "
-            "and these need the same data; leave it out, or pass the processes that have the same "
-            'parts and other data: mesh["dp"].get_group() of a mesh with dimensions "dp" and "tp".'
+            "process_group= contains several processes of the mesh over which the parameters are "
+            "sharded, and these need the same data; omit it, or pass the processes that hold the "
+            'same shards and different data: mesh["dp"].get_group() of a mesh with dimensions '
+            '"dp" and "tp".'
         )
 
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Let what becomes a DTensor in the middle of a model be differentiated twice.
+    """A context in which ``DTensor.from_local`` can be differentiated twice.
 
-    The gradient of ``DTensor.from_local`` is a tensor without a graph wherever parts of it have
-    to be added up or exchanged. Whatever enters a column-wise parallel layer is such a case: torch
-    2.13 then drops terms of the second derivative without a word, half of the Hessian of a small
-    network. Here it is made of operations that torch can differentiate.
+    Torch returns the gradient of ``DTensor.from_local`` without a graph whenever the gradient has
+    to be reduced or redistributed, as it has for the input of every column-wise parallel layer.
+    Torch 2.13 then silently drops terms of the second derivative, which are half of the Hessian of
+    a small network. In this context, the gradient is composed of operations that torch can
+    differentiate.
     """
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         yield
         return
     kind = module.DTensor
-    given, original = kind.__dict__["from_local"], kind.from_local
+    attribute, original = kind.__dict__["from_local"], kind.from_local
 
     def from_local(
         local: Tensor,
@@ -141,19 +149,19 @@ def twice_differentiable() -> Iterator[None]:
     try:
         yield
     finally:
-        kind.from_local = given
+        kind.from_local = attribute
 
 
 class _FromLocal(torch.autograd.Function):
-    """``DTensor.from_local``, with a gradient that has a graph."""
+    """``DTensor.from_local`` with a differentiable gradient."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, call: Any, grad_placements: Any) -> Any:
         original, mesh, placements, options = call
-        made = original(local.detach(), mesh, placements, **options)
-        ctx.mesh = made.device_mesh
-        ctx.placements = grad_placements or _added_up(made.placements)
-        return made
+        x = original(local.detach(), mesh, placements, **options)
+        ctx.mesh = x.device_mesh
+        ctx.placements = grad_placements or _gradient_placements(x.placements)
+        return x
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -161,11 +169,16 @@ class _FromLocal(torch.autograd.Function):
         return gradient.redistribute(ctx.mesh, ctx.placements).to_local(), None, None
 
 
-def _added_up(placements: Iterable[Any]) -> tuple[Any, ...]:
-    """Where the gradient of what is placed so has to be: entire, where parts are to be added."""
-    entire = sys.modules["torch.distributed.tensor"].Replicate()
-    return tuple(entire if place.is_partial() else place for place in placements)
+def _gradient_placements(placements: Iterable[Any]) -> tuple[Any, ...]:
+    """The placements of the gradient of a DTensor with these placements.
+
+    They are the same, except that the gradient of a partial sum is replicated: every process
+    contributes its summand with coefficient 1.
+    """
+    replicate = sys.modules["torch.distributed.tensor"].Replicate()
+    return tuple(replicate if place.is_partial() else place for place in placements)
 
 
 def _dtensor(x: Tensor) -> Any:
+    """The same tensor, typed so that the attributes of a DTensor can be read."""
     return x

@@ -1,9 +1,10 @@
-"""Rows of vectors, and the shards of parameters that they are made of.
+"""Redistribution between the rows of vectors and the shards of parameters.
 
-Vectors are the whole network's parameters laid end to end, whatever holds them: each process
-has a contiguous range of rows. A process also holds a shard of every parameter. A product starts
-by sending rows where their shards are, and ends by sending them back; both are one exchange in
-which each entry travels once to each process that needs it.
+A vector holds the parameters of the whole network, flattened and concatenated, independently of
+how the parameters are sharded, and every process holds a contiguous range of its rows. A process
+also holds one shard of every parameter. A matvec begins by sending rows to the processes whose
+shards contain them, and ends by sending them back. Both are a single all-to-all, in which each
+entry is sent once to each process that needs it.
 """
 
 from __future__ import annotations
@@ -23,75 +24,83 @@ from matfree_torch.distributed.dtensors import Mesh, is_dtensor, local_tensor
 
 
 class Region(NamedTuple):
-    """The part of a tensor that a process holds: a box, whose entries are numbered in order."""
+    """The box of a tensor that a process holds; its entries are numbered in row-major order."""
 
     shape: tuple[int, ...]
+    """The shape of the full tensor."""
     sides: tuple[range, ...]
+    """The indices of the box along each dimension."""
 
     @property
     def size(self) -> int:
-        """How many entries it has."""
+        """The number of entries."""
         return math.prod(map(len, self.sides))
 
     def below(self, entry: int) -> int:
-        """How many of its entries come before an entry of the flattened tensor."""
+        """The number of its entries that precede ``entry`` in the flattened full tensor."""
         if entry >= math.prod(self.shape):
             return self.size
-        count, left, stride, inner = 0, entry, math.prod(self.shape), self.size
+        count, remainder, stride, inner = 0, entry, math.prod(self.shape), self.size
         for length, side in zip(self.shape, self.sides, strict=True):
             stride, inner = stride // length, inner // max(1, len(side))
-            place, left = divmod(left, stride)
-            count += min(max(place - side.start, 0), len(side)) * inner
-            if place not in side:
+            index, remainder = divmod(remainder, stride)
+            # Slices of the box with a smaller index along this dimension precede the entry whole.
+            count += min(max(index - side.start, 0), len(side)) * inner
+            if index not in side:
                 break
         return count
 
     def entries(self, numbers: range, device: torch.device) -> slice | Tensor:
-        """Where some of its entries lie in the flattened tensor; a slice, if side by side."""
+        """The positions of some of its entries in the flattened full tensor.
+
+        They are returned as a slice if they are contiguous.
+        """
         strides = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
-        cut = next((d for d, side in enumerate(self.sides) if len(side) != 1), len(self.sides))
-        later = zip(self.sides[cut + 1 :], self.shape[cut + 1 :], strict=True)
+        # A box is contiguous if all dimensions after the first one longer than 1 are complete.
+        first = next((d for d, side in enumerate(self.sides) if len(side) != 1), len(self.sides))
+        later = zip(self.sides[first + 1 :], self.shape[first + 1 :], strict=True)
         if all(len(side) == length for side, length in later):
             pairs = zip(self.sides, strides, strict=True)
             begin = sum(side.start * stride for side, stride in pairs)
             return slice(begin + numbers.start, begin + numbers.stop)
-        left = torch.arange(numbers.start, numbers.stop, device=device)
-        found = torch.zeros_like(left)
+        remainder = torch.arange(numbers.start, numbers.stop, device=device)
+        positions = torch.zeros_like(remainder)
         for side, stride in zip(reversed(self.sides), reversed(strides), strict=True):
-            found += (left % len(side) + side.start) * stride
-            left = left // len(side)
-        return found
+            positions += (remainder % len(side) + side.start) * stride
+            remainder = remainder // len(side)
+        return positions
 
 
 class Segment(NamedTuple):
-    """Entries of a tensor that are in one process's rows and in one process's shard."""
+    """Entries of one tensor that belong to the rows of one process and the shards of another."""
 
     region: Region
     start: int
-    """Where the tensor begins among the rows of the process that holds these."""
+    """The first entry of the tensor, relative to the rows of the process that holds them."""
     numbers: range
-    """Their numbers in the region."""
+    """The numbers of the entries within the region."""
     offset: int
-    """Where the region begins in the shard."""
+    """The first entry of the region among the concatenated shards of its process."""
 
 
 @final
 class Redistribution:
-    """Rows of vectors to shards of parameters, and back.
+    """The exchange between rows of vectors and shards of parameters, in both directions.
 
     Parameters
     ----------
-    processes : Processes
-        Those of the mesh.
+    communicator : Communicator
+        The processes of the mesh.
     tensors : sequence of Tensor
-        The parameters, laid end to end; those that are not cut up are whole in every process.
-    held : sequence of range
-        The rows of each process.
+        The parameters in the order of the vector. Every process holds those that are not DTensors
+        in full.
+    row_ranges : sequence of range
+        The rows of each process, by rank.
 
     Raises
     ------
     ValueError
-        A parameter is cut up in another way than into contiguous ranges of its dimensions.
+        The shards of a parameter are not contiguous ranges of its dimensions.
     """
 
     def __init__(
@@ -100,75 +109,91 @@ class Redistribution:
         self.communicator, self.row_ranges = communicator, tuple(row_ranges)
         self.rows = row_ranges[communicator.rank]
         self.unsharded = not any(map(is_dtensor, tensors))
-        """Whether all tensors are whole in every process."""
-        me, ranks = communicator.rank, range(communicator.size)
+        """Whether every process holds all tensors in full."""
+        own, ranks = communicator.rank, range(communicator.size)
         members = dist.get_process_group_ranks(communicator.group)
         regions = [[_region(p, member) for member in members] for p in tensors]
         for p, by_rank in zip(tensors, regions, strict=True):
-            if tuple(local_tensor(p).shape) != tuple(map(len, by_rank[me].sides)):
+            if tuple(local_tensor(p).shape) != tuple(map(len, by_rank[own].sides)):
                 raise ValueError(
-                    f"a parameter of shape {tuple(p.shape)} is cut up as {_placements(p)}, which "
-                    "is not even ranges of its dimensions; distribute it anew, by Shard(0) for one."
+                    f"a parameter of shape {tuple(p.shape)} has the placements {_placements(p)}, "
+                    "which do not divide its dimensions into even ranges; redistribute it, with "
+                    "Shard(0) for example."
                 )
-        pieces = partial(_pieces, regions, row_ranges)
-        self._out = [pieces(me, rank, None) for rank in ranks]
-        self._in = [pieces(rank, me, None) for rank in ranks]
-        self._back_out = [pieces(rank, me, me) for rank in ranks]
-        self._back_in = [pieces(me, rank, rank) for rank in ranks]
+        segments = partial(_segments, regions, row_ranges)
+        # To the shards, every process that holds an entry receives it. Back to the rows, exactly
+        # one of them sends it.
+        self._to_shards = (
+            [segments(own, rank, None) for rank in ranks],
+            [segments(rank, own, None) for rank in ranks],
+        )
+        self._to_rows = (
+            [segments(rank, own, own) for rank in ranks],
+            [segments(own, rank, rank) for rank in ranks],
+        )
 
     def to_shards(self, X: Tensor) -> Tensor:
-        """The rows of all processes, (rows, k) in each, as this process's shards one by one."""
-        parts = [X[self._places(piece)] for pieces in self._out for piece in pieces]
-        return self._sent(parts, X, self._out, self._in)
+        """Send rows to shards: (rows, k) in each process, to its flattened shards, concatenated."""
+        sent, received = self._to_shards
+        blocks = [X[self._rows_of(segment)] for segments in sent for segment in segments]
+        return self._exchanged(blocks, X, sent, received)
 
     def to_rows(self, Y: Tensor) -> Tensor:
-        """The shards of all processes as the rows of this one."""
-        parts = [
-            Y[piece.offset + piece.numbers.start : piece.offset + piece.numbers.stop]
-            for pieces in self._back_out
-            for piece in pieces
+        """Send shards to rows: the inverse of :meth:`to_shards`."""
+        sent, received = self._to_rows
+        blocks = [
+            Y[segment.offset + segment.numbers.start : segment.offset + segment.numbers.stop]
+            for segments in sent
+            for segment in segments
         ]
-        received = self._sent(parts, Y, self._back_out, self._back_in)
+        entries = self._exchanged(blocks, Y, sent, received)
         X = Y.new_empty((len(self.rows), Y.shape[1]))
         begin = 0
-        for piece in itertools.chain.from_iterable(self._back_in):
-            end = begin + len(piece.numbers)
-            X[self._places(piece)] = received[begin:end]
+        for segment in itertools.chain.from_iterable(received):
+            end = begin + len(segment.numbers)
+            X[self._rows_of(segment)] = entries[begin:end]
             begin = end
         return X
 
-    def _places(self, piece: Segment) -> slice | Tensor:
-        found = piece.region.entries(piece.numbers, self.communicator.device)
+    def _rows_of(self, segment: Segment) -> slice | Tensor:
+        """The rows of this process that a segment belongs to."""
+        found = segment.region.entries(segment.numbers, self.communicator.device)
         if isinstance(found, slice):
-            return slice(found.start + piece.start, found.stop + piece.start)
-        return found + piece.start
+            return slice(found.start + segment.start, found.stop + segment.start)
+        return found + segment.start
 
-    def _sent(
-        self, parts: list[Tensor], like: Tensor, out: list[list[Segment]], into: list[list[Segment]]
+    def _exchanged(
+        self,
+        blocks: list[Tensor],
+        like: Tensor,
+        sent: list[list[Segment]],
+        received: list[list[Segment]],
     ) -> Tensor:
-        ours = torch.cat(parts) if parts else like.new_empty((0, like.shape[1]))
-        sizes = [sum(len(piece.numbers) for piece in pieces) for pieces in into]
-        sent = [sum(len(piece.numbers) for piece in pieces) for pieces in out]
-        return self.communicator.all_to_all(ours, sent, sizes)
+        own = torch.cat(blocks) if blocks else like.new_empty((0, like.shape[1]))
+        return self.communicator.all_to_all(own, _sizes(sent), _sizes(received))
 
 
-def even_rows(n: int, communicator: int) -> list[range]:
-    """About as many rows for each process."""
-    edges = [n * rank // communicator for rank in range(communicator + 1)]
+def _sizes(by_rank: list[list[Segment]]) -> list[int]:
+    return [sum(len(segment.numbers) for segment in segments) for segments in by_rank]
+
+
+def even_rows(n: int, num_processes: int) -> list[range]:
+    """Row ranges that divide n rows among processes as evenly as possible."""
+    edges = [n * rank // num_processes for rank in range(num_processes + 1)]
     return [range(*pair) for pair in itertools.pairwise(edges)]
 
 
-def _pieces(
+def _segments(
     regions: list[list[Region]],
     row_ranges: Sequence[range],
     owner: int,
     holder: int,
     source: int | None,
 ) -> list[Segment]:
-    """What of a process's rows is in a process's shards.
+    """The segments in the rows of ``owner`` and the shards of ``holder``.
 
-    With a source: what comes back from there. Of several processes that hold the same, the owner
-    itself is asked first.
+    With a source, only those segments that ``source`` sends back. If several processes hold the
+    same shard, one of them is chosen for each owner, preferably the owner itself.
     """
     found, start, offset = [], 0, 0
     for by_rank in regions:
@@ -177,19 +202,21 @@ def _pieces(
         begin = min(max(row_ranges[owner].start - start, 0), size)
         end = min(max(row_ranges[owner].stop - start, 0), size)
         numbers = range(region.below(begin), region.below(end))
-        if numbers and (source is None or source == _asked(by_rank, holder, owner)):
+        if numbers and (source is None or source == _sender(by_rank, holder, owner)):
             found.append(Segment(region, start - row_ranges[owner].start, numbers, offset))
         start, offset = start + size, offset + region.size
     return found
 
 
-def _asked(by_rank: list[Region], holder: int, owner: int) -> int:
+def _sender(by_rank: list[Region], holder: int, owner: int) -> int:
+    """The process, among those that hold the same region, that sends it to ``owner``."""
     same = [rank for rank, region in enumerate(by_rank) if region == by_rank[holder]]
+    # Different owners choose different senders, which balances the load.
     return owner if owner in same else same[owner % len(same)]
 
 
 def _region(p: Tensor, member: int) -> Region:
-    """What of a tensor a process of the mesh holds."""
+    """The region of a tensor that a process of its mesh holds."""
     sides = [range(length) for length in p.shape]
     if is_dtensor(p):
         mesh: Mesh = p.device_mesh  # type: ignore[attr-defined]
@@ -198,7 +225,7 @@ def _region(p: Tensor, member: int) -> Region:
         for place, number, count in zip(_placements(p), coordinates, counts, strict=True):
             if place.is_shard():
                 side = sides[place.dim]
-                step = -(-len(side) // count)
+                step = -(-len(side) // count)  # torch rounds up, so that the last ones may be empty
                 begin = min(side.start + number * step, side.stop)
                 sides[place.dim] = range(begin, min(begin + step, side.stop))
     return Region(tuple(p.shape), tuple(sides))

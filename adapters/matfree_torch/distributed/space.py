@@ -1,10 +1,10 @@
-"""The vector space whose rows are sharded over the processes of a group."""
+"""The vector space of vectors whose rows are sharded over the processes of a group."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import array_api_compat
 import torch
@@ -14,24 +14,22 @@ from matfree import VectorSpace
 from matfree.protocol import Array
 from matfree_torch.distributed.collectives import Communicator
 
-if TYPE_CHECKING:
-    pass
-
 
 @final
 class ShardedSpace(VectorSpace):
-    """Vectors of which every process of a group holds some rows.
+    """The space of vectors whose rows are sharded over the processes of a group.
 
     Parameters
     ----------
-    processes : Processes
+    communicator : Communicator
+        The processes that hold the rows.
     counts : sequence of int
-        The rows of each process, by rank; some may have none.
+        The number of rows of each process, by rank; a process may hold none.
     dtype : torch.dtype
 
     Examples
     --------
-    A space is made by what has it; here of one process, which holds all rows:
+    Operators create it. In this example there is one process, which holds all rows:
 
     >>> import torch, torch.distributed as dist
     >>> from matfree_torch import hessian
@@ -63,9 +61,15 @@ class ShardedSpace(VectorSpace):
         self.communicator = communicator
 
     def all_reduce(self, partial: Array) -> Array:
-        """The sum over all processes, the same to the bit in each."""
+        """The sum over all processes, bitwise the same in each of them."""
+        # A copy, because the collective works in place and algorithms keep ``partial``.
         return self.communicator.all_reduce(partial.clone(memory_format=torch.contiguous_format))
 
     def gather(self, X: Tensor) -> Tensor:
-        """Vectors (rows,) or a block (rows, k), whole in every process."""
+        """Gather a vector (rows,) or a block (rows, k) from all processes; all of them call this.
+
+        Returns
+        -------
+        (n,) or (n, k), the same in every process.
+        """
         return self.communicator.all_gather(X, self.row_ranges)

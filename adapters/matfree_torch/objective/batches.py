@@ -1,4 +1,16 @@
-"""The data behind a loss: one batch or many, each with the weight that the loss gives it."""
+r"""The data behind a loss: one or many batches, each with its weight in the loss.
+
+A pass over the data computes a sum over batches. A loss that is a mean over its samples is
+multiplied by the number of samples of each batch, its weight, and the sum of all batches is
+divided by the sum of the weights:
+
+.. math::
+
+    L = \frac{\sum_b w_b L_b}{\sum_b w_b} .
+
+Every matvec is one pass and must see the same data, so that checksums of the batches are compared
+between passes.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +23,14 @@ from torch import Tensor, nn
 
 from matfree_torch.distributed.dtensors import full_tensor
 from matfree_torch.objective.model_calls import loss_module
+from matfree_torch.objective.nested import map_tensors, tensors_in
 
 Normalizer = Callable[[Any], float]
 Loss = Callable[[Any, Any], Tensor]
 
-_SAME = 1e-9  # relative; sums over a pass differ by the rounding of their order alone
-_IGNORED = -100  # the label that torch's losses and Hugging Face's models skip
+_CHECKSUM_RTOL = 1e-9  # passes add in different orders, which changes checksums by rounding only
+_WEIGHT_RTOL = 1e-6
+_IGNORED_LABEL = -100  # the label that torch's losses and Hugging Face's models skip
 
 
 class Batch(NamedTuple):
@@ -25,43 +39,43 @@ class Batch(NamedTuple):
     inputs: Any
     """A tensor, a tuple of arguments, or a mapping of keyword arguments."""
     targets: Any
-    """What the loss compares with; for a mapping batch the whole mapping."""
+    """The second argument of the loss; the whole mapping if the batch is a mapping."""
     weight: float
-    """What the loss divides its sum by; 1 where it is a sum."""
+    """The divisor in the mean that the loss computes; 1 if the loss is a sum."""
     first: int
-    """Samples that came before it in this pass."""
+    """The number of samples that precede the batch in the pass."""
     checksum: tuple[float, float] | None
-    """A number that tells it from other batches, and its size; None for the only one."""
+    """The checksum of the batch and its magnitude; None if the batch is the only one."""
 
     @property
     def samples(self) -> int:
-        """How many samples it holds."""
-        return _samples(self.targets, self.inputs)
+        """The number of samples of the batch."""
+        return _num_samples(self.targets, self.inputs)
 
 
 @final
 class Batches:
-    """Data that can be gone through again and again, and is the same every time.
+    """Data that can be iterated over repeatedly, and are the same in every pass.
 
     Parameters
     ----------
     data : a batch, or a re-iterable of batches
         A batch is (inputs, targets), where inputs is a tensor, a tuple of arguments or a
         mapping of keyword arguments; or one mapping that holds both.
-    loss : the loss
-        Its reduction says how the batches add up.
+    loss : function or None
+        Its reduction determines the weights of the batches.
     normalizer : function, optional
-        From a batch to what the loss divides its sum by.
+        From a batch to the number that the loss divides its sum by.
     ordered : bool
-        Whether the batches must be the same ones in the same order, where samples are told
-        apart by their numbers or where a batch has statistics of its own.
+        Whether every pass must show the same batches in the same order. It must if random numbers
+        are drawn per sample number, or if a layer normalizes over the batch.
     share : bool
-        Whether other processes hold batches too, so that there may be none here.
+        Whether other processes hold batches as well, so that this process may have none.
 
     Raises
     ------
     TypeError
-        The data can be gone through only once, or not at all.
+        The data are neither a batch nor iterable, or can be iterated over only once.
     """
 
     def __init__(
@@ -78,117 +92,132 @@ class Batches:
             if not isinstance(data, Iterable) or isinstance(data, Tensor | str | bytes | Mapping):
                 raise TypeError(
                     "data must be a batch, (inputs, targets) or a mapping of keyword arguments, "
-                    f"or a re-iterable of batches, a DataLoader for one: got {type(data).__name__}."
+                    "or a re-iterable of batches, such as a DataLoader: got "
+                    f"{type(data).__name__}."
                 )
-            if hasattr(data, "__next__"):  # an iterator; iter(loader) would draw a seed
+            if hasattr(data, "__next__"):  # calling iter(data) would draw a seed from a DataLoader
                 raise TypeError(
-                    f"data is a {type(data).__name__}, which is spent after one pass, and every "
-                    "product needs one; pass the DataLoader itself, or list(data)."
+                    f"data is a {type(data).__name__}, which is exhausted after one pass, and "
+                    "every matvec needs a pass; pass the DataLoader itself, or list(data)."
                 )
         self.data, self.normalizer, self.ordered, self.share = data, normalizer, ordered, share
         self.loss = loss_module(loss) or loss
         self.total: float | None = None
-        self.before = 0
-        """Samples that other processes hold, and that count before the first one here."""
-        self._seen: list[tuple[float, float]] = []
+        """The sum of the weights; None before the first complete pass."""
+        self.num_preceding = 0
+        """The number of samples of processes with a lower rank, which are numbered first."""
+        self._checksums: list[tuple[float, float]] = []
 
     @property
     def averaged(self) -> bool:
-        """Whether the loss is a mean, rather than a sum, over what it is given."""
+        """Whether the loss is a mean rather than a sum."""
         return self.normalizer is not None or getattr(self.loss, "reduction", "mean") != "sum"
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Every batch, with its weight.
+    @property
+    def divisor(self) -> float:
+        """The number that the weighted sum over a pass is divided by."""
+        return (self.total or 1.0) if self.averaged else 1.0
 
-        The total is known after the first pass only, so weights come undivided; who adds
-        batches up divides by ``divisor`` at the end.
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches with their weights.
+
+        The sum of the weights is known only after the first pass, so the weights are not
+        normalized; the caller divides its sum by ``divisor`` at the end.
         """
-        total, first, seen = 0.0, self.before, []
+        total, first, checksums = 0.0, self.num_preceding, []
         for raw in [self.data] if self.single else self.data:
             if not _is_batch(raw):
                 raise TypeError(
                     f"a batch must be (inputs, targets) or a mapping: got {type(raw).__name__}; "
                     "wrap the loader so that it yields pairs."
                 )
-            inputs, targets = _parts(raw)
+            inputs, targets = _inputs_and_targets(raw)
             weight = self._weight(raw) if self.averaged else 1.0
-            mark = None if self.single else checksum_of_batch(raw)
+            checksum = None if self.single else checksum_of_batch(raw)
             if weight:  # a mean over targets that are all ignored is 0 / 0
-                yield Batch(_recordable(inputs), _recordable(targets), weight, first, mark)
-            total, first = total + weight, first + _samples(targets, inputs)
-            if mark is not None:
-                seen.append(mark)
-        self._close(total, seen)
+                yield Batch(_recordable(inputs), _recordable(targets), weight, first, checksum)
+            total, first = total + weight, first + _num_samples(targets, inputs)
+            if checksum is not None:
+                checksums.append(checksum)
+        self._compare_with_previous_pass(total, checksums)
 
-    def _close(self, total: float, seen: list[tuple[float, float]]) -> None:
-        """A whole pass is done: was it like the one before?"""
+    def _compare_with_previous_pass(
+        self, total: float, checksums: list[tuple[float, float]]
+    ) -> None:
         if total == 0 and not self.share:
-            raise ValueError("data holds no batch, or none that counts; is the loader exhausted?")
+            raise ValueError(
+                "data holds no batch, or none with a weight above 0; pass a loader that is not "
+                "exhausted, and targets that are not all ignored."
+            )
         if self.total is not None:
-            if abs(total - self.total) > 1e-6 * abs(self.total):
+            if abs(total - self.total) > _WEIGHT_RTOL * abs(self.total):
                 self._refuse(f"{self.total:g} samples, then {total:g}")
-            if _differ([_sum(self._seen)], [_sum(seen)]):
-                self._refuse("the samples themselves are others")
-            if self.ordered and _differ(self._seen, seen):
-                self._refuse("the same samples come in other batches, and here their order counts")
-        self.total, self._seen = total, seen
+            if _differ([_sum(self._checksums)], [_sum(checksums)]):
+                self._refuse("the samples are not the same")
+            if self.ordered and _differ(self._checksums, checksums):
+                self._refuse(
+                    "the same samples come in different batches, and the result depends on their "
+                    "order"
+                )
+        self.total, self._checksums = total, checksums
 
     def count(self) -> tuple[int, int]:
-        """How many samples and batches there are: a pass over the data that does nothing else."""
+        """The numbers of samples and of batches, counted in a pass over the data."""
         samples = [
-            _samples(targets, inputs)
-            for inputs, targets in map(_parts, [self.data] if self.single else self.data)
+            _num_samples(targets, inputs)
+            for inputs, targets in map(
+                _inputs_and_targets, [self.data] if self.single else self.data
+            )
         ]
         return sum(samples), len(samples)
 
     def reset(self) -> None:
-        """Take the next pass for the first: the data are meant to be others."""
-        self.total, self._seen = None, []
+        """Do not compare the next pass with the previous one, because the data have changed."""
+        self.total, self._checksums = None, []
 
     def _refuse(self, difference: str) -> None:
         sampler = type(getattr(self.data, "sampler", None)).__name__
         causes = {
-            "RandomSampler": "the DataLoader shuffles with a generator of its own",
-            "WeightedRandomSampler": "its WeightedRandomSampler draws anew",
+            "RandomSampler": "the DataLoader shuffles with its own generator",
+            "WeightedRandomSampler": "its WeightedRandomSampler draws new samples in every pass",
         }
-        guess = "drop_last with shuffle, random augmentation, or a sampler that draws anew?"
-        raise ValueError(
-            f"two passes over the data differ: {difference}; every product must see the same ones "
-            f"({causes.get(sampler, guess)}). Pass a loader without shuffling, or list(loader)."
+        guess = (
+            "possible causes are drop_last with shuffle, random augmentation, and a random sampler"
         )
-
-    @property
-    def divisor(self) -> float:
-        """What the weighted sum over a pass is divided by."""
-        return (self.total or 1.0) if self.averaged else 1.0
+        raise ValueError(
+            f"two passes over the data differ: {difference}; every matvec must see the same "
+            f"samples ({causes.get(sampler, guess)}). Pass a loader without shuffling, or "
+            "list(loader)."
+        )
 
     def _weight(self, batch: Any) -> float:
         if self.normalizer is not None:
             return float(self.normalizer(batch))
         if isinstance(batch, Mapping):
-            return _counted_labels(batch, self.single)
+            return _weight_of_labels(batch, self.single)
         inputs, targets = batch
         if isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss):
-            return _counted_targets(self.loss, targets)
+            return _weight_of_classes(self.loss, targets)
         if not isinstance(self.loss, nn.Module):
-            return float(_samples(targets, inputs))  # a function is taken for a mean over samples
+            # A function is assumed to be a mean over samples.
+            return float(_num_samples(targets, inputs))
         if getattr(self.loss, "reduction", "mean") == "batchmean":
-            return float(_samples(targets, inputs))
-        return float(targets.numel() if isinstance(targets, Tensor) else _samples(targets, inputs))
+            return float(_num_samples(targets, inputs))
+        counted = targets.numel() if isinstance(targets, Tensor) else _num_samples(targets, inputs)
+        return float(counted)
 
 
-def _parts(raw: Any) -> tuple[Any, Any]:
-    """Inputs and targets; a mapping is both."""
+def _inputs_and_targets(raw: Any) -> tuple[Any, Any]:
+    """The inputs and targets of a batch; a mapping serves as both."""
     return (raw, raw) if isinstance(raw, Mapping) else tuple(raw)
 
 
 def _recordable(x: Any) -> Any:
-    """Tensors made in inference mode, copied: autograd refuses to save them."""
-    if isinstance(x, tuple):
-        return tuple(map(_recordable, x))
-    if isinstance(x, Mapping):
-        return {name: _recordable(value) for name, value in x.items()}
-    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
+    """The same tensors, with copies of those created in inference mode.
+
+    Autograd does not save inference tensors for the backward pass.
+    """
+    return map_tensors(lambda t: t.clone() if t.is_inference() else t, x)
 
 
 def _is_batch(data: Any) -> bool:
@@ -197,13 +226,14 @@ def _is_batch(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     inputs, targets = data
+    # A pair of pairs may be a list of two batches, so that arguments need a tensor as targets.
     several = isinstance(inputs, tuple | Mapping) and len(inputs) > 0
     return isinstance(inputs, Tensor) or (several and isinstance(targets, Tensor))
 
 
-def _counted_targets(loss: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor) -> float:
-    """What the loss divides by: its class weights, summed over the targets that count."""
-    if targets.is_floating_point():  # class probabilities: one target a sample and position
+def _weight_of_classes(loss: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor) -> float:
+    """The sum of the class weights of all targets that are not ignored."""
+    if targets.is_floating_point():  # class probabilities: one target per sample and position
         return float(targets.numel() / targets.shape[1 if targets.ndim > 1 else 0])
     counted = targets[targets != loss.ignore_index]
     if loss.weight is None:
@@ -211,52 +241,46 @@ def _counted_targets(loss: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor) ->
     return float(loss.weight.to(torch.float64)[counted].sum())
 
 
-def _counted_labels(batch: Mapping[str, Any], single: bool) -> float:
-    """The samples of a mapping batch, without labels that are ignored."""
+def _weight_of_labels(batch: Mapping[str, Any], single: bool) -> float:
+    """The number of samples of a mapping batch whose labels are not ignored."""
     labels = batch.get("labels")
     several = isinstance(labels, Tensor) and labels.ndim > 1
     if not isinstance(labels, Tensor) or labels.is_floating_point() or (several and single):
-        return float(_samples(labels, batch))
+        return float(_num_samples(labels, batch))
     if several:
         raise ValueError(
-            f"the labels have shape {tuple(labels.shape)}, and nothing tells how many of them the "
-            "loss of each batch is a mean over; pass normalizer=lambda batch: "
-            f"(batch['labels'] != {_IGNORED}).sum(), or, for a model that predicts the next token, "
-            f"(batch['labels'][:, 1:] != {_IGNORED}).sum()."
+            f"the labels have shape {tuple(labels.shape)}, which does not determine how many of "
+            "them the loss of each batch averages over; pass normalizer=lambda batch: "
+            f"(batch['labels'] != {_IGNORED_LABEL}).sum(), or, for a model that predicts the next "
+            f"token, (batch['labels'][:, 1:] != {_IGNORED_LABEL}).sum()."
         )
-    return float((labels != _IGNORED).sum())
+    return float((labels != _IGNORED_LABEL).sum())
 
 
-def _samples(targets: Any, inputs: Any) -> int:
+def _num_samples(targets: Any, inputs: Any) -> int:
     return next((len(x) for x in (*tensors_in(targets), *tensors_in(inputs)) if x.ndim > 0), 1)
 
 
-def tensors_in(x: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and mappings."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, tuple | list | Mapping):
-        for item in x.values() if isinstance(x, Mapping) else x:
-            yield from tensors_in(item)
-
-
 def checksum_of_batch(batch: Any) -> tuple[float, float]:
-    """A number that tells batches apart whatever the order of their samples, and its size."""
+    """The checksum of a batch and its magnitude, which rounding errors are relative to.
+
+    It is a sum over samples, so that it does not depend on their order.
+    """
     total = torch.zeros(2, dtype=torch.float64)
     for x in filter(torch.numel, map(full_tensor, tensors_in(batch))):
         rows = x.detach().reshape(len(x) if x.ndim else 1, -1).to(torch.float64)
-        places = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
-        marks = rows @ torch.cos(places)
-        total += torch.stack([marks.sum(), marks.abs().sum()]).cpu()
+        index = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
+        by_sample = rows @ torch.cos(index)
+        total += torch.stack([by_sample.sum(), by_sample.abs().sum()]).cpu()
     return float(total[0]), float(total[1])
 
 
-def _sum(digests: list[tuple[float, float]]) -> tuple[float, float]:
-    return math.fsum(value for value, _ in digests), math.fsum(size for _, size in digests)
+def _sum(checksums: list[tuple[float, float]]) -> tuple[float, float]:
+    return math.fsum(value for value, _ in checksums), math.fsum(size for _, size in checksums)
 
 
 def _differ(before: list[tuple[float, float]], after: list[tuple[float, float]]) -> bool:
     if len(before) != len(after):
         return True
     pairs = zip(before, after, strict=True)
-    return any(abs(a - b) > _SAME * (size + other) for (a, size), (b, other) in pairs)
+    return any(abs(a - b) > _CHECKSUM_RTOL * (size + other) for (a, size), (b, other) in pairs)

@@ -1,8 +1,7 @@
-"""A model, a loss and data, looked at and brought together before anything is computed."""
+"""The objective of a model, a loss and data, checked before anything is computed."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
+from matfree.errors import warn
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Normalizer
@@ -28,13 +28,36 @@ def build_objective(
     process_group: ProcessGroup | None = None,
     differences: bool = False,
 ) -> tuple[nn.Module, Objective]:
-    """A model and the loss over its data, after looking at what would spoil products."""
+    """The unwrapped model, and the loss over its data as a function of the parameters.
+
+    The parameters are those of the public functions, in addition to
+
+    Parameters
+    ----------
+    ordered : bool
+        Whether every pass must show the same batches in the same order.
+    differences : bool
+        Whether gradients are differenced rather than differentiated, so that a model sharded by
+        ``fully_shard`` is evaluated as it is, without an unsharded copy.
+
+    Raises
+    ------
+    ValueError
+        A layer draws random numbers, or ``process_group`` is given for a model that is sharded by
+        ``fully_shard``.
+
+    Warns
+    -----
+    UserWarning
+        The model is wrapped by DistributedDataParallel and ``process_group`` is not given, or a
+        layer normalizes over the batch and there are several batches.
+    """
     if isinstance(model, DistributedDataParallel) and process_group is None:
-        warnings.warn(
-            "the model is wrapped by DistributedDataParallel, and the curvature is that of this "
-            "process's own data: pass process_group= for the data of all, or model.module.",
+        warn(
+            "the model is wrapped by DistributedDataParallel, but process_group= is not given, so "
+            "that the curvature is that of this process's own data; pass process_group= to include "
+            "the data of all processes, or model.module to exclude them.",
             UserWarning,
-            stacklevel=3,
         )
     model = _unwrapped(model)
     sharding: Unsharded | FullySharded | None = None
@@ -61,7 +84,7 @@ def build_objective(
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module itself: one wrapped or compiled cannot be differentiated twice."""
+    """The module inside wrappers and compilation, which cannot be differentiated twice."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     inner = getattr(inner, "_orig_mod", inner)
     assert isinstance(inner, nn.Module)
@@ -71,8 +94,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _require_no_group(process_group: ProcessGroup | None) -> None:
     if process_group is not None:
         raise ValueError(
-            "the processes that fully_shard cut a model up over share out its data; leave "
-            "process_group= out."
+            "the processes over which fully_shard has sharded a model also divide its data among "
+            "themselves; omit process_group=."
         )
 
 

@@ -1,4 +1,10 @@
-"""Gradients of a model that ``fully_shard`` has cut up, by its own forward and backward."""
+"""Models sharded by ``fully_shard``, whose double backward torch does not support.
+
+There are two methods of computing their curvature. :class:`Unsharded` is a copy of the model with
+full parameters, which is differentiated like any other model. If it does not fit in memory,
+:class:`FullySharded` computes gradients with the forward and backward passes of the sharded model,
+and the curvature is a finite difference of gradients.
+"""
 
 from __future__ import annotations
 
@@ -12,65 +18,68 @@ import torch
 from torch import Tensor, nn
 
 from matfree import OperatorError
-from matfree_torch.autograd.graph_memory import available_memory, readable
+from matfree.results.record import readable
+from matfree_torch.autograd.graph_memory import available_memory
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import full_tensor, is_dtensor, mesh_communicator
 from matfree_torch.objective import isolation
 
-LIBRARY = "torch.distributed.fsdp"
+_LIBRARY = "torch.distributed.fsdp"
+_STATE = "__composable_api_state_key"  # the attribute in which torch keeps the state of fully_shard
+_PARAMETER_COPIES = 3  # the parameters, a vector and its matvec
 
 
 def is_fully_sharded(model: nn.Module) -> bool:
-    """Whether ``fully_shard`` was applied to a model, or to a part of it.
+    """Whether ``fully_shard`` was applied to a model or to any of its modules.
 
     Raises
     ------
     OperatorError
-        It is wrapped by the older FullyShardedDataParallel.
+        The model is wrapped by the older FullyShardedDataParallel.
     """
-    library = sys.modules.get(LIBRARY)
+    library = sys.modules.get(_LIBRARY)
     if library is None:
         return False
     if any(isinstance(module, library.FullyShardedDataParallel) for module in model.modules()):
         raise OperatorError(
-            "the model is wrapped by FullyShardedDataParallel, whose flattened parameters cannot "
-            "be told apart; shard it by torch.distributed.fsdp.fully_shard, or pass the model "
-            "before it was wrapped."
+            "the model is wrapped by FullyShardedDataParallel, which flattens parameters into one "
+            "tensor; shard it with torch.distributed.fsdp.fully_shard, or pass the model without "
+            "the wrapper."
         )
     return bool(sharded_modules(model))
 
 
 def sharded_modules(model: nn.Module) -> list[Any]:
     """The modules that ``fully_shard`` was applied to."""
-    kind = sys.modules[LIBRARY].FSDPModule
+    kind = sys.modules[_LIBRARY].FSDPModule
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
 @contextmanager
 def resharded(model: nn.Module) -> Iterator[None]:
-    """A model with its own parameters, also where a forward pass has left some gathered."""
-    left = []
+    """A context in which all parameters are sharded, even if a forward pass left some gathered."""
+    gathered = []
     for module in sharded_modules(model):
         before = list(map(id, module.parameters()))
         module.reshard()
         if before != list(map(id, module.parameters())):
-            left.append(module)
+            gathered.append(module)
     try:
         yield
     finally:
         for module in sharded_modules(model):
             module.reshard()
-        for module in left:
+        for module in gathered:
             module.unshard()
 
 
-def holders(tensors: Sequence[Tensor]) -> Communicator:
-    """The processes that ``fully_shard`` cut parameters up over, each with data of its own.
+def fsdp_communicator(tensors: Sequence[Tensor]) -> Communicator:
+    """The processes over which ``fully_shard`` has sharded parameters, each with its own data.
 
     Raises
     ------
     OperatorError
-        They are cut up for something else, too.
+        The parameters are also sharded in another way, such as by tensor parallelism.
     """
     for p in tensors:
         placements = p.placements if is_dtensor(p) else ()  # type: ignore[attr-defined]
@@ -79,17 +88,20 @@ def holders(tensors: Sequence[Tensor]) -> Communicator:
             place.is_shard() for place in last
         ):
             raise OperatorError(
-                f"a parameter is cut up as {placements}, by fully_shard and by something else; use "
-                "tensor parallelism alone, with process_group= for the data, or fully_shard alone."
+                f"a parameter has the placements {placements}: it is sharded by fully_shard and in "
+                "another way; use tensor parallelism alone, with process_group= for the data, or "
+                "fully_shard alone."
             )
     communicator = mesh_communicator(tensors)
-    assert communicator is not None  # fully_shard leaves nothing whole
+    assert communicator is not None  # fully_shard turns all parameters into DTensors
     return communicator
 
 
 @final
 class FullySharded:
-    """A model whose gradients are added up by its own backward pass.
+    """A model sharded by ``fully_shard``, evaluated as it is.
+
+    Its backward pass reduces gradients over all processes.
 
     Parameters
     ----------
@@ -100,125 +112,132 @@ class FullySharded:
         self.module = model
         with resharded(model):
             self.tensors: list[Tensor] = list(model.parameters())
-        self.communicator = holders(self.tensors)
+        self.communicator = fsdp_communicator(self.tensors)
 
     @contextmanager
     def around(self, context: AbstractContextManager[None]) -> Iterator[None]:
-        """The model in another context, with nothing gathered before and after."""
+        """A context inside which, and after which, the parameters are sharded."""
         with resharded(self.module), context:
             yield
 
     def gradients(
         self, value: Tensor, tensors: Sequence[Tensor], weight: float
     ) -> tuple[Tensor, ...]:
-        """The gradients of the sum over all processes of weight times value, over this weight.
+        """The gradients of the weighted sum over all processes, divided by this process's weight.
 
-        The backward pass leaves the mean over the processes in ``grad``.
+        Parameters
+        ----------
+        value : Tensor
+            The loss of this process's batch.
+        tensors : sequence of Tensor
+            Parameters of the model.
+        weight : float
+            The weight of this process's batch. The caller multiplies by it again.
         """
         kept = [p.grad for p in self.tensors]
         try:
             for p in self.tensors:
                 p.grad = None
             torch.autograd.backward(weight * value)
-            return tuple(self._found(p) / weight for p in tensors)
+            return tuple(self._summed_gradient(p) / weight for p in tensors)
         finally:
             for p, gradient in zip(self.tensors, kept, strict=True):
                 p.grad = gradient
 
-    def _found(self, p: Tensor) -> Tensor:
+    def _summed_gradient(self, p: Tensor) -> Tensor:
+        """The sum over all processes; the backward pass leaves the mean in ``grad``."""
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
         if is_dtensor(p):
             return gradient * self.communicator.size
         return self.communicator.all_reduce(gradient)
 
     def require_same_number(self, batches: Callable[[], int]) -> None:
-        """Refuse data of which processes have other numbers of batches: they would wait forever."""
+        """Raise ValueError if processes have different numbers of batches.
+
+        Every forward pass is a collective call, so that a process with more batches would hang.
+        """
         counts = self.communicator.all_gather_object(batches)
         if len(set(counts)) > 1:
             raise ValueError(
-                f"fully_shard needs as many batches in all processes: got {counts}; take a sampler "
-                "that gives each process as many, or strategy='auto' if a twin fits."
+                f"fully_shard needs the same number of batches in all processes: got {counts}; "
+                "use a sampler that gives each process as many, or strategy='auto' if full "
+                "parameters fit in memory."
             )
-
-
-_COPIES = 3  # the parameters, a vector and its product
-
-
-_STATE = "__composable_api_state_key"  # where torch keeps what fully_shard did to a module
 
 
 @final
 class Unsharded:
-    """The twin of a model that ``fully_shard`` has cut up; the model is left as it was found.
+    """A copy, with full parameters, of a model sharded by ``fully_shard``.
+
+    Creating it is a collective call. The model itself is not modified.
 
     Parameters
     ----------
     model : nn.Module
-        All processes of its mesh make the twin together.
 
     Raises
     ------
     MemoryError
-        There is no room for whole parameters, a vector and a product.
+        The full parameters, a vector and its matvec do not fit in memory.
     OperatorError
-        It is cut up for something else, too.
+        The parameters are also sharded in another way.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         with resharded(model):
             tensors: list[Tensor] = list(model.parameters())
-            self.communicator = holders(tensors)
-            self._require_room(tensors)
+            self.communicator = fsdp_communicator(tensors)
+            self._require_memory(tensors)
             pairs = [(p, _gathered(p)) for p in tensors]
             self.module = _copied(model, pairs)
         self._pairs = [(p, twin) for p, twin in pairs if is_dtensor(p)]
         self._seen = self._state()
 
-    def follow(self) -> None:
-        """Gather the parameters anew if they changed in any process."""
+    def update(self) -> None:
+        """Gather the parameters again if they have changed in any process; a collective call."""
         for module, twin in zip(self._model.modules(), self.module.modules(), strict=True):
             twin.training = module.training
         now = self._state()
         changed = self.communicator.all_gather_numbers([float(now != self._seen)])
         if any(flag for (flag,) in changed):
             with torch.no_grad():
-                for p, entire in self._pairs:
-                    entire.copy_(full_tensor(p.detach()))
+                for p, full in self._pairs:
+                    full.copy_(full_tensor(p.detach()))
             self._seen = now
 
     def _state(self) -> list[tuple[int, int]]:
         return [isolation.version_counter(p) for p, _ in self._pairs]
 
-    def _require_room(self, tensors: list[Tensor]) -> None:
+    def _require_memory(self, tensors: list[Tensor]) -> None:
         size = sum(p.numel() * p.element_size() for p in tensors)
         free = available_memory(self.communicator.device)
         share = None if free is None else free // self.communicator.num_sharing_memory
-        shares = [
-            room for room in self.communicator.all_gather_object(lambda: share) if room is not None
-        ]
-        if shares and _COPIES * size > min(shares):
+        gathered = self.communicator.all_gather_object(lambda: share)
+        shares = [available for available in gathered if available is not None]
+        if shares and _PARAMETER_COPIES * size > min(shares):
             raise MemoryError(
-                f"the parameters take {readable(size)} when they are whole, with a vector and its "
-                f"product {readable(_COPIES * size)}, and a process has {readable(min(shares))} on "
-                f"{self.communicator.device}. Give each process more memory; or cut the model up "
-                "by tensor parallelism, where no parameter is ever whole; or take "
-                "strategy='finite-difference', which uses fully_shard's own passes and is right "
-                "to about eps^(2/3) for a smooth network."
+                f"the full parameters take {readable(size)}, and with a vector and its matvec "
+                f"{readable(_PARAMETER_COPIES * size)}, but each process has "
+                f"{readable(min(shares))} available on {self.communicator.device}. Give each "
+                "process more memory; or shard the model by tensor parallelism, which never "
+                "gathers parameters; or pass strategy='finite-difference', which uses the passes "
+                "of fully_shard and has an error of about eps^(2/3) for a smooth network."
             )
 
 
 def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
-    """The modules of a model as they were before ``fully_shard``, with other parameters.
+    """A copy of a model as it was before ``fully_shard``, with other parameters.
 
-    Buffers are shared with the model.
+    ``fully_shard`` replaces the class of a module by a subclass, registers hooks and adds
+    attributes; the copy has none of them. Buffers are shared with the model.
     """
     memo: dict[int, Any] = {id(p): twin for p, twin in pairs}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     sharded = sharded_modules(model)
     for module in sharded:
         kind = next(
-            base for base in type(module).__mro__ if not base.__module__.startswith(LIBRARY)
+            base for base in type(module).__mro__ if not base.__module__.startswith(_LIBRARY)
         )
         memo[id(module)] = object.__new__(kind)
     for module in sharded:
@@ -230,19 +249,15 @@ def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Modu
 
 
 def _without_hooks(name: str, value: Any) -> Any:
-    """A module's hooks, but for those that gather and free parameters."""
+    """An attribute of a module, without the hooks that gather and free parameters."""
     if not name.endswith("_hooks") or not value:
         return value
-    theirs = [
-        key
-        for key, hook in (value or {}).items()
-        if str(getattr(hook, "__module__", "")).startswith(LIBRARY)
+    own = [
+        (key, hook)
+        for key, hook in value.items()
+        if not str(getattr(hook, "__module__", "")).startswith(_LIBRARY)
     ]
-    return (
-        type(value)((key, hook) for key, hook in value.items() if key not in theirs)
-        if theirs
-        else value
-    )
+    return value if len(own) == len(value) else type(value)(own)
 
 
 def _gathered(p: Tensor) -> Tensor:

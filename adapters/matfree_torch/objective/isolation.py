@@ -1,9 +1,8 @@
-"""Running somebody's model without leaving a trace, and finding what would spoil products."""
+"""Evaluation of a user's model without side effects, and checks that a pass is reproducible."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from matfree.errors import warn
 from matfree_torch.autograd.composites import composites
 from matfree_torch.autograd.precision import full_precision, without_cudnn
 from matfree_torch.distributed.dtensors import local_tensor, twice_differentiable
@@ -21,18 +21,21 @@ _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 @contextlib.contextmanager
 def isolated(model: nn.Module, random_state: Any, *, allow_tf32: bool = False) -> Iterator[None]:
-    """Run a forward pass that changes nothing, with the same random numbers every time.
+    """A context in which forward passes have no side effects and draw the same random numbers.
 
-    Buffers are replaced by copies for a while, so that running statistics go nowhere, and so
-    are tensors that modules keep as plain attributes; the random state is set to
-    ``random_state`` and put back; gradients are recorded whatever the caller's mode; attention
-    runs under its mathematical kernel, because the fused ones have no second derivative, and
-    functions without a right one run as compositions; float32 products are computed in float32,
-    unless ``allow_tf32`` leaves that to torch's settings.
+    * Buffers are replaced by copies, so that running statistics are not updated, and tensors that
+      modules hold as plain attributes are restored.
+    * The states of the random generators are set to ``random_state``, and restored on exit.
+    * Gradients are recorded, whatever the mode of the caller.
+    * Attention uses its mathematical kernel, because the fused ones have no second derivative, and
+      functions without a correct second derivative are replaced by composites.
+    * Float32 products are computed in float32, unless ``allow_tf32`` keeps torch's settings.
     """
     owners = [module for module in model.modules() if module._buffers]
     originals = [dict(module._buffers) for module in owners]
-    attributes = [(module, name, x) for module in model.modules() for name, x in _plain(module)]
+    attributes = [
+        (module, name, x) for module in model.modules() for name, x in _plain_tensors(module)
+    ]
     before = get_random_state(model)
     try:
         for module in owners:
@@ -59,19 +62,19 @@ def isolated(model: nn.Module, random_state: Any, *, allow_tf32: bool = False) -
 
 
 def _without_fused_recurrences(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """On a GPU the library that fuses recurrent layers has no second derivative of them."""
+    """A context without cuDNN if a model has recurrent layers: cuDNN cannot differentiate twice."""
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return without_cudnn()
     return contextlib.nullcontext()
 
 
-def _plain(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Tensors kept outside parameters and buffers: weight normalisation by hooks has one."""
+def _plain_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Tensors that are neither parameters nor buffers; weight normalization by hooks has one."""
     return [(name, x) for name, x in vars(module).items() if isinstance(x, torch.Tensor)]
 
 
 def get_random_state(model: nn.Module) -> dict[Any, torch.Tensor]:
-    """The states of the global generators that a forward pass may use."""
+    """The states of the global random generators that a forward pass may use, by device."""
     states: dict[Any, torch.Tensor] = {"cpu": torch.get_rng_state()}
     for device in {p.device for p in model.parameters() if p.device.type == "cuda"}:
         states[device] = torch.cuda.get_rng_state(device)
@@ -79,7 +82,7 @@ def get_random_state(model: nn.Module) -> dict[Any, torch.Tensor]:
 
 
 def set_random_state(states: dict[Any, torch.Tensor]) -> None:
-    """Put the global generators into states that were read before."""
+    """Set the global random generators to states returned by :func:`get_random_state`."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)
@@ -88,7 +91,7 @@ def set_random_state(states: dict[Any, torch.Tensor]) -> None:
 
 
 def refuse_random_layers(model: nn.Module) -> None:
-    """Raise ValueError naming a layer that draws random numbers in its present mode."""
+    """Raise ValueError if a layer draws random numbers in its current mode."""
     for name, module in model.named_modules():
         if not module.training:
             continue
@@ -97,13 +100,14 @@ def refuse_random_layers(model: nn.Module) -> None:
         inside = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and float(rate) > 0
         if active or inside:
             raise ValueError(
-                f"{type(module).__name__} layer {name!r} is active and random, so that two "
-                "products would differ; call model.eval() first, or set its rate to 0."
+                f"{type(module).__name__} layer {name!r} is in training mode and draws random "
+                "numbers, so that two matvecs would differ; call model.eval() first, or set its "
+                "rate to 0."
             )
 
 
 def layer_with_batch_statistics(model: nn.Module) -> str | None:
-    """A layer that normalises over the batch in its present mode, as a message names it."""
+    """The type and name of a layer that normalizes over the batch in its current mode, or None."""
     for name, module in model.named_modules():
         if isinstance(module, _BATCH_NORMS) and module.training:
             return f"{type(module).__name__} layer {name!r}"
@@ -111,31 +115,31 @@ def layer_with_batch_statistics(model: nn.Module) -> str | None:
 
 
 def warn_of_batch_statistics(model: nn.Module) -> None:
-    """Warn where normalisation over the batch makes the sum over batches something else."""
+    """Warn if a layer normalizes over the batch, which couples the samples of each batch."""
     layer = layer_with_batch_statistics(model)
     if layer is not None:
-        warnings.warn(
-            f"{layer} is in training mode: its statistics are those of each batch, so the "
-            "curvature over several batches is not that of all data at once; call model.eval(), "
-            "or pass one batch.",
+        warn(
+            f"{layer} is in training mode and normalizes each batch by its own statistics, so that "
+            "the curvature over several batches is not that of all data in one batch; call "
+            "model.eval(), or pass one batch.",
             UserWarning,
-            stacklevel=4,
         )
 
 
 def version_counters(model: nn.Module) -> tuple[Any, ...]:
-    """Changes whenever a weight, a buffer or a mode does."""
+    """A value that changes whenever a weight, a buffer or a mode of the model changes."""
     tensors = [*model.parameters(), *(b for b in model.buffers() if b is not None)]
-    return tuple(map(version_counter, tensors)), tuple(
-        module.training for module in model.modules()
-    )
+    return tuple(map(version_counter, tensors)), tuple(m.training for m in model.modules())
 
 
 def version_counter(x: torch.Tensor) -> tuple[int, int]:
-    """Changes whenever a tensor is written to, or replaced; inference tensors do not tell."""
-    here = local_tensor(x)
-    place = here.data_ptr() if x.layout == torch.strided else id(x)
+    """The address and torch's version counter, which change when a tensor is replaced or modified.
+
+    Inference tensors have no version counter; for them the second number is 0.
+    """
+    local = local_tensor(x)
+    address = local.data_ptr() if x.layout == torch.strided else id(x)
     if x.is_inference():
-        return place, 0
-    # A tensor that is cut up counts what is written to it, its part what is written to that.
-    return place, x._version + (here._version if here is not x else 0)
+        return address, 0
+    # Modifications of a DTensor and of its local shard increment different counters.
+    return address, x._version + (local._version if local is not x else 0)

@@ -1,4 +1,4 @@
-"""Calling a model: its arguments, and the tensors in what it returns."""
+"""Calls of models and losses: arguments, output tensors, and torch's own losses as modules."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from matfree_torch.distributed.dtensors import full_tensor
 
 @final
 class FunctionModule(nn.Module):
-    """A function of a dictionary of tensors, dressed as a model.
+    """A function of a dictionary of tensors as a model.
 
     Parameters
     ----------
     function : function (dict of tensors by name) -> scalar tensor
     tensors : mapping
-        The point; shared, not copied.
+        The point at which the function is differentiated; shared, not copied.
     """
 
     def __init__(self, function: Any, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.function = function
-        for name, x in tensors.items():  # their names may have dots, which torch reserves
+        for name, x in tensors.items():  # register_parameter refuses names with dots
             self._parameters[name] = nn.Parameter(x.detach(), x.is_floating_point())
 
     def forward(self, tensors: Mapping[str, Tensor] | None) -> Any:
@@ -34,40 +34,51 @@ class FunctionModule(nn.Module):
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as the positional and keyword arguments of a model."""
+    """The positional and keyword arguments with which a model is called on these inputs."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def output_tensor(outputs: Any) -> Tensor:
-    """The one tensor that a loss is a function of: the outputs, or their ``logits``."""
+    """The tensor that a loss is a function of: the outputs themselves, or their ``logits``.
+
+    Raises
+    ------
+    OperatorError
+        There is no such tensor.
+    """
     found = outputs if isinstance(outputs, Tensor) else tensor_entry(outputs, "logits")
     if not isinstance(found, Tensor):
         raise OperatorError(
-            "the model's outputs must be one tensor, or hold one as .logits: got "
-            f"{type(outputs).__name__}; wrap the model so that it returns what the loss takes."
+            "the model's outputs must be one tensor, or contain one as .logits: got "
+            f"{type(outputs).__name__}; wrap the model so that it returns the tensor that the loss "
+            "takes."
         )
     return full_tensor(found)
 
 
 def tensor_entry(outputs: Any, name: str) -> Any:
-    """A tensor in outputs that are a mapping or a record; None where there is none."""
+    """The tensor of this name in outputs that are a mapping or an object; None if there is none."""
     found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
     return found if isinstance(found, Tensor) else None
 
 
-_MODULES: dict[Any, nn.Module] = {
+def loss_module(loss: Any) -> nn.Module | None:
+    """One of torch's losses as a module, whether it is given as a module or as a function.
+
+    It is None for any other loss.
+    """
+    if isinstance(loss, nn.modules.loss._Loss):
+        return loss
+    # Compared by identity, because a loss may be an object that cannot be hashed.
+    return next((module for function, module in _LOSS_MODULES.items() if function is loss), None)
+
+
+_LOSS_MODULES: dict[Any, nn.Module] = {
     functional.cross_entropy: nn.CrossEntropyLoss(),
     functional.nll_loss: nn.NLLLoss(),
     functional.mse_loss: nn.MSELoss(),
     functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss(),
 }
-"""Losses as functions, and the modules they equal when called with outputs and targets alone."""
-
-
-def loss_module(loss: Any) -> nn.Module | None:
-    """One of torch's own losses as a module, also where it is given as a function."""
-    if isinstance(loss, nn.modules.loss._Loss):
-        return loss
-    return next((module for function, module in _MODULES.items() if function is loss), None)
+"""The modules that equal these functions when they are called with outputs and targets alone."""

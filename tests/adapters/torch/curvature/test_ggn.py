@@ -294,5 +294,5 @@ def test_invalid_input_is_an_error():
     constant = ggn(model, lambda z, y: CE(z.detach(), y), data)
     with pytest.raises(mf.OperatorError, match="loss does not depend on the model's outputs"):
         mf.trace(constant, num_probes=1)
-    with pytest.raises(mf.OperatorError, match="must be one tensor, or hold one as"):
+    with pytest.raises(mf.OperatorError, match="must be one tensor, or contain one as"):
         mf.trace(ggn(nn.GRU(6, 3).to(DOUBLE), CE, data), num_probes=1)

@@ -279,7 +279,7 @@ ERRORS = {
     "dropout": (
         lambda: hessian(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), CE, batch()),
         ValueError,
-        "Dropout layer '1' is active and random.*eval",
+        "Dropout layer '1' is in training mode and draws random.*eval",
     ),
     "no parameters": (lambda: hessian(nn.ReLU(), CE, batch()), ValueError, "no parameter"),
     "pattern": (
@@ -290,7 +290,7 @@ ERRORS = {
     "iterator": (
         lambda: hessian(nn.Linear(6, 3), CE, iter([batch()])),
         TypeError,
-        "spent after one pass",
+        "exhausted after one pass",
     ),
     "not data": (lambda: hessian(nn.Linear(6, 3), CE, 3), TypeError, "data must be a batch"),
     "empty": (lambda: hessian(nn.Linear(6, 3), CE, []).gradient(), ValueError, "no batch"),

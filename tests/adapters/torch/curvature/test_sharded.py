@@ -118,12 +118,12 @@ def test_a_sharded_result_is_saved_by_rows_and_loaded_whole(found, world):
 ERRORS = {
     "other seeds": "another seed than process 0: the seeds are 0, 1",
     "a seed and none": "another seed than process 0: the seeds are none, 1",
-    "other numbers of probes": "other numbers of vectors than process 0",
+    "other numbers of probes": "from process 0 in (its|their) numbers of vectors",
     "other rows": r"process \d has other rows or another block_size than process 0",
     "other block sizes": "process 1 has other rows or another block_size",
     "too many rows": r"rows must be \d numbers of rows, one for each process, that add up to 69",
     "no block": "block_size must be positive",
-    "other weights": "process 1 has other weights than process 0",
+    "other weights": "process 1 differs from process 0 in its weights",
     "alone": "create the operator with process_group=",
     "restricted": "sharded vectors cannot be restricted",
 }

@@ -95,13 +95,13 @@ def test_a_mean_of_the_parts_would_be_another_matrix(answers):
 
 ERRORS = {
     "other seeds": "the seeds are 0, 1, 2, 3; give all of them the same one, or none",
-    "other numbers of probes": "processes 1, 2, 3 have other numbers of vectors than process 0",
+    "other numbers of probes": "1, 2, 3 differ from process 0 in their numbers of vectors",
     "other fisher seeds": "processes 1, 2, 3 got another seed than process 0",
-    "other weights": "process 2 has other weights than process 0",
-    "other buffers": "processes 1, 2, 3 have other buffers than process 0",
-    "other parameters": "process 3 has other parameters or weight decay than process 0",
-    "no data at all": "no process holds a batch that counts",
-    "batch by batch": "each sees its own only",
+    "other weights": "process 2 differs from process 0 in its weights",
+    "other buffers": "processes 1, 2, 3 differ from process 0 in their buffers",
+    "other parameters": "process 3 differs from process 0 in its parameters or weight decay",
+    "no data at all": "no process holds a batch with a weight above 0",
+    "batch by batch": "each process sees only its own",
 }
 
 
@@ -116,7 +116,7 @@ def test_processes_that_disagree_are_named_in_all_of_them(answers, name, text):
 def test_a_failure_in_one_process_ends_the_others(answers):
     kinds = [answer["failing loss"][0] for answer in answers]
     assert kinds == ["OperatorError", "OperatorError", "ZeroDivisionError", "OperatorError"]
-    assert "process 2 failed here" in answers[0]["failing loss"][1]
+    assert "process 2 failed in this call" in answers[0]["failing loss"][1]
     assert "ZeroDivisionError: division by zero" in answers[0]["failing loss"][1]
 
 

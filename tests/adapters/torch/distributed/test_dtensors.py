@@ -111,21 +111,30 @@ def test_differences_of_its_own_gradients_are_near(answers):
 
 
 ERRORS = {
-    "uneven": (ValueError, r"as many batches in all processes: got \[1, 1, 2, 1\]"),
-    "other batches": ("OperatorError", "process 3 has other batches than process 0"),
-    "other weights": ("OperatorError", "process 2 has other weights or buffers that are whole"),
-    "group of a mesh": (ValueError, "these need the same data; leave it out"),
+    "uneven": (ValueError, r"same number of batches in all processes: got \[1, 1, 2, 1\]"),
+    "other batches": ("OperatorError", "process 3 differs from process 0 in its batches"),
+    "other weights": (
+        "OperatorError",
+        "process 2 differs from process 0 in its unsharded weights or buffers",
+    ),
+    "group of a mesh": (ValueError, "these need the same data; omit it"),
     "forward": (ValueError, "can only be differentiated in reverse mode; pass strategy='auto'"),
-    "activations": ("OperatorError", "activations are cut up, too"),
-    "landscape": ("OperatorError", "a landscape is computed by one process"),
-    "landscape of a twin": ("OperatorError", "a landscape is computed by one process"),
+    "activations": ("OperatorError", "activations are sharded as well"),
+    "landscape": ("OperatorError", "a landscape is computed by a single process"),
+    "landscape of a twin": ("OperatorError", "a landscape is computed by a single process"),
     "sharded twice": (ValueError, "are sharded already"),
-    "number of vectors": ("OperatorError", "process 1 has other numbers of vectors"),
-    "a group": (ValueError, "leave process_group= out"),
-    "both": ("OperatorError", "by fully_shard and by something else; use tensor parallelism alone"),
+    "number of vectors": (
+        "OperatorError",
+        "process 1 differs from process 0 in its numbers of vectors",
+    ),
+    "a group": (ValueError, "omit process_group="),
+    "both": ("OperatorError", "by fully_shard and in another way; use tensor parallelism alone"),
     "several meshes": (ValueError, "over several meshes"),
     "old": ("OperatorError", "wrapped by FullyShardedDataParallel"),
-    "memory": (MemoryError, r"take 888 B when they are whole.*a process has 1.95 KiB on cpu"),
+    "memory": (
+        MemoryError,
+        r"full parameters take 888 B.*each process has 1.95 KiB available on cpu",
+    ),
 }
 
 

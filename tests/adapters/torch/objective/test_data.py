@@ -130,7 +130,7 @@ def test_labels_for_every_token_need_a_word_about_what_is_counted(encoder):
     H = hessian(encoder, lambda outputs, b: outputs.logits.square().mean(), tokens)
     with pytest.raises(ValueError, match=r"pass normalizer=.*predicts the next token"):
         H.gradient()
-    with pytest.raises(mf.OperatorError, match="and there is none; pass a loss"):
+    with pytest.raises(mf.OperatorError, match="this one does not; pass a loss"):
         hessian(encoder, None, {"input_ids": tokens[0]["input_ids"]}).gradient()
     with pytest.raises(TypeError, match="loss must be a function"):
         hessian(encoder, "cross-entropy", tokens)
@@ -251,17 +251,17 @@ def test_a_loader_that_shows_something_else_is_found_and_named():
     model, _ = network("linear")
     own = torch.Generator().manual_seed(0)
     lossy = hessian(model, CE, loader(shuffle=True, generator=own, drop_last=True))
-    with pytest.raises(ValueError, match=r"others.*shuffles with a generator of its own"):
+    with pytest.raises(ValueError, match=r"not the same.*shuffles with its own generator"):
         twice(lossy)
     sampler = WeightedRandomSampler(torch.ones(12), 12, generator=own)
-    with pytest.raises(ValueError, match="WeightedRandomSampler draws anew"):
+    with pytest.raises(ValueError, match="WeightedRandomSampler draws new samples"):
         twice(hessian(model, CE, loader(sampler=sampler)))
     shuffled = loader(shuffle=True, generator=own)
     drawn = fisher(model, CE, shuffled, kind="monte-carlo", seed=0)
-    with pytest.raises(ValueError, match=r"other batches.*shuffles"):
+    with pytest.raises(ValueError, match=r"different batches.*shuffles"):
         twice(drawn)
     coupled, _ = network("batch norm, training")
-    with pytest.raises(ValueError, match=r"other batches.*shuffles"):
+    with pytest.raises(ValueError, match=r"different batches.*shuffles"):
         twice(hessian(coupled, CE, shuffled))
 
 
@@ -277,7 +277,7 @@ class Spent:
 
 def test_data_that_are_spent_are_found():
     model, _ = network("linear")
-    with pytest.raises(ValueError, match="is the loader exhausted"):
+    with pytest.raises(ValueError, match="pass a loader that is not exhausted"):
         twice(hessian(model, CE, Spent()))
 
 
