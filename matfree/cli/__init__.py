@@ -1,4 +1,4 @@
-"""The command line: ``matfree demo``, ``matfree matrix``, and what adapters announce."""
+"""The command line: ``matfree demo``, ``matrix``, ``merge``, and the commands of adapters."""
 
 from matfree.cli.command import main
 

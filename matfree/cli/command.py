@@ -1,4 +1,4 @@
-"""The command ``matfree``: its parser, its commands, and how it ends."""
+"""The command ``matfree``: its parser, its subcommands, and its exit status."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from matfree.errors import MatfreeError
 from matfree.probes import resolve_seed
 
 COMMAND_GROUP = "matfree.commands"
-"""Entry points ``command = package:function``; the function takes what argparse's
-``add_subparsers`` returns, and adds a parser of that name with ``set_defaults(run=...)``:
-a function of the parsed options that returns the exit status. Its options hold ``seed``,
-which is drawn before it is called where it was not given, and ``command_line``."""
+"""Entry points ``command = package:function``. The function takes the object that argparse's
+``add_subparsers`` returns, and adds a parser with the name of the command and with
+``set_defaults(run=...)``, a function of the parsed options that returns the exit status. Among
+the options are ``seed``, which is drawn at random if it was not given, and ``command_line``."""
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -30,17 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Without the program's name; those of the process by default.
+        The arguments after the name of the program; those of the process by default.
 
     Returns
     -------
     int
-        The exit status: 0, 2 for bad input (one line on stderr says what to do), 130
-        after Ctrl-C.
+        The exit status: 0 for success, 2 for bad input (with one line on stderr that says what
+        to do), 130 after an interruption by Ctrl-C, 141 if the output was closed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal is no reason to fail
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal must not cause an error
     try:
         options = _parser(given).parse_args(given)
         options.command_line = ["matfree", *given]
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(f"not enough memory: {one_line(error)}", BAD_INPUT)
     except KeyboardInterrupt:
         return _end("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has left
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
 
@@ -63,10 +63,10 @@ def _end(message: str, status: int) -> int:
 
 
 def _parser(given: list[str]) -> Parser:
-    """The parser, with those announced commands loaded that these arguments may mean."""
+    """The parser; of the commands of adapters, only those that are needed are imported."""
     parser = Parser(
         prog="matfree",
-        description="Randomized, matrix-free linear algebra with honest error bars.",
+        description="Randomized, matrix-free linear algebra with reliable error bars.",
     )
     parser.add_argument("--version", action="version", version=f"matfree {matfree.__version__}")
     subparsers = parser.add_subparsers(
@@ -76,7 +76,7 @@ def _parser(given: list[str]) -> Parser:
     matrix.register(subparsers)
     merge.register(subparsers)
     for point in entry_points(group=COMMAND_GROUP):
-        # Loading one may import a whole framework: seconds that other commands need not wait.
+        # Importing a command may import a whole framework, which takes seconds.
         if given[:1] == [point.name] or given[:1] in (["-h"], ["--help"]):
             _register(point, subparsers)
         else:
@@ -91,7 +91,7 @@ def _register(point: EntryPoint, subparsers: Any) -> None:
         reason = one_line(cause)
 
         def refuse(_: Any) -> int:
-            raise CommandError(f"{point.name} cannot run here: {reason}")
+            raise CommandError(f"the command {point.name} is not available: {reason}")
 
         parser = subparsers.add_parser(point.name, help=f"not available: {reason}")
         parser.add_argument("rest", nargs="*")

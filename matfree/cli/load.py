@@ -1,4 +1,4 @@
-"""Explicit matrices from files, looked at before anything is computed."""
+"""Explicit matrices from files, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ ENDINGS = (".npy", ".npz", ".mtx")
 ACCEPTED = (*ENDINGS, "FILE.h5:/NAME", ".zarr")
 
 
-def matrix(path: str, *, stream: bool = False) -> Any:
-    """A square matrix: a NumPy array or a SciPy CSR array of finite numbers, or something
-    that is read as it is multiplied, of which only the shape and type were looked at.
+def read_matrix(path: str, *, stream: bool = False) -> Any:
+    """Read a square matrix from a file.
 
     Parameters
     ----------
@@ -28,34 +27,40 @@ def matrix(path: str, *, stream: bool = False) -> Any:
         ``.npy`` (numpy.save), ``.npz`` (scipy.sparse.save_npz), ``.mtx`` (Matrix Market),
         ``FILE.h5:/NAME`` (a dataset of an HDF5 file) or a ``.zarr`` directory.
     stream : bool
-        Leave it in the file; what is large beside the machine's memory is left there anyway.
+        Whether to leave a dense matrix in its file. A matrix that is large compared with the
+        machine's memory is left there in any case.
+
+    Returns
+    -------
+    A NumPy array or a SciPy CSR array of finite numbers; or, if the matrix is left in the file,
+    an object with ``shape``, ``dtype`` and slices, of which only shape and type were checked.
 
     Raises
     ------
     CommandError
-        The file is not there, is not such a file, or holds something else.
+        The file does not exist, has another format, or contains something else.
     """
     file = Path(path)
     if streams.is_container(path) or (stream and file.suffix == ".npy"):
-        return _streamable(streams.opened(path), path, stream=stream)
+        return _streamable(streams.open_matrix(path), path, stream=stream)
     if file.suffix not in ENDINGS:
         raise CommandError(
-            f"{path} has none of the endings {', '.join(ACCEPTED)}: save a dense matrix with "
+            f"{path} must have one of the endings {', '.join(ACCEPTED)}: save a dense matrix with "
             "numpy.save, a sparse one with scipy.sparse.save_npz or scipy.io.mmwrite"
         )
     if stream:
-        raise CommandError(f"--stream is for dense matrices; {path} is read whole, so leave it out")
+        raise CommandError(f"--stream is for dense matrices, and {path} is sparse; omit --stream")
     if not file.is_file():
         raise CommandError(f"{path} is not a file; check the path")
     if file.suffix == ".npy" and streams.too_large(file.stat().st_size):
-        return _streamable(streams.opened(path), path, stream=True)
+        return _streamable(streams.open_matrix(path), path, stream=True)
     loaded = _read(file)
     _require_square(loaded, path)
     return _require_finite(loaded, path)
 
 
 def _streamable(source: Any, path: str, *, stream: bool) -> Any:
-    """The matrix left in its file, or in memory where it is small there and nobody objects."""
+    """The matrix in its file if it is to be streamed or too large, otherwise in memory."""
     _require_square(source, path)
     _require_numbers(source, path)
     num_bytes = source.dtype.itemsize * source.shape[0] * source.shape[1]
@@ -71,28 +76,33 @@ def _read(file: Path) -> Any:
         if file.suffix == ".npz":
             return scipy.sparse.load_npz(file)
         return scipy.io.mmread(file, spmatrix=False)
-    except Exception as cause:  # whatever a parser may say of unknown bytes
+    except Exception as cause:  # parsers raise many exceptions for unknown bytes
         hint = {
             ".npy": "it must be one numeric array, saved with numpy.save",
             ".npz": "it must be a sparse matrix, saved with scipy.sparse.save_npz; "
             "save a dense one with numpy.save",
             ".mtx": "it must be in Matrix Market format",
         }[file.suffix]
-        reason = one_line(cause).split(". ")[0]  # what follows is advice to programmers
+        # The rest of a message of NumPy is about its own options.
+        reason = one_line(cause).split(". ")[0]
         raise CommandError(f"cannot read {file}: {hint} ({reason})") from cause
 
 
 def _require_square(loaded: Any, path: str) -> None:
     if loaded.ndim != 2:
-        raise CommandError(f"{path} holds {loaded.ndim} dimensions where a matrix has 2")
+        raise CommandError(
+            f"{path} has {loaded.ndim} dimensions, and a matrix has 2; save a two-dimensional array"
+        )
     m, n = loaded.shape
     if m != n:
         raise CommandError(
-            f"{path} is {m} x {n}, and only square matrices have a trace and eigenvalues: "
-            "for singular values, save A.T @ A"
+            f"{path} is {m} x {n}, and only square matrices have a trace and eigenvalues; save "
+            "A.T @ A, whose eigenvalues are the squared singular values"
         )
     if n == 0:
-        raise CommandError(f"{path} is empty: its shape is (0, 0)")
+        raise CommandError(
+            f"{path} is empty, with shape (0, 0); save a matrix with at least one row"
+        )
 
 
 def _require_numbers(loaded: Any, path: str) -> None:
@@ -101,7 +111,7 @@ def _require_numbers(loaded: Any, path: str) -> None:
 
 
 def _require_finite(loaded: Any, path: str) -> Any:
-    """The matrix in a type that products are made in."""
+    """The matrix, with finite entries of a type in which matvecs are computed."""
     _require_numbers(loaded, path)
     sparse = scipy.sparse.issparse(loaded)
     matrix = scipy.sparse.csr_array(loaded) if sparse else loaded
@@ -111,13 +121,13 @@ def _require_finite(loaded: Any, path: str) -> Any:
     if len(bad):
         where = _position(matrix, bad[0]) if sparse else bad[0]
         raise CommandError(
-            f"{path} holds NaN or infinity in {len(bad)} places, first in row {where[0]}, "
-            f"column {where[1]} (counted from 0); mend it first"
+            f"{path} holds NaN or infinity in {len(bad)} entries, the first in row {where[0]}, "
+            f"column {where[1]} (counted from 0); fix the matrix first"
         )
     return matrix
 
 
 def _position(matrix: Any, index: Any) -> tuple[int, int]:
-    """Row and column of an entry of a CSR array's data."""
+    """The row and column of an entry of the data of a CSR array."""
     (entry,) = index
     return int(np.searchsorted(matrix.indptr, entry, side="right")) - 1, int(matrix.indices[entry])

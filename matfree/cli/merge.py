@@ -1,4 +1,4 @@
-"""``matfree merge FILE FILE ...``: results of independent jobs as the result of one."""
+"""``matfree merge FILE FILE ...``: merge the results of jobs over different probes."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ def register(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "merge",
-        help="results of jobs over different probes, saved with .save(), as one result",
-        description="Merges estimates, or spectral densities, of one operator and one seed over "
-        "different probes (first_probe=), and prints what one run over all of them would have "
-        "given.",
+        help="merge the results of jobs over different probes",
+        description="Merges estimates, or spectral densities, of one operator with one seed over "
+        "different probes (first_probe=), and prints the result that one run over all of these "
+        "probes would have returned.",
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="results written by .save()")
     parser.add_argument(
-        "-o", "--out", metavar="FILE", help="write the merged result there, as .npz"
+        "files", metavar="FILE", nargs="+", help="results that were saved with .save()"
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="write the merged result to this .npz file"
     )
     parser.set_defaults(run=run, seed=None)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Merge the files, print the result, and write it where that is asked for."""
+    """Merge the files, print the result, and write it to a file if requested."""
     results = [_loaded(file) for file in given.files]
     first, others = results[0], results[1:]
     for file, result in zip(given.files, results, strict=True):
         if not hasattr(result, "merge"):
             raise CommandError(
-                f"{file} holds a {type(result).__name__}; estimates and spectral densities are "
-                "what can be merged"
+                f"{file} holds an object of type {type(result).__name__}; only estimates and "
+                "spectral densities can be merged"
             )
         if type(result) is not type(first):
             raise CommandError(
-                f"{file} holds a {type(result).__name__}, {given.files[0]} a "
-                f"{type(first).__name__}; give results of one kind"
+                f"{file} holds an object of type {type(result).__name__}, and {given.files[0]} one "
+                f"of type {type(first).__name__}; pass results of one type"
             )
     try:
         merged = first.merge(*others)

@@ -1,4 +1,4 @@
-"""The options that commands share, and their way into settings."""
+"""The options that commands share, and the settings that follow from them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from typing import Any, NoReturn, final
 
 from matfree.cli.failure import CommandError
-from matfree.cli.study import Settings
+from matfree.cli.study import StudySettings
 from matfree.probes import resolve_seed
 
 
 @final
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line, like every other of ours."""
+    """An argument parser that raises a ``CommandError``, so that its message is one line."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
@@ -23,57 +23,64 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_out(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """``--out`` and ``--seed``, which every command has."""
-    words = f"default {default}" if default else "without it only the terminal is written to"
+    """Add ``--out`` and ``--seed``."""
+    words = f"default {default}" if default else "without it, no files are written"
     parser.add_argument(
         "--out",
         metavar="DIR",
         default=default,
-        help=f"folder for report.html, PNG pictures, results.json ({words})",
+        help=f"folder for report.html, PNG figures, results.json and the results ({words})",
     )
     parser.add_argument(
-        "--seed", type=_seed, metavar="N", help="repeat the run that reported this seed"
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help="seed of the random vectors; the seed of a previous run repeats it",
     )
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
-    """How thoroughly an operator of the user's is studied."""
+    """Add the options that control accuracy and cost."""
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
         "--num-probes",
         type=_count,
         metavar="M",
-        help="random probes for the trace and the diagonal (default 32)",
+        help="number of random probes for the trace and for the diagonal (default 32)",
     )
     budget.add_argument(
         "--rtol",
         type=_tolerance,
         metavar="TOL",
-        help="as many probes as a 95 %% interval of this relative half-width takes, instead",
+        help="tolerance for the trace and the diagonal, as an alternative: the half-width of the "
+        "95 %% interval relative to the value",
     )
     parser.add_argument(
         "--max-matvecs",
         type=_count,
         metavar="M",
-        help="the most products for --rtol, for each of the two (default 1000)",
+        help="maximum number of matvecs for --rtol, for each of the two (default 1000)",
     )
     parser.add_argument(
         "--num-steps",
         type=_count,
         default=80,
         metavar="M",
-        help="Lanczos steps of the spectral density (default 80)",
+        help="number of Lanczos steps for the spectral density (default 80)",
     )
     parser.add_argument(
-        "--top", type=_count, metavar="K", help="eigenvalues by power iteration (default 2)"
+        "--top",
+        type=_count,
+        metavar="K",
+        help="number of eigenvalues to compute by power iteration (default 2)",
     )
     parser.add_argument(
-        "--exact", action="store_true", help="the dense answers beside the estimates"
+        "--exact", action="store_true", help="compare with exact answers from the dense matrix"
     )
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="other methods for the trace and the diagonal beside, for as many products",
+        help="compare with other methods for the trace and the diagonal at equal cost",
     )
     parser.add_argument(
         "--json", action="store_true", help="print results.json instead of the tables"
@@ -81,21 +88,25 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
 
 
 LARGEST_EXACT = 20_000
-"""The size up to which dense answers are offered: they take n^3 work and 8 n^2 bytes."""
+"""The largest size for --exact, which takes O(n^3) operations and 8 n^2 bytes."""
 
 
-def settings(options: argparse.Namespace, size: int) -> Settings:
-    """What the options ask for, of an operator of this size."""
+def settings(options: argparse.Namespace, size: int) -> StudySettings:
+    """The settings that the options ask for, for an operator of this size."""
     if options.max_matvecs is not None and options.rtol is None:
-        raise CommandError("--max-matvecs is the budget of --rtol; give that too, or --num-probes")
+        raise CommandError(
+            "--max-matvecs is the budget for --rtol; pass --rtol as well, or --num-probes instead"
+        )
     if options.top is not None and options.top > size:
-        raise CommandError(f"--top {options.top} is more than the {size} eigenvalues there are")
+        raise CommandError(
+            f"--top must be at most {size}, the number of eigenvalues: got {options.top}; lower it"
+        )
     if options.exact and size > LARGEST_EXACT:
         raise CommandError(
-            f"--exact would take a dense {size} x {size} matrix ({8e-9 * size**2:.0f} GB) and all "
-            f"its eigenvalues; it is offered up to n = {LARGEST_EXACT}, so leave it out"
+            f"--exact needs a dense {size} x {size} matrix ({8e-9 * size**2:.0f} GB) and all its "
+            f"eigenvalues, and is limited to n = {LARGEST_EXACT}; omit --exact"
         )
-    return Settings(
+    return StudySettings(
         seed=options.seed,
         top=min(size, options.top or 2),
         num_probes=options.num_probes,
@@ -108,7 +119,7 @@ def settings(options: argparse.Namespace, size: int) -> Settings:
 
 
 def progress_visible() -> bool:
-    """Whether somebody watches, and there is a bar to watch."""
+    """Whether stderr is a terminal and tqdm, which draws progress bars, is installed."""
     return sys.stderr.isatty() and find_spec("tqdm") is not None
 
 
@@ -116,12 +127,12 @@ def _seed(text: str) -> int:
     try:
         return resolve_seed(int(text))
     except ValueError:
-        raise _wrong("a whole number in [0, 2**64)", text) from None
+        raise _invalid("a whole number in [0, 2**64)", text) from None
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise _wrong("a whole number, at least 1", text)
+        raise _invalid("a whole number, at least 1", text)
     return int(text)
 
 
@@ -131,9 +142,9 @@ def _tolerance(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise _wrong("a positive number", text)
+        raise _invalid("a positive number", text)
     return value
 
 
-def _wrong(expected: str, got: Any) -> argparse.ArgumentTypeError:
+def _invalid(expected: str, got: Any) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"must be {expected}: got {got!r}")

@@ -1,4 +1,4 @@
-"""From the options to the report: what every command does around its own work."""
+"""What every command shares: it runs its work, prints the report and writes the folder."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ import scipy
 
 import matfree
 from matfree.cli.report import cells, folder
-from matfree.cli.report.document import Notebook, Report
+from matfree.cli.report.document import Report, ReportBuilder
 from matfree.cli.terminal import Terminal
 
 
-def conduct(options: argparse.Namespace, title: str, work: Callable[[Notebook], None]) -> int:
-    """Let ``work`` fill a notebook, print it meanwhile, and write the folder at the end.
+def run_and_report(
+    options: argparse.Namespace, title: str, work: Callable[[ReportBuilder], None]
+) -> int:
+    """Run ``work``, print its sections as they are added, and write the folder at the end.
 
     Parameters
     ----------
     options : parsed arguments
-        ``seed``, ``out``, ``command_line``; ``json`` where the command has it.
+        They have ``seed``, ``out`` and ``command_line``, and may have ``json``.
     title : str
-    work : function of a Notebook
-        What it has finished when Ctrl-C comes is written all the same.
+    work : function of a ReportBuilder
+        The sections that it added before an interruption by Ctrl-C are written as well.
 
     Returns
     -------
-    int, the exit status 0.
+    The exit status, 0.
     """
     begin = time.perf_counter()
     command = shlex.join(options.command_line)
     if not any(word.startswith("--seed") for word in options.command_line):
         command += f" --seed {options.seed}"
-    target = None if options.out is None else folder.prepare(options.out)
+    target = None if options.out is None else folder.prepare_folder(options.out)
     as_json = getattr(options, "json", False)
     terminal = None if as_json else Terminal(sys.stdout)
-    notebook = Notebook(terminal)
+    builder = ReportBuilder(terminal)
 
     def report() -> Report:
         return Report(
@@ -51,25 +53,27 @@ def conduct(options: argparse.Namespace, title: str, work: Callable[[Notebook], 
             command=command,
             seed=options.seed,
             environment=environment(),
-            chapters=notebook.chapters,
-            notes=notebook.notes,
+            chapters=builder.chapters,
+            notes=builder.notes,
             seconds=time.perf_counter() - begin,
         )
 
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # products are checked anyway
-            work(notebook)
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # matvecs are checked for NaN and infinity
+            work(builder)
     except KeyboardInterrupt:
-        if target is not None and any(chapter.sections for chapter in notebook.chapters):
-            notebook.note("Interrupted: sections are missing.")
-            folder.write(report(), target)
+        if target is not None and any(chapter.sections for chapter in builder.chapters):
+            builder.add_note("Interrupted: sections are missing.")
+            folder.write_report(report(), target)
         raise
     _finish(report(), terminal, target)
     return 0
 
 
 def environment() -> dict[str, str]:
-    """What a result may depend on, and when it was made."""
+    """The versions and the machine that a result may depend on, and the date."""
     return {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "matfree": matfree.__version__,
@@ -81,13 +85,13 @@ def environment() -> dict[str, str]:
 
 
 def _finish(report: Report, terminal: Terminal | None, target: Path | None) -> None:
-    page = None if target is None else folder.write(report, target)
+    page = None if target is None else folder.write_report(report, target)
     if terminal is None:
         print(folder.as_json(report), end="")
         return
     for chapter in report.chapters:
         terminal.table(cells.summary(chapter.findings, f"SUMMARY: {chapter.title}"))
     terminal.note("")
-    terminal.note(f"Repeat it: {report.command}")
+    terminal.note(f"To repeat this run: {report.command}")
     if page is not None:
         terminal.note(f"Report: {page} ({report.seconds:.0f} s)")

@@ -1,4 +1,4 @@
-"""Matrices in files that are opened, and read only as they are multiplied."""
+"""Matrices that stay in their files and are read during every matvec."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from matfree.cli.failure import CommandError, one_line
 
 _HDF5 = re.compile(r"(?P<file>.*\.(?:h5|hdf5))(?::(?P<name>.*))?", re.DOTALL)
 
-_SHARE = 4
-"""A matrix that is more than this part of the machine's memory is streamed: in memory it is
-looked through for NaN and asymmetry, which takes copies."""
+_MEMORY_DIVISOR = 4
+"""A matrix is streamed if it is larger than the machine's memory divided by this number: a
+matrix in memory is checked for NaN and asymmetry, which makes copies of it."""
 
 
 def is_container(path: str) -> bool:
-    """Whether a path names something in an HDF5 file, or a zarr array."""
+    """Whether a path refers to a dataset in an HDF5 file or to a zarr array."""
     return _HDF5.fullmatch(path) is not None or path.rstrip("/").endswith(".zarr")
 
 
 def too_large(num_bytes: int) -> bool:
-    """Whether so much is better left where it is."""
+    """Whether a matrix of this size is left in its file."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # the system does not say
+    except (AttributeError, ValueError, OSError):  # the system does not report it
         return False
-    return num_bytes > memory // _SHARE
+    return num_bytes > memory // _MEMORY_DIVISOR
 
 
-def opened(path: str) -> Any:
-    """Something with ``shape``, ``dtype`` and slices, of which nothing was read so far.
+def open_matrix(path: str) -> Any:
+    """Open a matrix: an object with ``shape``, ``dtype`` and slices that reads nothing yet.
 
     Parameters
     ----------
@@ -44,26 +44,26 @@ def opened(path: str) -> Any:
     Raises
     ------
     CommandError
-        It is not there or not such a file, or the library that reads it is not installed.
+        The file does not exist or has another format, or the library for it is not installed.
     """
     inside = _HDF5.fullmatch(path)
     if inside is not None:
         return _dataset(Path(inside["file"]), inside["name"])
     if not Path(path).exists():
-        raise CommandError(f"{path} is not there; check the path")
+        raise CommandError(f"{path} does not exist; check the path")
     try:
         if path.endswith(".npy"):
             return np.load(path, mmap_mode="r", allow_pickle=False)
         return _library("zarr").open_array(path, mode="r")
     except CommandError:
         raise
-    except Exception as cause:  # whatever a parser may say of unknown bytes
+    except Exception as cause:  # parsers raise many exceptions for unknown bytes
         hint = "it must be one numeric array, saved with numpy.save or written by zarr"
         raise CommandError(f"cannot read {path}: {hint} ({one_line(cause)})") from cause
 
 
-def reader(path: str) -> tuple[str, str]:
-    """The import, and the line of Python that opens the same."""
+def reader_code(path: str) -> tuple[str, str]:
+    """The import and the line of Python that open the same matrix."""
     inside = _HDF5.fullmatch(path)
     if inside is not None:
         return "import h5py", f"A = h5py.File({inside['file']!r})[{inside['name']!r}]"
@@ -95,5 +95,5 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError as cause:
         raise CommandError(
-            f"this needs {name}, which is not installed: pip install {name}"
+            f"this file needs {name}, which is not installed: pip install {name}"
         ) from cause

@@ -1,4 +1,4 @@
-"""One operator under study: how thoroughly, with which seed, and what is known of it."""
+"""The operator of a study, the settings of the algorithms, and the exact answers."""
 
 from __future__ import annotations
 
@@ -15,41 +15,44 @@ from matfree.protocol import HostArray
 
 @final
 @dataclass(frozen=True)
-class Settings:
-    """How much to compute; None leaves a choice to the algorithm."""
+class StudySettings:
+    """The settings of the algorithms; None stands for the default of the algorithm."""
 
     seed: int
     top: int = 2
-    """Eigenpairs."""
+    """The number of eigenpairs."""
     eigen_rtol: float = 1e-4
-    """Residual to reach, relative to the norm."""
+    """The tolerance of their residuals, relative to the norm."""
     num_probes: int | None = None
-    """Of the trace and the diagonal."""
+    """The number of probes for the trace and for the diagonal."""
     rtol: float | None = None
-    """Of the trace and the diagonal, instead of num_probes."""
+    """The tolerance for the trace and the diagonal, as an alternative to ``num_probes``."""
     max_matvecs: int | None = None
+    """The budget for ``rtol``."""
     num_steps: int = 80
+    """The number of Lanczos steps of the spectral density."""
     density_probes: int = 8
+    """The number of probes of the spectral density."""
     compare: bool = False
-    """Whether other methods are shown beside Hutchinson's, for as many products."""
+    """Whether Hutchinson's estimator is compared with other methods at equal cost."""
     progress: bool = False
 
 
 @final
 @dataclass(frozen=True)
-class Exact:
-    """The dense answers, for those who can afford them."""
+class ExactAnswers:
+    """The exact answers, computed from the dense matrix."""
 
     diagonal: HostArray
     """(n,)"""
     eigenvalues: HostArray | None
-    """(n,) float64, ascending; None where the matrix is not Hermitian."""
+    """(n,) float64, ascending; None if the matrix is not Hermitian."""
     rounding: float
-    """What an answer of ours may differ by through rounding alone: n eps ||A||_F."""
+    """A bound on the rounding error of an estimate: n eps ||A||_F."""
 
     @classmethod
-    def of(cls, matrix: HostArray, *, hermitian: bool, eps: float) -> Exact:
-        """The answers of NumPy, with ``eps`` of the precision the products are made in."""
+    def of(cls, matrix: HostArray, *, hermitian: bool, eps: float) -> ExactAnswers:
+        """Compute the answers with NumPy; ``eps`` is the machine epsilon of the matvecs."""
         double = np.complex128 if np.iscomplexobj(matrix) else np.float64
         dense = matrix.astype(double)
         values = np.linalg.eigvalsh((dense + dense.conj().T) / 2) if hermitian else None
@@ -64,56 +67,64 @@ class Exact:
     def largest(self, k: int) -> HostArray:
         """The k eigenvalues largest in magnitude, in that order."""
         if self.eigenvalues is None:
-            raise ValueError("a matrix that is not Hermitian has no exact eigenvalues here.")
+            raise ValueError(
+                "the matrix is not Hermitian, so its eigenvalues were not computed; ask for its "
+                "trace and diagonal only."
+            )
         order = np.argsort(-np.abs(self.eigenvalues), kind="stable")
         return self.eigenvalues[order[:k]]
 
     def inside(self, low: Any, high: Any, value: Any) -> bool:
-        """Whether an interval holds the value, give or take rounding."""
+        """Whether an interval contains the value, up to rounding."""
         return bool(low - self.rounding <= np.real(value) <= high + self.rounding)
 
 
 @final
 @dataclass(frozen=True)
 class Study:
-    """An operator, what to call it, and how to look at it."""
+    """An operator, its name in the report, and the settings of the algorithms."""
 
     operator: Operator
-    letter: str
-    """What code and formulas call it: A, H."""
-    prefix: str
-    """What the names of its files begin with."""
-    settings: Settings
+    symbol: str
+    """Its name in code and formulas: A, H."""
+    file_prefix: str
+    """The beginning of the names of its files."""
+    settings: StudySettings
     hermitian: bool = True
-    exact: Exact | None = None
+    exact: ExactAnswers | None = None
 
     @property
     def kind(self) -> str:
-        """The probes of least variance: signs, or 4th roots of unity for a complex operator."""
+        """The probes with the smallest variance: random signs, or 4th roots of unity if complex."""
         return "z4" if is_complex(self.operator.space.xp, self.operator.dtype) else "rademacher"
 
     @property
     def probe_entries(self) -> str:
-        """What the probes' entries are, in words."""
+        """The entries of the probes, in words."""
         return "random signs" if self.kind == "rademacher" else "random 4th roots of unity"
 
     @property
     def adjoint(self) -> str:
-        """The sign that turns a column into the row of its (conjugated) entries."""
+        """The symbol of the transpose, or of the conjugate transpose for a complex operator."""
         return "ᵀ" if self.kind == "rademacher" else "ᴴ"
 
     @property
+    def conjugate_probe(self) -> str:
+        """The symbol of the conjugate of a probe w."""
+        return "w" if self.kind == "rademacher" else "w̄"
+
+    @property
     def eps(self) -> float:
-        """The relative spacing of the operator's numbers."""
+        """The machine epsilon of the operator's data type."""
         return epsilon(self.operator.space.xp, self.operator.dtype)
 
     def with_exact(self, matrix: HostArray) -> Study:
-        """The same study with the dense answers of ``matrix`` beside it."""
-        exact = Exact.of(matrix, hermitian=self.hermitian, eps=self.eps)
+        """The same study with the exact answers for ``matrix``."""
+        exact = ExactAnswers.of(matrix, hermitian=self.hermitian, eps=self.eps)
         return dataclasses.replace(self, exact=exact)
 
     def sampling(self) -> dict[str, Any]:
-        """The arguments of the trace and the diagonal that were asked for."""
+        """The arguments of ``trace`` and ``diagonal``."""
         s = self.settings
         chosen = {"num_probes": s.num_probes, "rtol": s.rtol, "max_matvecs": s.max_matvecs}
         arguments: dict[str, Any] = {
@@ -123,16 +134,16 @@ class Study:
             arguments["kind"] = self.kind
         return {**arguments, "seed": s.seed}
 
-    def rivals(self, *methods: str, num_matvecs: int) -> list[tuple[str, dict[str, Any]]]:
-        """Other methods to compare with, and their arguments for as many products."""
+    def comparisons(self, *methods: str, num_matvecs: int) -> list[dict[str, Any]]:
+        """The arguments of other methods for as many matvecs; none if no comparison is made."""
         n = self.operator.shape[0]
         if not self.settings.compare or not self.hermitian or num_matvecs >= n:
             return []
         arguments = {"max_matvecs": num_matvecs, "seed": self.settings.seed}
-        return [(method, {"method": method, **arguments}) for method in methods]
+        return [{"method": method, **arguments} for method in methods]
 
     def call(self, function: str, *positional: object, **arguments: object) -> str:
         """A line of Python that repeats a computation."""
-        said = [repr(value) for value in positional]
-        said += [f"{name}={value!r}" for name, value in arguments.items()]
-        return f"mf.{function}({', '.join([self.letter, *said])})"
+        words = [repr(value) for value in positional]
+        words += [f"{name}={value!r}" for name, value in arguments.items()]
+        return f"mf.{function}({', '.join([self.symbol, *words])})"

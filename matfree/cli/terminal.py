@@ -1,4 +1,4 @@
-"""A report as it is printed while it comes about."""
+"""The report as it is printed to the terminal during the run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TextIO, final
 from matfree.cli.report import cells
 from matfree.cli.report.document import Chapter, Section, Table
 
-_WIDEST = 88
+_MAX_WIDTH = 88
 
 
 @final
 class Terminal:
-    """Prints chapters and sections as they come.
+    """Prints chapters and sections as they are added.
 
     Parameters
     ----------
@@ -23,10 +23,10 @@ class Terminal:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._width = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+        self._width = min(_MAX_WIDTH, shutil.get_terminal_size((_MAX_WIDTH, 24)).columns)
 
     def chapter(self, chapter: Chapter) -> None:
-        """Print a chapter's heading, what it says, and what it is about."""
+        """Print the heading of a chapter, its text, and the properties of the operator."""
         self._line()
         self._line(chapter.title.upper())
         self._line("=" * len(chapter.title))
@@ -37,7 +37,7 @@ class Terminal:
             self._line(f"  {name:<{width}}  {text}")
 
     def section(self, section: Section) -> None:
-        """Print a section: words, code, tables."""
+        """Print a section: text, code and tables."""
         self._line()
         self._line(section.title)
         self._line("-" * len(section.title))
@@ -53,7 +53,7 @@ class Terminal:
         self._line(textwrap.fill(text, self._width, break_on_hyphens=False))
 
     def table(self, table: Table) -> None:
-        """Print a table under its caption."""
+        """Print the caption and the rows of a table."""
         self._line()
         self.note(table.caption)
         titles, rows = [column.title for column in table.columns], cells.rendered(table)

@@ -1,4 +1,4 @@
-"""``matfree merge``: jobs over different probes, and what is no part of one run."""
+"""``matfree merge``: jobs over different probes are merged, and other results refused."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def merge(*words):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves results under numbered names, and gives the paths."""
+    """A function that saves results under numbered names and returns the paths."""
 
     def save(*results):
         return [result.save(tmp_path / f"job{i}.npz") for i, result in enumerate(results)]
@@ -55,7 +55,7 @@ def test_jobs_over_probe_ranges_merge_to_the_one_run(function, parts, saved, tmp
     assert merged.bias >= whole.bias  # each job bounds its own
 
 
-def test_diagonals_merge_with_their_bars(saved, tmp_path):
+def test_diagonals_merge_with_their_standard_errors(saved, tmp_path):
     jobs = [mf.diagonal(A, num_probes=n, first_probe=f, seed=3) for f, n in JOBS]
     assert merge(*saved(*jobs), "--out", tmp_path / "all") == 0
     merged, whole = mf.load(tmp_path / "all.npz"), mf.diagonal(A, num_probes=25, seed=3)
@@ -75,7 +75,7 @@ def test_diagonals_merge_with_their_bars(saved, tmp_path):
     ],
     ids=["overlap", "seed", "size", "operator", "kind"],
 )
-def test_what_is_no_part_of_one_run_is_refused(function, changes, complaint, saved, capsys):
+def test_results_of_different_runs_are_refused(function, changes, complaint, saved, capsys):
     options = {"A": A, "num_probes": 20, "first_probe": 0, "seed": 1}
     options |= {"num_steps": 8} if function is mf.spectral_density else {}
     jobs = [function(**options), function(**(options | {"first_probe": 20} | changes))]
@@ -83,8 +83,8 @@ def test_what_is_no_part_of_one_run_is_refused(function, changes, complaint, sav
     assert complaint in capsys.readouterr().err
 
 
-def test_runs_of_one_operator_are_never_taken_for_different_ones():
-    # Signs see this matrix through one coin: half of all pairs of short runs disagree.
+def test_runs_of_one_operator_are_never_refused():
+    # With random signs every sample takes one of two values: half of all short runs disagree.
     coin = np.diag([3.0, 3.0, 3.0])
     coin[0, 1] = coin[1, 0] = 1.0
     for first in range(0, 640, 32):
@@ -102,8 +102,8 @@ def test_files_that_hold_something_else_are_refused(saved, tmp_path, capsys):
     )
     np.savez(tmp_path / "foreign.npz", x=np.zeros(3))
     for words, complaint in [
-        ((eigen, trace), "holds a EigenResult; estimates and spectral densities"),
-        ((trace, density), "give results of one kind"),
+        ((eigen, trace), "of type EigenResult; only estimates and spectral densities"),
+        ((trace, density), "pass results of one type"),
         ((trace, tmp_path / "foreign.npz"), "is not a file that matfree wrote"),
         ((trace, tmp_path / "absent.npz"), "is not a file; check the path"),
         ((trace, "-o", tmp_path / "nowhere" / "all.npz"), "cannot write"),

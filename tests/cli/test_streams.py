@@ -7,7 +7,7 @@ import pytest
 from support.matrices import with_spectrum
 
 from matfree.cli import main, streams
-from matfree.cli.matrix import _reader
+from matfree.cli.matrix import _reader_code
 
 pytest.importorskip("matplotlib", reason="the report needs matplotlib")
 
@@ -47,7 +47,7 @@ def zarr_folder(folder):
 
 
 @pytest.mark.parametrize("made", [npy, hdf5, zarr_folder])
-def test_a_streamed_matrix_has_the_numbers_of_the_one_in_memory(made, tmp_path, capsys):
+def test_a_streamed_matrix_gives_the_same_numbers_as_one_in_memory(made, tmp_path, capsys):
     path = made(tmp_path)
     streamed, whole = numbers(capsys, path, "--stream"), numbers(capsys, path)
     assert "slabs" in streamed["facts"]["read"]
@@ -62,18 +62,20 @@ def test_a_streamed_matrix_has_the_numbers_of_the_one_in_memory(made, tmp_path, 
 def test_the_report_opens_the_file_as_it_was_opened(made, stream, tmp_path):
     path = str(made(tmp_path))
     names = {}
-    exec("\n".join(_reader(path, streamed=stream)), names)
+    exec("\n".join(_reader_code(path, streamed=stream)), names)
     assert names["A"].shape == (60, 60)
     assert isinstance(names["A"], np.ndarray) or stream
 
 
-def test_what_is_large_beside_the_memory_is_streamed_by_itself(tmp_path, capsys, monkeypatch):
+def test_a_matrix_that_is_large_compared_with_the_memory_is_streamed_automatically(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(streams, "too_large", lambda num_bytes: num_bytes >= A.nbytes)
     assert "slabs" in numbers(capsys, npy(tmp_path))["facts"]["read"]
     assert "memory" in numbers(capsys, npy(tmp_path, A[:9, :9]))["facts"]["read"]
 
 
-def test_a_streamed_matrix_that_is_not_symmetric_is_found_out(tmp_path, capsys):
+def test_the_asymmetry_of_a_streamed_matrix_is_detected(tmp_path, capsys):
     path = npy(tmp_path, A + np.eye(60, k=1))
     assert numbers(capsys, path, "--stream")["facts"]["symmetry"] == "not symmetric"
 
@@ -84,12 +86,12 @@ REFUSED = {
     "nan": (lambda d: npy(d, np.where(np.eye(60) > 0, np.nan, A)), ["--stream"], "NaN or infinity"),
     "not square": (lambda d: npy(d, A[:9]), ["--stream"], "only square matrices"),
     "no numbers": (lambda d: npy(d, A.astype("U3")), ["--stream"], "not numbers"),
-    "absent": (lambda d: d / "B.npy", ["--stream"], "is not there"),
+    "absent": (lambda d: d / "B.npy", ["--stream"], "does not exist"),
     "absent hdf5": (lambda d: d / "B.h5", [], "is not a file"),
     "no dataset": (lambda d: hdf5(d).replace("part", "whole"), [], "NAME one of: part/A, vector"),
     "unnamed": (lambda d: hdf5(d).partition(":")[0], [], "needs the name of a dataset"),
     "a vector": (lambda d: hdf5(d).replace("part/A", "vector"), [], "1 dimensions"),
-    "no zarr": (lambda d: zarr_folder(d).rename(d / "x") and (d / "B.zarr"), [], "is not there"),
+    "no zarr": (lambda d: zarr_folder(d).rename(d / "x") and (d / "B.zarr"), [], "does not exist"),
 }
 
 

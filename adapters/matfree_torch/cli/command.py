@@ -16,8 +16,8 @@ from torch import nn
 from matfree.arrays import to_host
 from matfree.cli import options, sections
 from matfree.cli.failure import CommandError, one_line
-from matfree.cli.report.document import Chapter, Notebook
-from matfree.cli.session import conduct
+from matfree.cli.report.document import Chapter, ReportBuilder
+from matfree.cli.session import run_and_report
 from matfree.cli.study import Study
 from matfree.errors import MatfreeError
 from matfree_torch import HessianOperator, hessian
@@ -53,15 +53,15 @@ def run(given: argparse.Namespace) -> int:
         H = _hessian(model, loss, data, given.target)
     settings = options.settings(given, H.shape[0])
 
-    def work(notebook: Notebook) -> None:
-        notebook.open(_chapter(given, model, H))
+    def work(notebook: ReportBuilder) -> None:
+        notebook.add_chapter(_chapter(given, model, H))
         study = Study(H, "H", "network", settings)
         if given.exact:
             study = study.with_exact(to_host(H.to_dense()))
-        sections.write(study, notebook)
+        sections.add_sections(study, notebook)
 
     try:
-        return conduct(given, f"The Hessian of {given.target}", work)
+        return run_and_report(given, f"The Hessian of {given.target}", work)
     except torch.OutOfMemoryError as cause:
         raise CommandError(
             f"the device has not enough memory ({one_line(cause)}); return fewer samples, or a "

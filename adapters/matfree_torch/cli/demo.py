@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from matfree.arrays import to_host
 from matfree.cli import sections
-from matfree.cli.report.document import Chapter, Column, Figure, Notebook, Section, Table
-from matfree.cli.study import Settings, Study
+from matfree.cli.report.document import Chapter, Column, Figure, ReportBuilder, Section, Table
+from matfree.cli.study import Study, StudySettings
 from matfree.progress import Progress
 from matfree_torch import hessian
 
@@ -29,7 +29,7 @@ _BATCH = 125
 _SHOWN = 12  # test images in the picture
 
 
-def chapter(notebook: Notebook, *, seed: int, progress: bool) -> None:
+def chapter(notebook: ReportBuilder, *, seed: int, progress: bool) -> None:
     """Add the chapters on a residual network, and on one small enough for exact answers."""
     _residual_chapter(notebook, seed, progress)
     _small_chapter(notebook, seed, progress)
@@ -148,10 +148,10 @@ def _train(
     model.zero_grad()
 
 
-def _residual_chapter(notebook: Notebook, seed: int, progress: bool) -> None:
+def _residual_chapter(notebook: ReportBuilder, seed: int, progress: bool) -> None:
     model, loss, batch = residual_problem(seed, progress=progress)
     H = hessian(model, loss, batch)
-    notebook.open(
+    notebook.add_chapter(
         Chapter(
             key="network",
             title="The Hessian of a residual network",
@@ -166,17 +166,17 @@ def _residual_chapter(notebook: Notebook, seed: int, progress: bool) -> None:
             facts=_facts(H.shape[0], batch, seed),
         )
     )
-    notebook.add(_training(model, batch, loss, "network"))
-    settings = Settings(
+    notebook.add_section(_training(model, batch, loss, "network"))
+    settings = StudySettings(
         seed=seed, num_probes=64, num_steps=60, density_probes=4, compare=True, progress=progress
     )
-    sections.write(Study(H, "H", "network", settings), notebook)
+    sections.add_sections(Study(H, "H", "network", settings), notebook)
 
 
-def _small_chapter(notebook: Notebook, seed: int, progress: bool) -> None:
+def _small_chapter(notebook: ReportBuilder, seed: int, progress: bool) -> None:
     model, loss, batch = small_problem(seed, progress=progress)
     H = hessian(model, loss, batch)
-    notebook.open(
+    notebook.add_chapter(
         Chapter(
             key="small_network",
             title="A small network, beside its explicit Hessian",
@@ -189,12 +189,12 @@ def _small_chapter(notebook: Notebook, seed: int, progress: bool) -> None:
             facts=_facts(H.shape[0], batch, seed),
         )
     )
-    notebook.add(_training(model, batch, loss, "small-network"))
-    settings = Settings(
+    notebook.add_section(_training(model, batch, loss, "small-network"))
+    settings = StudySettings(
         seed=seed, eigen_rtol=1e-6, num_probes=128, num_steps=100, compare=True, progress=progress
     )
     study = Study(H, "H", "small-network", settings)
-    sections.write(study.with_exact(to_host(H.to_dense())), notebook)
+    sections.add_sections(study.with_exact(to_host(H.to_dense())), notebook)
 
 
 def _code(problem: str, seed: int) -> str:

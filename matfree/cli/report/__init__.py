@@ -1,1 +1,1 @@
-"""The HTML report: its page, its tables and its pictures."""
+"""The HTML report: its records, tables, figures and page."""

@@ -1,4 +1,4 @@
-"""How numbers look in tables, in the terminal and on the page alike."""
+"""The text of table cells, for the terminal and the HTML page."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from matfree.cli.report.document import Cell, Column, Table
 
 
 def number(x: Any, digits: int = 6) -> str:
-    """A number with so many significant digits; a complex one as real and imaginary part."""
+    """A number with the given significant digits; a complex one as real and imaginary part."""
     if isinstance(x, complex):
         return f"{x.real:.{digits}g}{x.imag:+.{digits}g}i"
     return f"{x:.{digits}g}"
 
 
-def interval(low: float, high: float, digits: int = 6) -> str:
-    """[low, high]."""
+def interval_text(low: float, high: float, digits: int = 6) -> str:
+    """An interval as "[low, high]"."""
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a percentage of two digits."""
+    """A fraction as a percentage with two digits."""
     return f"{100 * fraction:.0f} %" if fraction >= 0.1 else f"{100 * fraction:.2g} %"
 
 
-def cell(value: Cell, digits: int = 6) -> str:
-    """What a reader sees of a cell."""
+def cell_text(value: Cell, digits: int = 6) -> str:
+    """The text of a cell."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool):
@@ -37,27 +37,27 @@ def cell(value: Cell, digits: int = 6) -> str:
 
 
 def rendered(table: Table) -> list[list[str]]:
-    """All cells of a table as text, row by row."""
+    """The text of all cells of a table, row by row."""
     return [
-        [cell(value, column.digits) for value, column in zip(row, table.columns, strict=True)]
+        [cell_text(value, column.digits) for value, column in zip(row, table.columns, strict=True)]
         for row in table.rows
     ]
 
 
 def is_numeric(table: Table, index: int) -> bool:
-    """Whether a column holds numbers, which stand flush right."""
+    """Whether a column contains numbers only, which are aligned to the right."""
     return not any(isinstance(row[index], str) for row in table.rows)
 
 
 def summary(findings: tuple[Any, ...], caption: str) -> Table:
-    """The findings of a chapter as one table; without an exact value anywhere, no such column."""
+    """The findings of a chapter as a table; the exact columns are omitted if they are empty."""
     known = any(finding.exact is not None for finding in findings)
     titles = [
         "quantity",
         "estimate",
         "interval",
         *(["exact", "inside"] if known else []),
-        "products",
+        "matvecs",
     ]
     rows = []
     for finding in findings:

@@ -1,8 +1,8 @@
-"""What a report is made of: chapters, sections, tables, figures, findings.
+"""The records that a report consists of: chapters, sections, tables, figures, findings.
 
-These know nothing of where they come from or where they go. Whoever has something to
-report makes sections and hands them to a :class:`Notebook`; renderers (``terminal``,
-``page``, ``folder``) read the same records.
+The records depend neither on the commands that create them nor on the output format. A command
+adds chapters and sections to a :class:`ReportBuilder`, and the renderers (``terminal``, ``page``,
+``folder``) read the records.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final
 
 Cell: TypeAlias = str | int | float | complex | bool | None
-"""What stands in a table; a float is printed with its column's digits, None as a dash."""
+"""A cell of a table. A float is printed with the digits of its column, None as a dash."""
 
 
 class Saveable(Protocol):
-    """A result that can write itself to a file, as every matfree result can."""
+    """A result that can be saved to a file, like every result of matfree."""
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to ``path`` and return the path written."""
@@ -32,13 +32,13 @@ class Column:
 
     title: str
     digits: int = 6
-    """Significant digits of its floats."""
+    """The number of significant digits of its floats."""
 
 
 @final
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns, with a caption that says what to see in them."""
+    """Rows and columns, with a caption that says what they show."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -48,30 +48,30 @@ class Table:
 @final
 @dataclass(frozen=True)
 class Figure:
-    """A picture, drawn when a renderer wants it."""
+    """A figure; it is drawn when a renderer calls ``draw``."""
 
     name: str
-    """Of its file, without the ending."""
+    """The name of its file, without the ending."""
     title: str
     caption: str
     draw: Callable[[Any], Any]
-    """Draws on the matplotlib Axes it is given."""
+    """A function that draws on the given matplotlib Axes."""
     height: float = 3.6
-    """Inches."""
+    """In inches."""
 
 
 @final
 @dataclass(frozen=True)
 class Finding:
-    """One line of the summary: what was estimated, how surely, and what is true."""
+    """One row of the summary: an estimate, its interval, and the exact value if it is known."""
 
     quantity: str
     estimate: Cell
     interval: str
     exact: Cell = None
-    """None where nobody knows."""
+    """The exact value; None if it is unknown."""
     inside: Cell = None
-    """Whether the interval holds the exact value; None where nobody knows."""
+    """Whether the interval contains the exact value; None if that is unknown."""
     num_matvecs: int | None = None
 
 
@@ -84,16 +84,16 @@ class Section:
     """Its name in results.json."""
     title: str
     text: tuple[str, ...]
-    """Paragraphs; `code` between backticks."""
+    """Paragraphs; text between backticks is code."""
     code: str = ""
-    """Python that repeats it."""
+    """Python that repeats the computation."""
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     findings: tuple[Finding, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers for results.json: plain values, lists and mappings of them."""
+    """The numbers for results.json: plain values, and lists and mappings of them."""
     results: Mapping[str, Saveable] = field(default_factory=dict)
-    """Results worth keeping, by the name of their file."""
+    """The results to save, by the name of their file."""
     seconds: float | None = None
 
 
@@ -106,9 +106,9 @@ class Chapter:
     title: str
     text: tuple[str, ...]
     code: str = ""
-    """Python that makes the operator which the sections' code speaks of."""
+    """Python that creates the operator to which the code of the sections refers."""
     facts: tuple[tuple[str, str], ...] = ()
-    """What it is about, as (name, text)."""
+    """Properties of the operator, as (name, text)."""
     sections: tuple[Section, ...] = ()
 
     @property
@@ -120,50 +120,50 @@ class Chapter:
 @final
 @dataclass(frozen=True)
 class Report:
-    """Everything one command had to say, and what it takes to have it say it again."""
+    """The complete report of one command, with what is needed to repeat it."""
 
     title: str
     command: str
-    """The command line that repeats it."""
+    """The command line that repeats the run."""
     seed: int
     environment: Mapping[str, str]
-    """Versions and machine, by name."""
+    """Versions of the software and the type of machine, by name."""
     chapters: tuple[Chapter, ...]
     notes: tuple[str, ...] = ()
-    """What is missing, and why."""
+    """Remarks about the whole report, such as what is missing and why."""
     seconds: float = 0.0
 
 
-class Listener(Protocol):
-    """Somebody who wants to know of chapters and sections as they come."""
+class ReportListener(Protocol):
+    """An object that is notified of chapters and sections as they are added."""
 
     def chapter(self, chapter: Chapter) -> None:
-        """A chapter begins; it has no sections yet."""
+        """A chapter was opened; it has no sections yet."""
 
     def section(self, section: Section) -> None:
-        """A section of the chapter is done."""
+        """A section was added to the chapter."""
 
     def note(self, text: str) -> None:
-        """Something to know is said in one line."""
+        """A note was added."""
 
 
 @final
-class Notebook:
-    """Collects a report while it comes about, and tells a listener.
+class ReportBuilder:
+    """Collects the chapters of a report during a run, and notifies a listener.
 
     Parameters
     ----------
-    listener : Listener, optional
+    listener : ReportListener, optional
     """
 
-    def __init__(self, listener: Listener | None = None) -> None:
+    def __init__(self, listener: ReportListener | None = None) -> None:
         self._listener = listener
         self._chapters: list[Chapter] = []
         self._notes: list[str] = []
 
     @property
     def chapters(self) -> tuple[Chapter, ...]:
-        """What was collected so far."""
+        """The chapters so far."""
         return tuple(self._chapters)
 
     @property
@@ -171,21 +171,21 @@ class Notebook:
         """The notes so far."""
         return tuple(self._notes)
 
-    def open(self, chapter: Chapter) -> None:
-        """Begin a chapter."""
+    def add_chapter(self, chapter: Chapter) -> None:
+        """Open a chapter; sections are added to it from now on."""
         self._chapters.append(chapter)
         if self._listener is not None:
             self._listener.chapter(chapter)
 
-    def add(self, section: Section) -> None:
-        """Put a section at the end of the chapter that was opened last."""
+    def add_section(self, section: Section) -> None:
+        """Add a section to the chapter that was opened last."""
         chapter = self._chapters[-1]
         self._chapters[-1] = dataclasses.replace(chapter, sections=(*chapter.sections, section))
         if self._listener is not None:
             self._listener.section(section)
 
-    def note(self, text: str) -> None:
-        """Say something that is about the report as a whole."""
+    def add_note(self, text: str) -> None:
+        """Add a remark about the whole report."""
         self._notes.append(text)
         if self._listener is not None:
             self._listener.note(text)

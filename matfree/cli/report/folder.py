@@ -1,4 +1,4 @@
-"""A report as a folder: report.html, its pictures, results.json, and the results themselves."""
+"""A report as a folder: report.html, figures, results.json, and the saved results."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ import matfree
 from matfree.cli.failure import CommandError
 from matfree.cli.report import page
 from matfree.cli.report.document import Chapter, Figure, Report
-from matfree.cli.report.images import png
+from matfree.cli.report.images import png_image
 
 
-def prepare(path: str) -> Path:
-    """Make the folder, and see that it can be written to, before anything is computed.
+def prepare_folder(path: str) -> Path:
+    """Create the folder and check that it is writable, before anything is computed.
 
     Raises
     ------
     CommandError
-        It cannot be made or written to, or there is no matplotlib to draw with.
+        The folder cannot be created or written to, or matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
         raise CommandError(
-            "pictures need matplotlib, which is not installed: pip install 'matfree-nla[plot]'"
+            "the figures of a report need matplotlib, which is not installed: "
+            "pip install 'matfree-nla[plot]'"
         )
     folder = Path(path)
     try:
@@ -41,26 +42,29 @@ def prepare(path: str) -> Path:
     return folder
 
 
-def write(report: Report, folder: Path) -> Path:
-    """Write everything, and return the path of the page."""
-    pictures: dict[str, dict[str, bytes]] = {}
-    for figure in _figures(report):
-        pictures[figure.name] = {"light": png(figure, "light"), "dark": png(figure, "dark")}
-        (folder / f"{figure.name}.png").write_bytes(pictures[figure.name]["light"])
+def write_report(report: Report, folder: Path) -> Path:
+    """Write the page, the figures, the numbers and the results; return the path of the page."""
+    images: dict[str, dict[str, bytes]] = {}
+    for figure in _all_figures(report):
+        images[figure.name] = {
+            "light": png_image(figure, "light"),
+            "dark": png_image(figure, "dark"),
+        }
+        (folder / f"{figure.name}.png").write_bytes(images[figure.name]["light"])
     for chapter in report.chapters:
         for section in chapter.sections:
             for name, result in section.results.items():
                 result.save(folder / f"{name}.npz")
     (folder / "results.json").write_text(as_json(report), encoding="utf-8")
     path = folder / "report.html"
-    path.write_text(page.render(report, pictures), encoding="utf-8")
+    path.write_text(page.render(report, images), encoding="utf-8")
     return path
 
 
 def as_json(report: Report) -> str:
-    """The numbers of a report; NaN and infinity, which JSON lacks, become null.
+    """The numbers of a report; NaN and infinity, which JSON does not have, become null.
 
-    ``results[chapter][section]`` holds what a section's ``values`` hold, and its seconds.
+    ``results[chapter][section]`` contains the ``values`` of a section and its time in seconds.
     """
     content = {
         "matfree": matfree.__version__,
@@ -70,19 +74,19 @@ def as_json(report: Report) -> str:
         "seconds": report.seconds,
         "environment": report.environment,
         "notes": report.notes,
-        "results": {chapter.key: _chapter(chapter) for chapter in report.chapters},
+        "results": {chapter.key: _chapter_values(chapter) for chapter in report.chapters},
     }
-    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_json_value(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _chapter(chapter: Chapter) -> dict[str, Any]:
+def _chapter_values(chapter: Chapter) -> dict[str, Any]:
     sections = {
         section.key: {**section.values, "seconds": section.seconds} for section in chapter.sections
     }
     return {"facts": dict(chapter.facts), **sections}
 
 
-def _figures(report: Report) -> list[Figure]:
+def _all_figures(report: Report) -> list[Figure]:
     return [
         figure
         for chapter in report.chapters
@@ -91,16 +95,16 @@ def _figures(report: Report) -> list[Figure]:
     ]
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can say."""
+def _json_value(value: Any) -> Any:
+    """The value in terms of the types that JSON has."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _json_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, complex):
-        return {"real": _plain(value.real), "imag": _plain(value.imag)}
+        return {"real": _json_value(value.real), "imag": _json_value(value.imag)}
     if hasattr(value, "item"):
-        return _plain(value.item())
+        return _json_value(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""Figures as PNG, on white for print and files, on black for a dark screen."""
+"""Figures as PNG images, on white for print and files, on black for dark screens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matfree.cli.report.document import Figure
 Theme: TypeAlias = Literal["light", "dark"]
 
 WIDTH = 5.6
-"""Inches: small enough that text stays readable at the width of a phone."""
+"""In inches; small enough for the text to be readable at the width of a phone."""
 
 _DOTS_PER_INCH = 160
 _INK_AND_PAPER: dict[Theme, tuple[str, str]] = {
@@ -19,8 +19,8 @@ _INK_AND_PAPER: dict[Theme, tuple[str, str]] = {
 }
 
 
-def png(figure: Figure, theme: Theme = "light") -> bytes:
-    """Draw a figure; matplotlib's global state is as before afterwards."""
+def png_image(figure: Figure, theme: Theme = "light") -> bytes:
+    """Draw a figure without changing the global state of matplotlib."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no script, no request, no font."""
+"""A report as one self-contained HTML file, without scripts, requests or fonts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import matfree
 from matfree.cli.report import cells
 from matfree.cli.report.document import Chapter, Figure, Report, Section, Table
 
-Pictures = Mapping[str, Mapping[str, bytes]]
+Images = Mapping[str, Mapping[str, bytes]]
 """PNG bytes by figure name and theme ("light", "dark")."""
 
 
-def render(report: Report, pictures: Pictures) -> str:
-    """The whole page."""
+def render(report: Report, images: Images) -> str:
+    """The HTML of the whole page."""
     style = files("matfree.cli.report").joinpath("page.css").read_text(encoding="utf-8")
     title = escape(report.title)
     return "\n".join(
@@ -33,9 +33,9 @@ def render(report: Report, pictures: Pictures) -> str:
             "</head>",
             "<body>",
             "<main>",
-            _header(report),
-            *(_chapter(j, chapter, pictures) for j, chapter in enumerate(report.chapters, 1)),
-            _reproduction(report),
+            _header_html(report),
+            *(_chapter_html(j, chapter, images) for j, chapter in enumerate(report.chapters, 1)),
+            _reproduction_html(report),
             "</main>",
             "</body>",
             "</html>\n",
@@ -43,42 +43,45 @@ def render(report: Report, pictures: Pictures) -> str:
     )
 
 
-def _header(report: Report) -> str:
+def _header_html(report: Report) -> str:
     count = sum(finding.num_matvecs or 0 for c in report.chapters for finding in c.findings)
     lead = (
         f"matfree {matfree.__version__}, seed {report.seed}, "
-        f"{count:,} products for what the summary lists, {report.seconds:.0f} s"
+        f"{count:,} matvecs for the estimates of the summary, {report.seconds:.0f} s"
     )
     contents = "".join(
         f'<li><a href="#{escape(chapter.key)}">{escape(chapter.title)}</a></li>'
         for chapter in report.chapters
     )
     summaries = "".join(
-        _table(cells.summary(chapter.findings, chapter.title), "stacked")
+        _table_html(cells.summary(chapter.findings, chapter.title), "stacked")
         for chapter in report.chapters
     )
     notes = "".join(f'<p class="note">{_inline(note)}</p>' for note in report.notes)
     return (
         f'<header><h1>{escape(report.title)}</h1><p class="lead">{lead}</p>{notes}</header>\n'
-        f"<nav><ol>{contents}<li><a href='#again'>Repeat it</a></li></ol></nav>\n"
-        f"<section><h2>Summary</h2>{summaries}{_reading()}</section>"
+        f"<nav><ol>{contents}<li><a href='#again'>How to repeat this run</a></li></ol></nav>\n"
+        f"<section><h2>Summary</h2>{summaries}{_explanation()}</section>"
     )
 
 
-def _reading() -> str:
+def _explanation() -> str:
     return (
-        "<p class='small'>A 95 % interval holds the true value in 95 of 100 runs with different "
-        "seeds. A certain one always does: it comes from the residual, and says that an "
-        "eigenvalue lies in it. A product is the matrix applied to one vector.</p>"
+        "<p class='small'>A 95 % interval contains the true value in 95 of 100 runs with "
+        "different seeds. A guaranteed bound always holds; for an eigenvalue it is computed from "
+        "the residual. The column "
+        '"inside" says whether the interval contains the exact value. A matvec is the matrix '
+        "applied to one vector.</p>"
     )
 
 
-def _chapter(index: int, chapter: Chapter, pictures: Pictures) -> str:
+def _chapter_html(index: int, chapter: Chapter, images: Images) -> str:
     facts = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in chapter.facts
     )
     sections = "\n".join(
-        _section(f"{index}.{j}", section, pictures) for j, section in enumerate(chapter.sections, 1)
+        _section_html(f"{index}.{j}", section, images)
+        for j, section in enumerate(chapter.sections, 1)
     )
     return (
         f'<section id="{escape(chapter.key)}"><h2>{index}. {escape(chapter.title)}</h2>'
@@ -86,9 +89,9 @@ def _chapter(index: int, chapter: Chapter, pictures: Pictures) -> str:
     )
 
 
-def _section(index: str, section: Section, pictures: Pictures) -> str:
-    tables = "".join(map(_table, section.tables))
-    figures = "".join(_figure(figure, pictures) for figure in section.figures)
+def _section_html(index: str, section: Section, images: Images) -> str:
+    tables = "".join(map(_table_html, section.tables))
+    figures = "".join(_figure_html(figure, images) for figure in section.figures)
     code = f"<pre><code>{escape(section.code)}</code></pre>" if section.code else ""
     return (
         f"<article><h3>{index} {escape(section.title)}</h3>{_paragraphs(section.text)}{code}"
@@ -96,8 +99,8 @@ def _section(index: str, section: Section, pictures: Pictures) -> str:
     )
 
 
-def _figure(figure: Figure, pictures: Pictures) -> str:
-    light, dark = (_data(pictures[figure.name][theme]) for theme in ("light", "dark"))
+def _figure_html(figure: Figure, images: Images) -> str:
+    light, dark = (_data_url(images[figure.name][theme]) for theme in ("light", "dark"))
     return (
         "<figure><picture>"
         f'<source srcset="{dark}" media="screen and (prefers-color-scheme: dark)">'
@@ -107,12 +110,12 @@ def _figure(figure: Figure, pictures: Pictures) -> str:
     )
 
 
-def _data(png: bytes) -> str:
+def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _table(table: Table, style: str = "") -> str:
-    """A table; in the style "stacked" its rows become cards where the screen is narrow."""
+def _table_html(table: Table, style: str = "") -> str:
+    """A table; with the style "stacked", rows become cards on a narrow screen."""
     kinds = ["number" if cells.is_numeric(table, j) else "text" for j in range(len(table.columns))]
     titles = [escape(column.title) for column in table.columns]
     head = "".join(
@@ -120,7 +123,8 @@ def _table(table: Table, style: str = "") -> str:
         for title, kind in zip(titles, kinds, strict=True)
     )
     body = "".join(
-        "<tr>" + "".join(map(_cell, row, kinds, titles)) + "</tr>" for row in cells.rendered(table)
+        "<tr>" + "".join(map(_cell_html, row, kinds, titles)) + "</tr>"
+        for row in cells.rendered(table)
     )
     return (
         f'<div class="table {style}"><p class="caption">{_inline(table.caption)}</p>'
@@ -129,25 +133,30 @@ def _table(table: Table, style: str = "") -> str:
     )
 
 
-def _cell(text: str, kind: str, title: str) -> str:
+def _cell_html(text: str, kind: str, title: str) -> str:
     verdict = {"yes": " yes", "NO": " no"}.get(text, "")
     return f'<td class="{kind}{verdict}" data-title="{title}">{escape(text)}</td>'
 
 
-def _reproduction(report: Report) -> str:
+def _reproduction_html(report: Report) -> str:
     environment = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
         for name, text in report.environment.items()
     )
     code = "\n\n".join(_script(chapter) for chapter in report.chapters if chapter.code)
-    script = f"<p>The same from Python:</p><pre><code>{escape(code)}</code></pre>" if code else ""
+    script = (
+        f"<p>The same computations in Python:</p><pre><code>{escape(code)}</code></pre>"
+        if code
+        else ""
+    )
     return (
-        '<section id="again"><h2>Repeat it</h2>'
+        '<section id="again"><h2>How to repeat this run</h2>'
         f"<pre><code>{escape(report.command)}</code></pre>"
-        "<p>One seed gives the same random vectors on every machine, backend and device; the "
-        "numbers then agree up to rounding. Beside this page lie the pictures as PNG, all numbers "
-        "in <code>results.json</code>, and every result in full as <code>.npz</code>, for "
-        f"<code>matfree.load</code>.</p>{script}<dl>{environment}</dl></section>"
+        "<p>With the same seed, the random vectors are the same on every machine, backend and "
+        "device, and the numbers agree up to rounding. The folder of this page also contains the "
+        "figures as PNG files, all numbers in <code>results.json</code>, and every result as an "
+        "<code>.npz</code> file that <code>matfree.load</code> reads.</p>"
+        f"{script}<dl>{environment}</dl></section>"
     )
 
 
@@ -161,5 +170,5 @@ def _paragraphs(text: tuple[str, ...]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escaped text, with what stands between backticks as code."""
+    """The escaped text, with code elements for the parts between backticks."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))

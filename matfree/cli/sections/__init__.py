@@ -1,4 +1,4 @@
-"""The sections that every study has, each one algorithm shown at work."""
+"""The sections of a study; each runs one algorithm and reports its result."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ import dataclasses
 import time
 import warnings
 
-from matfree.cli.report.document import Notebook
-from matfree.cli.sections import density, diagonal, power, trace
+from matfree.cli.report.document import ReportBuilder
+from matfree.cli.sections.base import StudySection
+from matfree.cli.sections.density import DensitySection
+from matfree.cli.sections.diagonal import DiagonalSection
+from matfree.cli.sections.power import PowerSection
+from matfree.cli.sections.trace import TraceSection
 from matfree.cli.study import Study
 from matfree.errors import ConvergenceWarning
 
-__all__ = ["write"]
+__all__ = ["add_sections"]
 
 
-def write(study: Study, notebook: Notebook) -> None:
-    """Compute and report all there is to say of an operator.
+def add_sections(study: Study, report: ReportBuilder) -> None:
+    """Run every algorithm that applies to an operator, and add a section for each.
 
     Parameters
     ----------
     study : Study
-        Of an operator that is not Hermitian, the trace and the diagonal only.
-    notebook : Notebook, with the operator's chapter open
+        If its operator is not Hermitian, only the trace and the diagonal are estimated.
+    report : ReportBuilder, with the operator's chapter open
     """
-    everything = (power.section, trace.section, diagonal.section, density.section)
-    for make in everything if study.hermitian else (trace.section, diagonal.section):
+    kinds: tuple[type[StudySection], ...] = (TraceSection, DiagonalSection)
+    if study.hermitian:
+        kinds = (PowerSection, *kinds, DensitySection)
+    for kind in kinds:
         begin = time.perf_counter()
         with warnings.catch_warnings():
-            # Every section says in its own words what did not converge.
+            # The text of every section reports what did not converge.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            section = make(study)
-        notebook.add(dataclasses.replace(section, seconds=time.perf_counter() - begin))
+            section = kind(study).build()
+        report.add_section(dataclasses.replace(section, seconds=time.perf_counter() - begin))

@@ -3,230 +3,233 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
 import matfree as mf
 from matfree import plotting
-from matfree.cli.quadrature import distance, exact_negative_share, holds
-from matfree.cli.report import cells
-from matfree.cli.report.document import Cell, Column, Figure, Finding, Section, Table
+from matfree.cli.report.cells import interval_text
+from matfree.cli.report.document import Cell, Column, Figure, Finding, Saveable, Table
+from matfree.cli.sections.base import StudySection
+from matfree.cli.sections.density_comparison import (
+    exact_negative_share,
+    interval_contains,
+    wasserstein_distance,
+)
 from matfree.cli.study import Study
-from matfree.results import Estimate, SpectralDensity
+from matfree.protocol import HostArray
+from matfree.results import SpectralDensity
 
-_MOST_ISOLATED = 8  # rows of the table of isolated eigenvalues
-
-
-def section(study: Study) -> Section:
-    """Run Lanczos from every probe, and read the spectrum off the quadratures."""
-    density = _density(study, study.settings.num_steps)
-    negative = density.mass_below(-density.noise_floor)
-    truth = _truth(study)
-    resolution = () if truth is None else (_resolution(study, truth),)
-    return Section(
-        key="spectral_density",
-        title="Spectral density, by stochastic Lanczos quadrature",
-        text=_text(study),
-        code=study.call("spectral_density", **_arguments(study, study.settings.num_steps)),
-        tables=(*resolution, *_isolated(study, density), _facts(study, density, negative)),
-        figures=_figures(study, density),
-        findings=_findings(study, density, negative),
-        values=_values(study, density, negative),
-        results={f"{study.prefix}-density": density},
-    )
+_MAX_ISOLATED = 8  # rows of the table of isolated eigenvalues
 
 
-def _arguments(study: Study, num_steps: int) -> dict[str, Any]:
-    kind = {} if study.kind == "rademacher" else {"kind": study.kind}
-    settings = study.settings
-    return {
-        "num_steps": num_steps,
-        "num_probes": settings.density_probes,
-        **kind,
-        "seed": settings.seed,
-    }
+@final
+class DensitySection(StudySection):
+    """The spectral density, and what is computed from its quadratures."""
 
+    key = "spectral_density"
+    title = "Spectral density, by stochastic Lanczos quadrature"
 
-def _density(study: Study, num_steps: int) -> SpectralDensity:
-    quiet = num_steps < study.settings.num_steps
-    progress = study.settings.progress and not quiet
-    # One probe at a time where a bar is watched: it moves only between blocks.
-    block = 1 if progress else None
-    arguments = _arguments(study, num_steps)
-    return mf.spectral_density(study.operator, block_size=block, progress=progress, **arguments)
+    def __init__(self, study: Study) -> None:
+        super().__init__(study)
+        self.density = self._density(study.settings.num_steps)
+        self.negative = self.density.mass_below(-self.density.noise_floor)
+        self.eigenvalues = None if study.exact is None else study.exact.eigenvalues
 
-
-def _text(study: Study) -> tuple[str, ...]:
-    A, s = study.letter, study.settings
-    method = (
-        f"From a random vector, {s.num_steps} steps of Lanczos build a small tridiagonal matrix. "
-        "Its eigenvalues are the nodes, and the squared first components of its eigenvectors the "
-        f"weights, of a quadrature of the spectrum of {A} as this vector sees it. The mean over "
-        f"{s.density_probes} vectors estimates how the eigenvalues are distributed."
-    )
-    return (method,)
-
-
-def _resolution(study: Study, truth: np.ndarray[Any, Any]) -> Table:
-    """The distance to the exact spectrum as the steps grow, from the same probes."""
-    last = study.settings.num_steps
-    rows: list[tuple[Cell, ...]] = []
-    for num_steps in [m for m in (5, 10, 20, 40) if m < last] + [last]:
-        density = _density(study, num_steps)
-        low, high = density.support
-        count = sum(map(len, density.nodes))
-        rows.append((num_steps, count, low, high, distance(density, truth)))
-    rows.append(("exact", truth.size, float(truth[0]), float(truth[-1]), 0.0))
-    titles = ("steps", "nodes", "least node", "largest node", "W1 / range")
-    return Table(
-        "Step by step: the ends of the spectrum come first, and the Wasserstein distance to the "
-        "exact spectrum falls as 1 / steps until the probes limit it:",
-        tuple(Column(title, 3 if title.startswith("W1") else 6) for title in titles),
-        tuple(rows),
-    )
-
-
-def _isolated(study: Study, density: SpectralDensity) -> tuple[Table, ...]:
-    """Eigenvalues that stand alone: where, and how many there are."""
-    sigma = (density.support[0] - float(density.grid()[0])) / 5
-    truth = _truth(study)
-    atoms = plotting.isolated(density, sigma)
-    atoms = sorted(atoms, key=lambda atom: -abs(atom.position))[:_MOST_ISOLATED]
-    if not atoms:
-        return ()
-    columns = [Column("eigenvalue", 8), Column("how many", 3), Column("95 % interval")]
-    rows: list[tuple[Cell, ...]] = []
-    for position, _ in atoms:
-        low, high = position - 2 * sigma, position + 2 * sigma
-        count = density.count(low, high)
-        row = (position, count.value, cells.interval(*count.interval(), 3))
-        if truth is None:
-            rows.append(row)
-        else:
-            rows.append((*row, int(np.sum((low <= truth) & (truth <= high)))))
-    if truth is not None:
-        columns.append(Column("exact"))
-    caption = (
-        "Isolated eigenvalues: Lanczos finds where they are to many digits, while a random "
-        f"vector sees each with a random weight, so that {density.num_probes} probes count them "
-        f"to about ± {100 * (2 / density.num_probes) ** 0.5:.0f} %:"
-    )
-    return (Table(caption, tuple(columns), tuple(rows)),)
-
-
-def _facts(study: Study, density: SpectralDensity, negative: Estimate) -> Table:
-    """Numbers read off the quadrature, beside those of the exact eigenvalues."""
-    first, second = density.moment(1), density.moment(2)
-    debt = density.trace_function(_negative_part)
-    rows: list[tuple[Any, ...]] = [
-        ("mean", first.value, cells.interval(*first.interval())),
-        ("mean square", second.value, cells.interval(*second.interval())),
-        ("median", density.quantile(0.5), ""),
-        ("sum of the negative ones", debt.value, cells.interval(*debt.interval())),
-        ("fraction negative", negative.value, cells.interval(*negative.interval(), 3)),
-    ]
-    columns = [Column("of the eigenvalues"), Column("estimate"), Column("interval")]
-    if (truth := _truth(study)) is not None:
-        negative_truth = exact_negative_share(density, truth)
-        answers = (
-            truth.mean(),
-            np.mean(truth**2),
-            np.median(truth),
-            _negative_part(truth).sum(),
-            negative_truth,
+    def text(self) -> tuple[str, ...]:
+        """Stochastic Lanczos quadrature."""
+        A, settings = self.study.symbol, self.study.settings
+        method = (
+            f"From a random vector, {settings.num_steps} steps of Lanczos compute a small "
+            "tridiagonal matrix. Its eigenvalues are the nodes of a Gauss quadrature for the "
+            f"spectral measure of {A} and this vector, and the squared first components of its "
+            f"eigenvectors are the weights. The mean over {settings.density_probes} random vectors "
+            "estimates the distribution of the eigenvalues."
         )
-        rows = [(*row, float(answer)) for row, answer in zip(rows, answers, strict=True)]
-        columns.append(Column("exact"))
-    return Table(
-        "Read off the same quadrature, without another product (with 95 % intervals over the "
-        "probes; that of the fraction is of theory, and counts what so many nodes cannot "
-        "resolve around zero):",
-        tuple(columns),
-        tuple(rows),
-    )
+        return (method,)
 
+    def code(self) -> str:
+        """The call of ``spectral_density``."""
+        return self.study.call("spectral_density", **self._arguments(self.study.settings.num_steps))
 
-def _negative_part(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.asarray(np.minimum(x, 0.0))
+    def tables(self) -> tuple[Table, ...]:
+        """The convergence, the isolated eigenvalues, and functions of the spectrum."""
+        convergence = () if self.eigenvalues is None else (self._convergence(self.eigenvalues),)
+        return (*convergence, *self._isolated(), self._functions())
 
+    def figures(self) -> tuple[Figure, ...]:
+        """The smoothed density and, if the exact one is known, the distribution function."""
+        density, exact = self.density, self.eigenvalues
+        curve = self.figure(
+            "density",
+            "Spectral density",
+            "On the logarithmic axis single eigenvalues are visible next to the bulk; it begins at "
+            "a tenth of the peak of one eigenvalue. The numbers above the stems are estimated "
+            "numbers of eigenvalues. The band shows the sampling error.",
+            lambda ax: plotting.plot_density(density, exact=exact, ax=ax),
+        )
+        if exact is None:
+            return (curve,)
+        distribution = self.figure(
+            "cdf",
+            "Distribution of the eigenvalues",
+            "The distribution function is not smoothed. The shaded area is the Wasserstein "
+            "distance that the table lists.",
+            lambda ax: plotting.plot_cdf(density, exact=exact, ax=ax),
+        )
+        return (curve, distribution)
 
-def _truth(study: Study) -> np.ndarray[Any, Any] | None:
-    return None if study.exact is None else study.exact.eigenvalues
+    def findings(self) -> tuple[Finding, ...]:
+        """The fraction of negative eigenvalues, and a bound on the smallest eigenvalue."""
+        exact, (least, _) = self.study.exact, self.density.support
+        share = Finding(
+            "fraction of negative eigenvalues",
+            self.negative.value,
+            f"{interval_text(*self.negative.interval(), 3)}, 95 %",
+            num_matvecs=self.density.num_matvecs,
+        )
+        bottom = Finding("smallest eigenvalue", least, "upper bound, guaranteed")
+        if self.eigenvalues is None or exact is None:
+            return share, bottom
+        part = exact_negative_share(self.density, self.eigenvalues)
+        low = float(self.eigenvalues[0])
+        return (
+            replace(share, exact=part, inside=interval_contains(self.negative, part, self.density)),
+            replace(bottom, exact=low, inside=exact.inside(-math.inf, least, low)),
+        )
 
-
-def _findings(
-    study: Study, density: SpectralDensity, negative: Estimate
-) -> tuple[Finding, Finding]:
-    """How many eigenvalues are negative, and one that is as small as it says."""
-    truth, (least, _) = _truth(study), density.support
-    share = Finding(
-        "fraction of negative eigenvalues",
-        negative.value,
-        f"{cells.interval(*negative.interval(), 3)}, 95 %",
-        num_matvecs=density.num_matvecs,
-    )
-    bottom = Finding("least eigenvalue", least, "at most that, certain")
-    if truth is None or study.exact is None:
-        return share, bottom
-    part, low = exact_negative_share(density, truth), float(truth[0])
-    return (
-        replace(share, exact=part, inside=holds(negative, part, density)),
-        replace(bottom, exact=low, inside=study.exact.inside(-math.inf, least, low)),
-    )
-
-
-def _values(study: Study, density: SpectralDensity, negative: Estimate) -> dict[str, Any]:
-    low, high = density.support
-    mean, debt = density.moment(1), density.trace_function(_negative_part)
-    values: dict[str, Any] = {
-        "support": [low, high],
-        "mean": mean.value,
-        "mean_interval": list(mean.interval()),
-        "negative_fraction": negative.value,
-        "negative_interval": list(negative.interval()),
-        "negative_sum": debt.value,
-        "negative_sum_interval": list(debt.interval()),
-        "noise_floor": density.noise_floor,
-        "num_steps": density.num_steps,
-        "num_probes": density.num_probes,
-        "num_matvecs": density.num_matvecs,
-        "seed": density.seed,
-    }
-    if (truth := _truth(study)) is not None:
-        values |= {
-            "wasserstein_over_range": distance(density, truth),
-            "exact_negative_fraction": exact_negative_share(density, truth),
-            "exact_negative_sum": float(_negative_part(truth).sum()),
+    def values(self) -> dict[str, Any]:
+        """The numbers of the tables."""
+        density, negative = self.density, self.negative
+        mean, negative_sum = density.moment(1), density.trace_function(negative_part)
+        values: dict[str, Any] = {
+            "support": list(density.support),
+            "mean": mean.value,
+            "mean_interval": list(mean.interval()),
+            "negative_fraction": negative.value,
+            "negative_interval": list(negative.interval()),
+            "negative_sum": negative_sum.value,
+            "negative_sum_interval": list(negative_sum.interval()),
+            "noise_floor": density.noise_floor,
+            "num_steps": density.num_steps,
+            "num_probes": density.num_probes,
+            "num_matvecs": density.num_matvecs,
+            "seed": density.seed,
         }
-    return values
+        if (exact := self.eigenvalues) is not None:
+            values |= {
+                "wasserstein_over_range": wasserstein_distance(density, exact),
+                "exact_negative_fraction": exact_negative_share(density, exact),
+                "exact_negative_sum": float(negative_part(exact).sum()),
+            }
+        return values
+
+    def results(self) -> Mapping[str, Saveable]:
+        """The density."""
+        return {"density": self.density}
+
+    def _arguments(self, num_steps: int) -> dict[str, Any]:
+        settings, kind = self.study.settings, self.study.kind
+        return {
+            "num_steps": num_steps,
+            "num_probes": settings.density_probes,
+            **({} if kind == "rademacher" else {"kind": kind}),
+            "seed": settings.seed,
+        }
+
+    def _density(self, num_steps: int) -> SpectralDensity:
+        settings = self.study.settings
+        progress = settings.progress and num_steps == settings.num_steps
+        # The progress bar moves only between blocks of probes, so blocks are single probes then.
+        block = 1 if progress else None
+        arguments = self._arguments(num_steps)
+        return mf.spectral_density(
+            self.study.operator, block_size=block, progress=progress, **arguments
+        )
+
+    def _convergence(self, exact: HostArray) -> Table:
+        """The distance to the exact spectrum by number of steps, with the same probes."""
+        last = self.study.settings.num_steps
+        rows: list[tuple[Cell, ...]] = []
+        for num_steps in [m for m in (5, 10, 20, 40) if m < last] + [last]:
+            density = self._density(num_steps)
+            count, distance = sum(map(len, density.nodes)), wasserstein_distance(density, exact)
+            rows.append((num_steps, count, *density.support, distance))
+        rows.append(("exact", exact.size, float(exact[0]), float(exact[-1]), 0.0))
+        titles = ("steps", "nodes", "smallest node", "largest node", "W1 / range")
+        return Table(
+            "Convergence by number of steps: the ends of the spectrum converge first. The "
+            "Wasserstein distance W1 to the exact spectrum decreases as 1 / steps, until the "
+            "sampling error of the probes dominates:",
+            tuple(Column(title, 3 if title.startswith("W1") else 6) for title in titles),
+            tuple(rows),
+        )
+
+    def _isolated(self) -> tuple[Table, ...]:
+        """The isolated eigenvalues, with the number of eigenvalues at each of them."""
+        density, exact = self.density, self.eigenvalues
+        sigma = (density.support[0] - float(density.grid()[0])) / 5
+        atoms = plotting.isolated(density, sigma)
+        atoms = sorted(atoms, key=lambda atom: -abs(atom.position))[:_MAX_ISOLATED]
+        if not atoms:
+            return ()
+        columns = [Column("eigenvalue", 8), Column("number", 3), Column("95 % interval")]
+        if exact is not None:
+            columns.append(Column("exact"))
+        rows: list[tuple[Cell, ...]] = []
+        for position, _ in atoms:
+            low, high = position - 2 * sigma, position + 2 * sigma
+            count = density.count(low, high)
+            row = (position, count.value, interval_text(*count.interval(), 3))
+            known = () if exact is None else (int(np.sum((low <= exact) & (exact <= high))),)
+            rows.append((*row, *known))
+        caption = (
+            "Isolated eigenvalues: Lanczos computes their positions to many digits, but a random "
+            "vector gives each of them a random weight, so that the number of eigenvalues at a "
+            f"position is only known to about ± {100 * (2 / density.num_probes) ** 0.5:.0f} % "
+            f"from {density.num_probes} probes:"
+        )
+        return (Table(caption, tuple(columns), tuple(rows)),)
+
+    def _functions(self) -> Table:
+        """Functions of the spectrum from the quadratures, and from the exact eigenvalues."""
+        density, negative, exact = self.density, self.negative, self.eigenvalues
+        first, second = density.moment(1), density.moment(2)
+        negative_sum = density.trace_function(negative_part)
+        rows: list[tuple[Cell, ...]] = [
+            ("mean", first.value, interval_text(*first.interval())),
+            ("mean square", second.value, interval_text(*second.interval())),
+            ("median", density.quantile(0.5), ""),
+            (
+                "sum of the negative ones",
+                negative_sum.value,
+                interval_text(*negative_sum.interval()),
+            ),
+            ("fraction that is negative", negative.value, interval_text(*negative.interval(), 3)),
+        ]
+        columns = [Column("of the eigenvalues"), Column("estimate"), Column("interval")]
+        if exact is not None:
+            answers = (
+                exact.mean(),
+                np.mean(exact**2),
+                np.median(exact),
+                negative_part(exact).sum(),
+                exact_negative_share(density, exact),
+            )
+            rows = [(*row, float(answer)) for row, answer in zip(rows, answers, strict=True)]
+            columns.append(Column("exact"))
+        return Table(
+            "Computed from the same quadratures, without further matvecs. The 95 % intervals cover "
+            "the sampling error; that of the fraction also covers the resolution error of the "
+            "nodes around zero:",
+            tuple(columns),
+            tuple(rows),
+        )
 
 
-def _figures(study: Study, density: SpectralDensity) -> tuple[Figure, ...]:
-    truth = _truth(study)
-
-    def draw_density(ax: Any) -> None:
-        plotting.plot_density(density, exact=truth, ax=ax)
-
-    def draw_cdf(ax: Any) -> None:
-        plotting.plot_cdf(density, exact=truth, ax=ax)
-
-    curve = Figure(
-        f"{study.prefix}-density",
-        "Spectral density",
-        "The logarithmic axis shows single eigenvalues beside the bulk; it ends at a tenth of "
-        "the peak of one. Numbers over the stems count the eigenvalues there. The band is what "
-        "so few probes leave to chance.",
-        draw_density,
-    )
-    if truth is None:
-        return (curve,)
-    both = Figure(
-        f"{study.prefix}-cdf",
-        "Distribution of the eigenvalues",
-        "Nothing is smoothed here. The shaded area between the two is the Wasserstein distance "
-        "of the table.",
-        draw_cdf,
-    )
-    return (curve, both)
+def negative_part(x: HostArray) -> HostArray:
+    """min(x, 0), elementwise."""
+    return np.asarray(np.minimum(x, 0.0))

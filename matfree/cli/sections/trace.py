@@ -3,157 +3,121 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, final
 
 import numpy as np
 
 import matfree as mf
 from matfree import plotting
-from matfree.cli.report import cells
-from matfree.cli.report.document import Column, Figure, Finding, Section, Table
-from matfree.cli.study import Study
+from matfree.cli.report.cells import interval_text
+from matfree.cli.report.document import Cell, Column, Figure, Finding, Table
+from matfree.cli.sections.base import SampledSection
 from matfree.results import Estimate
 from matfree.results.intervals import student_quantile
 
-NAMES = {"xtrace": "XTrace", "deflated": "deflation"}
 
+@final
+class TraceSection(SampledSection):
+    """The trace, with its interval by number of probes."""
 
-def section(study: Study) -> Section:
-    """Sample, and show how the interval shrank."""
-    arguments = study.sampling()
-    estimate = mf.trace(study.operator, progress=study.settings.progress, **arguments)
-    rivals = [
-        mf.trace(study.operator, progress=study.settings.progress, **arguments)
-        for _, arguments in study.rivals(*NAMES, num_matvecs=estimate.num_matvecs)
-    ]
-    sampled = (_running(study, estimate),) if estimate.samples is not None else ()
-    compared = (_comparison(study, [estimate, *rivals]),) if rivals else ()
-    return Section(
-        key="trace",
-        title="Trace, by Hutchinson's estimator",
-        text=_text(study, estimate),
-        code=study.call("trace", **arguments),
-        tables=(*sampled, *compared),
-        figures=() if estimate.samples is None else (_figure(study, estimate),),
-        findings=tuple(_finding(study, found) for found in (estimate, *rivals)),
-        values=_values(study, estimate)
-        | {"compared": {found.method: _values(study, found) for found in rivals}},
-        results={f"{study.prefix}-trace": estimate},
-    )
+    title = "Trace, by Hutchinson's estimator"
+    key = quantity = "trace"
+    other_methods: ClassVar = {"xtrace": "XTrace", "deflated": "deflation"}
+    columns = (Column("value"), Column("half-width", 2))
+    exact_columns = (Column("exact"), Column("error", 2), Column("inside"))
 
+    def run(self, **arguments: Any) -> Estimate:
+        """Estimate the trace."""
+        progress = self.study.settings.progress
+        return mf.trace(self.study.operator, progress=progress, **arguments)
 
-def _text(study: Study, estimate: Estimate) -> tuple[str, ...]:
-    A = study.letter
-    if estimate.samples is None:
-        return (f"The trace is exact here: {estimate.reason}.",)
-    method = (
-        f"For a vector w of {study.probe_entries}, w{study.adjoint}{A} w has the trace as its "
-        "mean: the diagonal is seen exactly, everything else at random. The mean over "
-        "independent probes comes with an interval, by Student's t, that holds the trace in 95 "
-        "of 100 runs."
-    )
-    if not estimate.converged:
-        shortfall = (
-            f"Not converged: {estimate.reason}. The interval is right, only wider than asked "
-            "for; raise --max-matvecs or --rtol."
+    def method_text(self) -> str:
+        """Why Hutchinson's estimator works."""
+        study = self.study
+        return (
+            f"For a vector w of {study.probe_entries}, the mean of w{study.adjoint}"
+            f"{study.symbol} w is the trace: the diagonal contributes exactly, and the "
+            "contribution of all other entries has mean zero. The mean over independent probes "
+            "has a confidence interval, from Student's t distribution, that contains the trace "
+            "in 95 of 100 runs."
         )
-        return (method, shortfall)
-    return (method,)
+
+    def convergence(self) -> Table:
+        """The running mean after 2, 4, 8 ... probes."""
+        samples = np.asarray(self.estimate.samples)
+        rows: list[tuple[Cell, ...]] = []
+        for m in powers_of_two(samples.size):
+            mean = samples[:m].mean().item()
+            stderr = np.sqrt(np.mean(np.abs(samples[:m] - mean) ** 2) / max(m - 1, 1))
+            half = student_quantile(0.95, m - 1) * float(stderr) if m > 1 else math.inf
+            rows.append((m, real_if_close(mean), half, *self._compared(mean, half)))
+        columns = (Column("probes"), Column("mean"), Column("half-width", 2))
+        return self.table("Running mean, with its 95 % interval:", columns, rows)
+
+    def cells(self, estimate: Estimate) -> Sequence[Cell]:
+        """The value and the half-width of its interval."""
+        return real_if_close(estimate.value), estimate.half_width()
+
+    def exact_cells(self, estimate: Estimate) -> Sequence[Cell]:
+        """The exact trace, the error, and whether the interval contains the exact trace."""
+        return self._compared(estimate.value, estimate.half_width())
+
+    def figures(self) -> tuple[Figure, ...]:
+        """The running mean."""
+        exact = None if self.study.exact is None else float(np.real(self.study.exact.trace))
+        if not self.estimate.num_probes:
+            return ()
+        return (
+            self.figure(
+                "trace",
+                "Hutchinson's trace estimate",
+                "Four times as many probes halve the interval. Every dot is the estimate of one "
+                "probe; only their mean converges.",
+                lambda ax: plotting.plot_trace(self.estimate, exact, ax=ax),
+            ),
+        )
+
+    def finding(self, estimate: Estimate) -> Finding:
+        """The trace, with its interval."""
+        low, high = estimate.interval()
+        exact = self.study.exact
+        return Finding(
+            self.quantity_by(estimate),
+            real_if_close(estimate.value),
+            f"{interval_text(low, high)}, 95 %" if estimate.num_probes else "exact",
+            None if exact is None else real_if_close(exact.trace),
+            None if exact is None else exact.inside(low, high, exact.trace),
+            estimate.num_matvecs,
+        )
+
+    def own_values(self, estimate: Estimate) -> dict[str, Any]:
+        """The trace, with its interval."""
+        low, high = estimate.interval()
+        values = {
+            "value": real_if_close(estimate.value),
+            "stderr": estimate.stderr,
+            "interval": [low, high],
+            "level": 0.95,
+        }
+        if (exact := self.study.exact) is not None:
+            inside = exact.inside(low, high, exact.trace)
+            values |= {"exact": real_if_close(exact.trace), "inside": inside}
+        return values
+
+    def _compared(self, value: Any, half: float) -> tuple[Cell, ...]:
+        exact = self.study.exact
+        if exact is None:
+            return ()
+        inside = exact.inside(np.real(value) - half, np.real(value) + half, exact.trace)
+        return real_if_close(exact.trace), abs(value - exact.trace), inside
 
 
-def _running(study: Study, estimate: Estimate) -> Table:
-    """The running mean after 2, 4, 8 ... probes, beside the exact trace where known."""
-    samples = np.asarray(estimate.samples)
-    titles = [Column("probes"), Column("mean"), Column("half-width", 2)]
-    if study.exact is not None:
-        titles += [Column("exact"), Column("error", 2), Column("inside")]
-    rows = []
-    for m in doubling(samples.size):
-        mean = samples[:m].mean().item()
-        spread = np.sqrt(np.mean(np.abs(samples[:m] - mean) ** 2) / max(m - 1, 1))
-        half = student_quantile(0.95, m - 1) * float(spread) if m > 1 else math.inf
-        row: list[Any] = [m, plain(mean), half]
-        if study.exact is not None:
-            exact = study.exact.trace
-            inside = study.exact.inside(np.real(mean) - half, np.real(mean) + half, exact)
-            row += [plain(exact), abs(mean - exact), inside]
-        rows.append(tuple(row))
-    return Table("Probe by probe, with the 95 % interval:", tuple(titles), tuple(rows))
-
-
-def _comparison(study: Study, estimates: list[Estimate]) -> Table:
-    titles = [Column("method"), Column("products"), Column("value"), Column("half-width", 2)]
-    if study.exact is not None:
-        titles += [Column("exact"), Column("error", 2), Column("inside")]
-    rows = []
-    for found in estimates:
-        row: list[Any] = [found.method, found.num_matvecs, plain(found.value), found.half_width()]
-        if study.exact is not None:
-            exact = study.exact.trace
-            inside = study.exact.inside(*found.interval(), exact)
-            row += [plain(exact), abs(found.value - exact), inside]
-        rows.append(tuple(row))
-    return Table(
-        "Methods that find the few largest eigenvalues first, and sample only the rest, for as "
-        "many products:",
-        tuple(titles),
-        tuple(rows),
-    )
-
-
-def doubling(last: int) -> list[int]:
-    """2, 4, 8 ... and the last number."""
+def powers_of_two(last: int) -> list[int]:
+    """2, 4, 8, ... and the last number."""
     return [*(2**j for j in range(1, last.bit_length()) if 2**j < last), last]
 
 
-def plain(value: complex) -> float | complex:
-    """A real number where the imaginary part is rounding."""
+def real_if_close(value: complex) -> float | complex:
+    """The real part if the imaginary part is a rounding error; otherwise the value."""
     return complex(value) if abs(np.imag(value)) > 1e-8 * abs(value) else float(np.real(value))
-
-
-def _finding(study: Study, estimate: Estimate) -> Finding:
-    low, high = estimate.interval()
-    exact = None if study.exact is None else study.exact.trace
-    return Finding(
-        "trace" if estimate.method not in NAMES else f"trace, by {NAMES[estimate.method]}",
-        plain(estimate.value),
-        f"{cells.interval(low, high)}, 95 %" if estimate.samples is not None else "exact",
-        None if exact is None else plain(exact),
-        None if study.exact is None else study.exact.inside(low, high, exact),
-        estimate.num_matvecs,
-    )
-
-
-def _values(study: Study, estimate: Estimate) -> dict[str, Any]:
-    low, high = estimate.interval()
-    values = {
-        "value": plain(estimate.value),
-        "stderr": estimate.stderr,
-        "interval": [low, high],
-        "level": 0.95,
-        "method": estimate.method,
-        "num_probes": estimate.num_probes,
-        "num_matvecs": estimate.num_matvecs,
-        "converged": estimate.converged,
-        "reason": estimate.reason,
-        "seed": estimate.seed,
-    }
-    if study.exact is not None:
-        exact = study.exact.trace
-        values |= {"exact": plain(exact), "inside": study.exact.inside(low, high, exact)}
-    return values
-
-
-def _figure(study: Study, estimate: Estimate) -> Figure:
-    exact = None if study.exact is None else float(np.real(study.exact.trace))
-
-    def draw(ax: Any) -> None:
-        plotting.plot_trace(estimate, exact, ax=ax)
-
-    return Figure(
-        f"{study.prefix}-trace",
-        "Hutchinson's trace estimate",
-        "Four times the probes halve the interval: the dots, one probe each, never settle, "
-        "their mean does.",
-        draw,
-    )
