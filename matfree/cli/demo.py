@@ -25,7 +25,7 @@ SIZE = 300
 _INTRODUCTION = (
     f"A symmetric {SIZE} x {SIZE} matrix with four outliers, 10, 7, 4 and -3, and a bulk of "
     f"{SIZE - 4} eigenvalues with a semicircular distribution on [-0.5, 1.5]. The Hessians of "
-    "neural networks have similar spectra. Every estimate is computed from matvecs with A alone, "
+    "neural networks have similar spectra. Every estimate is computed from matvecs with A only, "
     "and is compared with the exact answer from `numpy.linalg.eigvalsh`."
 )
 

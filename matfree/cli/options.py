@@ -61,6 +61,21 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="maximum number of matvecs for --rtol, for each of the two (default 1000)",
     )
+    _add_sizes(parser)
+    parser.add_argument(
+        "--exact", action="store_true", help="compare with exact answers from the dense matrix"
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare with other methods for the trace and the diagonal at equal cost",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print results.json instead of the tables"
+    )
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-steps",
         type=_count,
@@ -73,17 +88,6 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         type=_count,
         metavar="K",
         help="number of eigenvalues to compute by power iteration (default 2)",
-    )
-    parser.add_argument(
-        "--exact", action="store_true", help="compare with exact answers from the dense matrix"
-    )
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="compare with other methods for the trace and the diagonal at equal cost",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print results.json instead of the tables"
     )
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: it runs its work, prints the report and writes the folder."""
+"""Run the work of a command, print its report, and write the folder."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _dataset(file: Path, name: str | None) -> Any:
     if not name or not isinstance(contents.get(name), h5py.Dataset):
         found: list[str] = []
         contents.visititems(lambda at, item: found.append(at) if hasattr(item, "shape") else None)
-        missing = f"holds no dataset {name}" if name else "needs the name of a dataset"
+        missing = f"contains no dataset {name}" if name else "needs the name of a dataset"
         raise CommandError(
             f"{file} {missing}; write {file}:/NAME, with NAME one of: {', '.join(found) or 'none'}"
         )

@@ -1,4 +1,4 @@
-"""What all plots share: Axes to draw on, colours, labels and legends."""
+"""Functions that all plots use: Axes to draw on, colours, labels and legends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the plots read of a result.
+"""Protocols for the results that can be plotted.
 
 Results import this package, because they have a ``plot`` method. The package therefore cannot
-import results, and describes what it reads of them by protocols.
+import results; protocols describe the attributes and methods that plots read.
 """
 
 from __future__ import annotations

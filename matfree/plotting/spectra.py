@@ -169,10 +169,10 @@ def plot_cdf(
         _draw_cdf_band(ax, density, ends)
     ax.plot(x, estimate, color=BLUE, label="estimate")
     if exact is not None:
-        truth = np.searchsorted(eigenvalues, x, side="right") / eigenvalues.size
-        draw_exact(ax, x, truth)
+        exact_cdf = np.searchsorted(eigenvalues, x, side="right") / eigenvalues.size
+        draw_exact(ax, x, exact_cdf)
         ax.fill_between(
-            x, estimate, truth, color=VERMILLION, alpha=0.5, linewidth=0, label="difference"
+            x, estimate, exact_cdf, color=VERMILLION, alpha=0.5, linewidth=0, label="difference"
         )
     ax.set_ylim(-0.02, 1.02)
     return labelled(ax, "eigenvalue", "fraction of eigenvalues at or below")

@@ -1,4 +1,4 @@
-"""What algorithms return: frozen records that print, save, and explain themselves."""
+"""The results of algorithms: frozen records that can be printed, saved, loaded and merged."""
 
 from matfree.results.density import SpectralDensity
 from matfree.results.eigen import EigenResult

@@ -1,4 +1,4 @@
-"""Files that hold named numbers and arrays: one npz file with a JSON header and no pickle.
+"""Files with named numbers and arrays: one npz file with a JSON header and no pickle.
 
 A value is a number, a string, None, a tuple or a dict of such values, an array, or a tuple of
 arrays. Arrays of every library are read back as NumPy arrays.

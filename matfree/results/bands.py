@@ -64,7 +64,7 @@ _TINY = np.finfo(float).tiny
 
 
 class ErrorModel(NamedTuple):
-    """What the error bounds depend on besides the quadratures."""
+    """The parameters of the error bounds other than the quadratures."""
 
     size: int
     """n."""
@@ -184,13 +184,13 @@ def density_band(
     z, size = student_quantile(level, math.inf), model.size
     known = as_atoms(np.sort(model.known), np.full(len(model.known), 1 / size))
     exact, exact_squared = _with_square([known], points, sigma)
-    seen, squared = _with_square(measures, points, sigma)
-    seen, squared = np.maximum(seen - exact, 0.0), np.maximum(squared - exact_squared, 0.0)
-    nonzero = seen > np.maximum(NEGLIGIBLE_MASS * exact, _TINY)  # larger than rounding errors
-    height = np.divide(squared, seen, out=np.zeros_like(seen), where=nonzero)
+    sampled, squared = _with_square(measures, points, sigma)
+    sampled, squared = np.maximum(sampled - exact, 0.0), np.maximum(squared - exact_squared, 0.0)
+    nonzero = sampled > np.maximum(NEGLIGIBLE_MASS * exact, _TINY)  # larger than rounding errors
+    height = np.divide(squared, sampled, out=np.zeros_like(sampled), where=nonzero)
     shift = z**2 * height / max(model.trials, _TINY) / 2
-    reach = np.sqrt(shift * (2 * seen + shift))
-    return exact + seen + shift - reach, exact + seen + shift + reach
+    reach = np.sqrt(shift * (2 * sampled + shift))
+    return exact + sampled + shift - reach, exact + sampled + shift + reach
 
 
 def bracket(

@@ -1,4 +1,4 @@
-"""Spectral densities: the quadratures of several probes, and what is computed from them."""
+"""Spectral densities, computed from the quadratures of several probes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from matfree.results.merging import (
     require_agreement,
     require_equal,
 )
+from matfree.results.reasons import StoppingReason
 from matfree.results.record import memory_rows
 from matfree.results.tridiagonal import Quadrature
 from matfree.results.variance_reduction import reduce_variance
@@ -79,7 +80,7 @@ class SpectralDensity(Distribution):
     """The distribution of the probes."""
     probe_ranges: tuple[tuple[int, int], ...] = ()
     """The numbers of the probes that were used, as ranges (first, one past the last)."""
-    reason: str = field(default="all probes done", repr=False)
+    reason: str = field(default=StoppingReason.ALL_PROBES, repr=False)
     """Why the run stopped, in words."""
     residuals: tuple[HostArray, ...] = ()
     """Per probe: how far from its node the mass of each weight may lie. These are the Ritz
@@ -239,17 +240,17 @@ class SpectralDensity(Distribution):
         return max(32 * self.epsilon, self.storage_error)
 
     def _rules(self) -> list[Quadrature]:
-        """The quadratures; older files hold no residuals, so that no node counts as converged."""
+        """The quadratures; without residuals, as in older files, no node counts as converged."""
         residuals = self.residuals or tuple(np.full(len(t), math.inf) for t in self.nodes)
         return list(map(Quadrature, self.nodes, self.weights, residuals))
 
-    def _mean(self, samples: HostArray, what: str) -> Estimate:
+    def _mean(self, samples: HostArray, method: str) -> Estimate:
         count = samples.size
         stderr = float(samples.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
         return Estimate(
             value=float(samples.mean()),
             stderr=stderr,
-            method=what,
+            method=method,
             num_probes=count,
             num_matvecs=self.num_matvecs,
             degrees_of_freedom=count - 1,

@@ -30,10 +30,10 @@ class Distribution(Record, ABC):
     @property
     @abstractmethod
     def _error_model(self) -> bands.ErrorModel:
-        """What the error bounds depend on besides the quadratures."""
+        """The parameters of the error bounds other than the quadratures."""
 
     @abstractmethod
-    def _mean(self, samples: HostArray, what: str) -> Estimate:
+    def _mean(self, samples: HostArray, method: str) -> Estimate:
         """The mean of one number per probe, with its standard error over the probes."""
 
     @property
@@ -220,8 +220,8 @@ class Distribution(Record, ABC):
 
     def count(self, low: float, high: float) -> Estimate:
         """The number of eigenvalues in [low, high]: n times ``mass_between``."""
-        what = f"eigenvalues in [{low:g}, {high:g}]"
-        return self._mass(low, high, "right", what, total=self._error_model.size)
+        method = f"eigenvalues in [{low:g}, {high:g}]"
+        return self._mass(low, high, "right", method, total=self._error_model.size)
 
     def quantile(self, q: float, *, reading: Reading = "atoms") -> float:
         """The smallest point with at least the fraction q of the mass at or below it.
@@ -238,14 +238,14 @@ class Distribution(Record, ABC):
         return interpretations.quantile(self.pieces(reading), q)
 
     def _mass(
-        self, low: float, high: float, side: bands.Side, what: str, total: int = 1
+        self, low: float, high: float, side: bands.Side, method: str, total: int = 1
     ) -> Estimate:
         """``total`` times the mass from low (included) to high, with the theoretical interval."""
         if not low <= high:
             raise ValueError(f"low must be at most high: got [{low:g}, {high:g}]; swap them.")
         mass = bands.interval_mass(self._rules(), self._error_model, low, high, side)
         return replace(
-            self._mean(total * mass.samples, what),
+            self._mean(total * mass.samples, method),
             stderr=total * mass.stderr,
             bias=total * mass.bias,
             degrees_of_freedom=math.inf,

@@ -56,7 +56,7 @@ def converged(nodes: HostArray, residuals: HostArray) -> HostArray:
     gaps = np.diff(nodes, prepend=-math.inf, append=math.inf)
     distance = np.minimum(gaps[:-1], gaps[1:])
     if len(nodes) == 1:
-        distance = np.zeros(1)  # there is no other node: only a residual of 0 is conclusive
+        distance = np.zeros(1)  # without another node, only a residual of 0 is conclusive
     return np.asarray(residuals <= CONVERGED * distance)
 
 
@@ -65,8 +65,8 @@ def significant(rule: Quadrature, rounding: float) -> Quadrature:
 
     Once a Krylov space has exhausted the eigenvectors in the start vector, rounding errors
     introduce further copies of multiple eigenvalues, with weights of the order of the squared
-    rounding error, and finally repeated nodes. The bounds of ``bands`` hold for the nodes of the
-    measure itself only.
+    rounding error, and finally repeated nodes. The bounds in ``bands`` hold for the nodes of the
+    exact Gauss quadrature only.
     """
     nodes, weights, residuals = rule
     close = rounding * np.abs(nodes).max(initial=0.0)

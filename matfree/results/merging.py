@@ -24,11 +24,11 @@ about 1e-7 (Student's t distribution)."""
 _MIN_PROBES = 16
 """Fewer probes may agree by chance, so that their standard error is far too small."""
 
-_ROUNDING = 1e-4
+_RELATIVE_ROUNDING = 1e-4
 """The relative difference that rounding may cause in a low precision."""
 
 
-class ProbeRun(Protocol):
+class RunOverProbes(Protocol):
     """A result that was computed from ranges of probes."""
 
     @property
@@ -36,7 +36,7 @@ class ProbeRun(Protocol):
         """The probes that were used."""
 
 
-class SampledRun(ProbeRun, Protocol):
+class SampledRun(RunOverProbes, Protocol):
     """An estimate with its standard error."""
 
     @property
@@ -52,7 +52,7 @@ class SampledRun(ProbeRun, Protocol):
         """The number of probes."""
 
 
-Run = TypeVar("Run", bound=ProbeRun)
+MergeableRun = TypeVar("MergeableRun", bound=RunOverProbes)
 
 
 def require_equal(name: str, values: list[Any]) -> None:
@@ -72,9 +72,9 @@ def require_agreement(runs: Sequence[SampledRun]) -> None:
             continue
         distance = _two_norm(run.value - first.value)
         stderr = _two_norm(first.stderr, run.stderr)
-        if distance > _MAX_STANDARD_ERRORS * stderr + _ROUNDING * _two_norm(first.value):
+        if distance > _MAX_STANDARD_ERRORS * stderr + _RELATIVE_ROUNDING * _two_norm(first.value):
             raise ValueError(
-                f"the runs over probes {_described(first)} and {_described(run)} differ by "
+                f"the runs over probes {_probe_numbers(first)} and {_probe_numbers(run)} differ by "
                 f"{distance:.3g}, which is much more than the standard error of the difference, "
                 f"{stderr:.2g}: they are runs of different operators (other weights, other "
                 "data?) and cannot be merged; merge results of one operator only."
@@ -97,7 +97,7 @@ def joined_ranges(parts: list[ProbeRanges]) -> ProbeRanges:
     return tuple(joined)
 
 
-def by_first_probe(runs: Sequence[Run]) -> list[Run]:
+def by_first_probe(runs: Sequence[MergeableRun]) -> list[MergeableRun]:
     """The runs sorted by their probes, so that the result does not depend on their order."""
     return sorted(runs, key=lambda run: run.probe_ranges)
 
@@ -112,5 +112,5 @@ def _two_norm(*arrays: Any) -> float:
     return math.sqrt(total)
 
 
-def _described(run: ProbeRun) -> str:
+def _probe_numbers(run: RunOverProbes) -> str:
     return " and ".join(f"{first} to {last - 1}" for first, last in run.probe_ranges)

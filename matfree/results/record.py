@@ -18,8 +18,8 @@ _KINDS: dict[str, type[Record]] = {}
 class Record:
     """The base class of all results: saving, loading, and printing as a table.
 
-    Subclasses are frozen dataclasses. A field holds a number, a string, None, a tuple of
-    such values, an array, or a tuple of arrays.
+    Subclasses are frozen dataclasses. The value of a field is a number, a string, None, a
+    tuple of such values, an array, or a tuple of arrays.
 
     Examples
     --------
@@ -48,8 +48,8 @@ class Record:
         -------
         The path of the file that was written. ``matfree.load(path)`` returns the same result
         with NumPy arrays, whichever array library it was computed with. If vectors are
-        sharded, every process writes its rows to a file of its own next to ``path``, and
-        loading ``path`` concatenates them.
+        sharded, every process writes its rows to a separate file next to ``path``, and loading
+        ``path`` concatenates them.
         """
         target = sharded_files.shard_path(archive.npz_path(path), sharded_files.local_rows(self))
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]  # it is

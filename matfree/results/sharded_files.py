@@ -61,7 +61,7 @@ def join_shards(path: Path, records: Sequence[Any]) -> Any:
         for field in dataclasses.fields(first):
             if field.name in rows or field.name in first.by_row:
                 continue
-            if not _equal(getattr(record, field.name), getattr(first, field.name)):
+            if not _same_values(getattr(record, field.name), getattr(first, field.name)):
                 raise ValueError(
                     f"the shards of {path} belong to different results: {field.name} differs; "
                     "delete the files of the older one."
@@ -99,10 +99,10 @@ def _concatenated(found: list[Any], axis: int) -> Any:
     return np.concatenate(found, axis=axis)
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _same_values(left: Any, right: Any) -> bool:
     """Whether two values are equal, floating-point numbers up to rounding."""
     if isinstance(right, tuple):
-        return len(left) == len(right) and all(map(_equal, left, right))
+        return len(left) == len(right) and all(map(_same_values, left, right))
     if isinstance(right, np.ndarray):
         return left.shape == right.shape and bool(
             np.allclose(left, right, rtol=_RTOL, atol=_RTOL * np.abs(right).max(initial=0.0))

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: what they say, write and refuse."""
+"""The commands: their output, their files and their error messages."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def matrix(tmp_path):
 def run(*words):
     try:
         return main([str(word) for word in words])
-    except SystemExit as end:  # argparse ends so
+    except SystemExit as end:  # raised by argparse for --version
         return end.code
 
 
@@ -38,7 +38,7 @@ def test_matrix_prints_the_main_quantities(matrix, capsys):
         assert word in out
 
 
-def test_matrix_writes_a_report_that_needs_nothing_else(matrix, tmp_path, capsys):
+def test_matrix_writes_a_self_contained_report(matrix, tmp_path, capsys):
     folder = tmp_path / "report"
     assert run("matrix", matrix, "--exact", "--out", folder, "--seed", "0") == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ def test_sparse_files_are_read(name, tmp_path, capsys):
     assert "trace" in capsys.readouterr().out
 
 
-def test_a_matrix_that_is_not_hermitian_gets_its_trace_and_diagonal(tmp_path, capsys):
+def test_only_trace_and_diagonal_of_a_non_hermitian_matrix_are_estimated(tmp_path, capsys):
     np.save(tmp_path / "J.npy", np.triu(A))
     assert run("matrix", tmp_path / "J.npy", "--seed", "0") == 0
     out = capsys.readouterr()
@@ -100,7 +100,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
-def test_bad_files_end_with_one_line_and_status_two(make, tmp_path, capsys):
+def test_bad_files_end_with_one_line_and_exit_status_2(make, tmp_path, capsys):
     assert run("matrix", make(tmp_path)) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
@@ -113,7 +113,7 @@ def test_an_unwritable_folder_is_refused(matrix, tmp_path, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_the_version_is_the_packages(capsys):
+def test_the_version_is_that_of_the_package(capsys):
     import matfree
 
     assert run("--version") == 0
@@ -140,7 +140,7 @@ def network(tmp_path, needs_torch):
     return path
 
 
-def test_network_studies_a_users_own_model(network, capsys):
+def test_network_reports_on_a_model_from_a_file(network, capsys):
     assert run("network", f"{network}:problem", "--exact", "--seed", "0") == 0
     out = capsys.readouterr().out
     assert "trace" in out
@@ -150,7 +150,7 @@ def test_network_studies_a_users_own_model(network, capsys):
 @pytest.mark.parametrize(
     "tail", [":wrong", ":broken", ":absent", "", ":problem --device cuda:99"], ids=str
 )
-def test_bad_networks_end_with_one_line_and_status_two(network, tail, capsys):
+def test_bad_networks_end_with_one_line_and_exit_status_2(network, tail, capsys):
     assert run("network", *f"{network}{tail}".split()) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""``matfree matrix`` on matrices that stay in their files."""
+"""``matfree matrix`` with matrices that are streamed from their files."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_a_streamed_matrix_gives_the_same_numbers_as_one_in_memory(made, tmp_pat
 
 @pytest.mark.parametrize("made", [npy, hdf5, zarr_folder])
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_report_opens_the_file_as_it_was_opened(made, stream, tmp_path):
+def test_the_code_in_the_report_opens_the_file_in_the_same_way(made, stream, tmp_path):
     path = str(made(tmp_path))
     names = {}
     exec("\n".join(_reader_code(path, streamed=stream)), names)
@@ -96,7 +96,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_streamed_is_refused_in_one_line(case, tmp_path, capsys):
+def test_matrices_that_cannot_be_streamed_are_refused_in_one_line(case, tmp_path, capsys):
     made, words, complaint = REFUSED[case]
     status, _, err = run(capsys, made(tmp_path), *words)
     assert status == 2

@@ -1,4 +1,4 @@
-"""What is said of a part of the spectrum holds: resolution without doubt, sampling at 95 %."""
+"""The error bounds of spectral distributions hold: resolution always, sampling at 95 %."""
 
 import itertools
 
@@ -12,7 +12,7 @@ import matfree as mf
 from matfree.results import Quadrature, bands
 
 FREE = {"size": 10**12, "known": np.zeros(0), "num_probes": 1, "kind": "sphere"}
-"""So many eigenvalues that sampling does not matter."""
+"""So many eigenvalues that the sampling error is negligible."""
 
 
 def error_model(**changes):
@@ -27,7 +27,7 @@ def exact_cdf(spectrum, x, side="right"):
 
 @pytest.mark.parametrize("reorthogonalize", ["full", "none"])
 @pytest.mark.parametrize("steps", [5, 12, 30, 50])
-def test_the_bracket_holds_the_measure_that_the_probe_saw(steps, reorthogonalize):
+def test_the_bracket_contains_the_spectral_measure_of_the_probe(steps, reorthogonalize):
     A = with_spectrum(np.r_[np.linspace(0, 1, 80) ** 3, 2.0, 2.0, 2.0, 3.0, 7.0])
     start = mf.space_like(A, len(A)).probes(3, seed=0)
     T = mf.lanczos(A, start, steps, reorthogonalize=reorthogonalize)
@@ -43,7 +43,7 @@ def test_the_bracket_holds_the_measure_that_the_probe_saw(steps, reorthogonalize
         assert (truth <= high + 1e-9).all()
 
 
-def test_the_christoffel_function_is_that_of_the_orthonormal_polynomials():
+def test_the_christoffel_function_agrees_with_the_orthonormal_polynomials():
     T = mf.lanczos(with_spectrum(np.linspace(0, 1, 50)), np.ones(50), 6)
     alpha, beta = T.alphas[0], T.betas[0]
     x = np.linspace(-0.3, 1.4, 37)
@@ -107,7 +107,9 @@ def test_the_kernel_polynomials_band_covers_too():
 
 @pytest.mark.parametrize("kind", ["sphere", "rademacher"])
 @pytest.mark.parametrize("num_probes", [1, 5])
-def test_where_lanczos_ends_only_sampling_is_left_and_the_level_is_kept(kind, num_probes):
+def test_after_lanczos_breakdown_only_the_sampling_error_remains_and_the_level_holds(
+    kind, num_probes
+):
     levels, counts = np.array([1.0, 2, 5, 10]), np.array([8, 12, 25, 35])
     spectrum = np.repeat(levels, counts)
     Q = haar(80, 1)
@@ -127,7 +129,7 @@ def test_where_lanczos_ends_only_sampling_is_left_and_the_level_is_kept(kind, nu
     assert covered_mass / runs >= 0.95 - five_sigma
 
 
-def test_the_variance_of_signs_is_within_what_the_band_assumes():
+def test_the_variance_of_random_signs_is_at_most_the_one_that_the_band_assumes():
     n, Q = 6, haar(6, 3)
     P = Q[:, :2] @ Q[:, :2].T
     signs = np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
@@ -152,7 +154,7 @@ def test_known_eigenvalues_have_no_sampling_error():
     np.testing.assert_allclose(high, [0.95, 0.97], atol=1e-6)
 
 
-def test_one_probe_has_an_interval_and_it_stays_within_what_is_possible():
+def test_one_probe_has_an_interval_within_the_limits_of_the_value():
     density = mf.spectral_density(np.diag(nn_spectrum(500)), num_probes=1, num_steps=12, seed=0)
     for estimate, most in ((density.mass_below(0.0), 1.0), (density.count(100.0, 200.0), 500.0)):
         low, high = estimate.interval()
@@ -170,7 +172,7 @@ def test_one_probe_has_an_interval_and_it_stays_within_what_is_possible():
         density.count(1.0, 2.0).merge(density.count(1.0, 2.0))
 
 
-def test_the_negative_share_of_a_peak_at_zero_holds_the_truth():
+def test_the_interval_of_the_negative_fraction_contains_it_for_a_peak_at_zero():
     spectrum = nn_spectrum(1000)
     A = scipy.sparse.diags_array(spectrum).tocsr()
     for seed in range(10):
@@ -181,7 +183,7 @@ def test_the_negative_share_of_a_peak_at_zero_holds_the_truth():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_a_quadrature_of_one_node_knows_nothing_between_the_infinities(num_steps):
+def test_a_quadrature_with_one_node_gives_trivial_bounds(num_steps):
     density = mf.spectral_density(
         np.diag(np.linspace(0, 1, 50)), num_steps=num_steps, num_probes=2, kind="sphere", seed=0
     )
@@ -192,7 +194,9 @@ def test_a_quadrature_of_one_node_knows_nothing_between_the_infinities(num_steps
 
 @pytest.mark.parametrize("num_probes", [1, 8])
 @pytest.mark.parametrize("spectrum", [np.linspace(1.0, 3.0, 300), nn_spectrum(300), "wishart"])
-def test_the_band_of_a_density_covers_the_eigenvalues_smoothed_alike(spectrum, num_probes):
+def test_the_band_of_a_density_covers_the_exact_eigenvalues_with_the_same_smoothing(
+    spectrum, num_probes
+):
     A = wishart(300, 600) if isinstance(spectrum, str) else with_spectrum(spectrum)
     values = np.linalg.eigvalsh(A)
     held = []
@@ -202,11 +206,12 @@ def test_the_band_of_a_density_covers_the_eigenvalues_smoothed_alike(spectrum, n
         sigma = (density.support[0] - grid[0]) / 5
         heights = np.exp(-0.5 * ((grid[:, None] - values) / sigma) ** 2)
         truth = heights.mean(axis=1) / (sigma * np.sqrt(2 * np.pi))
-        seen = heights.max(axis=1) > 0.1  # where there is an eigenvalue within two widths
+        seen = heights.max(axis=1) > 0.1  # points with an eigenvalue within two widths
         low, high = density.density_band(grid)
         held.append(((low <= truth) & (truth <= high))[seen].mean())
-    # Some 20 points of a grid are independent, and 20 runs: a standard error of 0.011, of which
-    # three are allowed. Student's interval over these probes covers 0.85 on the second spectrum.
+    # About 20 points of a grid are independent, and there are 20 runs: the standard error is
+    # 0.011, and three are allowed. Student's interval over these probes would have a coverage of
+    # 0.85 on the second spectrum.
     assert np.mean(held) > 0.95 - 3 * 0.011
 
 

@@ -1,4 +1,4 @@
-"""Atoms and pieces: mass is kept, eigenvalues stay where they are, and everything agrees."""
+"""Interpretations preserve mass and eigenvalues, and density, cdf and quantiles agree."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ MIXED = with_spectrum(np.r_[np.linspace(0, 1, 195), 2.0, 3.0, 4.0, 6.0, 9.0])
 
 
 def legendre(m):
-    """Gauss-Legendre on [-1, 1]: the quadrature of the uniform distribution."""
+    """The Gauss-Legendre quadrature on [-1, 1], that of the uniform distribution."""
     nodes, weights = np.polynomial.legendre.leggauss(m)
     return nodes, weights / 2
 
 
-def test_a_uniform_distribution_is_read_better_as_spread():
+def test_a_uniform_distribution_is_approximated_better_by_spread():
     nodes, weights = legendre(12)
     spread = [interpretations.spread_over_gaps(nodes, weights, np.ones(12))]
     x = np.linspace(-1, 1, 2001)
@@ -28,14 +28,14 @@ def test_a_uniform_distribution_is_read_better_as_spread():
     assert as_spread < as_atoms / 4
 
 
-def test_spreading_keeps_all_mass_and_gives_both_neighbours_the_same_share():
+def test_spreading_preserves_mass_and_takes_equal_shares_from_both_neighbours():
     nodes, weights = np.array([0.0, 1.0, 3.0]), np.array([0.2, 0.5, 0.3])
     pieces = interpretations.spread_over_gaps(nodes, weights, np.ones(3))
     np.testing.assert_allclose(pieces.gaps, [0.2, 0.3])
     np.testing.assert_allclose(pieces.atoms, [0.1, 0.25, 0.15])
 
 
-def test_converged_nodes_stay_atoms():
+def test_converged_nodes_remain_atoms():
     density = mf.spectral_density(MIXED, num_steps=30, num_probes=3, seed=0)
     for (nodes, atoms, gaps), weights in zip(density.pieces(), density.weights, strict=True):
         outliers = nodes > 1.5
@@ -46,7 +46,7 @@ def test_converged_nodes_stay_atoms():
         assert atoms.sum() + gaps.sum() == pytest.approx(1)
 
 
-def test_a_single_node_is_an_eigenvalue_only_where_its_residual_is_zero():
+def test_a_single_node_is_an_eigenvalue_only_if_its_residual_is_zero():
     assert interpretations.converged(np.array([7.0]), np.array([0.0]))
     assert not interpretations.converged(np.array([7.0]), np.array([1e-9]))
 
@@ -77,7 +77,7 @@ def test_the_density_is_the_slope_of_the_smoothed_distribution_function(reading)
         assert mass @ kernel == pytest.approx(at_point[0], abs=2e-3 * curve.max())
 
 
-def test_a_gap_far_below_the_width_smooths_like_an_atom():
+def test_a_gap_much_narrower_than_the_width_is_smoothed_like_an_atom():
     pieces = interpretations.Pieces(np.array([0.0, 1e-9]), np.zeros(2), np.ones(1))
     x = np.linspace(-3, 3, 7)
     expected = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)

@@ -1,4 +1,4 @@
-"""Results are frozen, print, save, load, and do not pretend."""
+"""Results are frozen, can be printed, saved and loaded, and have correct intervals."""
 
 import dataclasses
 
@@ -43,34 +43,34 @@ def test_every_result_survives_saving_and_loading(backend, tmp_path):
                 assert old == new
 
 
-def test_complex_values_survive_too(tmp_path):
+def test_complex_values_survive_saving_and_loading(tmp_path):
     estimate = mf.trace(A * (1 + 2j), num_probes=3, seed=0)
     assert mf.Estimate.load(estimate.save(tmp_path / "c.npz")).value == estimate.value
 
 
-def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path):
+def test_a_file_of_another_kind_or_a_truncated_file_is_refused(tmp_path):
     path = mf.trace(A, num_probes=2, seed=0).save(tmp_path / "trace")
     with pytest.raises(ValueError, match="holds a result of kind Estimate, not EigenResult"):
         mf.EigenResult.load(path)
-    cut = tmp_path / "cut.npz"
-    cut.write_bytes(path.read_bytes()[:200])
+    truncated = tmp_path / "truncated.npz"
+    truncated.write_bytes(path.read_bytes()[:200])
     foreign = tmp_path / "foreign.npz"
     np.savez(foreign, x=np.ones(3))
-    for bad in (cut, foreign):
+    for bad in (truncated, foreign):
         with pytest.raises(ValueError, match="not a file that matfree wrote"):
             mf.load(bad)
     with pytest.raises(FileNotFoundError):
         mf.load(tmp_path / "absent.npz")
 
 
-def test_a_kind_that_nothing_imported_defines_is_named(tmp_path, monkeypatch):
+def test_an_unknown_kind_of_result_is_named(tmp_path, monkeypatch):
     path = mf.trace(np.eye(3), num_probes=1, seed=0).save(tmp_path / "trace")
     monkeypatch.delitem(record._KINDS, "Estimate")
     with pytest.raises(ValueError, match="of kind Estimate, which no imported package defines"):
         mf.load(path)
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file_and_no_temporary_file(tmp_path, monkeypatch):
     result = mf.trace(A, num_probes=2, seed=0)
     path = result.save(tmp_path / "trace")
     before = path.read_bytes()
@@ -93,7 +93,7 @@ def test_results_are_frozen_and_print_as_tables():
         assert result._repr_html_().startswith("<table>")
 
 
-def test_an_estimate_is_a_number_where_it_can_be():
+def test_an_estimate_converts_to_a_number_if_it_is_one():
     estimate = mf.trace(A, num_probes=4, seed=0)
     assert float(estimate) == estimate.value
     assert complex(estimate) == estimate.value
@@ -104,7 +104,7 @@ def test_an_estimate_is_a_number_where_it_can_be():
     assert float(mf.trace(A.astype(complex), num_probes=4, seed=0)) == pytest.approx(estimate.value)
 
 
-def test_the_interval_is_students():
+def test_the_interval_is_that_of_students_t():
     estimate = mf.trace(A, num_probes=5, seed=0)
     low, high = estimate.interval(0.99)
     t_of_4_at_99_percent = 4.604094871
@@ -114,13 +114,13 @@ def test_the_interval_is_students():
         estimate.interval(95)
 
 
-def test_one_probe_gives_no_bar_and_an_exact_answer_none_at_all():
+def test_the_interval_of_one_probe_is_infinite_and_that_of_an_exact_answer_empty():
     assert mf.trace(A, num_probes=1, seed=0).interval() == (-np.inf, np.inf)
     exact = mf.trace(A, max_matvecs=30)
     assert exact.interval() == (exact.value, exact.value)
 
 
-def test_diagonal_results_stay_in_their_library(backend):
+def test_diagonals_are_arrays_of_the_operators_library(backend):
     estimate = mf.diagonal(backend.asarray(A), num_probes=9, seed=0)
     assert type(estimate.value) is type(backend.asarray(A))
     assert_close(estimate.value, mf.diagonal(A, num_probes=9, seed=0).value)

@@ -1,4 +1,4 @@
-"""Isolated eigenvalues get the mass they have, and nothing is claimed that is not known."""
+"""Isolated eigenvalues get their exact mass, if their multiplicity can be determined."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import matfree as mf
 NN = scipy.sparse.diags_array(nn_spectrum(2000)).tocsr()
 
 
-def test_outliers_weigh_one_over_n_and_the_rest_what_is_left():
+def test_outliers_have_the_mass_1_over_n_and_the_masses_add_up_to_1():
     density = mf.spectral_density(NN, num_steps=40, num_probes=16, kind="sphere", seed=0)
     reduced = density.variance_reduced()
     outliers = np.geomspace(1, 150, 10)
@@ -25,7 +25,7 @@ def test_outliers_weigh_one_over_n_and_the_rest_what_is_left():
     np.testing.assert_allclose(again.cdf(outliers + 0.1), reduced.cdf(outliers + 0.1))
 
 
-def test_the_distance_to_a_spectrum_with_outliers_falls_tenfold():
+def test_the_distance_to_a_spectrum_with_outliers_decreases_tenfold():
     plain, reduced = [], []
     for seed in range(6):
         density = mf.spectral_density(NN, num_steps=64, num_probes=4, kind="sphere", seed=seed)
@@ -36,7 +36,7 @@ def test_the_distance_to_a_spectrum_with_outliers_falls_tenfold():
     assert np.median(reduced) <= np.median(plain) / 10
 
 
-def test_a_multiple_eigenvalue_is_left_to_the_probes_unless_they_are_many():
+def test_the_mass_of_a_multiple_eigenvalue_is_replaced_only_if_there_are_many_probes():
     A = scipy.sparse.diags_array(np.r_[np.full(20, 5.0), np.linspace(0, 1, 980)]).tocsr()
     few = mf.spectral_density(A, num_steps=40, num_probes=4, kind="sphere", seed=0)
     assert few.variance_reduced().count(4, 6).value == pytest.approx(few.count(4, 6).value)
@@ -56,7 +56,7 @@ def test_few_probes_do_not_make_an_eigenvalue_certain():
     assert holds >= 27
 
 
-def test_a_spectrum_that_is_all_known_is_exact():
+def test_a_completely_known_spectrum_is_exact():
     spectrum = np.linspace(1, 2, 12)
     density = mf.spectral_density(with_spectrum(spectrum), num_steps=12, num_probes=3, seed=0)
     reduced = density.variance_reduced()
@@ -66,7 +66,7 @@ def test_a_spectrum_that_is_all_known_is_exact():
 
 
 @pytest.mark.parametrize("options", [{"method": "kpm"}, {"reorthogonalize": "none"}])
-def test_nothing_is_recognised_where_nodes_are_not_known_to_be_eigenvalues(options):
+def test_nothing_changes_if_nodes_are_not_known_to_be_eigenvalues(options):
     density = mf.spectral_density(NN, num_steps=30, num_probes=2, seed=0, **options)
     reduced = density.variance_reduced()
     assert reduced.known.size == 0
@@ -74,7 +74,7 @@ def test_nothing_is_recognised_where_nodes_are_not_known_to_be_eigenvalues(optio
         np.testing.assert_array_equal(a, b)
 
 
-def test_deflation_and_recognition_go_together():
+def test_variance_reduction_works_after_deflation():
     density = mf.spectral_density(NN, eigenpairs=3, num_steps=40, num_probes=4, seed=0)
     reduced = density.variance_reduced()
     for nodes, weights in zip(reduced.nodes, reduced.weights, strict=True):

@@ -38,7 +38,7 @@ class Column:
 @final
 @dataclass(frozen=True)
 class Table:
-    """Rows and columns, with a caption that says what they show."""
+    """Rows and columns, with a caption."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -78,7 +78,7 @@ class Finding:
 @final
 @dataclass(frozen=True)
 class Section:
-    """One computation: what was done and why, in words, code, tables and pictures."""
+    """One computation, described by text, code, tables and figures."""
 
     key: str
     """Its name in results.json."""
@@ -120,7 +120,7 @@ class Chapter:
 @final
 @dataclass(frozen=True)
 class Report:
-    """The complete report of one command, with what is needed to repeat it."""
+    """The complete report of one command, with the information needed to repeat it."""
 
     title: str
     command: str
@@ -130,7 +130,7 @@ class Report:
     """Versions of the software and the type of machine, by name."""
     chapters: tuple[Chapter, ...]
     notes: tuple[str, ...] = ()
-    """Remarks about the whole report, such as what is missing and why."""
+    """Remarks about the whole report, for example on missing chapters."""
     seconds: float = 0.0
 
 

@@ -33,7 +33,7 @@ def add_sections(study: Study, report: ReportBuilder) -> None:
     for kind in kinds:
         begin = time.perf_counter()
         with warnings.catch_warnings():
-            # The text of every section reports what did not converge.
+            # The text of each section reports missing convergence itself.
             warnings.simplefilter("ignore", ConvergenceWarning)
             section = kind(study).build()
         report.add_section(dataclasses.replace(section, seconds=time.perf_counter() - begin))

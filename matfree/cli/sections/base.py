@@ -1,4 +1,4 @@
-"""What all sections have in common, and what those on the trace and the diagonal share."""
+"""Base classes of all sections, and of those on the trace and the diagonal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StudySection(ABC):
 
     @abstractmethod
     def text(self) -> tuple[str, ...]:
-        """Paragraphs: the method, and what did not converge."""
+        """Paragraphs about the method, and about results that did not converge."""
 
     @abstractmethod
     def code(self) -> str:
@@ -81,17 +81,17 @@ class SampledSection(StudySection):
     Parameters
     ----------
     study : Study
-    **options : arguments of the first estimate alone
+    **options : further arguments of the first estimate
     """
 
     quantity: ClassVar[str]
-    """What is estimated; also the name of the function of matfree."""
+    """The quantity, which is also the name of the function of matfree."""
     other_methods: ClassVar[dict[str, str]]
     """The other methods, with the names that the report gives them."""
     columns: ClassVar[tuple[Column, ...]]
-    """What the comparison of the methods says of each estimate ..."""
+    """The columns of the comparison of methods, after the method and its cost."""
     exact_columns: ClassVar[tuple[Column, ...]]
-    """... and what else if the exact answer is known."""
+    """Further columns of tables if the exact answer is known."""
 
     def __init__(self, study: Study, **options: Any) -> None:
         super().__init__(study)

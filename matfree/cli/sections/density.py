@@ -28,7 +28,7 @@ _MAX_ISOLATED = 8  # rows of the table of isolated eigenvalues
 
 @final
 class DensitySection(StudySection):
-    """The spectral density, and what is computed from its quadratures."""
+    """The spectral density, with isolated eigenvalues and functions of the spectrum."""
 
     key = "spectral_density"
     title = "Spectral density, by stochastic Lanczos quadrature"
@@ -143,7 +143,7 @@ class DensitySection(StudySection):
     def _density(self, num_steps: int) -> SpectralDensity:
         settings = self.study.settings
         progress = settings.progress and num_steps == settings.num_steps
-        # The progress bar moves only between blocks of probes, so blocks are single probes then.
+        # The progress bar is updated after every block of probes, so a block is a single probe.
         block = 1 if progress else None
         arguments = self._arguments(num_steps)
         return mf.spectral_density(
