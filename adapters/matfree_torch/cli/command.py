@@ -1,4 +1,4 @@
-"""``matfree network FILE.py:FUNCTION``: the Hessian of a user's own network."""
+"""The command ``matfree network FILE.py:FUNCTION``: a study of the Hessian of a user's network."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from matfree.cli.session import run_and_report
 from matfree.cli.study import Study
 from matfree.errors import MatfreeError
 from matfree_torch import HessianOperator, hessian
+from matfree_torch.objective.nested import map_tensors
 
 _EXPECTED = "it must return (model, loss, data), where loss(outputs, targets) is a scalar"
 
 
 def register(subparsers: Any) -> None:
-    """Add the command."""
+    """Add the command to the parser of ``matfree``."""
     parser = subparsers.add_parser(
         "network",
-        help="the same for the Hessian of a torch network of yours",
+        help="study the Hessian of your own torch network",
         description="Top eigenvalues, trace, diagonal and spectral density of the Hessian of a "
-        "loss. FUNCTION takes no argument and returns (model, loss, data): a torch module, a "
+        "loss. FUNCTION takes no arguments and returns (model, loss, data): a torch module, a "
         "function loss(outputs, targets), and a batch (inputs, targets) or a DataLoader.",
     )
     parser.add_argument("target", metavar="FILE.py:FUNCTION")
     parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: where FUNCTION put it)"
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: that of the model)"
     )
     options.add_budget(parser)
     options.add_out(parser)
@@ -44,44 +45,50 @@ def register(subparsers: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Study the Hessian of what the function returns."""
+    """Study the Hessian of the model, loss and data that the user's function returns."""
     device = None if given.device is None else usable_device(given.device)
-    with contextlib.redirect_stdout(sys.stderr):  # their prints are not our report
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the report
         model, loss, data = load_problem(given.target)
         if device is not None:
             model, data = model.to(device), moved(data, device)
         H = _hessian(model, loss, data, given.target)
     settings = options.settings(given, H.shape[0])
 
-    def work(notebook: ReportBuilder) -> None:
-        notebook.add_chapter(_chapter(given, model, H))
+    def work(report: ReportBuilder) -> None:
+        report.add_chapter(_network_chapter(given, model, H))
         study = Study(H, "H", "network", settings)
         if given.exact:
             study = study.with_exact(to_host(H.to_dense()))
-        sections.add_sections(study, notebook)
+        sections.add_sections(study, report)
 
     try:
         return run_and_report(given, f"The Hessian of {given.target}", work)
     except torch.OutOfMemoryError as cause:
         raise CommandError(
-            f"the device has not enough memory ({one_line(cause)}); return fewer samples, or a "
-            "DataLoader of smaller batches"
+            f"the device ran out of memory ({one_line(cause)}); return fewer samples, or a "
+            "DataLoader with smaller batches"
         ) from cause
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of this name, after something was put there."""
+    """The device of this name, after allocating a tensor on it.
+
+    Raises
+    ------
+    CommandError
+        The device does not exist or cannot be used.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except Exception as cause:  # torch says it in many ways: RuntimeError, AssertionError ...
+    except Exception as cause:  # torch raises RuntimeError, AssertionError and others
         reason = one_line(cause).split(". ")[0]
         raise CommandError(f"--device {name} cannot be used here ({reason}); try cpu") from cause
     return device
 
 
 def load_problem(target: str) -> tuple[nn.Module, Callable[..., Any], Any]:
-    """Import the file, call the function, and look at what it returns.
+    """Import the file, call the function, and check what it returns.
 
     Parameters
     ----------
@@ -91,7 +98,7 @@ def load_problem(target: str) -> tuple[nn.Module, Callable[..., Any], Any]:
     Raises
     ------
     CommandError
-        There is no such file or function, it fails, or returns something else.
+        There is no such file or function, it raises an exception, or its result has another form.
     """
     path, colon, name = target.rpartition(":")
     if not colon or not path.endswith(".py") or not name:
@@ -101,7 +108,7 @@ def load_problem(target: str) -> tuple[nn.Module, Callable[..., Any], Any]:
     function = getattr(_imported(path), name, None)
     if not callable(function):
         raise CommandError(f"{path} defines no function {name}; check the name after the colon")
-    with _blamed_on(f"{name} in {path}"):
+    with _user_errors_named(f"{name} in {path}"):
         problem = function()
     if not isinstance(problem, tuple | list) or len(problem) != 3:
         raise CommandError(f"{target} returned {_described(problem)}: {_EXPECTED}")
@@ -114,25 +121,19 @@ def load_problem(target: str) -> tuple[nn.Module, Callable[..., Any], Any]:
 
 
 def moved(data: Any, device: torch.device) -> Any:
-    """Data on a device: every tensor of a batch, or of every batch as it comes."""
-    if isinstance(data, torch.Tensor):
-        return data.to(device)
-    if isinstance(data, Mapping):
-        return {key: moved(item, device) for key, item in data.items()}
-    if isinstance(data, tuple | list):
-        items = [moved(item, device) for item in data]
-        named = hasattr(data, "_fields")  # a namedtuple takes its items one by one
-        return type(data)(*items) if named else type(data)(items)
-    return Moving(data, device) if hasattr(data, "__iter__") else data
+    """Data on a device: a batch or a list of batches, or a re-iterable that moves every batch."""
+    if isinstance(data, torch.Tensor | Mapping | tuple | list) or not hasattr(data, "__iter__"):
+        return map_tensors(lambda x: x.to(device), data)
+    return MovedBatches(data, device)
 
 
 @final
-class Moving:
-    """A re-iterable of batches that arrive on a device.
+class MovedBatches:
+    """A re-iterable of batches that are moved to a device when they are needed.
 
     Parameters
     ----------
-    batches : re-iterable, a DataLoader
+    batches : re-iterable of batches, such as a DataLoader
     device : torch.device
     """
 
@@ -153,34 +154,34 @@ def _imported(path: str) -> Any:
     if spec is None or spec.loader is None:
         raise CommandError(f"{path} cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent))  # so that it finds its neighbours
+    sys.path.insert(0, str(file.parent))  # so that it can import modules next to it
     sys.modules[file.stem] = module
-    with _blamed_on(path):
+    with _user_errors_named(path):
         spec.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
-def _blamed_on(what: str) -> Iterator[None]:
-    """Whatever the user's code raises, as one line that says where."""
+def _user_errors_named(what: str) -> Iterator[None]:
+    """A context that turns exceptions of the user's code into one line with their location."""
     try:
         yield
     except (Exception, SystemExit) as cause:
-        raise CommandError(f"{what} failed: {one_line(cause)}{_place(cause)}") from cause
+        raise CommandError(f"{what} failed: {one_line(cause)}{_location(cause)}") from cause
 
 
-def _place(error: BaseException) -> str:
-    """Where it was raised: the last frame of the traceback."""
+def _location(error: BaseException) -> str:
+    """The file and line of the last frame of the traceback."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    if frame is None or isinstance(error, SyntaxError):  # which says where by itself
+    if frame is None or isinstance(error, SyntaxError):  # whose message contains the location
         return ""
     return f" ({Path(frame.tb_frame.f_code.co_filename).name}, line {frame.tb_lineno})"
 
 
 def _hessian(model: nn.Module, loss: Callable[..., Any], data: Any, target: str) -> HessianOperator:
-    """The Hessian, after one product: what is wrong with model or data shows here."""
+    """The Hessian, after one matvec, which reveals errors in the model or the data."""
     try:
         H = hessian(model, loss, data)
         H.matmat(H.space.probes(1, seed=0))
@@ -189,7 +190,7 @@ def _hessian(model: nn.Module, loss: Callable[..., Any], data: Any, target: str)
     except Exception as cause:
         raise CommandError(
             f"the model and the loss of {target} cannot be applied to its data: "
-            f"{one_line(cause)}{_place(cause)}; {_EXPECTED}"
+            f"{one_line(cause)}{_location(cause)}; {_EXPECTED}"
         ) from cause
     return H
 
@@ -205,7 +206,7 @@ def _described(x: Any) -> str:
     return f"{type(x).__name__}{size}"
 
 
-def _chapter(given: argparse.Namespace, model: nn.Module, H: HessianOperator) -> Chapter:
+def _network_chapter(given: argparse.Namespace, model: nn.Module, H: HessianOperator) -> Chapter:
     path, _, name = given.target.rpartition(":")
     file = Path(path)
     return Chapter(
@@ -219,7 +220,7 @@ def _chapter(given: argparse.Namespace, model: nn.Module, H: HessianOperator) ->
             ("model", type(model).__name__),
             ("parameters", f"{H.shape[0]:,}, {H.dtype}"),
             ("loss", _loss(H)),
-            ("data", _samples(H)),
+            ("data", _data(H)),
             ("device", str(H.space.device)),
             ("mode", _mode(model)),
             ("torch", f"{torch.__version__}, threads: {torch.get_num_threads()}"),
@@ -235,6 +236,6 @@ def _loss(H: HessianOperator) -> str:
     return f"{name}, a {'mean' if H.batches.averaged else 'sum'}"
 
 
-def _samples(H: HessianOperator) -> str:
+def _data(H: HessianOperator) -> str:
     sizes = [batch.samples for batch in H.batches]
     return f"{sum(sizes):,} samples" + f" in {len(sizes)} batches" * (len(sizes) > 1)

@@ -1,6 +1,6 @@
-"""The demo's chapters on networks, and the two networks themselves, trained in seconds.
+"""The chapters of the demo on networks, and the two networks, which are trained in seconds.
 
-The images are scikit-learn's digits: 1797 real scans of 8 x 8 pixels, shipped with it.
+The images are the digits of scikit-learn: 1797 scans of 8 x 8 pixels, included in the package.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from matfree.progress import Progress
 from matfree_torch import hessian
 
 Problem: TypeAlias = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]
-"""A model, a loss, and a batch: what ``matfree network`` takes."""
+"""A model, a loss and a batch, as the command ``matfree network`` expects them."""
 
 TRAINING_IMAGES = 1500
 HESSIAN_IMAGES = 400
 
-_BATCH = 125
-_SHOWN = 12  # test images in the picture
+_BATCH_SIZE = 125
+_NUM_SHOWN_IMAGES = 12
 
 
-def chapter(notebook: ReportBuilder, *, seed: int, progress: bool) -> None:
-    """Add the chapters on a residual network, and on one small enough for exact answers."""
-    _residual_chapter(notebook, seed, progress)
-    _small_chapter(notebook, seed, progress)
+def chapter(report: ReportBuilder, *, seed: int, progress: bool) -> None:
+    """Add the chapters on a residual network, and on a network small enough for exact values."""
+    _residual_chapter(report, seed, progress)
+    _small_chapter(report, seed, progress)
 
 
 def residual_problem(seed: int, *, progress: bool = False) -> Problem:
-    """A trained residual network with batch norm, 11,182 parameters, and 400 of its images."""
-    model = _made(ResidualNetwork, seed)
+    """A trained residual network with 11,182 parameters, and 400 of its training images."""
+    model = _initialized(ResidualNetwork, seed)
     images, labels = digits(torch.float32)
     _train(model, images, labels, seed=seed, epochs=6, progress=progress)
     batch = images[:HESSIAN_IMAGES], labels[:HESSIAN_IMAGES]
@@ -45,8 +45,8 @@ def residual_problem(seed: int, *, progress: bool = False) -> Problem:
 
 
 def small_problem(seed: int, *, progress: bool = False) -> Problem:
-    """A trained network of 310 parameters in double precision, and 400 of its images."""
-    model = _made(_small_network, seed)
+    """A trained network with 310 parameters in double precision, and 400 of its training images."""
+    model = _initialized(_small_network, seed)
     images, labels = digits(torch.float64)
     _train(model, images, labels, seed=seed, epochs=40, progress=progress)
     batch = images[:HESSIAN_IMAGES], labels[:HESSIAN_IMAGES]
@@ -54,12 +54,12 @@ def small_problem(seed: int, *, progress: bool = False) -> Problem:
 
 
 def digits(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All 1797 digits: images (1797, 1, 8, 8) in [0, 1], and labels (1797,)."""
+    """All 1797 digits: images (1797, 1, 8, 8) with values in [0, 1], and labels (1797,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as cause:
         raise ImportError(
-            "the digits come with scikit-learn; install it with pip install 'matfree-nla[demo]'."
+            "the demo needs scikit-learn; install it with pip install 'matfree-nla[demo]'."
         ) from cause
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels / 16, dtype=dtype).reshape(-1, 1, 8, 8)
@@ -68,11 +68,11 @@ def digits(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @final
 class ResidualNetwork(nn.Module):
-    """Two residual blocks between a convolution and a linear layer, batch norm throughout."""
+    """Two residual blocks between a convolution and a linear layer, all with batch norm."""
 
     def __init__(self, width: int = 12) -> None:
         super().__init__()
-        self.stem = _convolution(1, width, 1)
+        self.stem = _normalized_convolution(1, width, 1)
         self.block1 = ResidualBlock(width, width, 1)
         self.block2 = ResidualBlock(width, 2 * width, 2)
         self.head = nn.Linear(2 * width, 10)
@@ -86,21 +86,21 @@ class ResidualNetwork(nn.Module):
 
 @final
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut, a 1 x 1 convolution where the shapes differ."""
+    """Two convolutions and a shortcut, which is a 1 x 1 convolution if the shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.first = _convolution(inputs, outputs, stride)
-        self.second = _convolution(outputs, outputs, 1)
+        self.first = _normalized_convolution(inputs, outputs, stride)
+        self.second = _normalized_convolution(outputs, outputs, 1)
         same = inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shortcut plus what the convolutions add to it."""
+        """The sum of the shortcut and the convolutions, after a ReLU."""
         return torch.relu(self.shortcut(x) + self.second(torch.relu(self.first(x))))
 
 
-def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
+def _normalized_convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
     convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
@@ -115,8 +115,8 @@ def _small_network() -> nn.Module:
     ).double()
 
 
-def _made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network with reproducible weights; torch's global generator is as before."""
+def _initialized(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network with reproducible weights; torch's global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()
@@ -125,88 +125,90 @@ def _made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 def _train(
     model: nn.Module, images: Tensor, labels: Tensor, *, seed: int, epochs: int, progress: bool
 ) -> None:
-    """Stochastic gradient descent with momentum; ends in evaluation mode."""
+    """Train with stochastic gradient descent and momentum; the model ends in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
-    steps = epochs * (TRAINING_IMAGES // _BATCH)
+    steps = epochs * (TRAINING_IMAGES // _BATCH_SIZE)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=steps)
     model.train()
-    with Progress("training", progress) as bar:
-        bar.start(steps)
+    with Progress("training", progress) as progress_bar:
+        progress_bar.start(steps)
         for step in range(steps):
-            if step % (TRAINING_IMAGES // _BATCH) == 0:
+            if step % (TRAINING_IMAGES // _BATCH_SIZE) == 0:
                 shuffled = torch.randperm(TRAINING_IMAGES, generator=generator)
-                order = torch.split(shuffled, _BATCH)
+                order = torch.split(shuffled, _BATCH_SIZE)
             chosen = order[step % len(order)]
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-            bar.show(step + 1)
+            progress_bar.show(step + 1)
     model.eval()
     model.zero_grad()
 
 
-def _residual_chapter(notebook: ReportBuilder, seed: int, progress: bool) -> None:
+def _residual_chapter(report: ReportBuilder, seed: int, progress: bool) -> None:
     model, loss, batch = residual_problem(seed, progress=progress)
     H = hessian(model, loss, batch)
-    notebook.add_chapter(
+    report.add_chapter(
         Chapter(
             key="network",
             title="The Hessian of a residual network",
             text=(
-                "A convolutional network with residual blocks and batch norm, trained on real "
+                "A convolutional network with residual blocks and batch norm, trained on scanned "
                 "images of digits. Its Hessian, the matrix of second derivatives of the loss with "
-                f"respect to all {H.shape[0]:,} parameters, would fill "
-                f"{H.shape[0] ** 2 * 4 / 1e9:.1f} GB; it is never formed. One product costs about "
-                "as much as two gradients.",
+                f"respect to all {H.shape[0]:,} parameters, would take "
+                f"{H.shape[0] ** 2 * 4 / 1e9:.1f} GB and is never formed. A matvec costs about as "
+                "much as two gradients.",
             ),
             code=_code("residual_problem", seed),
-            facts=_facts(H.shape[0], batch, seed),
+            facts=_network_facts(H.shape[0], batch, seed),
         )
     )
-    notebook.add_section(_training(model, batch, loss, "network"))
+    report.add_section(_training(model, batch, loss, "network"))
     settings = StudySettings(
         seed=seed, num_probes=64, num_steps=60, density_probes=4, compare=True, progress=progress
     )
-    sections.add_sections(Study(H, "H", "network", settings), notebook)
+    sections.add_sections(Study(H, "H", "network", settings), report)
 
 
-def _small_chapter(notebook: ReportBuilder, seed: int, progress: bool) -> None:
+def _small_chapter(report: ReportBuilder, seed: int, progress: bool) -> None:
     model, loss, batch = small_problem(seed, progress=progress)
     H = hessian(model, loss, batch)
-    notebook.add_chapter(
+    report.add_chapter(
         Chapter(
             key="small_network",
-            title="A small network, beside its explicit Hessian",
+            title="A small network, compared with its explicit Hessian",
             text=(
-                f"The same on a network of {H.shape[0]} parameters, where the Hessian can be "
-                "written out, from one product with each unit vector, and its eigenvalues found "
-                "by `numpy.linalg.eigvalsh`. The estimates know nothing of that.",
+                f"The same study of a network with {H.shape[0]} parameters. Its Hessian is small "
+                "enough to be computed explicitly, by one matvec with each unit vector, and its "
+                "eigenvalues by `numpy.linalg.eigvalsh`. The estimates do not use them.",
             ),
             code=_code("small_problem", seed),
-            facts=_facts(H.shape[0], batch, seed),
+            facts=_network_facts(H.shape[0], batch, seed),
         )
     )
-    notebook.add_section(_training(model, batch, loss, "small-network"))
+    report.add_section(_training(model, batch, loss, "small-network"))
     settings = StudySettings(
         seed=seed, eigen_rtol=1e-6, num_probes=128, num_steps=100, compare=True, progress=progress
     )
     study = Study(H, "H", "small-network", settings)
-    sections.add_sections(study.with_exact(to_host(H.to_dense())), notebook)
+    sections.add_sections(study.with_exact(to_host(H.to_dense())), report)
 
 
 def _code(problem: str, seed: int) -> str:
     return (
         "import matfree as mf\n"
         "from matfree_torch import hessian\n"
-        f"from matfree_torch.demo import {problem}\n"
+        f"from matfree_torch.cli.demo import {problem}\n"
         f"H = hessian(*{problem}(seed={seed}))"
     )
 
 
-def _facts(size: int, batch: tuple[Tensor, Tensor], seed: int) -> tuple[tuple[str, str], ...]:
+def _network_facts(
+    size: int, batch: tuple[Tensor, Tensor], seed: int
+) -> tuple[tuple[str, str], ...]:
     images, _ = batch
     return (
         ("parameters", f"{size:,}, {str(images.dtype).removeprefix('torch.')}"),
@@ -220,22 +222,22 @@ def _facts(size: int, batch: tuple[Tensor, Tensor], seed: int) -> tuple[tuple[st
 def _training(
     model: nn.Module, batch: tuple[Tensor, Tensor], loss: Callable[..., Tensor], prefix: str
 ) -> Section:
-    """How good the network is, and a few images with its answers."""
+    """The accuracy of the network, and some test images with its predictions."""
     images, labels = digits(batch[0].dtype)
     with torch.no_grad():
-        answers = model(images).argmax(dim=1)
+        predictions = model(images).argmax(dim=1)
         value = float(loss(model(batch[0]), batch[1]))
-    right = (answers == labels).double()
-    seen = float(right[:TRAINING_IMAGES].mean())
-    unseen = float(right[TRAINING_IMAGES:].mean())
-    rows = (("training", TRAINING_IMAGES, seen), ("test", len(labels) - TRAINING_IMAGES, unseen))
-    columns = (Column("images"), Column("number"), Column("recognised", 3))
-    strip = np.concatenate(list(images[-_SHOWN:, 0].numpy()), axis=1)
-    said = answers[-_SHOWN:].tolist()
+    correct = (predictions == labels).double()
+    training = float(correct[:TRAINING_IMAGES].mean())
+    test = float(correct[TRAINING_IMAGES:].mean())
+    rows = (("training", TRAINING_IMAGES, training), ("test", len(labels) - TRAINING_IMAGES, test))
+    columns = (Column("images"), Column("number"), Column("accuracy", 3))
+    strip = np.concatenate(list(images[-_NUM_SHOWN_IMAGES:, 0].numpy()), axis=1)
+    shown = predictions[-_NUM_SHOWN_IMAGES:].tolist()
 
     def draw(ax: Any) -> None:
         ax.imshow(strip, cmap="gray_r")
-        ax.set_xticks(np.arange(_SHOWN) * 8 + 3.5, [str(answer) for answer in said])
+        ax.set_xticks(np.arange(_NUM_SHOWN_IMAGES) * 8 + 3.5, [str(label) for label in shown])
         ax.set_yticks([])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
@@ -243,16 +245,16 @@ def _training(
     return Section(
         key="training",
         title="The network",
-        text=(f"Trained on {TRAINING_IMAGES} images; the loss is {value:.4g}.",),
-        tables=(Table("Images recognised:", columns, rows),),
+        text=(f"It was trained on {TRAINING_IMAGES} images; the loss is {value:.4g}.",),
+        tables=(Table("Fraction of images classified correctly:", columns, rows),),
         figures=(
             Figure(
                 f"{prefix}-digits",
-                "Test images and the network's answers",
-                "Real scans of 8 x 8 pixels, none of which it was trained on.",
+                "Test images and the network's predictions",
+                "Scans of 8 x 8 pixels that were not used for training.",
                 draw,
                 height=0.9,
             ),
         ),
-        values={"loss": value, "training_accuracy": seen, "test_accuracy": unseen},
+        values={"loss": value, "training_accuracy": training, "test_accuracy": test},
     )
