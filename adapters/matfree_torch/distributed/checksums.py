@@ -50,7 +50,9 @@ def numbers_of(checksums: Sequence[Checksum]) -> list[float]:
     return [number for checksum in checksums for number in checksum.numbers]
 
 
-def require_equal(by_rank: Sequence[Sequence[float]], checksums: Sequence[Checksum]) -> None:
+def require_equal_checksums(
+    by_rank: Sequence[Sequence[float]], checksums: Sequence[Checksum]
+) -> None:
     """Raise OperatorError, naming the ranks, if a checksum of any process differs from process 0's.
 
     Parameters

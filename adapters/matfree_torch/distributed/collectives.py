@@ -26,7 +26,12 @@ from torch import Tensor
 from matfree import MatfreeError, OperatorError
 from matfree.probes import agreed_seed
 from matfree.protocol import Seed, T
-from matfree_torch.distributed.checksums import Checksum, name_processes, numbers_of, require_equal
+from matfree_torch.distributed.checksums import (
+    Checksum,
+    name_processes,
+    numbers_of,
+    require_equal_checksums,
+)
 
 # The header has a fixed length, because processes that disagree may be in different calls.
 _HEADER_LENGTH = 10
@@ -162,7 +167,7 @@ class Communicator:
 
     def require_same(self, *checksums: Checksum) -> None:
         """Raise OperatorError in all processes if their checksums differ."""
-        require_equal(self.all_gather_numbers(numbers_of(checksums)), checksums)
+        require_equal_checksums(self.all_gather_numbers(numbers_of(checksums)), checksums)
 
     def reduce_checked(
         self,
@@ -211,7 +216,7 @@ class Communicator:
         rows = self.all_gather_numbers(own + [0.0] * (_HEADER_LENGTH - len(own)))
         if any(row[0] for row in rows):
             self._raise_everywhere(failure)
-        require_equal([row[2:] for row in rows], checksums)
+        require_equal_checksums([row[2:] for row in rows], checksums)
         if partial.numel() or reduce:  # a ``reduce`` may return rows even where it is given none
             partial = (reduce or self.all_reduce)(partial.contiguous())
         return partial, math.fsum(row[1] for row in rows)

@@ -28,7 +28,8 @@ from matfree_torch.objective.nested import map_tensors, tensors_in
 Normalizer = Callable[[Any], float]
 Loss = Callable[[Any, Any], Tensor]
 
-_CHECKSUM_RTOL = 1e-9  # passes add in different orders, which changes checksums by rounding only
+# Passes, and processes, add in different orders, which changes checksums only by rounding.
+CHECKSUM_RTOL = 1e-9
 _WEIGHT_RTOL = 1e-6
 _IGNORED_LABEL = -100  # the label that torch's losses and Hugging Face's models skip
 
@@ -283,4 +284,4 @@ def _differ(before: list[tuple[float, float]], after: list[tuple[float, float]])
     if len(before) != len(after):
         return True
     pairs = zip(before, after, strict=True)
-    return any(abs(a - b) > _CHECKSUM_RTOL * (size + other) for (a, size), (b, other) in pairs)
+    return any(abs(a - b) > CHECKSUM_RTOL * (size + other) for (a, size), (b, other) in pairs)

@@ -20,7 +20,9 @@ _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 @contextlib.contextmanager
-def isolated(model: nn.Module, random_state: Any, *, allow_tf32: bool = False) -> Iterator[None]:
+def isolated_model(
+    model: nn.Module, random_state: Any, *, allow_tf32: bool = False
+) -> Iterator[None]:
     """A context in which forward passes have no side effects and draw the same random numbers.
 
     * Buffers are replaced by copies, so that running statistics are not updated, and tensors that

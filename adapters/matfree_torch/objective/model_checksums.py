@@ -10,7 +10,7 @@ from matfree_torch.distributed.checksums import Checksum, checksum_of_tensors
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import is_dtensor, local_tensor
 from matfree_torch.objective import isolation
-from matfree_torch.objective.batches import Batch, checksum_of_batch
+from matfree_torch.objective.batches import CHECKSUM_RTOL, Batch, checksum_of_batch
 
 _REMEDY_WEIGHTS = "load the same weights in all processes"
 _REMEDY_BUFFERS = (
@@ -19,7 +19,6 @@ _REMEDY_BUFFERS = (
 )
 _REMEDY_BATCHES = "all processes of the mesh over which parameters are sharded need the same data"
 _REMEDY_UNSHARDED = "copy those of process 0 to the others with torch.distributed.broadcast"
-_CHECKSUM_RTOL = 1e-9  # processes may round the checksum of the same batch differently
 
 
 @final
@@ -71,6 +70,6 @@ def require_same_batch(mesh: Communicator, model: nn.Module, batch: Batch) -> No
     tensors = *model.parameters(), *model.buffers()
     unsharded = [x for x in tensors if not is_dtensor(x)]
     mesh.require_same(
-        Checksum("batches", _REMEDY_BATCHES, (value, size), _CHECKSUM_RTOL * size),
+        Checksum("batches", _REMEDY_BATCHES, (value, size), CHECKSUM_RTOL * size),
         checksum_of_tensors("unsharded weights or buffers", _REMEDY_UNSHARDED, unsharded),
     )

@@ -110,7 +110,9 @@ class Objective:
 
     def isolated(self) -> AbstractContextManager[None]:
         """A context in which the model may be evaluated without side effects."""
-        context = isolation.isolated(self.model, self._random_state, allow_tf32=self.allow_tf32)
+        context = isolation.isolated_model(
+            self.model, self._random_state, allow_tf32=self.allow_tf32
+        )
         return context if self._fully_sharded is None else self._fully_sharded.around(context)
 
     def parameters(self, patterns: Patterns | None) -> Parameters:
