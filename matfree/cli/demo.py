@@ -96,6 +96,7 @@ def example(size: int) -> np.ndarray[Any, Any]:
     """
     outliers = [10.0, 7.0, 4.0, -3.0]
     bulk = size - len(outliers)
+    # Quantiles at the midpoints represent the distribution without random numbers.
     law = scipy.stats.semicircular(loc=0.5, scale=1.0)
     eigenvalues = np.concatenate((outliers, law.ppf((np.arange(bulk) + 0.5) / bulk)))
     noise = np.random.default_rng(0).standard_normal((size, size)) / np.sqrt(size)

@@ -115,6 +115,7 @@ def _require_finite(loaded: Any, path: str) -> Any:
     _require_numbers(loaded, path)
     sparse = scipy.sparse.issparse(loaded)
     matrix = scipy.sparse.csr_array(loaded) if sparse else loaded
+    # The algorithms compute in double precision at most.
     if matrix.dtype.itemsize > (16 if matrix.dtype.kind == "c" else 8):
         matrix = matrix.astype(np.complex128 if matrix.dtype.kind == "c" else np.float64)
     bad = np.argwhere(~np.isfinite(matrix.data if sparse else matrix))

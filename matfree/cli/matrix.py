@@ -53,6 +53,7 @@ def run(given: argparse.Namespace) -> int:
     name = Path(given.file).name
 
     def work(report: ReportBuilder) -> None:
+        # A streamed matrix is tested by matvecs with random vectors, one in memory entry by entry.
         defect = checks.asymmetry(operator) if streamed else entry_asymmetry(matrix)
         hermitian = _within(defect, tolerance(operator.dtype if streamed else matrix.dtype))
         report.add_chapter(

@@ -40,8 +40,10 @@ def run_and_report(
     """
     begin = time.perf_counter()
     command = shlex.join(options.command_line)
+    # A seed that was drawn at random is added, so that the command line repeats the run.
     if not any(word.startswith("--seed") for word in options.command_line):
         command += f" --seed {options.seed}"
+    # The folder is created first: an unwritable one must not cost a long computation.
     target = None if options.out is None else folder.prepare_folder(options.out)
     as_json = getattr(options, "json", False)
     terminal = None if as_json else Terminal(sys.stdout)

@@ -172,12 +172,14 @@ def plot_diagonal(
     missed = np.zeros(value.size, dtype=bool)
     if exact is not None:
         exact = np.real(np.asarray(exact))
+        # A stable sort keeps equal entries of the exact diagonal in their order.
         order = np.argsort(exact, kind="stable")
         missed = (np.abs(value - exact) > half)[order]
         value, half, exact = value[order], half[order], exact[order]
     groups = [(~missed, BLUE, 0.45, "95 % interval")]
     if missed.any():
         groups.append((missed, VERMILLION, 0.9, f"{missed.sum()} intervals that miss"))
+    # Thousands of intervals are rasterized, so that vector files remain small.
     for chosen, colour, alpha, label in groups:
         low, high = value[chosen] - half[chosen], value[chosen] + half[chosen]
         style: dict[str, Any] = {"color": colour, "alpha": alpha, "linewidth": 1, "label": label}
@@ -202,6 +204,7 @@ def _draw_running_mean(ax: Axes, samples: HostArray) -> None:
     ax.plot(m, mean, color=BLUE, label="running mean, 95 % interval")
     reach = _reach(samples, mean, half)
     ax.set_ylim(mean[-1] - reach, mean[-1] + reach)
+    # Every halving of the interval takes the same distance on this axis: two units.
     if m.size > 1:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")

@@ -100,6 +100,7 @@ def plot_density(
     grid = density.grid(width)
     sigma = (density.support[0] - grid[0]) / 5  # the grid extends five widths beyond
     curve = density.density(grid, width, reading=reading)
+    # A grid that does not resolve the peaks would show a wrong density.
     _require_unit_mass(grid, curve)
     floor = 0.1 / (density.size * sigma * np.sqrt(2 * np.pi))
     ax.set_yscale("log")
@@ -241,6 +242,7 @@ def _draw_noise_floor(ax: Axes, floor: float, grid: HostArray) -> None:
 
 
 def _draw_atoms(ax: Axes, atoms: list[Atom], size: int, sigma: float, floor: float) -> None:
+    # The height of the smoothed density at an isolated eigenvalue is its mass times this.
     peak = 1 / (sigma * np.sqrt(2 * np.pi))
     shown = [atom for atom in atoms if atom.mass * peak > floor]
     if not shown:

@@ -54,6 +54,7 @@ def write_archive(target: Path, kind: str, values: Mapping[str, Any]) -> None:
         _pack(name, value, plain, arrays)
     header = {"format": FORMAT, "kind": kind, "fields": plain}
     arrays[_HEADER_NAME] = np.array(json.dumps(header))
+    # The name is unique, because several processes may write the same target at once.
     partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "wb") as file:
@@ -132,9 +133,11 @@ class OpenFile:
     def _rows(self, name: str, axis: int, part: slice) -> np.ndarray[Any, Any]:
         """Read a slice of an array without reading the rest of it from disk."""
         with self._members.open(f"{name}.npy") as file:
+            # np.savez writes format version 1.0 for headers as short as these.
             assert np.lib.format.read_magic(file) == (1, 0)
             with _PARSE_LOCK:
                 shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            # A slice of rows is not contiguous in Fortran order, so that the whole array is read.
             if fortran_order:
                 return self._array(name)[(slice(None),) * axis + (part,)]
             begin, count = file.tell(), part.stop - part.start

@@ -149,6 +149,7 @@ def interval_mass(
     num_known = np.sum((low <= model.known) & below(model.known, high))
     centres, stderrs = model.proportion(ends, num_known, student_quantile(0.95, math.inf))
     value = float(samples.mean())
+    # The interval need not be symmetric around the mean; its larger side becomes the bias.
     bias = max(value - float(centres[0]), float(centres[1]) - value, 0.0)
     return IntervalMass(float(stderrs.max()), bias, samples)
 
@@ -197,6 +198,7 @@ def bracket(
     points: HostArray, rule: Quadrature, side: Side, model: ErrorModel
 ) -> tuple[HostArray, HostArray]:
     """Bounds on the mass at or below the points (``side="left"``: below them) for one probe."""
+    # The kernel moves mass by up to its width (the residual), except for its tails.
     if not model.gauss:
         low = _mass(points, rule.nodes + rule.residuals, rule.weights, side)
         high = _mass(points, rule.nodes - rule.residuals, rule.weights, side)
@@ -207,11 +209,14 @@ def bracket(
         exact = np.ones(len(nodes), dtype=bool)
     atoms = _mass(points, nodes[exact], weights[exact], side)
     loose, weights = nodes[~exact], weights[~exact]
+    # With j nodes at or below the point, the mass is in [c_{j-1}, c_{j+1}] (Markov-Stieltjes)
+    # and within rho of c_j (Christoffel).
     mass = np.concatenate(([0.0], np.cumsum(weights)))
     j = np.searchsorted(loose, points, side=side)
     slack = christoffel(points, loose, weights) if model.orthogonal else np.inf
     least = np.maximum(mass[np.maximum(j - 1, 0)], mass[j] - slack)
     most = np.minimum(mass[np.minimum(j + 1, loose.size)], mass[j] + slack)
+    # At +-infinity the mass is known, whatever the nodes are.
     everything, nothing = points == np.inf, points == -np.inf
     return (
         atoms + np.where(everything, mass[-1], least),

@@ -18,7 +18,7 @@ from matfree.results.merging import (
     by_first_probe,
     joined_ranges,
     require_agreement,
-    require_equal,
+    require_same_setting,
 )
 from matfree.results.reasons import StoppingReason
 from matfree.results.record import memory_rows
@@ -167,6 +167,7 @@ class SpectralDensity(Distribution):
         """
         sums = []
         for node, weight, _ in self._rules():
+            # NumPy's warnings would be less precise than the error below.
             with np.errstate(all="ignore"):
                 values = np.asarray(f(node), dtype=np.float64)
             if not np.all(np.isfinite(values)):
@@ -204,9 +205,12 @@ class SpectralDensity(Distribution):
         """
         runs = (self, *others)
         for name in _MUST_AGREE:
-            require_equal(name, [getattr(run, name) for run in runs])
-        require_equal("set of known eigenvalues", [tuple(run.known.tolist()) for run in runs])
+            require_same_setting(name, [getattr(run, name) for run in runs])
+        require_same_setting(
+            "set of known eigenvalues", [tuple(run.known.tolist()) for run in runs]
+        )
         ranges = joined_ranges([run.probe_ranges for run in runs])
+        # Densities of different operators are detected by their mean and mean square.
         for power in (1, 2):
             require_agreement([run.moment(power) for run in runs])
         ordered = by_first_probe(runs)
@@ -268,15 +272,17 @@ class SpectralDensity(Distribution):
         low, high = self.support
         negative = self.mass_below(-self.noise_floor)
         least, most = negative.interval()
-        bound = "an inner bound" if self.method == "lanczos" else "an outer bound"
+        # Ritz values lie within the range of the spectrum; Chebyshev nodes enclose it.
+        relation = "contains" if self.method == "lanczos" else "within"
         known = f", {len(self.known)} eigenvalues known" if len(self.known) else ""
         return [
-            ("spectrum", f"[{low:.6g}, {high:.6g}], {bound}; n = {self.size}{known}"),
+            ("spectrum", f"{relation} [{low:.6g}, {high:.6g}], n = {self.size}{known}"),
             ("median", f"{self.quantile(0.5):.6g}"),
             ("negative mass", f"{negative.value:.3g}, 95 % interval [{least:.2g}, {most:.2g}]"),
             ("noise floor", f"{self.noise_floor:.2g}"),
             ("cost", f"{self.num_matvecs} matvecs, {self.num_probes} probes"),
-            ("steps", f"up to {self.num_steps} per probe, {self.method}; {self.reason}"),
+            ("method", f"{self.method}, up to {self.num_steps} steps per probe"),
+            ("stopped", self.reason),
             *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]

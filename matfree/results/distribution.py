@@ -258,4 +258,5 @@ class Distribution(Record, ABC):
         if not relative > 0:
             raise ValueError(f"width must be positive: got {width}; it is relative to the range.")
         low, high = self.support
+        # A spectrum of one eigenvalue has the range 0; its magnitude is the only scale then.
         return relative * ((high - low) or max(abs(low), abs(high)) or 1.0)

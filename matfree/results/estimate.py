@@ -16,7 +16,7 @@ from matfree.results.merging import (
     by_first_probe,
     joined_ranges,
     require_agreement,
-    require_equal,
+    require_same_setting,
 )
 from matfree.results.record import Record, memory_rows
 
@@ -118,6 +118,7 @@ class Estimate(Record):
         half, center = self.half_width(level), _real_part(self.value)
         if self.limits is None:
             return center - half, center + half
+        # Clipping to values that are possible does not reduce the coverage.
         lowest, highest = self.limits
         return max(center - half, lowest), min(center + half, highest)
 
@@ -168,7 +169,7 @@ class Estimate(Record):
         """
         runs = (self, *others)
         for name in ("method", "seed", "kind", "size"):
-            require_equal(name, [getattr(run, name) for run in runs])
+            require_same_setting(name, [getattr(run, name) for run in runs])
         if not all(run.mergeable for run in runs):
             raise ValueError(
                 f"estimates by {self.method!r} cannot be merged, because their probes are not "
@@ -189,6 +190,7 @@ class Estimate(Record):
             reason=f"{len(runs)} runs merged",
             samples=samples,
             probe_ranges=ranges,
+            # Each run bounds the quadrature error of its own probes.
             bias=max(run.bias for run in runs),
             history=(),
         )

@@ -70,6 +70,7 @@ def significant(rule: Quadrature, rounding: float) -> Quadrature:
     """
     nodes, weights, residuals = rule
     close = rounding * np.abs(nodes).max(initial=0.0)
+    # Nodes that agree up to rounding are copies of one eigenvalue; their weights add up.
     starts = np.flatnonzero(np.diff(nodes, prepend=-np.inf) > close)
     weights = np.add.reduceat(weights, starts)
     keep = weights > _MAX_SPURIOUS * rounding**2
@@ -87,6 +88,7 @@ def spread_over_gaps(nodes: HostArray, weights: HostArray, residuals: HostArray)
     loose = ~converged(nodes, residuals)
     both = loose[:-1] & loose[1:]
     gaps = np.where(both, np.minimum(weights[:-1], weights[1:]), 0.0)
+    # Both neighbours of a gap give half of its mass.
     given = np.concatenate((gaps, [0.0])) + np.concatenate(([0.0], gaps))
     return Pieces(nodes, weights - given / 2, gaps)
 

@@ -55,7 +55,7 @@ class SampledRun(RunOverProbes, Protocol):
 MergeableRun = TypeVar("MergeableRun", bound=RunOverProbes)
 
 
-def require_equal(name: str, values: list[Any]) -> None:
+def require_same_setting(name: str, values: list[Any]) -> None:
     """Refuse to merge runs that differ in a setting that all of them must share."""
     if len(set(values)) > 1:
         raise ValueError(
@@ -66,6 +66,7 @@ def require_equal(name: str, values: list[Any]) -> None:
 
 def require_agreement(runs: Sequence[SampledRun]) -> None:
     """Refuse to merge estimates that are too far apart to be estimates of one operator."""
+    # The most accurate run is the reference for all others.
     first = max(runs, key=lambda run: run.num_probes)
     for run in runs:
         if run.num_probes < _MIN_PROBES:

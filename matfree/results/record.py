@@ -117,6 +117,7 @@ def load(path: str | os.PathLike[str]) -> Record:
     50.0
     """
     path = archive.npz_path(path)
+    # A sharded result has no file of its own name, only one for each shard.
     if not path.exists():
         shards = [load(file) for file in sharded_files.shard_paths(path)]
         if shards:

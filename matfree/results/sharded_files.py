@@ -42,6 +42,7 @@ def shard_path(path: Path, rows: RowRange | None) -> Path:
 def shard_paths(path: Path) -> list[Path]:
     """The existing files with the shards of a result that was saved to ``path``."""
     found = path.parent.glob(f"{glob.escape(path.stem)}.rows-*-*.npz")
+    # The glob also matches names such as top.rows-0-70.rows-1-2.npz, those of another result.
     name = re.compile(re.escape(path.stem) + r"\.rows-\d+-\d+\.npz")
     return sorted(file for file in found if name.fullmatch(file.name))
 
@@ -78,6 +79,7 @@ def _require_all_rows(path: Path, shards: list[RowRange]) -> None:
     """Require that every row occurs exactly once."""
     end, n = 0, shards[0][2]
     for start, stop, _ in sorted(shards):
+        # Empty shards, of processes without rows, may begin anywhere.
         if start != end and stop > start:
             problem = "missing" if start > end else "present twice"
             raise ValueError(

@@ -117,6 +117,7 @@ class Tridiagonal(Record):
 
         the residual norm times the last component of y. ``node_error`` is added to it.
         """
+        # Golub and Welsch: the weights are the squared first components of the eigenvectors.
         nodes, vectors = scipy.linalg.eigh_tridiagonal(self.alphas[index], self.betas[index])
         residuals = self.residual_norms[index] * np.abs(vectors[-1, :]) + self.node_error(index)
         return Quadrature(nodes, vectors[0, :] ** 2, residuals)

@@ -86,6 +86,7 @@ def _common_eigenvalues(
             nearest = int(candidates[np.argmin(np.abs(rule.nodes[candidates] - value))])
             if abs(rule.nodes[nearest] - value) <= residual + rule.residuals[nearest] + rounding:
                 indices.append(nearest)
+        # An eigenvalue that one probe did not find has no known mass in that probe.
         if len(indices) < len(rules):
             continue
         total = size * sum(rule.weights[i] for rule, i in zip(rules, indices, strict=True))

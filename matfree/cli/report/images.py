@@ -42,5 +42,6 @@ def png_image(figure: Figure, theme: Theme = "light") -> bytes:
         canvas = Canvas(figsize=(WIDTH, figure.height), layout="constrained")
         figure.draw(canvas.subplots())
         stream = io.BytesIO()
+        # Without the version of matplotlib in the metadata, equal figures are equal files.
         canvas.savefig(stream, dpi=_DOTS_PER_INCH, format="png", metadata={"Software": None})
     return stream.getvalue()

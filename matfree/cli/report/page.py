@@ -100,6 +100,7 @@ def _section_html(index: str, section: Section, images: Images) -> str:
 
 
 def _figure_html(figure: Figure, images: Images) -> str:
+    # The dark image is for dark screens only; printed pages use the light one.
     light, dark = (_data_url(images[figure.name][theme]) for theme in ("light", "dark"))
     return (
         "<figure><picture>"

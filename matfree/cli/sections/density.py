@@ -171,6 +171,7 @@ class DensitySection(StudySection):
     def _isolated(self) -> tuple[Table, ...]:
         """The isolated eigenvalues, with the number of eigenvalues at each of them."""
         density, exact = self.density, self.eigenvalues
+        # The grid begins five smoothing widths below the smallest node.
         sigma = (density.support[0] - float(density.grid()[0])) / 5
         atoms = plotting.isolated(density, sigma)
         atoms = sorted(atoms, key=lambda atom: -abs(atom.position))[:_MAX_ISOLATED]

@@ -23,5 +23,6 @@ def interval_contains(share: Estimate, exact: float, density: SpectralDensity) -
 def wasserstein_distance(density: SpectralDensity, eigenvalues: HostArray) -> float:
     """The Wasserstein-1 distance to the exact spectrum, relative to its range."""
     nodes, weights = np.concatenate(density.nodes), np.concatenate(density.weights)
+    # A spectrum of one eigenvalue has the range 0; its magnitude is the only scale then.
     extent: float = float(eigenvalues[-1] - eigenvalues[0]) or abs(float(eigenvalues[0])) or 1.0
     return float(scipy.stats.wasserstein_distance(nodes, eigenvalues, weights)) / extent

@@ -138,6 +138,7 @@ def diagonal_errors(estimate: Estimate, exact: ExactAnswers | None) -> DiagonalE
         return DiagonalErrors(estimate.num_probes, stderr, None, None)
     gap = np.abs(value - exact.diagonal)
     error = float(np.linalg.norm(gap)) / (float(np.linalg.norm(exact.diagonal)) or 1.0)
+    # An exact entry has an interval of width 0, and may differ by rounding.
     covered = float(np.mean(gap <= half + exact.rounding))
     return DiagonalErrors(estimate.num_probes, stderr, error, covered)
 

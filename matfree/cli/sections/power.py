@@ -146,6 +146,7 @@ class PowerSection(StudySection):
         for pair in range(len(self.pairs.values)):
             steps = [entry for entry in self.pairs.history if entry[0] == pair]
             for step, (_, theta, residual) in enumerate(steps, start=1):
+                # The last step of a pair is always shown.
                 if step not in _TABULATED_STEPS and step != len(steps):
                     continue
                 row = (pair + 1, step, theta, residual)
