@@ -1,4 +1,4 @@
-"""Fixtures: every backend, every precision; and which doctests need an absent library."""
+"""Fixtures for all backends and precisions, and the doctests that need an optional library."""
 
 import importlib.util
 
@@ -10,7 +10,7 @@ collect_ignore_glob = ["benchmarks/*"]  # scripts, which `make bench` runs
 
 
 def pytest_collection_modifyitems(items):
-    """An adapter's examples run where its library is, and a device where it needs one."""
+    """Skip the examples of an adapter without its library or the device that it needs."""
     without_cupy = pytest.mark.skip(reason="the example needs CuPy and a CUDA device")
     without_torch = pytest.mark.skip(reason="the example needs torch")
     for item in items:
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(params=PARAMS)
 def backend(request):
-    """NumPy, torch, the strictest array library on two devices, and CuPy where it runs."""
+    """NumPy, torch, array-api-strict on two devices, and CuPy if there is a device."""
     return MAKERS[request.param]()
 
 

@@ -1,4 +1,4 @@
-"""check_operator tells a good operator from a bad one, and names the fault."""
+"""``check_operator`` distinguishes correct operators from incorrect ones and names the defect."""
 
 import numpy as np
 from support.matrices import complex_hermitian
@@ -32,7 +32,7 @@ def test_a_nonlinear_function_is_found():
     assert not report.ok
 
 
-def test_a_random_product_is_found_and_its_noise_measured():
+def test_a_random_matvec_is_found_and_its_noise_is_measured():
     rng = np.random.default_rng(0)
     noisy = function(lambda x: A @ x * (1 + 1e-3 * rng.standard_normal(20)))
     report = mf.check_operator(noisy)
@@ -48,7 +48,7 @@ def test_blocks_that_disagree_with_their_columns_are_found():
     assert not report.ok
 
 
-def test_a_wrong_adjoint_is_found_and_a_missing_one_named():
+def test_a_wrong_adjoint_is_found_and_a_missing_one_is_reported():
     space = mf.space_like(A, 20)
     wrong = mf.FunctionOperator(lambda x: A @ x, space=space, rmatvec=lambda x: 2 * (A @ x))
     assert mf.check_operator(wrong).adjoint > 0.01
@@ -57,7 +57,7 @@ def test_a_wrong_adjoint_is_found_and_a_missing_one_named():
     assert "no adjoint given" in str(missing)
 
 
-def test_rectangular_and_zero_operators_are_judged_too():
+def test_rectangular_and_zero_operators_can_be_checked():
     assert mf.check_operator(A[:, :7]).ok
     assert mf.check_operator(A[:, :7]).symmetry is None
     assert mf.check_operator(np.zeros((4, 4))).hermitian

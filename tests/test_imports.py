@@ -1,4 +1,4 @@
-"""What ``import matfree`` may load, and what it refuses to be mixed with."""
+"""``import matfree`` loads no heavy library, and refuses a mixture with another distribution."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_a_scipy_matrix_loads_its_adapter_and_no_other() -> None:
 
 
 def test_a_mixture_with_the_other_matfree_is_refused_with_both_names(tmp_path: Path) -> None:
-    _distribution.refuse_mixture(tmp_path)  # a clean folder is fine
+    _distribution.refuse_mixture(tmp_path)  # a folder without foreign modules
     (tmp_path / "stochtrace.py").touch()
     with pytest.raises(ImportError, match=r"matfree-nla.*PyPI's 'matfree'.*uninstall both"):
         _distribution.refuse_mixture(tmp_path)

@@ -1,4 +1,4 @@
-"""Indices of 64 bits: vectors longer than any memory, of which a process holds a few rows."""
+"""64-bit row numbers: vectors longer than any memory, of which a process holds a few rows."""
 
 import math
 
@@ -11,12 +11,12 @@ import matfree as mf
 from matfree.arrays import to_host
 
 MASK = 0xFFFFFFFF
-PLACES = [2**31, 2**32, 2**39, 2**40, 2**52]
-BEFORE, AFTER = 70, 90  # rows on either side of a place
+BOUNDARIES = [2**31, 2**32, 2**39, 2**40, 2**52]
+BEFORE, AFTER = 70, 90  # rows on either side of a boundary
 
 
 def philox(counter, key):
-    """Philox4x32-10 in Python's own integers, from the paper: nothing can overflow."""
+    """Philox4x32-10 in Python integers, which cannot overflow."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
@@ -37,7 +37,7 @@ def sign(seed, probe, i):
 
 
 def gaussian(seed, probe, i):
-    """Box and Muller: words 2 k and 2 k + 1 give the entries 2 k and 2 k + 1."""
+    """The Box-Muller map: words 2 k and 2 k + 1 yield the entries 2 k and 2 k + 1."""
     words = word(seed, 1 << 16, probe, i, 4)
     first = i % 4 // 2 * 2
     u, v = ((words[first + j] + 0.5) * 2.0**-32 for j in (0, 1))
@@ -46,7 +46,7 @@ def gaussian(seed, probe, i):
 
 
 class FewRows(mf.VectorSpace):
-    """A vector's rows around one place; the others are not there, and count as zero."""
+    """The rows of a vector around one boundary; all others do not exist and count as zero."""
 
     def __init__(self, backend, size, rows, dtype=np.float64):
         dtype = backend.asarray([0], dtype).dtype
@@ -59,27 +59,27 @@ class FewRows(mf.VectorSpace):
         return [local()]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_signs_around_a_power_of_two_are_those_of_the_format(backend, place):
-    space = FewRows(backend, 2 * place, range(place - BEFORE, place + AFTER))
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_signs_around_a_power_of_two_are_those_of_the_format(backend, boundary):
+    space = FewRows(backend, 2 * boundary, range(boundary - BEFORE, boundary + AFTER))
     for seed, start in ((9, 0), (2**64 - 1, 2**32 - 2)):
         got = to_host(space.probes(2, seed=seed, start=start))
         expected = [[sign(seed, start + p, i) for p in (0, 1)] for i in space.rows]
         assert np.array_equal(got, expected)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_gaussians_around_a_power_of_two_are_those_of_the_format(backend, place):
-    space = FewRows(backend, 2 * place, range(place - BEFORE, place + AFTER))
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_gaussians_around_a_power_of_two_are_those_of_the_format(backend, boundary):
+    space = FewRows(backend, 2 * boundary, range(boundary - BEFORE, boundary + AFTER))
     got = to_host(space.probes(2, seed=5, start=3, kind="gaussian"))
     expected = np.array([[gaussian(5, 3 + p, i) for p in (0, 1)] for i in space.rows])
     assert np.abs(got - expected).max() <= 1e-14  # a few units in the last place of 7
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_complex_probes_take_two_coordinates_an_entry_there_too(backend, place):
-    rows = range(place - 3, place + 4)
-    space = FewRows(backend, 2 * place, rows, np.complex128)
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_complex_probes_use_two_coordinates_per_entry(backend, boundary):
+    rows = range(boundary - 3, boundary + 4)
+    space = FewRows(backend, 2 * boundary, rows, np.complex128)
     got = to_host(space.probes(1, seed=5, kind="gaussian"))[:, 0]
     expected = [complex(gaussian(5, 0, 2 * i), gaussian(5, 0, 2 * i + 1)) for i in rows]
     assert_close(got, np.array(expected) * 0.5**0.5)
@@ -94,15 +94,15 @@ def test_a_probe_number_beyond_its_word_is_refused(start):
         mf.space_like(np.zeros(1), 4).probes(2, seed=0, start=start)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_unit_vectors_of_a_long_space_lie_where_they_should(backend, place):
-    space = FewRows(backend, 2 * place, range(place - 3, place + 4))
-    E = to_host(space.unit_vectors(range(place - 1, place + 2)))
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_unit_vectors_of_a_long_space_have_their_one_in_the_right_row(backend, boundary):
+    space = FewRows(backend, 2 * boundary, range(boundary - 3, boundary + 4))
+    E = to_host(space.unit_vectors(range(boundary - 1, boundary + 2)))
     assert np.array_equal(E, np.eye(7)[:, 2:5])
-    assert not to_host(space.unit_vectors(range(3))).any()  # the same in the low 31 bits
+    assert not to_host(space.unit_vectors(range(3))).any()  # these rows agree in the low 31 bits
 
 
-def test_sums_and_spheres_know_the_whole_length(backend, dtype):
+def test_sums_cover_local_rows_and_spheres_use_the_whole_length(backend, dtype):
     n = 2**40
     space = FewRows(backend, n, range(n - 64, n), dtype)
     W = space.probes(3, seed=1)
@@ -110,10 +110,12 @@ def test_sums_and_spheres_know_the_whole_length(backend, dtype):
     assert_close(to_host(space.gram(W, W)), to_host(W).conj().T @ to_host(W), dtype, scale=64)
     S = to_host(space.probes(2, seed=1, kind="sphere"))
     norms = np.linalg.norm(S.astype(np.complex128), axis=0)
-    assert np.abs(norms / 2.0**20 - 1).max() <= tolerance(dtype)  # sqrt(n), from 64 rows alone
+    assert np.abs(norms / 2.0**20 - 1).max() <= tolerance(
+        dtype
+    )  # sqrt(n), although only 64 rows exist
 
 
-def test_pieces_of_a_long_space_hold_the_probes_of_its_coordinates(backend):
+def test_shards_of_a_long_space_hold_the_probes_of_their_coordinates(backend):
     group = Group((2**31, 5, 2**40 - 2**31 - 5))
     middle = ShardedSpace(group, 1, backend, backend.asarray([0.0]).dtype)
     assert (middle.size, middle.rows) == (2**40, range(2**31, 2**31 + 5))
@@ -122,7 +124,7 @@ def test_pieces_of_a_long_space_hold_the_probes_of_its_coordinates(backend):
 
 
 def test_a_trace_over_a_few_rows_of_a_long_space_is_the_sum_over_them():
-    """n of 2^40, of which the operator is zero but for the rows that are held."""
+    """The operator has n = 2^40 and is zero except in the local rows."""
     n = 2**40
     rows = range(2**32 - 8, 2**32 + 8)
     held = FewRows(MAKERS["numpy"](), n, rows)

@@ -1,4 +1,4 @@
-"""Probes: the published generator, one value per (seed, stream, probe, coordinate), everywhere."""
+"""Probes follow the frozen format on every backend: one value per (seed, stream, probe, row)."""
 
 import itertools
 
@@ -16,7 +16,7 @@ SEEDS = [0, 1, 2**63 + 5, 2**64 - 1]
 
 
 def philox(counter, key):
-    """Philox4x32-10 in Python's own integers: the independent oracle."""
+    """Philox4x32-10 in Python integers, as an independent oracle."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -33,7 +33,7 @@ def sign(seed, stream, probe, i):
     return 1 - 2 * (word[(i >> 5) & 3] >> (i & 31) & 1)
 
 
-# P28: the known answers that Random123 publishes.
+# P28: the known answers published with Random123.
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((MASK,) * 4, (MASK,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -47,7 +47,7 @@ KNOWN_ANSWERS = [
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
 def test_philox_gives_the_published_answers_on_every_backend(backend, counter, key, answer):
-    assert philox(counter, key) == answer  # the oracle itself
+    assert philox(counter, key) == answer  # checks the oracle
     words = [backend.asarray([c], np.int64) for c in counter]
     got = probes.philox(tuple(words), key)
     assert tuple(int(to_host(word)[0]) for word in got) == answer
@@ -83,14 +83,14 @@ def test_block_size_does_not_change_a_probe(kind, block):
         for first in range(0, 40, block)
     ]
     joined = np.concatenate(parts, axis=1)
-    if kind == "sphere":  # its norm is a sum, and the order of a sum may change an ulp
+    if kind == "sphere":  # the norm is a sum, whose order may change the last digit
         np.testing.assert_allclose(joined, whole, rtol=1e-15)
     else:
         assert np.array_equal(joined, whole)
 
 
 @pytest.mark.parametrize("rows", [range(5), range(3, 700), range(129, 131), range(640, 1000)])
-def test_a_range_of_rows_is_that_part_of_the_whole(rows):
+def test_a_range_of_rows_equals_these_rows_of_the_whole_probe(rows):
     xp, dtype = mf.space_like(np.zeros(1), 1).xp, np.float64
     args = {"probes": range(2, 5), "stream": 1, "seed": 11}
     for maker in (probes.rademacher, probes.gaussian):
@@ -99,7 +99,7 @@ def test_a_range_of_rows_is_that_part_of_the_whole(rows):
         assert np.array_equal(part, whole[rows.start : rows.stop])
 
 
-def test_a_slab_boundary_inside_a_byte_is_no_boundary():
+def test_slabs_may_begin_inside_a_byte():
     xp = mf.space_like(np.zeros(1), 1).xp
     args = {"probes": range(2), "stream": 0, "seed": 1}
     size = 3 * (1 << 14) + 77
@@ -108,7 +108,7 @@ def test_a_slab_boundary_inside_a_byte_is_no_boundary():
     assert np.array_equal(shifted, whole[3:])
 
 
-def test_coordinates_beyond_two_to_the_forty_have_their_own_signs():
+def test_coordinates_beyond_two_to_the_forty_have_signs_of_their_own():
     xp = mf.space_like(np.zeros(1), 1).xp
     far = range(2**40 + 3, 2**40 + 300)
     got = probes.rademacher(xp, np.float64, "cpu", rows=far, probes=range(1), stream=0, seed=9)
@@ -149,15 +149,15 @@ def test_z4_takes_the_four_roots_of_unity_equally_often():
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_streams_and_kinds_of_one_seed_are_apart():
+def test_streams_of_one_seed_are_uncorrelated():
     space = mf.space_like(np.zeros(1), 10_000)
     blocks = [space.probes(1, seed=1, stream=stream)[:, 0] for stream in range(5)]
     for a, b in itertools.combinations(blocks, 2):
         assert abs(a @ b) < 5 * np.sqrt(10_000)  # 5 sigma
 
 
-def test_no_two_probes_and_no_two_seeds_are_related():
-    # 5 sigma for each of 32 * 31 / 2 pairs: a false alarm in 3,500 sets of seeds
+def test_probes_and_seeds_are_uncorrelated():
+    # 5 sigma for each of the 496 pairs: one false alarm in 3,500 sets of seeds
     space, n = mf.space_like(np.zeros(1), 4096), 4096
     probes_of_one_seed = space.probes(32, seed=123)
     consecutive_seeds = np.hstack([space.probes(1, seed=s) for s in range(32)])
@@ -169,7 +169,7 @@ def test_no_two_probes_and_no_two_seeds_are_related():
         assert np.abs(block.sum(axis=0)).max() < 5 * np.sqrt(n)
 
 
-def test_bytes_are_uniform_and_neighbours_independent():
+def test_bytes_are_uniform_and_neighbouring_signs_uncorrelated():
     signs = mf.space_like(np.zeros(1), 1 << 17).probes(1, seed=7)[:, 0]
     octets = np.packbits(signs < 0)
     assert scipy.stats.chisquare(np.bincount(octets, minlength=256)).pvalue > 1e-3
@@ -185,7 +185,7 @@ def test_start_vectors_of_one_seed_are_bit_equal_to_numpys(name):
     assert np.array_equal(to_host(there), here)
 
 
-def test_a_seed_is_an_integer_none_or_one_draw_of_a_generator():
+def test_a_seed_is_an_integer_or_none_or_a_generator_that_is_drawn_from_once():
     assert probes.resolve_seed(np.int64(7)) == 7
     assert probes.resolve_seed(None) != probes.resolve_seed(None)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Every algorithm runs on vectors cut into pieces, and gives the numbers of the whole."""
+"""Every algorithm runs on sharded vectors and gives the same results as on whole vectors."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from matfree.arrays import to_host
 N = 100
 A = with_spectrum(nn_spectrum(N), seed=3)
 
-CUTS = {"7/3": (70, 30), "three uneven": (1, 64, 35), "odd bytes": (13, 0, 87)}
+SHARDINGS = {"7/3": (70, 30), "three uneven": (1, 64, 35), "odd bytes": (13, 0, 87)}
 
 SCALARS = {
     "hutchinson": lambda B: mf.trace(B, num_probes=9, seed=1, block_size=4),
@@ -36,55 +36,58 @@ def backend(request):
     return MAKERS[request.param]()
 
 
-@pytest.fixture(params=CUTS.values(), ids=CUTS.keys())
-def cuts(request):
+@pytest.fixture(params=SHARDINGS.values(), ids=SHARDINGS.keys())
+def shard_sizes(request):
     return request.param
 
 
 @pytest.mark.parametrize("run", SCALARS.values(), ids=SCALARS.keys())
-def test_a_number_is_the_same_on_every_piece_and_on_the_whole(backend, cuts, run):
+def test_scalar_results_agree_between_all_shards_and_whole_vectors(backend, shard_sizes, run):
     whole = run(mf.aslinearoperator(A))
-    for piece in run_sharded(cuts, backend, A, run):
-        assert_close(piece.value, whole.value)
-        assert_close(piece.stderr, whole.stderr, scale=abs(whole.value))
-        assert piece.num_matvecs == whole.num_matvecs
+    for shard in run_sharded(shard_sizes, backend, A, run):
+        assert_close(shard.value, whole.value)
+        assert_close(shard.stderr, whole.stderr, scale=abs(whole.value))
+        assert shard.num_matvecs == whole.num_matvecs
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "diag++", "xdiag", "deflated"])
-def test_a_diagonal_comes_in_the_pieces_rows(backend, cuts, method):
+def test_a_diagonal_consists_of_the_local_rows(backend, shard_sizes, method):
     def run(B):
         return mf.diagonal(B, method=method, num_probes=12, eigenpairs=4, seed=1)
 
-    pieces = run_sharded(cuts, backend, A, run)
-    assert_close(np.concatenate([to_host(p.value) for p in pieces]), run(A).value)
+    shards = run_sharded(shard_sizes, backend, A, run)
+    assert_close(np.concatenate([to_host(p.value) for p in shards]), run(A).value)
 
 
-def test_probes_are_the_whole_ones_rows_to_the_bit(backend, cuts):
+def test_probes_are_bit_for_bit_the_rows_of_whole_probes(backend, shard_sizes):
     for kind in ("rademacher", "gaussian"):
         whole = mf.space_like(np.zeros(1), N).probes(3, seed=7, kind=kind)
-        pieces = run_sharded(
-            cuts, backend, A, lambda B, kind=kind: to_host(B.space.probes(3, seed=7, kind=kind))
+        shards = run_sharded(
+            shard_sizes,
+            backend,
+            A,
+            lambda B, kind=kind: to_host(B.space.probes(3, seed=7, kind=kind)),
         )
         if kind == "rademacher":
-            assert np.array_equal(np.concatenate(pieces), whole)
+            assert np.array_equal(np.concatenate(shards), whole)
         else:  # a few units in the last place between libraries
-            assert np.abs(np.concatenate(pieces) - whole).max() < 1e-14 * 10
+            assert np.abs(np.concatenate(shards) - whole).max() < 1e-14 * 10
 
 
-def test_eigenpairs_are_cut_like_the_vectors(backend, cuts):
+def test_eigenvectors_are_sharded_like_all_vectors(backend, shard_sizes):
     for run in (
         lambda B: mf.eigsh(B, 4, seed=0),
         lambda B: mf.power_iteration(B, 2, rtol=1e-6, seed=0),
     ):
         whole = run(mf.aslinearoperator(A))
-        pieces = run_sharded(cuts, backend, A, run)
-        for piece in pieces:
-            assert_close(piece.values, whole.values, scale=150)
-        U = np.concatenate([to_host(p.vectors) for p in pieces])
+        shards = run_sharded(shard_sizes, backend, A, run)
+        for shard in shards:
+            assert_close(shard.values, whole.values, scale=150)
+        U = np.concatenate([to_host(p.vectors) for p in shards])
         assert_close(np.abs(np.sum(U * whole.vectors, axis=0)), np.ones(U.shape[1]))
 
 
-def test_lanczos_and_the_density_are_those_of_the_whole(backend, cuts):
+def test_lanczos_and_the_density_agree_with_whole_vectors(backend, shard_sizes):
     start = mf.space_like(np.zeros(1), N).probes(2, seed=3)
 
     def factorize(B):
@@ -93,14 +96,17 @@ def test_lanczos_and_the_density_are_those_of_the_whole(backend, cuts):
         return mf.lanczos(B, block, 12)
 
     whole = mf.lanczos(A, start, 12)
-    for piece in run_sharded(cuts, backend, A, factorize):
-        assert_close(piece.alphas[1], whole.alphas[1], scale=150)
-        assert_close(piece.betas[1], whole.betas[1], scale=150)
+    for shard in run_sharded(shard_sizes, backend, A, factorize):
+        assert_close(shard.alphas[1], whole.alphas[1], scale=150)
+        assert_close(shard.betas[1], whole.betas[1], scale=150)
     density = mf.spectral_density(A, num_steps=20, num_probes=3, seed=2)
-    for piece in run_sharded(
-        cuts, backend, A, lambda B: mf.spectral_density(B, num_steps=20, num_probes=3, seed=2)
+    for shard in run_sharded(
+        shard_sizes,
+        backend,
+        A,
+        lambda B: mf.spectral_density(B, num_steps=20, num_probes=3, seed=2),
     ):
-        assert_close(piece.moment(3).value, density.moment(3).value)
+        assert_close(shard.moment(3).value, density.moment(3).value)
 
 
 @pytest.mark.parametrize(
@@ -108,42 +114,44 @@ def test_lanczos_and_the_density_are_those_of_the_whole(backend, cuts):
     [{"method": "kpm"}, {"eigenpairs": 4}, {"eigenpairs": 4, "method": "kpm"}],
     ids=["kpm", "deflated", "deflated kpm"],
 )
-def test_every_kind_of_density_is_that_of_the_whole(backend, cuts, options):
+def test_every_kind_of_density_agrees_with_whole_vectors(backend, shard_sizes, options):
     def run(B):
         return mf.spectral_density(
             B, num_steps=20, num_probes=3, seed=2, measure_noise=True, **options
         )
 
     whole = run(mf.aslinearoperator(A))
-    for piece in run_sharded(cuts, backend, A, run):
-        assert_close(piece.moment(2).value, whole.moment(2).value)
-        assert_close(piece.nodes[1], whole.nodes[1], np.float32)
-        assert piece.num_matvecs == whole.num_matvecs
+    for shard in run_sharded(shard_sizes, backend, A, run):
+        assert_close(shard.moment(2).value, whole.moment(2).value)
+        assert_close(shard.nodes[1], whole.nodes[1], np.float32)
+        assert shard.num_matvecs == whole.num_matvecs
 
 
-def test_check_operator_and_orthonormalize_see_the_whole(backend, cuts):
-    assert all(r.ok and r.hermitian for r in run_sharded(cuts, backend, A, mf.check_operator))
+def test_check_operator_and_orthonormalize_use_all_rows(backend, shard_sizes):
+    assert all(
+        r.ok and r.hermitian for r in run_sharded(shard_sizes, backend, A, mf.check_operator)
+    )
 
     def basis(B):
         X = B.space.probes(6, seed=5)
         return to_host(B.space.orthonormalize(B.space.xp.concat((X, X), axis=1)))
 
-    Q = np.concatenate(run_sharded(cuts, backend, A, basis))
+    Q = np.concatenate(run_sharded(shard_sizes, backend, A, basis))
     assert Q.shape == (N, 6)
     assert_close(Q.T @ Q, np.eye(6))
 
 
-def test_an_error_on_one_piece_ends_them_all(backend):
+def test_an_error_on_one_rank_ends_all(backend):
     def fail(B):
         if B.space.rows.start == 0:
-            raise RuntimeError("rank 0 gives up")
+            raise RuntimeError("rank 0 fails")
         return mf.trace(B, num_probes=2, seed=0)
 
     with pytest.raises(RuntimeError, match="rank 0"):
         run_sharded((70, 30), backend, A, fail)
 
 
-def test_results_of_pieces_are_saved_apart_and_read_as_one(backend, cuts, tmp_path):
+def test_results_of_shards_are_saved_separately_and_loaded_as_one(backend, shard_sizes, tmp_path):
     start = mf.space_like(np.zeros(1), N).probes(2, seed=3)
 
     def run(B):
@@ -165,21 +173,23 @@ def test_results_of_pieces_are_saved_apart_and_read_as_one(backend, cuts, tmp_pa
         for name, result in run(B).items():
             result.save(tmp_path / name)
 
-    run_sharded(cuts, backend, A, save)
+    run_sharded(shard_sizes, backend, A, save)
     for name, whole in run(mf.aslinearoperator(A)).items():
         read = mf.load(tmp_path / name)
         for axes in read.by_row.values():
             assert getattr(read, axes[1]) is None
         for field in read.by_row:
             got, expected = getattr(read, field), getattr(whole, field)
-            got, expected = (np.abs(np.asarray(x)) for x in (got, expected))  # vectors have no sign
+            got, expected = (
+                np.abs(np.asarray(x)) for x in (got, expected)
+            )  # the signs of vectors are arbitrary
             assert_close(got, expected, np.float32 if name == "power" else np.float64, scale=150)
 
 
-def test_pieces_that_are_not_one_result_are_refused_by_name(tmp_path):
-    def save(seed, cuts):
+def test_shards_that_do_not_form_one_result_are_refused_by_name(tmp_path):
+    def save(seed, shard_sizes):
         run_sharded(
-            cuts,
+            shard_sizes,
             MAKERS["numpy"](),
             A,
             lambda B: mf.diagonal(B, num_probes=4, seed=seed).save(tmp_path / "diagonal"),

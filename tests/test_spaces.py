@@ -1,4 +1,4 @@
-"""Sums over rows in double precision, and orthonormal bases from Gram matrices alone."""
+"""Sums over rows are computed in double precision, and orthonormal bases from Gram matrices."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def _block(n, k, dtype, seed=0):
     return X.astype(dtype)
 
 
-def test_gram_dots_and_norms_are_what_they_say(backend, dtype):
+def test_gram_dots_and_norms_are_those_of_numpy(backend, dtype):
     X, Y = _block(50, 3, dtype), _block(50, 4, dtype, seed=1)
     space = mf.space_like(backend.asarray(X), 50)
     x, y = backend.asarray(X), backend.asarray(Y)
@@ -29,7 +29,7 @@ def test_gram_dots_and_norms_are_what_they_say(backend, dtype):
     assert_close(space.norms(x), np.linalg.norm(X, axis=0), dtype)
 
 
-def test_float32_sums_over_a_million_rows_lose_nothing():
+def test_float32_sums_over_a_million_rows_are_accurate_to_double_precision():
     X = np.random.default_rng(0).random((1_000_003, 2)).astype(np.float32)
     space = mf.space_like(X, X.shape[0])
     exact = X.astype(np.float64)
@@ -38,7 +38,7 @@ def test_float32_sums_over_a_million_rows_lose_nothing():
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_squares_of_float32_numbers_far_from_one_neither_overflow_nor_vanish(scale):
+def test_squares_of_large_or_small_float32_numbers_neither_overflow_nor_underflow(scale):
     X = (np.ones((9, 1)) * scale).astype(np.float32)
     assert_close(mf.space_like(X, 9).norms(X), [3 * scale], np.float32)
 
@@ -68,7 +68,7 @@ def test_orthonormalize_spans_the_range_with_orthonormal_columns(backend, dtype,
     assert np.abs(missed).max(initial=0) <= tolerance(dtype) * np.abs(spectrum).max()
 
 
-def test_orthonormalize_counts_repeated_and_zero_columns_once_or_not_at_all(backend):
+def test_orthonormalize_drops_repeated_and_zero_columns(backend):
     X = np.zeros((30, 5))
     X[3, 0] = X[3, 1] = 1.0
     X[7, 4] = 2.0
@@ -76,7 +76,7 @@ def test_orthonormalize_counts_repeated_and_zero_columns_once_or_not_at_all(back
     assert space.orthonormalize(backend.asarray(X)).shape == (30, 2)
 
 
-def test_orthonormalize_against_a_basis_gives_only_what_is_new(backend, dtype):
+def test_orthonormalize_against_a_basis_spans_only_the_new_directions(backend, dtype):
     U = haar(40, 5).astype(dtype)
     space = mf.space_like(backend.asarray(U), 40)
     taken = backend.asarray(U[:, :4])
@@ -91,7 +91,7 @@ def test_unit_vectors_are_columns_of_the_identity(backend, dtype):
     assert np.array_equal(to_host(space.unit_vectors(range(2, 5))), np.eye(6)[:, 2:5])
 
 
-def test_sixteen_bit_examples_stand_for_float32_and_integers_for_float64():
+def test_sixteen_bit_examples_give_float32_and_integers_float64():
     assert mf.space_like(np.zeros(1, np.float16), 3).dtype == np.float32
     assert mf.space_like(np.zeros(1, np.int8), 3).dtype == np.float64
 
@@ -114,7 +114,7 @@ def test_gram_and_orthonormalize_hold_for_any_shape(n, k, j, dtype, seed):
     assert_close(X - Q @ (Q.conj().T @ X), np.zeros((n, k)), dtype, scale=10)
 
 
-def test_orthonormalize_leaves_its_arguments_as_they_were(backend):
+def test_orthonormalize_does_not_modify_its_arguments(backend):
     X = np.random.default_rng(0).standard_normal((30, 4))
     taken = np.linalg.qr(X[:, :2])[0]
     block, against = backend.asarray(X), backend.asarray(taken)

@@ -1,4 +1,4 @@
-"""The promise: one algorithm, one seed, one answer, whatever the matrix comes as."""
+"""One algorithm and one seed give one answer for every form of the same matrix."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Operator algebra is the algebra of the dense matrices."""
+"""The algebra of operators is compared with the algebra of their dense matrices."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_complex_factors_conjugate_in_the_adjoint():
         2j * mf.aslinearoperator(np.eye(2))
 
 
-def test_rectangular_operators_know_their_two_spaces():
+def test_rectangular_operators_have_a_space_and_a_domain():
     A, _ = matrices(np.float64, 3, 5)
     a = mf.aslinearoperator(A)
     assert a.shape == (3, 5)
@@ -64,14 +64,14 @@ def test_rectangular_operators_know_their_two_spaces():
         a.restrict(0, 2)
 
 
-def test_an_array_on_the_left_is_a_row():
+def test_an_array_on_the_left_is_a_row_vector_or_a_block_of_rows():
     A, _ = matrices(np.float64)
     a = mf.aslinearoperator(A)
     assert_close(np.ones(5) @ a, np.ones(5) @ A)
     assert_close(np.eye(5)[:2] @ a, A[:2])
 
 
-def test_vectors_and_columns_keep_their_rank():
+def test_results_have_as_many_dimensions_as_the_arguments():
     a = mf.aslinearoperator(np.diag([1.0, 2.0]))
     assert a.matvec(np.ones(2)).shape == (2,)
     assert a.matvec(np.ones((2, 1))).shape == (2, 1)
@@ -85,13 +85,13 @@ def test_to_dense_gives_the_columns_asked_for(backend):
         assert np.array_equal(to_host(operator.to_dense(columns=range(1, 3))), A[:, 1:3])
 
 
-def test_without_an_adjoint_the_error_says_what_to_give():
+def test_without_an_adjoint_the_error_says_what_to_define():
     a = mf.aslinearoperator(lambda x: x, shape=(3, 3), like=np.zeros(1))
     with pytest.raises(NotImplementedError, match="define rmatvec"):
         a.H.matvec(np.ones(3))
 
 
-def test_operators_of_different_homes_do_not_mix():
+def test_operators_of_different_precision_cannot_be_combined():
     double, single = (mf.aslinearoperator(np.eye(3, dtype=t)) for t in (np.float64, np.float32))
     with pytest.raises(mf.OperatorError, match="differ in library, dtype or device"):
         double + single
@@ -105,12 +105,12 @@ def test_operators_of_different_homes_do_not_mix():
         ([1.0, 2.0, 3.0], "takes a vector"),
     ],
 )
-def test_a_wrong_argument_is_refused_with_what_came(x, message):
+def test_a_wrong_argument_is_refused_with_its_description(x, message):
     with pytest.raises(mf.OperatorError, match=message):
         mf.aslinearoperator(np.eye(3)).matvec(x)
 
 
-def test_foreign_arrays_as_arguments_are_refused():
+def test_arguments_of_another_library_are_refused():
     strict = pytest.importorskip("array_api_strict")
     with pytest.raises(mf.OperatorError, match="convert it first"):
         mf.aslinearoperator(np.eye(3)).matvec(strict.ones(3))

@@ -1,4 +1,4 @@
-"""The front door: what it takes, what it refuses, and how foreign products are watched."""
+"""``aslinearoperator``: what it accepts, what it refuses, and how foreign matvecs are checked."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ A = with_spectrum(np.arange(1.0, N + 1))
 
 
 class Duck:
-    """shape, dtype and matvec: all that the contract asks for."""
+    """An object with shape, dtype and matvec, the three required members of a LinearOperator."""
 
     def __init__(self, matvec, shape=(N, N), dtype=np.float64, **members):
         self.matvec, self.shape, self.dtype = matvec, shape, dtype
@@ -29,7 +29,7 @@ class OnlyMatmul:
         return A @ x
 
 
-def products_of(obj, **options):
+def matmat_of(obj, **options):
     operator = mf.aslinearoperator(obj, **options)
     X = np.random.default_rng(0).standard_normal((N, 3))
     return to_host(operator.matmat(X)), A @ X
@@ -48,12 +48,12 @@ def products_of(obj, **options):
     ],
     ids=["array", "matvec", "matmat", "matmul", "function", "scipy", "ours"],
 )
-def test_everything_that_acts_like_a_matrix_gives_its_products(obj, options):
-    got, expected = products_of(obj, **options)
+def test_every_accepted_object_multiplies_like_its_matrix(obj, options):
+    got, expected = matmat_of(obj, **options)
     assert_close(got, expected)
 
 
-def test_ours_and_ducks_satisfy_the_structural_contract():
+def test_operators_and_ducks_satisfy_the_protocol():
     assert isinstance(mf.aslinearoperator(A), mf.LinearOperator)
     assert isinstance(Duck(lambda x: x), mf.LinearOperator)
     assert isinstance(scipy.sparse.linalg.aslinearoperator(A), mf.LinearOperator)
@@ -67,7 +67,7 @@ def test_an_operator_of_any_backend_multiplies_its_own_arrays(backend, dtype):
 
 
 @pytest.mark.parametrize("obj", [3.0, "A", None, object(), {"shape": (2, 2)}])
-def test_anything_else_is_a_type_error_that_lists_what_is_taken(obj):
+def test_any_other_object_is_a_type_error_that_lists_what_is_accepted(obj):
     with pytest.raises(TypeError, match=r"cannot use .* as a linear operator.*a function f\(x\)"):
         mf.aslinearoperator(obj)
 
@@ -88,11 +88,11 @@ def test_arrays_and_operators_that_are_not_two_dimensional_are_refused():
         mf.aslinearoperator(Duck(lambda x: x, shape=(2, N, N)))
 
 
-def test_a_duck_without_dtype_needs_an_example_and_says_so():
+def test_an_object_without_dtype_is_refused_unless_an_example_is_passed():
     duck = Duck(lambda x: A @ x, dtype=None)
     with pytest.raises(mf.OperatorError, match=r"declares no dtype.*like="):
         mf.aslinearoperator(duck)
-    assert_close(*products_of(duck, like=np.zeros(1)))
+    assert_close(*matmat_of(duck, like=np.zeros(1)))
 
 
 def test_integers_and_booleans_are_promoted():
@@ -101,47 +101,47 @@ def test_integers_and_booleans_are_promoted():
     assert mf.aslinearoperator(np.eye(3, dtype=np.float16)).dtype == np.float32
 
 
-# P32: the wrapper around foreign products.
-def test_a_matvec_that_returns_a_list_or_a_column_is_understood():
-    assert_close(*products_of(Duck(lambda x: (A @ x).tolist())))
-    assert_close(*products_of(Duck(lambda x: (A @ x)[:, None])))
+# P32: the checks of foreign matvecs.
+def test_a_matvec_may_return_a_list_or_a_column():
+    assert_close(*matmat_of(Duck(lambda x: (A @ x).tolist())))
+    assert_close(*matmat_of(Duck(lambda x: (A @ x)[:, None])))
 
 
 def test_a_wrong_shape_is_refused_with_both_shapes_named():
     with pytest.raises(mf.OperatorError, match=rf"must return shape \({N},\).*got \({N - 1},\)"):
-        products_of(Duck(lambda x: (A @ x)[1:]))
+        matmat_of(Duck(lambda x: (A @ x)[1:]))
 
 
 def test_another_librarys_array_is_refused_with_both_libraries_named():
     strict = pytest.importorskip("array_api_strict")
     with pytest.raises(mf.OperatorError, match=r"array of .*numpy.*array_api_strict"):
-        products_of(Duck(lambda x: strict.asarray(x)))
+        matmat_of(Duck(lambda x: strict.asarray(x)))
 
 
-def test_a_complex_product_of_a_real_operator_is_refused():
+def test_a_complex_result_of_a_real_operator_is_refused():
     with pytest.raises(mf.OperatorError, match="declare a complex dtype"):
-        products_of(Duck(lambda x: 1j * x))
+        matmat_of(Duck(lambda x: 1j * x))
 
 
-def test_something_that_is_no_array_is_refused():
+def test_a_result_that_is_not_an_array_is_refused():
     with pytest.raises(mf.OperatorError, match="must return an array"):
-        products_of(Duck(lambda x: None))
+        matmat_of(Duck(lambda x: None))
 
 
-def test_a_matvec_only_ever_gets_vectors():
+def test_matvec_is_called_with_vectors_only():
     seen = []
-    products_of(Duck(lambda x: (seen.append(x.shape), A @ x)[1]))
+    matmat_of(Duck(lambda x: (seen.append(x.shape), A @ x)[1]))
     assert set(seen) == {(N,)}
 
 
 @pytest.mark.parametrize("block", [False, True], ids=["matvec", "matmat"])
-def test_a_product_that_spoils_its_argument_does_no_harm(block):
-    def spoil(X):
+def test_a_function_may_modify_its_argument(block):
+    def modify(X):
         Y = A @ X
         X[...] = np.nan
         return Y
 
-    duck = Duck(spoil, **({"matmat": spoil} if block else {}))
+    duck = Duck(modify, **({"matmat": modify} if block else {}))
     operator = mf.aslinearoperator(duck)
     X = np.ones((N, 2))
     for _ in range(3):
@@ -150,7 +150,7 @@ def test_a_product_that_spoils_its_argument_does_no_harm(block):
 
 
 @pytest.mark.parametrize("block", [False, True], ids=["matvec", "matmat"])
-def test_a_product_that_hands_out_one_buffer_again_and_again_does_no_harm(block):
+def test_a_function_may_return_the_same_buffer_every_time(block):
     buffers = {}
 
     def reuse(X):
@@ -165,12 +165,12 @@ def test_a_product_that_hands_out_one_buffer_again_and_again_does_no_harm(block)
         assert_close(Y, A @ X)
 
 
-def test_a_product_that_returns_its_argument_is_the_identity():
+def test_a_function_may_return_its_argument():
     operator = mf.aslinearoperator(Duck(lambda x: x, matmat=lambda X: X))
     assert mf.trace(operator, num_probes=3, seed=0).value == N
 
 
-def test_torch_products_come_back_without_their_graph():
+def test_results_of_torch_are_detached_from_the_autograd_graph():
     torch = pytest.importorskip("torch")
     W = torch.tensor(A, requires_grad=True)
     operator = mf.aslinearoperator(lambda x: W @ x, shape=(N, N), like=torch.zeros(1).double())
@@ -178,7 +178,7 @@ def test_torch_products_come_back_without_their_graph():
 
 
 class _Foreign:
-    """A matrix of a library nobody has heard of."""
+    """A matrix of an unknown library."""
 
     __module__ = "fancylib.matrices"
 
@@ -186,7 +186,7 @@ class _Foreign:
         self.matrix = matrix
 
 
-def test_an_adapter_announces_itself_by_an_entry_point(monkeypatch):
+def test_an_adapter_is_found_by_its_entry_point(monkeypatch):
     class Point:
         @staticmethod
         def load():
@@ -203,12 +203,12 @@ def test_an_adapter_announces_itself_by_an_entry_point(monkeypatch):
 
     try:
         assert mf.trace(Derived(A), num_probes=1, seed=0).value is not None
-        assert_close(*products_of(_Foreign(A)))
+        assert_close(*matmat_of(_Foreign(A)))
     finally:
         frontdoor._adapters.cache_clear()
 
 
-# P17: NaN in product 3.
+# P17: NaN in matvec 3.
 class Poisoned(Duck):
     def __init__(self, at, **options):
         self.calls = 0
@@ -233,7 +233,7 @@ DRIVERS = {
 
 @pytest.mark.parametrize("at", [1, 3])
 @pytest.mark.parametrize("run", DRIVERS.values(), ids=DRIVERS.keys())
-def test_nan_is_refused_at_once_and_the_product_named(run, at):
+def test_nan_is_refused_immediately_and_the_matvec_is_named(run, at):
     operator = Poisoned(at)
     with pytest.raises(mf.NonFiniteError, match=rf"(product|matvec) {at} .*NaN"):
         run(operator)
@@ -241,7 +241,7 @@ def test_nan_is_refused_at_once_and_the_product_named(run, at):
 
 
 @pytest.mark.parametrize("run", DRIVERS.values(), ids=DRIVERS.keys())
-def test_nan_in_a_later_block_is_found_in_the_numbers_that_reach_the_host(run):
+def test_nan_in_a_later_block_is_found_in_the_sums_on_the_host(run):
     calls = []
 
     def matmat(X):
@@ -250,7 +250,7 @@ def test_nan_in_a_later_block_is_found_in_the_numbers_that_reach_the_host(run):
 
     duck = Duck(lambda x: A @ x, matmat=matmat)
 
-    def twice():  # one block of probes is all that a small trace sends
+    def twice():  # because a small trace needs only one block of probes
         run(duck)
         run(duck)
 

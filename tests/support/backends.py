@@ -1,4 +1,4 @@
-"""Every array library a test runs on, and how close is close enough."""
+"""The array libraries that the tests run on, and the tolerance of comparisons."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ def _torch(device="cpu"):
 
 
 def cuda():
-    """torch's current CUDA device, or the test is skipped."""
+    """torch's current CUDA device; without one, the test is skipped."""
     if torch is None:
         pytest.skip("torch is not installed")
     if not torch.cuda.is_available():
@@ -52,7 +52,7 @@ def cuda():
 
 
 def cupy_runs():
-    """Whether CuPy is installed, and sees a device."""
+    """Whether CuPy is installed and finds a device."""
     try:
         import cupy
     except ImportError:
@@ -81,12 +81,12 @@ PARAMS = ["numpy", "torch", "strict", "strict-device1", *ON_A_GPU]
 
 
 def tolerance(dtype):
-    """What rounding may do to a number of size 1 on the way through an algorithm."""
+    """The rounding error that an algorithm may accumulate in a number of size 1."""
     return 1e3 * np.finfo(np.dtype(dtype)).eps
 
 
 def assert_close(got, expected, dtype=np.float64, scale=None):
-    """Equal up to ``tolerance(dtype)`` times the size of what was expected."""
+    """Assert equality up to ``tolerance(dtype)`` times ``scale`` or the largest expected number."""
     got = to_host(got) if hasattr(got, "__dlpack__") else np.asarray(got)
     expected = np.asarray(expected)
     size = np.abs(expected).max(initial=0.0) if scale is None else scale

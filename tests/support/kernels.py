@@ -1,4 +1,4 @@
-"""The CUDA kernels without a device: a C compiler runs them, CUDA's compiler only reads them."""
+"""CUDA kernels without a device: compiled and run as C, and compiled by CUDA's compiler."""
 
 import ctypes
 import shutil
@@ -19,7 +19,7 @@ FLAGS = ("-x", "c", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused", "-
 
 
 def for_the_host(source, library, options=()):
-    """The kernels of a file as functions: a loop over the same grid."""
+    """The kernels of a file as host functions, which loop over the grid."""
     if COMPILER is None:
         pytest.skip("no C compiler")
     command = [COMPILER, *FLAGS, *options, "-shared", "-fPIC", str(source), "-o", str(library)]
@@ -28,7 +28,7 @@ def for_the_host(source, library, options=()):
 
 
 class HostKernels:
-    """What CuPy does with kernels, launch for launch."""
+    """Launches of kernels on the host, with the interface of ``matfree_cupy.kernels.kernel``."""
 
     def __init__(self, folder):
         self.folder, self.libraries, self.launched = folder, {}, []
@@ -54,8 +54,8 @@ def _argument(value):
     return ctypes.c_void_p(value.ctypes.data)
 
 
-def read_by_cudas_compiler(source, options=()):
-    """The assembly that it makes of a file, for a device of compute capability 8.0."""
+def compile_with_nvrtc(source, options=()):
+    """The PTX assembly of a file, for a device of compute capability 8.0."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     try:
         nvrtc.getVersion()
@@ -68,10 +68,10 @@ def read_by_cudas_compiler(source, options=()):
 
 
 class Host:
-    """SciPy's matrices and NumPy's arrays instead of CuPy's, and kernels run by the host."""
+    """SciPy matrices and NumPy arrays in place of CuPy's, with kernels on the host."""
 
     def __init__(self, kernels, monkeypatch):
-        self.launched, self._made = kernels.launched, []
+        self.launched, self._allocated = kernels.launched, []
         self.launched.clear()
         monkeypatch.setattr(csr, "kernel", kernels)
         monkeypatch.setattr(csr.CudaCsrKernels, "_empty", self._empty)
@@ -85,22 +85,22 @@ class Host:
         return np.array(x, order="K")
 
     def _empty(self, shape, dtype):
-        """An array of NaN, with something on either side that nobody may write on."""
+        """An array of NaN between two guard regions, which must not be written to."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = np.full(size + 1024, 0xA5, dtype=np.uint8)
-        self._made.append(memory)
+        self._allocated.append(memory)
         array = memory[512 : 512 + size].view(dtype).reshape(shape)
         array[...] = np.nan
         return array
 
     def finish(self):
-        for memory in self._made:
+        for memory in self._allocated:
             assert (memory[:512] == 0xA5).all()
             assert (memory[-512:] == 0xA5).all()
 
 
 class Device:
-    """The real thing."""
+    """CuPy matrices and arrays, with kernels on a CUDA device."""
 
     def __init__(self, monkeypatch):
         self.cupy = pytest.importorskip("cupy", reason="CuPy is not installed")

@@ -1,4 +1,4 @@
-"""Matrices whose answers are known before anything is estimated."""
+"""Matrices with known spectra, traces and diagonals."""
 
 import numpy as np
 import scipy.fft
@@ -15,14 +15,14 @@ def haar(n, seed):
 
 
 def with_spectrum(spectrum, seed=0):
-    """Q diag(spectrum) Q^T with a Haar Q, symmetric to the last bit."""
+    """Q diag(spectrum) Q^T with a Haar-distributed Q, exactly symmetric."""
     Q = haar(len(spectrum), seed)
     A = (Q * spectrum) @ Q.T
     return (A + A.T) / 2
 
 
 def implicit_with_spectrum(spectrum, seed=0):
-    """Q diag(spectrum) Q^T without the matrix: Q alternates random signs and cosine transforms."""
+    """The operator Q diag(spectrum) Q^T, where Q alternates random signs and cosine transforms."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(2, len(spectrum), 1))
 
     def matmat(X):
@@ -38,7 +38,7 @@ def implicit_with_spectrum(spectrum, seed=0):
 
 
 def nn_spectrum(n):
-    """Ten outliers, a bulk near 0 over many scales, and 15 % of it negative."""
+    """Ten outliers, and a bulk near 0 over many orders of magnitude, 15 % of it negative."""
     u = (np.arange(n - 10) + 0.5) / (n - 10)
     positive = 10 ** (-6 + 5.5 * u / 0.85)
     negative = -(10 ** (-6 + 4.5 * (u - 0.85) / 0.15))
@@ -62,7 +62,7 @@ def laplacian_1d(n):
 
 
 def laplacian_2d(n):
-    """Five points on an n x n grid with Dirichlet boundary."""
+    """The five-point stencil on an n x n grid with Dirichlet boundary conditions."""
     T, identity = laplacian_1d(n), scipy.sparse.eye_array(n)
     return (scipy.sparse.kron(T, identity) + scipy.sparse.kron(identity, T)).tocsr()
 

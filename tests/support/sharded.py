@@ -1,8 +1,7 @@
-"""The test double for vectors cut into pieces: one thread plays one process.
+"""The test double for sharded vectors, in which every thread stands for one process.
 
-Every thread runs the same code on its own rows. The only things they share are the sums
-of ``ShardedSpace.all_reduce``, small answers, and the gathering of whole vectors inside the
-operator's product, which is the operator's own business.
+All threads run the same code on their own rows. They share the sums of ``all_reduce``, the results
+of ``all_gather_object``, and the whole vectors that the matvec of the test operator gathers.
 """
 
 import itertools
@@ -15,37 +14,37 @@ from matfree.arrays import to_host
 
 
 class Group:
-    """As many threads as there are pieces, and a place where they meet."""
+    """A group of threads, one for each shard, with a barrier."""
 
-    def __init__(self, cuts):
-        edges = [0, *np.cumsum(cuts).tolist()]
+    def __init__(self, shard_sizes):
+        edges = [0, *np.cumsum(shard_sizes).tolist()]
         self.ranges = [range(a, b) for a, b in itertools.pairwise(edges)]
         self.size = edges[-1]
         self.barrier = threading.Barrier(len(self.ranges), timeout=60)
         self.slots = [None] * len(self.ranges)
 
-    def gather(self, rank, piece):
-        """Everybody's pieces, in rank order."""
-        self.slots[rank] = piece
+    def gather(self, rank, local):
+        """The arguments of all ranks, in rank order."""
+        self.slots[rank] = local
         self.barrier.wait()
-        pieces = list(self.slots)
+        gathered = list(self.slots)
         self.barrier.wait()
-        return pieces
+        return gathered
 
 
 class Member:
-    """One thread among the others."""
+    """One thread of a group, as the peers of its space."""
 
     def __init__(self, group, rank):
         self.group, self.rank = group, rank
 
     def all_gather_object(self, local):
-        """Everybody's answers; an error in one thread ends all, by ``run_sharded``."""
+        """The results of all ranks; ``run_sharded`` ends all threads if one of them fails."""
         return self.group.gather(self.rank, local())
 
 
 class ShardedSpace(VectorSpace):
-    """One thread's rows; sums go over all threads, in the same order for each."""
+    """The rows of one thread. Sums are computed in the same order on all threads."""
 
     def __init__(self, group, rank, backend, dtype):
         self.group = group
@@ -59,29 +58,29 @@ class ShardedSpace(VectorSpace):
         )
 
     def all_reduce(self, partial):
-        pieces = self.group.gather(self.rank, partial)
-        total = pieces[0]
-        for piece in pieces[1:]:
-            total = total + piece
+        partials = self.group.gather(self.rank, partial)
+        total = partials[0]
+        for other in partials[1:]:
+            total = total + other
         return total
 
 
 def sharded_operator(group, columns, rank, backend, A):
-    """A @ X for a NumPy matrix A that every thread has, on vectors cut into pieces."""
+    """A NumPy matrix A, which every thread has, as an operator on sharded vectors."""
     dtype = backend.asarray(A[:1, :1]).dtype
     space = ShardedSpace(group, rank, backend, dtype)
     domain = space if columns is group else ShardedSpace(columns, rank, backend, dtype)
 
-    def product(M, source, target):
+    def matmat_of(M, source, target):
         rows = target.ranges[rank]
 
         def matmat(X):
-            whole = np.concatenate([to_host(piece) for piece in source.gather(rank, X)])
+            whole = np.concatenate([to_host(shard) for shard in source.gather(rank, X)])
             return backend.asarray(M[rows.start : rows.stop] @ whole)
 
         return matmat
 
-    matmat, rmatmat = product(A, columns, group), product(A.conj().T, group, columns)
+    matmat, rmatmat = matmat_of(A, columns, group), matmat_of(A.conj().T, group, columns)
     return FunctionOperator(
         lambda x: matmat(x[:, None])[:, 0],
         space=space,
@@ -92,24 +91,29 @@ def sharded_operator(group, columns, rank, backend, A):
     )
 
 
-def run_sharded(cuts, backend, A, function, column_cuts=None):
-    """``function(operator)`` on every thread; their results in rank order.
+def run_sharded(shard_sizes, backend, A, function, column_shard_sizes=None):
+    """Call ``function(operator)`` on every thread and return the results in rank order.
 
-    A rectangular A has its domain cut by ``column_cuts``.
+    Parameters
+    ----------
+    shard_sizes : sequence of int
+        The number of rows of each shard.
+    column_shard_sizes : sequence of int, optional
+        The same for the domain of a rectangular A.
     """
-    group = Group(cuts)
-    columns = group if column_cuts is None else Group(column_cuts)
-    results, errors = [None] * len(cuts), []
+    group = Group(shard_sizes)
+    columns = group if column_shard_sizes is None else Group(column_shard_sizes)
+    results, errors = [None] * len(shard_sizes), []
 
     def work(rank):
         try:
             results[rank] = function(sharded_operator(group, columns, rank, backend, A))
-        except BaseException as error:  # whatever it is, the others must not wait for it
+        except BaseException as error:  # of any kind, so that the other threads do not wait forever
             errors.append(error)
             group.barrier.abort()
             columns.barrier.abort()
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(cuts))]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(shard_sizes))]
     for thread in threads:
         thread.start()
     for thread in threads:

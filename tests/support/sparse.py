@@ -1,4 +1,4 @@
-"""Sparse matrices that are hard on whoever walks their rows."""
+"""Sparse matrices that are difficult for kernels which process them row by row."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -27,12 +27,12 @@ def with_indices(A, index_type):
 
 
 def in_disorder(A):
-    """The same matrix with unsorted indices, and entries cut in two that belong together."""
+    """The same matrix with unsorted indices, and with every entry split into two duplicates."""
     A = sp.csr_array(A)
     rows = []
     for i in range(A.shape[0]):
-        part = slice(A.indptr[i], A.indptr[i + 1])
-        columns, data = A.indices[part], A.data[part]
+        entries = slice(A.indptr[i], A.indptr[i + 1])
+        columns, data = A.indices[entries], A.data[entries]
         rows.append((np.r_[columns[::-1], columns], np.r_[0.25 * data[::-1], 0.75 * data]))
     indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)])
     indices, data = (np.concatenate(parts) for parts in zip(*rows, strict=True))

@@ -1,4 +1,4 @@
-"""CuPy's objects: recognised without CuPy, multiplied where there is a device."""
+"""CuPy objects: recognized without importing CuPy, and multiplied if there is a device."""
 
 import ast
 import inspect
@@ -33,7 +33,7 @@ def _stand_in(module, name):
 @pytest.mark.parametrize(
     "obj", [np.eye(2), 3, _stand_in("cupyx.other", "spmatrix"), _stand_in("cupy", "poly1d")]
 )
-def test_what_is_not_cupys_matrix_is_left_to_others(obj):
+def test_other_objects_are_not_adapted(obj):
     assert adapt(obj) is None
 
 
@@ -45,9 +45,9 @@ def test_importing_the_adapter_does_not_import_cupy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_missing_cupy_is_named_with_its_extra():
+def test_without_cupy_the_error_names_the_extra():
     try:
-        import cupyx.scipy.sparse.linalg  # noqa: F401  # only whether it is there
+        import cupyx.scipy.sparse.linalg  # noqa: F401  # only to see whether it exists
     except ImportError:
         with pytest.raises(ImportError, match=r"matfree-nla\[cupy\]"):
             to_cupyx(np.eye(2))
@@ -56,7 +56,7 @@ def test_a_missing_cupy_is_named_with_its_extra():
             to_cupyx(np.eye(2))
 
 
-# What can be asked of CuPy without a device: the names, and their arguments.
+# Without a device, only the names of CuPy and their arguments can be tested.
 
 
 def _used_names():
@@ -90,7 +90,7 @@ def test_cupy_has_every_function_that_is_called_with_its_keywords():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_cupys_sparse_types_are_known_by_their_names(name):
+def test_cupys_sparse_types_are_recognized_by_their_names(name):
     pytest.importorskip("cupy", reason="CuPy is not installed")
     import cupyx.scipy.sparse as csp
 
@@ -111,7 +111,7 @@ def test_every_data_type_has_a_kernel_for_cupy_to_compile_later(dtype):
 
 
 class _Device:
-    """A device's stand-in, current where its number is 0."""
+    """A stand-in for a device; the one with number 0 is current."""
 
     def __init__(self, number=0):
         self.id = number
@@ -122,7 +122,7 @@ class _Device:
     __hash__ = None
 
 
-def test_a_matrix_on_another_device_is_refused_with_the_way_out(monkeypatch):
+def test_a_matrix_on_another_device_is_refused_with_the_remedy(monkeypatch):
     import types
 
     library = types.SimpleNamespace(cuda=types.SimpleNamespace(Device=_Device))
@@ -143,7 +143,9 @@ def test_sparse_matrices_stay_on_the_device_and_agree_with_the_host(name):
     import cupyx.scipy.sparse as csp
 
     A = _bands()
-    there = getattr(csp, name)(A)  # from SciPy's: not every format leads to every other there
+    there = getattr(csp, name)(
+        A
+    )  # from SciPy, because CuPy does not convert every format to every other
     ours = mf.aslinearoperator(there)
     X = ours.space.probes(3, seed=1)
     for product, exact in ((ours.matmat(X), A @ to_host(X)), (ours.H.matmat(X), A.T @ to_host(X))):
@@ -172,14 +174,14 @@ def test_the_kernel_on_the_device_has_the_bits_of_the_host(kind, rows):
 
 
 @pytest.mark.gpu
-def test_signs_are_made_on_the_current_stream():
+def test_signs_are_computed_on_the_current_stream():
     cupy = _cupy()
     from array_api_compat import cupy as xp
 
     where = {"rows": range(1 << 20), "probes": range(8), "stream": 0, "seed": 1}
     with cupy.cuda.Stream(non_blocking=True) as stream:
         first = signs.rademacher_on_device(xp, np.dtype("float64"), cupy.cuda.Device(), **where)
-        stream.synchronize()  # this stream alone has to wait
+        stream.synchronize()  # synchronizes only this stream
         host = first.get(stream=stream)
     again = signs.rademacher_on_device(xp, np.dtype("float64"), cupy.cuda.Device(), **where).get()
     assert host.tobytes() == again.tobytes()
@@ -199,7 +201,7 @@ def test_an_operator_on_a_second_device_stays_there():
 
 
 @pytest.mark.gpu
-def test_a_linear_operator_of_cupyx_and_a_function_are_taken():
+def test_a_linear_operator_of_cupyx_and_a_function_are_accepted():
     cupy = _cupy()
     import cupyx.scipy.sparse.linalg as csl
 
@@ -216,7 +218,7 @@ def test_a_linear_operator_of_cupyx_and_a_function_are_taken():
 
 
 @pytest.mark.gpu
-def test_linear_operators_go_both_ways():
+def test_linear_operators_are_converted_in_both_directions():
     cupy = _cupy()
     import cupyx.scipy.sparse.linalg as csl
 

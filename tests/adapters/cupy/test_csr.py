@@ -1,13 +1,13 @@
-"""CuPy's kernels for CSR matrices: the same source and the same calls, on the host and there.
+"""CUDA kernels for CSR matrices, from the same source and launches on the host and on a device.
 
-The oracle is a dense matrix: its product by NumPy in double precision, or its eigenvectors.
+The oracle is a dense matrix, multiplied by NumPy in double precision or diagonalized.
 """
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from support.backends import assert_close
-from support.kernels import Device, Host, HostKernels, read_by_cudas_compiler
+from support.kernels import Device, Host, HostKernels, compile_with_nvrtc
 from support.matrices import laplacian_2d
 from support.sparse import HARD, in_disorder, sparse_hermitian
 
@@ -77,7 +77,7 @@ def test_a_step_is_the_formula_of_the_contract(place, dtype, index_type, k):
 
 
 @by_kind
-def test_block_products_are_those_of_the_dense_matrix(place, dtype, index_type):
+def test_matmat_is_that_of_the_dense_matrix(place, dtype, index_type):
     A, widths = sparse_hermitian(300, dtype)[:, :97], [*range(4, 34), 100]
     operator = place.operator(A, index_type)
     for k in widths:
@@ -90,7 +90,7 @@ def test_block_products_are_those_of_the_dense_matrix(place, dtype, index_type):
     assert place.launched == ["matmat"] * 2 * len(widths)
 
 
-def test_other_blocks_go_through_the_librarys_product(place):
+def test_other_blocks_are_multiplied_by_the_library(place):
     A = sparse_hermitian(300)
     operator = place.operator(A)
     for X in (block(300, 3, float), np.asfortranarray(block(300, 9, float))):
@@ -117,11 +117,11 @@ def test_quadratic_forms_are_those_of_the_dense_matrix(place, dtype, index_type,
     assert place.launched == ["quadratic_forms", "sum_chunks"]
 
 
-def test_duplicate_and_unsorted_entries_are_added_up(place):
+def test_duplicate_and_unsorted_entries_are_summed(place):
     A, X = sparse_hermitian(300), block(300, 5, float)
     operator, there = place.operator(in_disorder(A)), place.asarray(X)
     assert_close(operator @ there, A @ X)
-    narrow = there[:, :2]  # CuPy's product adds up the duplicates for good
+    narrow = there[:, :2]  # CuPy's product sums duplicate entries in place
     assert_close(operator @ narrow, A @ X[:, :2])
     assert_close(operator @ there, A @ X)
     assert_close(operator.quadratic_forms(there), np.sum(X * (A @ X), axis=0))
@@ -130,7 +130,7 @@ def test_duplicate_and_unsorted_entries_are_added_up(place):
 def test_entries_of_a_block_beyond_32_bits_are_found(host_kernels, monkeypatch, tmp_path):
     place, k = Host(host_kernels, monkeypatch), 16
     n = 2**32 // k + 5
-    X = np.memmap(tmp_path / "block", np.float32, "w+", shape=(n, k))  # written where it must be
+    X = np.memmap(tmp_path / "block", np.float32, "w+", shape=(n, k))  # a sparse file
     X[-1], X[4] = np.arange(1, k + 1), 100
     A = sp.csr_array((np.float32([1, 2, 4]), [n - 1, 4, n - 1], [0, 1, 2, 3]), shape=(3, n))
     got = place.operator(A) @ X
@@ -152,23 +152,25 @@ def test_quadratures_of_hard_matrices_are_those_of_their_eigenvectors(place, nam
         T.start_norms[p] ** 2 * np.sum(weights * np.cos(nodes / size))
         for p, (nodes, weights) in enumerate(map(T.quadrature, range(5)))
     ]
-    assert_close(got, expected, scale=1e3 * n)  # ghosts move the last digits
+    assert_close(
+        got, expected, scale=1e3 * n
+    )  # spurious copies of eigenvalues change the last digits
     if name in ("identity", "zero"):
         assert [len(alpha) for alpha in T.alphas] == [1] * 5
     assert set(place.launched) <= {"matmat", *STEP}
 
 
-def test_a_log_determinant_is_made_of_such_steps(place):
+def test_a_log_determinant_uses_fused_steps(place):
     A = sp.csr_array(laplacian_2d(12) + 0.1 * sp.eye_array(144))
     options = {"num_probes": 6, "num_steps": 20, "seed": 0, "reorthogonalize": "none"}
     there, here = mf.logdet(place.operator(A), **options), mf.logdet(A, **options)
     assert_close(there.samples, here.samples)
     assert there.num_matvecs == here.num_matvecs == 120
-    # The second step tells whether the operator is Hermitian, by arrays.
+    # The second step checks that the operator is Hermitian, by array operations.
     assert place.launched == [*STEP, "matmat", *STEP * 18]
 
 
-def test_a_trace_is_made_without_the_products(place):
+def test_a_trace_uses_quadratic_forms(place):
     A = sparse_hermitian(300, np.complex128)
     options = {"num_probes": 11, "block_size": 4, "kind": "z4", "seed": 4}
     there = mf.trace(place.operator(A), **options)
@@ -205,7 +207,7 @@ def test_sums_are_double_precision(place):
     assert np.array_equal(to_host(place.operator(A) @ X)[0], np.full(4, entries))
 
 
-def test_the_numbers_are_the_same_every_time(place):
+def test_results_are_reproducible(place):
     A = laplacian_2d(80)
     operator = place.operator(A)
     start = operator.space.probes(9, seed=0)
@@ -217,11 +219,11 @@ def test_the_numbers_are_the_same_every_time(place):
         assert np.array_equal(forms[again], forms[0])
 
 
-def test_the_kernels_are_named(place):
+def test_repr_names_the_kernels(place):
     assert "with CUDA kernels" in repr(place.operator(np.eye(5)))
 
 
-def test_a_few_long_rows_are_left_to_the_librarys_product(place):
+def test_a_matrix_with_a_few_long_rows_is_multiplied_by_the_library(place):
     n = 3000
     A = sp.csr_array(sp.eye_array(n, format="lil"))
     A = sp.csr_array(sp.vstack([sp.csr_array(np.ones((1, n))), A[1:]]))
@@ -234,13 +236,13 @@ def test_a_few_long_rows_are_left_to_the_librarys_product(place):
     assert place.launched == []
 
 
-def test_a_matrix_without_rows_has_products(host_kernels, monkeypatch):
+def test_a_matrix_without_rows_can_be_multiplied(host_kernels, monkeypatch):
     place = Host(host_kernels, monkeypatch)
     operator = place.operator(sp.csr_array((0, 7)))
     assert (operator @ place.asarray(np.ones((7, 5)))).shape == (0, 5)
 
 
-def test_every_door_asks_for_the_matrixs_device(host_kernels, monkeypatch):
+def test_every_entry_point_checks_the_current_device(host_kernels, monkeypatch):
     place = Host(host_kernels, monkeypatch)
     operator, X = place.operator(np.eye(5)), np.ones((5, 4))
 
@@ -249,26 +251,26 @@ def test_every_door_asks_for_the_matrixs_device(host_kernels, monkeypatch):
 
     monkeypatch.setattr(csr, "require_current", refuse)
     numbers = np.ones(4)
-    for door in (
+    for call in (
         lambda: operator @ X,
         lambda: operator.quadratic_forms(X),
         lambda: operator.lanczos_step(X, X, numbers, numbers),
     ):
         with pytest.raises(mf.OperatorError, match="elsewhere"):
-            door()
+            call()
     assert place.launched == []
 
 
 @by_kind
 def test_cupys_compiler_accepts_the_kernels(dtype, index_type):
-    assembly = read_by_cudas_compiler(csr.CSR_SOURCE, csr.options(dtype, index_type))
+    assembly = compile_with_nvrtc(csr.CSR_SOURCE, csr.options(dtype, index_type))
     for name in ("matmat", "quadratic_forms", *STEP):
         assert f".entry {name}(" in assembly
 
 
 @pytest.mark.gpu
-def test_a_step_waits_for_nothing_and_runs_on_the_current_stream(monkeypatch):
-    """A stream that is being recorded refuses whatever waits for the device."""
+def test_a_step_runs_on_the_current_stream_without_synchronization(monkeypatch):
+    """A stream that is being captured refuses every synchronization."""
     place = Device(monkeypatch)
     cupy, operator = place.cupy, place.operator(laplacian_2d(80))
     V, previous = (place.asarray(block(6400, 8, float, seed)) for seed in (0, 1))
@@ -276,7 +278,7 @@ def test_a_step_waits_for_nothing_and_runs_on_the_current_stream(monkeypatch):
     expected = [x.get() for x in operator.lanczos_step(V, previous.copy(), beta, scale)]
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        operator.lanczos_step(V, previous.copy(), beta, scale)  # its memory is in the pool now
+        operator.lanczos_step(V, previous.copy(), beta, scale)  # puts its memory into the pool
         work = previous.copy()
         stream.synchronize()
         stream.begin_capture()

@@ -1,10 +1,10 @@
-"""CuPy's kernel for signs, compiled for the host: the same source, and the same bits."""
+"""The CUDA kernel for signs, compiled for the host from the same source, has the same bits."""
 
 import ctypes
 
 import numpy as np
 import pytest
-from support.kernels import for_the_host, read_by_cudas_compiler
+from support.kernels import compile_with_nvrtc, for_the_host
 from test_probes import KNOWN_ANSWERS
 
 import matfree as mf
@@ -22,10 +22,10 @@ def kernels(tmp_path_factory):
 
 
 def run(kernels, dtype, **where):
-    """What the device would be given, given to the host: as many threads, the same numbers."""
+    """Run the kernel on the host with the launch parameters for a device."""
     name, arguments = signs.launch(dtype, **where)
     rows, columns = where["rows"], where["probes"]
-    out = np.full((len(rows) + 2, len(columns)), 7, dtype=dtype)  # a row to guard either end
+    out = np.full((len(rows) + 2, len(columns)), 7, dtype=dtype)  # with a guard row at either end
     threads = signs.num_blocks(rows, columns) * compiled.THREADS
     first = ctypes.c_void_p(out[1:].ctypes.data)
     getattr(kernels, name)(
@@ -49,7 +49,7 @@ def test_the_kernel_has_the_bits_of_the_array_version(kernels, dtype, rows):
         assert got.tobytes() == expected.tobytes()
 
 
-def test_its_generator_gives_the_published_answers(kernels):
+def test_the_generator_gives_the_published_answers(kernels):
     word = kernels.random_word
     word.argtypes = [ctypes.c_uint64, *[ctypes.c_uint32] * 3, ctypes.c_uint64]
     word.restype = ctypes.c_uint32
@@ -58,7 +58,7 @@ def test_its_generator_gives_the_published_answers(kernels):
         assert tuple(got) == answer
 
 
-def test_an_estimate_by_the_kernel_is_the_same_to_the_bit(kernels, monkeypatch):
+def test_an_estimate_with_the_kernel_has_the_same_bits(kernels, monkeypatch):
     space = mf.space_like(np.zeros(1), 300)
     A = space.probes(300, seed=5, kind="gaussian")
     calls = []
@@ -81,12 +81,12 @@ def test_an_estimate_by_the_kernel_is_the_same_to_the_bit(kernels, monkeypatch):
         assert np.array_equal(a, b)
 
 
-def test_the_adapter_replaces_the_signs_of_cupy_and_of_nothing_else():
+def test_the_adapter_registers_the_kernel_for_cupy():
     assert probes._SIGN_KERNELS["cupy"] is signs.rademacher_on_device
 
 
 def test_cupys_compiler_accepts_the_kernels():
     """For the device's own architecture; no device is needed for that."""
-    assembly = read_by_cudas_compiler(signs.SIGNS_SOURCE)
+    assembly = compile_with_nvrtc(signs.SIGNS_SOURCE)
     for name in {name for name, _ in signs._KERNELS.values()}:
         assert f".entry {name}(" in assembly

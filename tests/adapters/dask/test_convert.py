@@ -1,4 +1,4 @@
-"""Dask arrays as operators: on threads, and on a cluster of two processes."""
+"""Dask arrays as operators, on threads and on a cluster of two processes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import matfree as mf
 dask = pytest.importorskip("dask", reason="dask is not installed")
 da = pytest.importorskip("dask.array", reason="dask.array is not installed")
 
-from matfree_dask import DaskOperator  # noqa: E402  # needs what was asked for above
+from matfree_dask import DaskOperator  # noqa: E402  # imports what was checked above
 
 M, N, K = 23, 17, 4
 A = with_spectrum(np.r_[9.0, -5.0, np.linspace(0, 1, 58)])
@@ -21,7 +21,7 @@ def cluster():
     """A client of two worker processes."""
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "memory_limit": 0}
-    patient = {  # a busy machine makes workers slow, not lost
+    patient = {  # on a busy machine, workers may be slow to answer
         "distributed.worker.daemon": True,
         "distributed.scheduler.worker-ttl": None,
         "distributed.comm.timeouts.connect": "120s",
@@ -44,16 +44,16 @@ def matrix(dtype, shape=(M, N)):
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c16", ">f8", "i4", "?", "f2"])
-def test_products_in_both_directions_are_the_matrix_products(dtype):
-    require_products(matrix(dtype))
+def test_both_directions_multiply_like_the_dense_matrix(dtype):
+    assert_multiplies_like(matrix(dtype))
 
 
-def test_products_on_two_processes_are_the_matrix_products(cluster):
+def test_two_processes_multiply_like_the_dense_matrix(cluster):
     with cluster.as_current():
-        require_products(matrix("c16"))
+        assert_multiplies_like(matrix("c16"))
 
 
-def require_products(A):
+def assert_multiplies_like(A):
     operator = mf.aslinearoperator(da.from_array(A, chunks=(7, 5)))
     assert isinstance(operator, DaskOperator)
     dense = A.astype(operator.dtype)
@@ -71,16 +71,16 @@ def require_products(A):
     assert operator.matmat(X).flags.c_contiguous
 
 
-def test_algorithms_give_on_threads_what_they_give_in_memory():
-    require_estimates(mf.aslinearoperator(da.from_array(A, chunks=(16, 16))))
+def test_algorithms_on_threads_give_the_same_results_as_in_memory():
+    assert_estimates_agree(mf.aslinearoperator(da.from_array(A, chunks=(16, 16))))
 
 
-def test_algorithms_give_on_two_processes_what_they_give_in_memory(cluster):
+def test_algorithms_on_two_processes_give_the_same_results_as_in_memory(cluster):
     with cluster.as_current():
-        require_estimates(mf.aslinearoperator(da.from_array(A, chunks=(30, 60))))
+        assert_estimates_agree(mf.aslinearoperator(da.from_array(A, chunks=(30, 60))))
 
 
-def require_estimates(operator):
+def assert_estimates_agree(operator):
     for function, options in [
         (mf.trace, {"num_probes": 40}),
         (mf.diagonal, {"num_probes": 20}),
@@ -97,7 +97,7 @@ def require_estimates(operator):
         assert_close(got, expected)
 
 
-def test_there_is_one_compute_a_block_and_all_probes_are_one_block():
+def test_all_probes_form_one_block_with_one_compute():
     A = da.from_array(matrix("f8", (40, 40)), chunks=(10, 40))
     computed = []
 
@@ -123,7 +123,7 @@ def test_there_is_one_compute_a_block_and_all_probes_are_one_block():
     ],
     ids=["vector", "tensor", "unknown size", "masked"],
 )
-def test_what_is_no_matrix_of_numpy_chunks_is_refused(make, complaint):
+def test_anything_but_a_matrix_of_numpy_chunks_is_refused(make, complaint):
     with pytest.raises(mf.OperatorError, match=complaint):
         mf.aslinearoperator(make())
 
@@ -135,10 +135,10 @@ def test_vectors_cannot_be_dask_arrays():
         mf.aslinearoperator(da.ones((4, 4))) @ da.ones(4)
 
 
-def test_an_error_inside_a_chunk_comes_out_as_it_is():
+def test_an_error_inside_a_chunk_is_raised_unchanged():
     def broken(block):
-        raise OSError("the disk has left")
+        raise OSError("the disk has failed")
 
     A = da.ones((4, 4), chunks=2).map_blocks(broken, dtype="f8", meta=np.empty((0, 0)))
-    with pytest.raises(OSError, match="the disk has left"):
+    with pytest.raises(OSError, match="the disk has failed"):
         mf.trace(A, num_probes=2, seed=0)

@@ -1,4 +1,4 @@
-"""SciPy in both directions; each fact about its operators is a test."""
+"""Conversion from SciPy objects and back, with the properties of SciPy's operators as tests."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_every_sparse_format_multiplies_like_its_dense_matrix(name, kind):
     assert type(ours @ X) is np.ndarray
 
 
-def test_csr_is_used_as_it_is_and_integers_promoted():
+def test_csr_is_not_copied_and_integers_are_promoted():
     A = sp.csr_array(DENSE)
     assert np.shares_memory(mf.aslinearoperator(A).matrix.data, A.data)
     assert mf.trace(sp.eye_array(5, dtype=np.int64), num_probes=1, seed=0).value == 5.0
@@ -44,13 +44,13 @@ def test_complex_sparse_adjoints_conjugate():
 
 
 class Strict(sla.LinearOperator):
-    """A user's subclass that only ever takes (n,), as SciPy 1.18 will insist."""
+    """A subclass that accepts only vectors of shape (n,), as SciPy 1.18 requires."""
 
     def __init__(self):
         super().__init__(np.float64, (30, 30))
 
     def _matvec(self, x):
-        assert x.shape == (30,), "matvec is sent vectors only"
+        assert x.shape == (30,), "matvec is called with vectors only"
         return DENSE @ x
 
     def _matmat(self, X):
@@ -58,7 +58,7 @@ class Strict(sla.LinearOperator):
         return DENSE @ X
 
 
-def test_a_linear_operator_gets_blocks_through_matmat_and_vectors_as_vectors():
+def test_a_linear_operator_receives_blocks_by_matmat_and_vectors_by_matvec():
     ours = mf.aslinearoperator(Strict())
     X = RNG.standard_normal((30, 4))
     assert_close(ours @ X, DENSE @ X)
@@ -66,20 +66,20 @@ def test_a_linear_operator_gets_blocks_through_matmat_and_vectors_as_vectors():
 
 
 class Batched1_18(sla.LinearOperator):
-    """The rule of SciPy 1.18: a 2-D argument of matvec is a batch of rows."""
+    """The rule of SciPy 1.18: matvec takes a 2-D argument as a batch of rows."""
 
     def __init__(self):
         super().__init__(np.float64, (30, 30))
 
     def _matvec(self, x):
-        return x @ DENSE.T  # right for (n,) and for a batch (..., n), wrong for columns
+        return x @ DENSE.T  # correct for (n,) and for a batch (..., n), but not for columns
 
     def _matmat(self, X):
         return DENSE @ X
 
 
-def test_the_row_batches_of_scipy_1_18_are_never_mistaken_for_columns():
-    X = RNG.standard_normal((30, 30))  # square: a mistake would not show in the shape
+def test_blocks_are_not_taken_as_the_row_batches_of_scipy_1_18():
+    X = RNG.standard_normal((30, 30))  # square, so that the shape would not reveal a mistake
     assert_close(mf.aslinearoperator(Batched1_18()) @ X, DENSE @ X)
 
 
@@ -94,7 +94,7 @@ def test_batched_and_untyped_operators_are_refused(monkeypatch):
         mf.aslinearoperator(batched)
 
 
-def test_to_scipy_keeps_the_block_product_that_scipy_drops():
+def test_to_scipy_keeps_matmat_which_scipy_does_not():
     blocks = []
 
     def matmat(X):
@@ -109,7 +109,7 @@ def test_to_scipy_keeps_the_block_product_that_scipy_drops():
     assert there.dtype == np.float64
 
 
-def test_to_scipy_converts_at_the_boundary_for_other_libraries():
+def test_to_scipy_converts_arrays_of_other_libraries():
     torch = pytest.importorskip("torch")
     there = to_scipy(torch.tensor(DENSE))
     values = sla.eigsh(there, 3, return_eigenvectors=False)
@@ -130,7 +130,7 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
-def test_scipys_solvers_take_our_operators_as_they_are(solver):
+def test_scipys_solvers_accept_operators_directly(solver):
     b = np.ones(30)
     np.testing.assert_allclose(
         solver(mf.aslinearoperator(DENSE), b), solver(DENSE, b), rtol=1e-4, atol=1e-6

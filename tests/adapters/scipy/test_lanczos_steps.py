@@ -1,6 +1,6 @@
-"""Lanczos steps of a CSR matrix, compiled or by slices of rows: other hands, the same answers.
+"""Lanczos steps of a CSR matrix by both strategies: compiled loops, and slices of rows.
 
-The oracle is a dense matrix: its eigenvectors, or its product by NumPy.
+The oracle is a dense matrix, multiplied by NumPy or diagonalized.
 """
 
 import gc
@@ -22,30 +22,30 @@ from matfree_scipy import compilation, compiled_products, sliced_products, threa
 
 K = 5
 NEVER = 1 << 62
-only_compiled = pytest.mark.parametrize("way", ["numba"], indirect=True)
+only_compiled = pytest.mark.parametrize("strategy", ["numba"], indirect=True)
 
 
 @pytest.fixture(autouse=True, params=["numba", "slices"])
-def way(request, monkeypatch):
-    """How steps are made, also of small matrices."""
+def strategy(request, monkeypatch):
+    """The strategy of Lanczos steps, which is also used for small matrices."""
     if request.param == "numba":
         pytest.importorskip("numba", reason="numba is not installed")
     else:
         monkeypatch.setattr(sliced_products, "_MIN_HEIGHT", 16)
         monkeypatch.setattr(sliced_products, "_SLICE_ENTRIES", 100)
         monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
-    take(request.param, monkeypatch)
+    use_strategy(request.param, monkeypatch)
     return request.param
 
 
-def take(way, monkeypatch):
-    """Let the operators made from now on take the steps of one way, or none of their own."""
-    monkeypatch.setattr(compiled_products, "MIN_ENTRIES", 0 if way == "numba" else NEVER)
-    monkeypatch.setattr(sliced_products, "MIN_ROWS", 0 if way == "slices" else NEVER)
+def use_strategy(strategy, monkeypatch):
+    """Let new operators use one strategy, or none, whatever their size."""
+    monkeypatch.setattr(compiled_products, "MIN_ENTRIES", 0 if strategy == "numba" else NEVER)
+    monkeypatch.setattr(sliced_products, "MIN_ROWS", 0 if strategy == "slices" else NEVER)
 
 
 def quadrature_sums(T, f):
-    """||v||^2 e_1^T f(T) e_1 for each run."""
+    """||v||^2 e_1^T f(T) e_1 for each start vector v."""
     sums = []
     for p in range(len(T.alphas)):
         nodes, weights = T.quadrature(p)
@@ -88,7 +88,7 @@ def test_a_step_is_the_formula_of_the_contract(dtype, index_type):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128], ids=lambda t: t.__name__)
-def test_block_products_are_those_of_the_dense_matrix(dtype):
+def test_matmat_is_that_of_the_dense_matrix(dtype):
     A = sparse_hermitian(150, dtype)[:, :97]
     X = np.random.default_rng(1).standard_normal((97, 11)).astype(dtype)
     operator = mf.aslinearoperator(sp.csr_array(A))
@@ -112,7 +112,7 @@ def test_quadratic_forms_are_those_of_the_dense_matrix(dtype):
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "z4"])
-def test_a_trace_is_the_same_without_the_products(kind, monkeypatch):
+def test_a_trace_from_quadratic_forms_is_that_from_matvecs(kind, monkeypatch):
     A = sparse_hermitian(300, np.complex128 if kind == "z4" else np.float64)
     options = {"num_probes": 7, "block_size": 3, "kind": kind, "seed": 4}
     ours = mf.trace(sp.csr_array(A), **options)
@@ -137,7 +137,9 @@ def test_quadratures_of_hard_matrices_are_those_of_their_eigenvectors(name, arra
         return np.cos(x / scale)
 
     expected = (vectors.T @ W).T ** 2 @ f(values)
-    assert_close(quadrature_sums(T, f), expected, scale=1e3 * n)  # ghosts move the last digits
+    assert_close(
+        quadrature_sums(T, f), expected, scale=1e3 * n
+    )  # spurious copies of eigenvalues change the last digits
     assert T.num_matvecs <= K * min(n, 30)
     if name in ("identity", "zero"):
         assert [len(alpha) for alpha in T.alphas] == [1] * K
@@ -146,10 +148,12 @@ def test_quadratures_of_hard_matrices_are_those_of_their_eigenvectors(name, arra
 @pytest.mark.parametrize("own", [True, False], ids=["own steps", "arrays"])
 @pytest.mark.parametrize("k", [4, 20])
 @pytest.mark.parametrize("factor", [1.0, 0.3, 1e-30])
-def test_sums_of_many_equal_terms_are_no_asymmetry(own, k, factor, way, monkeypatch):
+def test_rounding_in_sums_of_equal_terms_is_not_taken_for_asymmetry(
+    own, k, factor, strategy, monkeypatch
+):
     monkeypatch.setattr(sliced_products, "_MIN_HEIGHT", 1 << 10)
-    monkeypatch.setattr(sliced_products, "_SLICE_ENTRIES", 1 << 16)  # as high as slices get
-    take(way if own else None, monkeypatch)
+    monkeypatch.setattr(sliced_products, "_SLICE_ENTRIES", 1 << 16)  # the largest height of slices
+    use_strategy(strategy if own else None, monkeypatch)
     n = 50_000
     A = (factor * sp.eye_array(n)).tocsr()
     T = mf.lanczos(A, mf.space_like(np.empty(0), n).probes(k, seed=0), 9, reorthogonalize="none")
@@ -157,10 +161,10 @@ def test_sums_of_many_equal_terms_are_no_asymmetry(own, k, factor, way, monkeypa
     assert_close(np.concatenate(T.alphas), np.full(k, factor), scale=10 * factor)
 
 
-def test_products_are_counted_alike_on_both_paths(monkeypatch):
+def test_matvecs_are_counted_alike_with_and_without_fused_steps(monkeypatch):
     A = laplacian_2d(12) + 0.1 * sp.eye_array(144)
     ours = mf.logdet(A, num_probes=6, num_steps=20, seed=0)
-    take(None, monkeypatch)
+    use_strategy(None, monkeypatch)
     plain = mf.logdet(A, num_probes=6, num_steps=20, seed=0)
     assert ours.num_matvecs == plain.num_matvecs == 120
     assert_close(ours.samples, plain.samples)
@@ -173,18 +177,18 @@ def test_nan_in_the_matrix_is_named():
         mf.logdet(A, num_probes=6, num_steps=20, seed=0)
 
 
-def test_an_unsymmetric_matrix_is_refused_in_the_same_words(way, monkeypatch):
+def test_an_unsymmetric_matrix_is_refused_with_the_same_message(strategy, monkeypatch):
     A = laplacian_2d(12) + sp.eye_array(144, k=1)
     texts = []
-    for steps in (way, None):
-        take(steps, monkeypatch)
+    for steps in (strategy, None):
+        use_strategy(steps, monkeypatch)
         with pytest.raises(mf.NotHermitianError) as caught:
             mf.logdet(A, num_probes=6, num_steps=20, seed=0)
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
 
 
-def test_start_vectors_may_stand_in_fortran_order():
+def test_start_vectors_may_be_in_fortran_order():
     A = laplacian_2d(12)
     start = np.asfortranarray(mf.space_like(np.empty(0), 144).probes(K, seed=0))
     there = mf.lanczos(A, start, 12, reorthogonalize="none")
@@ -217,7 +221,7 @@ def test_sums_over_rows_are_double_precision():
     assert np.abs(alpha / exact - 1).max() < 1e-12  # single precision is off by 1e-5
 
 
-@pytest.mark.parametrize("way", ["slices"], indirect=True)
+@pytest.mark.parametrize("strategy", ["slices"], indirect=True)
 def test_slices_are_views_of_the_matrix(monkeypatch):
     A = laplacian_2d(12)
     for part in sliced_products.SlicedProducts(A)._slices_for(np.zeros((144, 2))):
@@ -231,7 +235,7 @@ def test_slices_are_views_of_the_matrix(monkeypatch):
 
 
 @only_compiled
-def test_products_too_narrow_for_compiled_loops_go_by_slices(monkeypatch):
+def test_blocks_too_narrow_for_compiled_loops_are_multiplied_by_slices(monkeypatch):
     monkeypatch.setattr(sliced_products, "MIN_ROWS", 0)
     monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
     matrix, took = laplacian_2d(12), []
@@ -255,11 +259,11 @@ def test_products_too_narrow_for_compiled_loops_go_by_slices(monkeypatch):
         took.clear()
 
 
-def test_an_operator_goes_when_it_is_let_go():
+def test_an_operator_is_freed_without_the_garbage_collector():
     A = mf.aslinearoperator(laplacian_2d(12))
     assert A.quadratic_forms(A.space.probes(K, seed=0)).shape == (K,)
     gone = weakref.ref(A)
-    gc.disable()  # a matrix of gigabytes must not wait for the collector
+    gc.disable()  # gigabytes must not stay allocated until it runs
     try:
         del A
         assert gone() is None
@@ -268,11 +272,13 @@ def test_an_operator_goes_when_it_is_let_go():
 
 
 @pytest.mark.parametrize("own_first", [True, False])
-def test_a_checkpoint_of_one_path_is_taken_up_by_the_other(own_first, way, tmp_path, monkeypatch):
+def test_a_checkpoint_can_be_resumed_by_another_strategy(
+    own_first, strategy, tmp_path, monkeypatch
+):
     A = laplacian_2d(12) + 0.1 * sp.eye_array(144)
     options = {"num_probes": 10, "num_steps": 20, "block_size": 5, "seed": 0}
     unbroken = mf.logdet(A, **options)
-    first, second = (way, None) if own_first else (None, way)
+    first, second = (strategy, None) if own_first else (None, strategy)
     saves, save = [], Checkpoint.save
 
     def stop_within_the_second_block(self, *holders):
@@ -281,19 +287,19 @@ def test_a_checkpoint_of_one_path_is_taken_up_by_the_other(own_first, way, tmp_p
         if len(saves) == 8:
             raise KeyboardInterrupt
 
-    take(first, monkeypatch)
+    use_strategy(first, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", stop_within_the_second_block)
         with pytest.raises((KeyboardInterrupt, mf.Interrupted)):
             mf.logdet(A, **options, checkpoint=tmp_path / "run")
-    take(second, monkeypatch)
+    use_strategy(second, monkeypatch)
     resumed = mf.logdet(A, **options, checkpoint=tmp_path / "run")
     assert_close(resumed.samples, unbroken.samples)
-    assert resumed.num_matvecs < 300  # and not from the beginning
+    assert resumed.num_matvecs < 300  # it did not start from the beginning
 
 
 @only_compiled
-def test_the_kernel_is_named_and_small_matrices_do_without(monkeypatch):
+def test_repr_names_compiled_products_which_small_matrices_do_not_use(monkeypatch):
     A = laplacian_2d(12)
     assert "compiled by numba" in repr(mf.aslinearoperator(A))
     monkeypatch.undo()
@@ -312,7 +318,7 @@ def test_small_problems_never_import_numba():
 
 
 @only_compiled
-def test_where_nothing_can_be_written_the_kernel_is_compiled_without_a_cache(monkeypatch):
+def test_without_a_writable_folder_kernels_are_compiled_without_a_cache(monkeypatch):
     def njit(cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")

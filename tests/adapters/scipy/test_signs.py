@@ -1,4 +1,4 @@
-"""Signs compiled for NumPy: the bits of the array version, and of the published generator."""
+"""Signs compiled by numba have the bits of the version for all array libraries."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ ROWS = [range(1), range(1000), range(3, 700), range(129, 131), range(2**40 + 3, 
 
 
 @pytest.fixture(autouse=True)
-def compiled_however_few(monkeypatch):
+def compile_any_number(monkeypatch):
     monkeypatch.setattr(compiled_signs, "MIN_SIGNS", 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 @pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_the_kernel_has_the_bits_of_the_array_version(dtype, rows):
+def test_the_compiled_signs_have_the_bits_of_the_array_version(dtype, rows):
     for columns, stream, seed in ((range(1), 0, 0), (range(5, 12), 2, 2**64 - 1)):
         where = {"rows": rows, "probes": columns, "stream": stream, "seed": seed}
         expected = probes.signs_by_words(XP, dtype, "cpu", **where)
@@ -39,15 +39,17 @@ def test_the_bits_do_not_depend_on_the_threads(monkeypatch):
     assert seen[0] == seen[1] == probes.signs_by_words(XP, np.float64, "cpu", **where).tobytes()
 
 
-def test_too_many_probes_are_refused_in_the_same_words():
+def test_too_large_probe_numbers_are_refused_with_the_same_message():
     where = {"rows": range(4), "probes": range(2**32, 2**32 + 1), "stream": 0, "seed": 0}
     for maker in (compiled_signs.rademacher_by_numba, probes.signs_by_words):
         with pytest.raises(ValueError, match="numbered from 0"):
             maker(XP, np.float64, "cpu", **where)
 
 
-def test_few_signs_are_left_to_the_arrays(monkeypatch):
+def test_few_signs_are_computed_by_the_array_version(monkeypatch):
     monkeypatch.setattr(compiled_signs, "MIN_SIGNS", 1 << 16)
-    monkeypatch.setattr(compiled_signs, "over_chunks", None)  # would be called, and fail
+    monkeypatch.setattr(
+        compiled_signs, "over_chunks", None
+    )  # so that the compiled version would fail
     where = {"rows": range(1000), "probes": range(2), "stream": 0, "seed": 0}
     assert compiled_signs.rademacher_by_numba(XP, np.float64, "cpu", **where).shape == (1000, 2)
