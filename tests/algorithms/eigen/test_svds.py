@@ -234,7 +234,7 @@ def test_triplets_of_pieces_are_those_of_the_whole(name):
             MAKERS[name](),
             A,
             lambda B: mf.svds(B, 3, seed=0),
-            column_cuts=column_cuts,
+            column_shard_sizes=column_cuts,
         )
         assert all(piece.num_matvecs == whole.num_matvecs for piece in pieces)
         for side in ("left", "right"):
