@@ -6,10 +6,10 @@ the loss. If l = -log p(y | z) up to a constant for a known distribution, the He
 .. math::
 
     H_z &= k \, (\mathrm{diag}(p) - p p^T), \quad p = \mathrm{softmax}(z)
-        &&\text{cross-entropy,} \\
-    H_z &= 2 k \, I &&\text{squared error, } y \sim N(z, 1/2), \\
+        \quad \text{(cross-entropy)}, \\
+    H_z &= 2 k \, I \quad \text{(squared error, } y \sim N(z, 1/2) \text{)}, \\
     H_z &= k \, \mathrm{diag}(s (1 - s)), \quad s = \mathrm{sigmoid}(z)
-        &&\text{binary cross-entropy,}
+        \quad \text{(binary cross-entropy)},
 
 where k is the weight of the datum divided by the divisor of the loss. None of the three depends
 on y. Each is therefore also the Fisher information matrix of the distribution,

@@ -60,8 +60,8 @@ class CurvatureOperator(Operator):
 
         u and w are random sign vectors that do not depend on any seed. In half precision, and
         on a GPU with TF32 allowed, it is the root mean square over three pairs. The rounding
-        error of A w has about this relative size, and it limits the accuracy of eigenvalues,
-        of traces, and of tolerances.
+        error of A w has about this relative size. No eigenvalue or trace can be computed more
+        accurately, and tolerances below it cannot be met.
         """
         self.inspect()
         return self._noise
