@@ -1,4 +1,4 @@
-"""The comparison with other libraries works on tiny problems, whoever is installed."""
+"""The comparison with other libraries works on tiny problems, whatever is installed."""
 
 import importlib.util
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
-sys.path.append(str(Path(__file__).parent / "benchmarks"))  # behind whatever is installed
+sys.path.append(str(Path(__file__).parent / "benchmarks"))  # after the installed packages
 
 import contest
 import peers
@@ -35,32 +35,32 @@ def tiny_machine():
     return roofline.measured(1, length=TINY.copied, order=TINY.multiplied)
 
 
-@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
-def test_every_row_of_ours_runs_with_a_small_error(report):
+@pytest.mark.filterwarnings("ignore")  # issued by other libraries
+def test_every_row_of_matfree_runs_with_a_small_error(report):
     runs = peers.sums(report, TINY, [tiny_machine()])
     ours = [run for run in runs if run.ours]
     assert len(ours) >= 6
-    for run in ours:  # of 20 probes on 512 unknowns, five standard errors are below 10 %
+    for run in ours:  # with 20 probes and 512 unknowns, five standard errors are below 10 %
         if "torch" in run.entry.call and importlib.util.find_spec("torch") is None:
             assert "No module named 'torch'" in run.failure
             continue
         assert not run.failure
         assert max(run.errors) < 0.1
-        assert min(run.products) > 0
+        assert min(run.matvecs) > 0
 
 
-@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
-def test_every_row_of_ours_on_a_network_is_near_its_answer_in_double_precision(report):
+@pytest.mark.filterwarnings("ignore")  # issued by other libraries
+def test_every_row_of_matfree_on_a_network_is_near_the_answer_in_double_precision(report):
     pytest.importorskip("torch", reason="torch is not installed")
     runs = [run for run in peers.hessians(report, TINY) if run.ours]
     assert len(runs) >= 10
     for run in runs:
         assert not run.failure
-        assert max(run.errors) < 1e-4  # of single precision: as many products as unknowns
+        assert max(run.errors) < 1e-4  # single precision, with as many matvecs as unknowns
 
 
-def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(report):
-    def absent():
+def test_the_row_of_a_library_that_is_missing_or_fails_states_the_reason(report):
+    def missing():
         raise ModuleNotFoundError("No module named 'nowhere'")
 
     def broken():
@@ -73,7 +73,7 @@ def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(report):
         return lambda seed: contest.Answer(2.0, 3)
 
     entries = [
-        contest.Entry("nowhere", "f", absent),
+        contest.Entry("nowhere", "f", missing),
         contest.Entry("broken", "g", broken),
         contest.Entry("matfree", "h", fine, roofline.Work(1.0, 2.0).times),
     ]
@@ -85,9 +85,9 @@ def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(report):
     assert {line.count("|") for line in report.lines if line.startswith("|")} == {13}
 
 
-def test_what_a_product_moves_is_counted_by_hand():
+def test_the_bytes_and_operations_of_a_matvec_agree_with_a_count_by_hand():
     matrix = peers.peers_sums.laplacian_3d(2).matrix  # 8 rows of 4 entries
-    assert roofline.csr_product(matrix, 1) == (32 * 8 + 32 * 4 + 8 * 4 + 2 * 8 * 8, 64)
+    assert roofline.csr_matvec(matrix, 1) == (32 * 8 + 32 * 4 + 8 * 4 + 2 * 8 * 8, 64)
     single, block = (roofline.lanczos_step(matrix, size) for size in (1, 8))
     assert single.computed == block.computed == 64 + 9 * 8
     assert single.moved - block.moved == pytest.approx((32 * 8 + 32 * 4 + 8 * 4) * 7 / 8)

@@ -1,9 +1,9 @@
-"""How close the estimators come for a number of products, beside reference medians.
+"""Errors of the estimators for a number of matvecs, compared with reference medians.
 
-Each cell is the median over seeds of a relative error (or of a number of products). The
-reference medians were measured on independent implementations of the same methods, over 50
-to 100 seeds, so each carries an uncertainty of 10 to 20 %. A cell is marked where ours is
-above the allowed multiple of its reference, and is then measured again over more seeds.
+Each cell is the median over seeds of a relative error (or of a number of matvecs). The
+reference medians were measured with independent implementations of the same methods, over 50
+to 100 seeds, so each has an uncertainty of 10 to 20 %. A cell is marked if its median exceeds
+the allowed multiple of the reference, and is then measured again over more seeds.
 """
 
 import warnings
@@ -19,32 +19,32 @@ import matfree as mf
 
 SEEDS, MORE_SEEDS = 50, 400
 WORKERS = 2
-ALLOWED = 1.5  # times a reference error
-ALLOWED_PRODUCTS = 1.25  # times a reference number of products
-COVERAGE = 0.90  # of nominal 95 % intervals
-ROUNDING = 1e-12  # relative errors below it are neither compared nor covered
+ALLOWED = 1.5  # allowed ratio to a reference error
+ALLOWED_MATVECS = 1.25  # allowed ratio to a reference number of matvecs
+COVERAGE = 0.90  # required of nominal 95 % intervals
+ROUNDING = 1e-12  # smaller relative errors are neither compared nor expected to be covered
 FUNCTIONS = {"log": np.log, "inverse": np.reciprocal, "exp(-x)": lambda x: np.exp(-x)}
 FUNCTIONS["sqrt"] = np.sqrt
 
 
 class Cell(NamedTuple):
-    """One entry of a table: what is estimated, of which problem, how, at what price."""
+    """One entry of a table: the quantity, the problem, the method and the cost."""
 
     kind: str
     problem: str
     method: str
-    price: object
+    cost: object
 
     def __str__(self):
-        return f"{self.kind} {self.problem}, {self.method}, {self.price}"
+        return f"{self.kind} {self.problem}, {self.method}, {self.cost}"
 
 
 class Measured(NamedTuple):
-    """What the seeds of a cell showed."""
+    """The results of a cell over all seeds."""
 
     median: float
     coverage: float
-    products: tuple
+    matvecs: tuple
     complete: int = 0
 
     @property
@@ -53,31 +53,31 @@ class Measured(NamedTuple):
 
 
 def measure(cell, num_seeds=SEEDS):
-    """The cell's median and coverage over seeds 1000, 1001, ..."""
+    """The median and the coverage of a cell over seeds 1000, 1001, ..."""
     one = {"trace": trace_once, "diagonal": diagonal_once, "sum": sum_once, "eigsh": eigen_once}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mf.ConvergenceWarning)
         runs = [one[cell.kind](cell, 1000 + seed) for seed in range(num_seeds)]
-    errors, inside, products, complete = zip(*runs, strict=True)
-    spread = (min(products), max(products))
+    errors, inside, matvecs, complete = zip(*runs, strict=True)
+    spread = (min(matvecs), max(matvecs))
     return Measured(float(np.median(errors)), float(np.mean(inside)), spread, sum(complete))
 
 
 def trace_once(cell, seed):
     P = problem(cell.problem)
-    estimate = mf.trace(P.A, method=cell.method, max_matvecs=cell.price, seed=seed)
+    estimate = mf.trace(P.A, method=cell.method, max_matvecs=cell.cost, seed=seed)
     return scored(estimate, P.trace)
 
 
 def diagonal_once(cell, seed):
     P = problem(cell.problem)
-    estimate = mf.diagonal(P.A, method=cell.method, max_matvecs=cell.price, seed=seed)
+    estimate = mf.diagonal(P.A, method=cell.method, max_matvecs=cell.cost, seed=seed)
     return scored(estimate, P.diagonal)
 
 
 def sum_once(cell, seed):
     f = FUNCTIONS[cell.method]
-    num_probes, num_steps = cell.price
+    num_probes, num_steps = cell.cost
     estimate = mf.trace_function(
         problem(cell.problem).A,
         cell.method if cell.method in ("log", "inverse", "sqrt") else f,
@@ -89,18 +89,18 @@ def sum_once(cell, seed):
 
 
 def scored(estimate, exact):
-    """Relative error, share of entries inside their intervals, products, and nothing more."""
+    """Relative error, fraction of entries inside their intervals, matvecs, and False."""
     low, high = estimate.interval()
     error = np.linalg.norm(estimate.value - exact) / np.linalg.norm(exact)
     return error, np.mean((low <= exact) & (exact <= high)), estimate.num_matvecs, False
 
 
 def eigen_once(cell, seed):
-    """Products to ten (eleven) pairs of a diagonal operator, and whether all were found."""
+    """Matvecs to ten (eleven) pairs of a diagonal operator, and whether all were found."""
     values, k, which = eigenproblem(cell.problem)
     options = {}
-    if cell.price is not None:
-        options["block_size"], options["num_vectors"] = cell.price
+    if cell.cost is not None:
+        options["block_size"], options["num_vectors"] = cell.cost
     options["verify"] = cell.method == "verified"
     A = sp.diags_array(values).tocsr()
     result = mf.eigsh(A, k, which=which, seed=seed, **options)
@@ -118,7 +118,7 @@ def eigenproblem(name):
 
 
 def measure_all(cells, say, num_seeds=SEEDS):
-    """Every cell, by a few processes, in the order given; each is said when it is done."""
+    """Measure all cells with a few processes, and report the progress in order."""
     cells, results = list(cells), {}
     with ProcessPoolExecutor(WORKERS) as pool:
         for found in pool.map(measure, cells, [num_seeds] * len(cells)):
@@ -129,15 +129,15 @@ def measure_all(cells, say, num_seeds=SEEDS):
 
 
 def compared(measured, reference):
-    """'ours / reference', marked where ours is worse than allowed."""
+    """Format 'ours / reference', with a mark if the ratio is too large."""
     if reference is None:
         return f"{measured.median:.1e}"
-    mark = " **above**" if too_far(measured, reference) else ""
+    mark = " **above**" if too_large(measured, reference) else ""
     ratio = measured.median / reference
     return f"{measured.median:.1e} / {reference:.1e} ({ratio:.2f}){mark}"
 
 
-def too_far(measured, reference):
+def too_large(measured, reference):
     return reference is not None and measured.median > max(ALLOWED * reference, ROUNDING)
 
 
@@ -148,21 +148,21 @@ def covered(measured):
 
 
 def error_tables(report, title, kind, references):
-    """Two tables, medians and coverage, and a third of what is marked, over more seeds."""
+    """Tables of medians and coverage, and a third of the marked cells over more seeds."""
     targets = {
-        Cell(kind, name, method, price): reference
-        for (name, price), row in references.items()
+        Cell(kind, name, method, cost): reference
+        for (name, cost), row in references.items()
         for method, reference in row.items()
     }
     found = measure_all(targets, say)
     methods = list(dict.fromkeys(cell.method for cell in targets))
 
     def rows(text):
-        for name, price in references:
-            cells = [Cell(kind, name, method, price) for method in methods]
-            yield [name, price, *[text(cell) if cell in targets else "" for cell in cells]]
+        for name, cost in references:
+            cells = [Cell(kind, name, method, cost) for method in methods]
+            yield [name, cost, *[text(cell) if cell in targets else "" for cell in cells]]
 
-    header = ["problem", "price", *methods]
+    header = ["problem", "cost", *methods]
     report.table(
         f"{title}: ours / reference (ratio), {SEEDS} seeds",
         header,
@@ -173,7 +173,7 @@ def error_tables(report, title, kind, references):
         header,
         list(rows(lambda cell: covered(found[cell]))),
     )
-    marked = [c for c in targets if too_far(found[c], targets[c]) or not found[c].covers]
+    marked = [c for c in targets if too_large(found[c], targets[c]) or not found[c].covers]
     if not marked:
         return
     again = measure_all(marked, say, MORE_SEEDS)
@@ -189,15 +189,15 @@ def eigen_tables(report):
     rows = []
     for (cell, measured), reference in zip(found.items(), EIGEN.values(), strict=True):
         ratio = measured.median / reference
-        mark = " **above**" if ratio > ALLOWED_PRODUCTS else ""
-        least, most = measured.products
-        name, (block, vectors), products = cell.problem, cell.price, f"{measured.median:.0f}"
+        mark = " **above**" if ratio > ALLOWED_MATVECS else ""
+        least, most = measured.matvecs
+        name, (block, vectors), matvecs = cell.problem, cell.cost, f"{measured.median:.0f}"
         complete = f"{measured.complete}/{SEEDS}"
         seeds = [f"{least} to {most}", complete]
-        rows.append([name, block, vectors, products, reference, f"{ratio:.2f}{mark}", *seeds])
+        rows.append([name, block, vectors, matvecs, reference, f"{ratio:.2f}{mark}", *seeds])
     report.table(
-        f"Products to residual 1e-6 ||A||, ten largest |eigenvalues|, verify=False, {SEEDS} seeds",
-        ["problem", "block", "vectors", "products", "reference", "ratio", "range", "complete"],
+        f"Matvecs to residual 1e-6 ||A||, ten largest |eigenvalues|, verify=False, {SEEDS} seeds",
+        ["problem", "block", "vectors", "matvecs", "reference", "ratio", "range", "complete"],
         rows,
     )
     found = measure_all([Cell("eigsh", name, "verified", size) for name, size in COMPLETE], say)
@@ -205,12 +205,12 @@ def eigen_tables(report):
     for cell, measured in found.items():
         complete = f"{measured.complete}/{SEEDS}"
         complete += "" if measured.complete == SEEDS else " **below**"
-        options = "defaults" if cell.price is None else "block {}, vectors {}".format(*cell.price)
-        reference = COMPLETE[cell.problem, cell.price] or ""
+        options = "defaults" if cell.cost is None else "block {}, vectors {}".format(*cell.cost)
+        reference = COMPLETE[cell.problem, cell.cost] or ""
         rows.append([cell.problem, options, complete, f"{measured.median:.0f}", reference])
     report.table(
         "Complete lists from the verified search",
-        ["problem", "options", "complete", "products", "reference"],
+        ["problem", "options", "complete", "matvecs", "reference"],
         rows,
     )
 
@@ -222,5 +222,5 @@ def say(text):
 def run(report):
     error_tables(report, "Trace, relative error", "trace", TRACE)
     error_tables(report, "Diagonal, relative 2-norm error", "diagonal", DIAGONAL)
-    error_tables(report, "Sums over the spectrum, price (probes, steps)", "sum", SUMS)
+    error_tables(report, "Sums over the spectrum, cost (probes, steps)", "sum", SUMS)
     eigen_tables(report)

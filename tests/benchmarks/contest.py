@@ -1,4 +1,4 @@
-"""One piece of work by several libraries, in turn in one process: error, time, memory, roofline."""
+"""Compare libraries on the same work in one process: error, time, memory, roofline."""
 
 import contextlib
 import ctypes
@@ -20,27 +20,27 @@ import threadpoolctl
 from roofline import Work
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-HEADER = ["library", "call", "error", "products", "time (s)", "/ best of ours", "CPU (s)"]
+HEADER = ["library", "call", "error", "matvecs", "time (s)", "/ best of ours", "CPU (s)"]
 HEADER += ["peak memory (MB)", "moved (GB)", "of copying", "computed (GFlop)", "of multiplying"]
 
 
 class Answer(NamedTuple):
-    """What a library found, and how many products of the operator with a vector it took."""
+    """The result of a library and the number of matvecs that it used."""
 
     value: Any
-    products: int
+    matvecs: int
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One library's way to do the work.
+    """The work as it is done by one library.
 
     Parameters
     ----------
-    library : the name of its distribution
-    call : how it was asked, as the table shows it
-    prepare : () -> (seed -> Answer); imports the library, and is not timed
-    work : products -> Work, what the run must at least move and compute
+    library : name of its distribution
+    call : the call, as shown in the table
+    prepare : () -> (seed -> Answer); imports the library and is not timed
+    work : matvecs -> Work, the minimum that the run moves and computes
     """
 
     library: str
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass
 class Run:
-    """What the rounds of one entry showed."""
+    """The measurements of one entry over all rounds."""
 
     entry: Entry
     function: Callable[[int], Answer] | None = None
@@ -60,7 +60,7 @@ class Run:
     cpu_seconds: list = field(default_factory=list)
     errors: list = field(default_factory=list)
     peaks: list = field(default_factory=list)
-    products: list = field(default_factory=list)
+    matvecs: list = field(default_factory=list)
 
     @property
     def ours(self):
@@ -68,7 +68,7 @@ class Run:
 
 
 def contest(report, title, entries, error, machine, rounds=3):
-    """A table of one row per entry; nobody's failure ends it. Returns the runs."""
+    """Write a table with one row per entry, including failures, and return the runs."""
     runs = [_prepared(entry) for entry in entries]
     for seed in range(rounds):
         for run in runs:
@@ -88,12 +88,12 @@ def _prepared(entry):
         installed = _version(entry.library) is not None
         run.failure = f"cannot be imported: {missing}" if installed else "not installed"
     except Exception as failure:
-        run.failure = _said(failure)
+        run.failure = _message(failure)
     return run
 
 
 def _round(run, error, seed):
-    """One run, timed; the process's high-water mark is set back before it."""
+    """Time one run; the peak memory of the process is reset before it."""
     gc.collect()
     before = _memory_reset()
     begin, cpu_begin = time.perf_counter(), time.process_time()
@@ -101,12 +101,12 @@ def _round(run, error, seed):
         with _quiet():
             answer = run.function(seed)
     except Exception as failure:
-        run.failure, run.function = _said(failure), None
+        run.failure, run.function = _message(failure), None
         return
     run.seconds.append(time.perf_counter() - begin)
     run.cpu_seconds.append(time.process_time() - cpu_begin)
     run.peaks.append(_memory("VmHWM") - before)
-    run.products.append(answer.products)
+    run.matvecs.append(answer.matvecs)
     run.errors.append(error(answer.value))
 
 
@@ -114,22 +114,22 @@ def _row(run, best, machine):
     entry = run.entry
     if run.failure:
         return [entry.library, entry.call, run.failure, *[""] * (len(HEADER) - 3)]
-    seconds, products = min(run.seconds), int(np.median(run.products))
+    seconds, matvecs = min(run.seconds), int(np.median(run.matvecs))
     return [
         entry.library,
         entry.call,
         f"{np.sqrt(np.mean(np.square(run.errors))):.1e}",
-        products,
+        matvecs,
         f"{seconds:.3g}",
         "" if best is None else f"{seconds / best:.2f}",
         f"{min(run.cpu_seconds):.3g}",
         f"{max(run.peaks) / 1e6:.0f}" if RESET.exists() else "",
-        *machine.compared(None if entry.work is None else entry.work(products), seconds),
+        *machine.compared(None if entry.work is None else entry.work(matvecs), seconds),
     ]
 
 
 def versions(names):
-    """The distributions that are there, with their versions, and those that are not."""
+    """The distributions with their versions, or the note that they are not installed."""
     return ", ".join(f"{name} {_version(name) or '(not installed)'}" for name in names)
 
 
@@ -142,14 +142,14 @@ def _version(name):
 
 @contextlib.contextmanager
 def threads(number):
-    """So many threads at most: BLAS, OpenMP, torch's own, and those of our compiled products."""
+    """Limit the threads of BLAS, OpenMP, torch and the compiled matrix products."""
     torch = _imported("torch")
     before = None if torch is None else torch.get_num_threads()
     try:
         if torch is not None:
             torch.set_num_threads(number)
-        told = mock.patch.dict(os.environ, NUMBA_NUM_THREADS=str(number))
-        with threadpoolctl.threadpool_limits(number), told:
+        environment = mock.patch.dict(os.environ, NUMBA_NUM_THREADS=str(number))
+        with threadpoolctl.threadpool_limits(number), environment:
             yield
     finally:
         if torch is not None:
@@ -170,14 +170,14 @@ def _quiet():
         yield
 
 
-def _said(failure):
-    """A failure in one line that fits a table."""
+def _message(failure):
+    """Describe a failure in one line of a table."""
     text = " ".join(str(failure).split()).replace("|", "/")
     return f"fails: {type(failure).__name__}: {text[:100]}"
 
 
 def _memory_reset():
-    """Give back what is free and set the high-water mark to what is held, in bytes."""
+    """Release free memory, reset the peak memory, and return the memory in use in bytes."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):
@@ -186,7 +186,7 @@ def _memory_reset():
 
 
 def _memory(name):
-    """A line of the process's status in bytes; 0 where there is no such file."""
+    """An entry of the status of the process in bytes; 0 if there is no such file."""
     if not STATUS.exists():
         return 0
     return 1024 * int(re.search(rf"{name}:\s+(\d+)", STATUS.read_text())[1])

@@ -1,4 +1,4 @@
-"""Traces of functions of a sparse matrix: blocks beside single vectors, arrays beside numba."""
+"""Traces of functions of a sparse matrix: blocks and single vectors, with and without numba."""
 
 import importlib.util
 import time
@@ -16,7 +16,7 @@ WIDTHS = (1, 4, 8, 16, 32)
 
 
 def laplacian_3d(side):
-    """Seven points on a cube with Dirichlet boundary, shifted; its indices are 32 bits."""
+    """The seven-point Laplacian of a cube, Dirichlet boundary, shifted, with 32-bit indices."""
     off = -np.ones(side - 1)
     T = sp.diags_array([off, 2 * np.ones(side), off], offsets=[-1, 0, 1])
     one = sp.eye_array(side)
@@ -33,7 +33,7 @@ def spectrum_3d(side):
 
 @contextmanager
 def compiled(wanted):
-    """Operators made within take the compiled step, or do not, however large they are."""
+    """Use the compiled step, or do not, for operators of any size created in this context."""
     usual = compiled_products.MIN_ENTRIES
     compiled_products.MIN_ENTRIES = 0 if wanted else 1 << 62
     try:
@@ -42,15 +42,15 @@ def compiled(wanted):
         compiled_products.MIN_ENTRIES = usual
 
 
-def ways():
-    """Name, whether compiled, block size."""
+def variants():
+    """Tuples of name, whether compiled, and block size."""
     with_numba = importlib.util.find_spec("numba") is not None
     ours = [("arrays, one vector at a time", False, 1), ("arrays, blocks", False, None)]
     return ours + [("compiled, blocks", True, None)] * with_numba
 
 
 def measured(A, name, wanted, block):
-    """The estimate, and its least processor and wall time."""
+    """The estimate and its minimum processor and wall time."""
     results, used = [], []
 
     def estimate():
@@ -68,19 +68,19 @@ def measured(A, name, wanted, block):
 
 
 def traces(report):
-    """The log-determinant and the trace of the inverse, each beside its exact value."""
+    """The log-determinant and the trace of the inverse, compared with the exact values."""
     rows = []
     for side in SIDES:
         A, exact = laplacian_3d(side), spectrum_3d(side)
         for name, truth in (("log", np.log(exact).sum()), ("inverse", (1 / exact).sum())):
             single = None
-            for way, wanted, block in ways():
+            for variant, wanted, block in variants():
                 result, used, wall = measured(A, name, wanted, block)
                 single = single or used
                 rows.append(
                     [
                         f"{name}, n = {side**3:,}",
-                        way,
+                        variant,
                         f"{abs(result.value / truth - 1):.1e}",
                         f"{result.stderr / truth:.1e}",
                         result.num_matvecs,
@@ -89,16 +89,16 @@ def traces(report):
                         f"{single / used:.2f}",
                     ]
                 )
-    header = ["trace of", "way", "error", "standard error", "products"]
+    header = ["trace of", "variant", "error", "standard error", "matvecs"]
     report.table(
         f"Traces of functions of the 3-D Laplacian + {SHIFT}: {PROBES} probes, {STEPS} steps",
-        [*header, "processor (s)", "wall (s)", "gain on single vectors"],
+        [*header, "processor (s)", "wall (s)", "speedup over single vectors"],
         rows,
     )
 
 
-def products(report):
-    """Time of a product for each vector, and how far it is from copying the vectors."""
+def matvecs(report):
+    """Time per matvec, compared with copying the same number of bytes."""
     A = laplacian_3d(SIDES[-1])
     n, rows = A.shape[0], []
     with compiled(False):
@@ -119,12 +119,12 @@ def products(report):
         bound = copy * (matrix_bytes + 2 * X.nbytes) / (2 * X.nbytes)
         rows.append([k, *(f"{1e3 * seconds / k:.2f}" for seconds in (arrays, chosen, bound))])
     report.table(
-        f"Products for each vector of a block, n = {n:,}, {A.nnz / n:.2f} entries a row",
-        ["vectors", "without numba (ms)", "as chosen (ms)", "the same bytes at copying speed (ms)"],
+        f"Time per matvec in a block, n = {n:,}, {A.nnz / n:.2f} entries per row",
+        ["vectors", "without numba (ms)", "default (ms)", "the same bytes at copying speed (ms)"],
         rows,
     )
 
 
 def run(report):
     traces(report)
-    products(report)
+    matvecs(report)

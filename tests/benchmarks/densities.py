@@ -1,4 +1,4 @@
-"""How near an estimated spectral density comes to the exact one, for so many products."""
+"""Distance between estimated and exact spectral densities for a number of matvecs."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from support.matrices import laplacian_2d, laplacian_2d_spectrum, nn_spectrum, w
 from support.measures import relative_distance
 
 SEEDS = 30
-PAIRS, PRODUCTS_FOR_PAIRS = 10, 60
+PAIRS, MATVECS_FOR_PAIRS = 10, 60
 
 CELLS = {
     "lap2d": ((1, 16), (4, 16), (16, 16), (4, 64), (16, 64)),
@@ -22,7 +22,7 @@ CELLS = {
     "nn": ((1, 64), (4, 64), (16, 64)),
 }
 
-TO_REACH = {
+TARGETS = {
     ("lap2d", "atoms"): (2.2e-2, 1.9e-2, 1.8e-2, 6.3e-3, 5.0e-3),
     ("lap2d", "spread"): (1.1e-2, 5.7e-3, 4.3e-3, 4.9e-3, 3.0e-3),
     ("lap2d", "kpm"): (9.1e-3, 5.3e-3, 4.0e-3, 4.8e-3, 2.9e-3),
@@ -40,8 +40,8 @@ TO_REACH = {
 def problems():
     """Operators and their eigenvalues.
 
-    A sphere's directions look alike from every orthonormal basis, so a diagonal matrix
-    stands for one with Haar-distributed eigenvectors.
+    The uniform distribution on a sphere is rotation invariant, so a diagonal matrix is
+    equivalent to one with Haar-distributed eigenvectors.
     """
     covariance = wishart(1000, 2000)
     peaked = nn_spectrum(2000)
@@ -53,7 +53,7 @@ def problems():
 
 
 def distances(A, spectrum, num_probes, num_steps, seed, *, outliers):
-    """W1 / range by every reading and method, from one seed."""
+    """W1 / range for every interpretation and method, from one seed."""
     options = {"num_probes": num_probes, "num_steps": num_steps, "kind": "sphere", "seed": seed}
     density = mf.spectral_density(A, **options)
     kernel = mf.spectral_density(A, method="kpm", **options)
@@ -70,17 +70,17 @@ def distances(A, spectrum, num_probes, num_steps, seed, *, outliers):
 
 
 def _deflated(A, spectrum, options):
-    """With the products for the pairs taken from those of the probes."""
+    """The deflated density, with the matvecs for the pairs subtracted from those of the probes."""
     pairs = mf.eigsh(A, PAIRS, verify=False, seed=options["seed"])
-    if pairs.num_matvecs > PRODUCTS_FOR_PAIRS:
-        raise ArithmeticError(f"the pairs took {pairs.num_matvecs} products")
+    if pairs.num_matvecs > MATVECS_FOR_PAIRS:
+        raise ArithmeticError(f"the pairs took {pairs.num_matvecs} matvecs")
     num_probes = options["num_probes"]
-    steps = (num_probes * options["num_steps"] - PRODUCTS_FOR_PAIRS) // num_probes
+    steps = (num_probes * options["num_steps"] - MATVECS_FOR_PAIRS) // num_probes
     density = mf.spectral_density(A, eigenpairs=pairs, **{**options, "num_steps": steps})
     return relative_distance(density, spectrum)
 
 
-def nearness(report):
+def distance_tables(report):
     rows = []
     for name, (A, spectrum) in problems().items():
         for cell, (num_probes, num_steps) in enumerate(CELLS[name]):
@@ -90,7 +90,7 @@ def nearness(report):
             ]
             for method in runs[0]:
                 median = np.median([run[method] for run in runs])
-                goal = TO_REACH[name, method][cell]
+                goal = TARGETS[name, method][cell]
                 rows.append(
                     [
                         f"{name}, {num_probes} probes x {num_steps}",
@@ -102,36 +102,36 @@ def nearness(report):
                 )
     report.table(
         f"Spectral density: Wasserstein-1 distance / range, median of {SEEDS} seeds",
-        ["problem", "method", "matfree", "to reach", "ratio"],
+        ["problem", "method", "matfree", "target", "ratio"],
         rows,
     )
 
 
 def bulk(report):
-    """Mean difference of the distribution functions around the peak at zero."""
+    """Mean error of the distribution function around the peak at zero."""
     A, spectrum = problems()["nn"]
     x = np.linspace(-0.04, 0.4, 2001)
     truth = np.searchsorted(np.sort(spectrum), x, side="right") / len(spectrum)
-    to_reach = {
+    targets = {
         16: (1.6e-2, 1.1e-2),
         32: (5.7e-3, 4.2e-3),
         64: (3.3e-3, 2.8e-3),
         128: (2.7e-3, None),
     }
     rows = []
-    for num_steps, goals in to_reach.items():
+    for num_steps, pair in targets.items():
         runs = [
             mf.spectral_density(A, num_probes=4, num_steps=num_steps, kind="sphere", seed=seed)
             for seed in range(SEEDS)
         ]
-        for reading, goal in zip(("atoms", "spread"), goals, strict=True):
+        for reading, goal in zip(("atoms", "spread"), pair, strict=True):
             median = np.median([np.abs(d.cdf(x, reading=reading) - truth).mean() for d in runs])
             ratio = "-" if goal is None else f"{median / goal:.2f}"
             goal = "-" if goal is None else f"{goal:.1e}"
             rows.append([f"nn, 4 probes x {num_steps}", reading, f"{median:.1e}", goal, ratio])
     report.table(
         f"Spectral density: mean error of the distribution function in [-0.04, 0.4], {SEEDS} seeds",
-        ["problem", "reading", "matfree", "to reach", "ratio"],
+        ["problem", "interpretation", "matfree", "target", "ratio"],
         rows,
     )
 
@@ -153,13 +153,13 @@ def coverage(report):
             cell = f"{name}, {num_probes} probes x {num_steps}"
             rows.append([cell, f"{np.mean(covered):.3f}", f"{np.mean(width):.3f}", "0.95"])
     report.table(
-        "Spectral density: how often the 95 % band of the distribution function holds it",
-        ["problem", "covered", "mean width", "to reach"],
+        "Spectral density: coverage of the 95 % band of the distribution function",
+        ["problem", "covered", "mean width", "target"],
         rows,
     )
 
 
 def run(report):
-    nearness(report)
+    distance_tables(report)
     bulk(report)
     coverage(report)

@@ -1,6 +1,6 @@
-"""On a CUDA device: products, densities and quadrature beside what others take on the same one.
+"""Benchmarks on a CUDA device: matvecs, densities and quadrature, compared with other libraries.
 
-Not among what ``make bench`` runs by itself: ``make bench ONLY=device``.
+``make bench`` does not run them by default: ``make bench ONLY=device``.
 """
 
 import copy
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from harness import Report
-from products import peer, pieces_of
+from products import as_tensors, peer
 from support import resnet
 from support.matrices import laplacian_2d, laplacian_2d_spectrum
 from torch import nn
@@ -32,36 +32,36 @@ from matfree_torch.hvp.cuda_graphs import recorder_for
 
 CE = nn.CrossEntropyLoss()
 BATCHES, STEPS = (32, 200), 100
-SIDES = (100, 200)  # at the first, what the host does for each probe shows beside the device
+SIDES = (100, 200)  # at the first, the host's work per probe is visible next to the device's
 PROBES, QUADRATURE_STEPS, SHIFT = 20, 40, 0.1
 GRID, PAIRS = 300, 10
-COPIED = 1 << 28  # entries of a copy that no cache holds
+COPIED = 1 << 28  # entries of a copy that exceeds every cache
 
 
-def in_turn(wait, functions, rounds=7):
-    """The least wall time of each function in seconds, the device's work included."""
+def in_turn(synchronize, functions, rounds=7):
+    """The minimum wall time of each function in seconds, including the work of the device."""
     taken = {name: [] for name in functions}
     for function in functions.values():
         function()  # warm up
     for _ in range(rounds):
         for name, function in functions.items():
-            wait()
+            synchronize()
             begin = time.perf_counter()
             function()
-            wait()
+            synchronize()
             taken[name].append(time.perf_counter() - begin)
     return {name: min(times) for name, times in taken.items()}
 
 
 def network(samples, device):
-    """ResNet-20 with noise for images; its products take the same time whatever it has learned."""
+    """An untrained ResNet-20 with random images; the time of a matvec does not depend on them."""
     torch.manual_seed(0)
     net, x = resnet.ResNet20().eval(), torch.randn(samples, 3, 32, 32)
     return net.to(device), (x.to(device), torch.randint(10, (samples,)).to(device))
 
 
 def operators(net, data, device):
-    """Ours by name: the kept graph, the fold operation by operation, the fold captured."""
+    """The strategies by name: kept graph, folded operations, folded operations in a CUDA graph."""
     found = {}
     for name, strategy, recorder in (
         ("kept graph", "auto", None),
@@ -75,8 +75,8 @@ def operators(net, data, device):
     return found
 
 
-def products(report, device, wait, samples, steps=STEPS):
-    """One product, and a density of so many steps; everything in float32 without TF32."""
+def matvecs(report, device, synchronize, samples, steps=STEPS):
+    """One matvec and a density of ``steps`` steps, in float32 without TF32."""
     net, data = network(samples, device)
     found = operators(net, data, device)
     v = found["kept graph"].space.probes(1, seed=0)
@@ -94,56 +94,59 @@ def products(report, device, wait, samples, steps=STEPS):
         if module is not None:
             cuda = device.type == "cuda"
             theirs = module.hessian(copy.deepcopy(net), CE, data=data, cuda=cuda)
-            pieces = pieces_of(found["kept graph"], v)
+            tensors = as_tensors(found["kept graph"], v)
             apply = module.utils.hessian_vector_product
-            once["PyHessian"] = lambda: apply(theirs.gradsH, theirs.params, pieces)
+            once["PyHessian"] = lambda: apply(theirs.gradsH, theirs.params, tensors)
             try:
                 theirs.density(iter=2, n_v=1)
                 runs["PyHessian"] = lambda: theirs.density(iter=steps, n_v=1)
-            except (AttributeError, RuntimeError) as reason:  # torch.eig is gone, for one
+            except (
+                AttributeError,
+                RuntimeError,
+            ) as reason:  # for example, torch.eig has been removed
                 missing = f"PyHessian's density fails ({str(reason).splitlines()[0][:80]})"
-        times = in_turn(wait, once), in_turn(wait, runs, rounds=2)
+        times = in_turn(synchronize, once), in_turn(synchronize, runs, rounds=2)
     rows = []
     for name in once:
         error = f"{errors[name]:.0e}" if name in errors else ""
         rows.append([name, error, *(cell for taken in times for cell in _cells(taken, name))])
     report.table(
         f"ResNet-20, batch {samples}, float32 without TF32" + (f"; {missing}" if missing else ""),
-        ["", "error", "product (s)", "PyHessian / it", f"density({steps}) (s)", "PyHessian / it"],
+        ["", "error", "matvec (s)", "PyHessian / it", f"density({steps}) (s)", "PyHessian / it"],
         rows,
     )
 
 
 def _cells(times, name):
-    """What one took, and how many times as long PyHessian takes."""
+    """The time of one entry, and the ratio of PyHessian's time to it."""
     if name not in times:
         return "", ""
     ratio = f"{times['PyHessian'] / times[name]:.1f}" if "PyHessian" in times else ""
     return f"{times[name]:.4f}", ratio
 
 
-def quadrature(report, xp, sparse, wait, sides=SIDES, copied=COPIED):
-    """A log-determinant, and what it is made of, beside the copy's bandwidth on the device.
+def quadrature(report, xp, sparse, synchronize, sides=SIDES, copied=COPIED):
+    """A log-determinant and its steps, compared with the bandwidth of a copy on the device.
 
-    Counted are the bytes of steps and forms by kernels (``matfree_cupy.csr``); array operations
-    move more for the same.
+    The bytes are those of steps and quadratic forms by kernels (``matfree_cupy.csr``); array
+    operations move more.
     """
     source, target = xp.ones(copied), xp.empty(copied)
 
     def copy_once():
         target[...] = source
 
-    bandwidth = 16 * copied / in_turn(wait, {"copy": copy_once})["copy"]
+    bandwidth = 16 * copied / in_turn(synchronize, {"copy": copy_once})["copy"]
     for side, dtype in itertools.product(sides, (np.float64, np.float32)):
         A = sparse.csr_matrix(laplacian_3d(side).astype(dtype))
         matrix = A.nnz * (A.dtype.itemsize + A.indices.itemsize) + A.indptr.nbytes
         vectors = PROBES * side**3 * A.dtype.itemsize
-        functions, moved, error = sums_of_functions(A, matrix, vectors, exact_logdet(side))
-        times = in_turn(wait, functions, rounds=3)
+        functions, moved, error = timed_functions(A, matrix, vectors, exact_logdet(side))
+        times = in_turn(synchronize, functions, rounds=3)
         report.table(
             f"log det of a 3-D Laplacian + {SHIFT}, n = {side**3:.0e}, {PROBES} probes x "
             f"{QUADRATURE_STEPS} steps, {A.dtype}; a copy: {bandwidth / 1e9:.0f} GB/s",
-            ["", "time (s)", "error", "GB", "GB/s", "share of a copy's"],
+            ["", "time (s)", "error", "GB", "GB/s", "fraction of a copy's"],
             [
                 [
                     name,
@@ -158,8 +161,8 @@ def quadrature(report, xp, sparse, wait, sides=SIDES, copied=COPIED):
         )
 
 
-def sums_of_functions(A, matrix, vectors, exact):
-    """What is timed by name, the bytes that each has to move, and the log-determinant's error.
+def timed_functions(A, matrix, vectors, exact):
+    """The timed functions by name, the bytes that each moves, and the log-determinant's error.
 
     ``matrix`` and ``vectors`` are the bytes of the matrix and of a block.
     """
@@ -178,7 +181,7 @@ def sums_of_functions(A, matrix, vectors, exact):
     moved = dict.fromkeys(functions, QUADRATURE_STEPS * step)
     V, previous = (operator.space.probes(PROBES, seed=seed) for seed in (0, 1))
     scale = operator.space.norms(V) ** -1.0
-    beta = 0 * scale  # each step on the same vectors, so that no size runs away
+    beta = 0 * scale  # each step uses the same vectors, so that nothing overflows
 
     def steps():
         R = previous
@@ -186,7 +189,7 @@ def sums_of_functions(A, matrix, vectors, exact):
             R, _, _ = operator.lanczos_step(V, R, beta, scale)
 
     if operator.lanczos_step is not None:
-        functions["the steps alone"], moved["the steps alone"] = steps, QUADRATURE_STEPS * step
+        functions["only the steps"], moved["only the steps"] = steps, QUADRATURE_STEPS * step
     if operator.quadratic_forms is not None:
         functions["quadratic forms"] = lambda: operator.quadratic_forms(V)
         moved["quadratic forms"] = matrix + vectors
@@ -195,7 +198,7 @@ def sums_of_functions(A, matrix, vectors, exact):
 
 @contextmanager
 def narrowest_block(columns):
-    """Blocks from this width on go through the kernels."""
+    """Use the kernels for blocks of at least this width."""
     before, csr.MIN_COLUMNS = csr.MIN_COLUMNS, columns
     try:
         yield
@@ -215,15 +218,15 @@ def exact_logdet(side):
     return float(np.log(sums + SHIFT).sum())
 
 
-def eigenpairs(report, sparse, linalg, wait, grid=GRID):
-    """The largest eigenvalues of a 2-D Laplacian, most of them double."""
+def eigenpairs(report, sparse, linalg, synchronize, grid=GRID):
+    """The largest eigenvalues of a 2-D Laplacian, most of which are double."""
     A = sparse.csr_matrix(scipy.sparse.csr_matrix(laplacian_2d(grid)))
     exact = np.sort(laplacian_2d_spectrum(grid))[::-1][:PAIRS]
     found = {
         "matfree": lambda: mf.eigsh(A, PAIRS, which="LA", seed=0).values,
         "cupyx": lambda: linalg.eigsh(A, k=PAIRS, which="LA", return_eigenvectors=False),
     }
-    times = in_turn(wait, found, rounds=2)
+    times = in_turn(synchronize, found, rounds=2)
     rows = []
     for name, run in found.items():
         values = run()
@@ -239,23 +242,23 @@ def eigenpairs(report, sparse, linalg, wait, grid=GRID):
 
 def run(report):
     if not torch.cuda.is_available():
-        report.say("no CUDA device: not run")
+        report.say("not executed: no CUDA device is available")
         return
     device = torch.device("cuda", torch.cuda.current_device())
     report.say(f"Device: {torch.cuda.get_device_name(device)}; torch {torch.__version__}.")
     for samples in BATCHES:
-        products(report, device, torch.cuda.synchronize, samples)
+        matvecs(report, device, torch.cuda.synchronize, samples)
     try:
         import cupy
         import cupyx.scipy.sparse as sparse
         import cupyx.scipy.sparse.linalg as linalg
     except ImportError as reason:
-        report.say(f"\nCuPy cannot be imported ({reason}): its rows were left out.")
+        report.say(f"\nCuPy cannot be imported ({reason}); its rows were skipped.")
         return
     report.say(f"\nCuPy {cupy.__version__}.")
-    wait = cupy.cuda.runtime.deviceSynchronize
-    quadrature(report, cupy, sparse, wait)
-    eigenpairs(report, sparse, linalg, wait)
+    synchronize = cupy.cuda.runtime.deviceSynchronize
+    quadrature(report, cupy, sparse, synchronize)
+    eigenpairs(report, sparse, linalg, synchronize)
 
 
 if __name__ == "__main__":

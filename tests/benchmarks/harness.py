@@ -1,4 +1,4 @@
-"""Ratios measured side by side: in one process, in turn, on the same work."""
+"""Timing of alternatives in one process, in alternation, on the same work."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import scipy
 
 @dataclass
 class Report:
-    """Tables as they are printed and as they are written to the documentation."""
+    """Tables, which are printed and written to the documentation."""
 
     lines: list = field(default_factory=list)
 
@@ -28,7 +28,7 @@ class Report:
 
 
 def machine():
-    """What the numbers were measured on."""
+    """A description of the machine and the versions of the libraries."""
     versions = [f"Python {platform.python_version()}", f"NumPy {np.__version__}"]
     versions.append(f"SciPy {scipy.__version__}")
     threads = os.environ.get("OMP_NUM_THREADS", "default")
@@ -36,7 +36,7 @@ def machine():
 
 
 def side_by_side(*functions, rounds=7):
-    """The least wall time of each function in seconds, over rounds of one call each."""
+    """The minimum wall time of each function in seconds, over rounds of one call each."""
     times = [[] for _ in functions]
     for function in functions:
         function()  # warm up

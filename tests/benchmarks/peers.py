@@ -1,6 +1,6 @@
-"""The same work by everybody, side by side: ``make bench-peers``, in an environment of its own.
+"""The same work by several libraries: ``make bench-peers``, in a separate environment.
 
-``MATFREE_BENCH=quick make bench-peers`` runs tiny problems, to see that every row works.
+``MATFREE_BENCH=quick make bench-peers`` runs tiny problems, to test every row.
 """
 
 import os
@@ -20,25 +20,27 @@ import roofline
 PEERS = ("imate", "scikit-primate", "skerch", "traceax", "pyhessian", "hessian-eigenthings")
 PEERS += ("curvlinops-for-pytorch", "scipy", "torch", "jax", "numba")
 PREFACE = """
-## Beside other libraries
+## Comparison with other libraries
 
-The same work by every library, as installed from PyPI, in turn in one process; least wall time of
-the rounds, root mean square of the relative errors over the rounds (another seed each), largest
-growth of the resident memory over what was held before. Errors are against exact answers, from
-spectra that are known or from double precision: read the time of a row beside its error. "/ best
-of ours" is the time over that of our fastest row: below 1 the other library is faster.
+Every library does the same work, as installed from PyPI, in alternation in one process. The table
+lists the minimum wall time of the rounds, the root mean square of the relative errors over the
+rounds (with different seeds), and the largest growth of the resident memory. Errors are relative
+to exact answers, from known spectra or from double precision: compare times only together with
+errors. "/ best of ours" is the time divided by that of our fastest row; below 1 the other library
+is faster.
 
-The roofline: bytes are the least that an implementation in one pass would move for this work with
-the library's own block of vectors (matrix once a block and step, vectors once), operations are
-counted from the formulas; the shares are of what this process measured on this machine, a copy
-of a large array (bytes read and written) and a product of large matrices. JAX matfree has the
-import name of this library and cannot share an environment with it, so that it is absent.
+Roofline: the bytes are the minimum that a one-pass implementation would move for this work with
+the library's own block size (the matrix once per block and step, the vectors once), and the
+operations are counted from the formulas. The fractions are relative to speeds measured in this
+process on this machine: a copy of a large array (bytes read and written) and a product of large
+matrices. matfree for JAX has the import name of this library and cannot be installed in the same
+environment, so it is missing.
 """
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the problems are, and how often everything is run."""
+    """The sizes of the problems and the numbers of rounds."""
 
     side: int = 100
     grid: int = 150
@@ -67,7 +69,7 @@ def chosen():
 
 
 def run(report, sizes=None):
-    """Every table; returns the runs behind them."""
+    """Write all tables and return the runs."""
     sizes = sizes or chosen()
     report.say(PREFACE)
     report.say(f"Versions: {contest.versions(PEERS)}.\n")
@@ -91,23 +93,23 @@ def sums(report, sizes, machines):
 
 
 def hessians(report, sizes):
-    """Of the trained network; of a tiny one where the problems are tiny."""
+    """The tables for the trained network, or for a tiny one in a quick run."""
     try:
         import peers_networks
         import peers_spectra
         import torch
         from support import resnet
     except ImportError as missing:
-        report.say(f"\nWithout torch there are no networks: {missing}.")
+        report.say(f"\nThe tables for networks need torch: {missing}.")
         return []
     if sizes.trained and not resnet.present():
-        report.say("\nThe trained ResNet-20 is not present: its rows were left out.")
+        report.say("\nThe trained ResNet-20 is not available; its rows were skipped.")
         return []
     torch.manual_seed(0)
     with contest.threads(1):
         machine, rounds = _machine(report, 1, sizes, np.float32), sizes.network_rounds
         network = peers_networks.trained() if sizes.trained else peers_networks.tiny()
-        runs = peers_networks.one_product(report, network, machine, sizes.rounds)
+        runs = peers_networks.one_matvec(report, network, machine, sizes.rounds)
         runs += peers_networks.traces(report, network, machine, rounds)
         runs += peers_spectra.pairs(report, network, machine, rounds)
         runs += peers_spectra.densities(report, network, machine, rounds)

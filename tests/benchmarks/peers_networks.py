@@ -1,4 +1,4 @@
-"""The Hessian of a trained ResNet-20: products, traces, eigenpairs, densities, activations."""
+"""The Hessian of a trained ResNet-20: networks, one matvec, and traces."""
 
 import copy
 import sys
@@ -26,25 +26,25 @@ import matfree as mf
 from matfree_torch import hessian
 
 CE = products.CE
-PROBES = 99  # a multiple of 3, for those that deflate
+PROBES = 99  # a multiple of 3, for methods that deflate
 PAIRS, STEPS = 10, 100
-RTOL = 1e-6  # of the norm of H: the tenth eigenvalue is a two-hundredth of the first
+RTOL = 1e-6  # relative to the norm of H; the tenth eigenvalue is 1/200 of the first
 
 
 @dataclass
 class Network:
-    """A network in single precision, and what is known of its Hessian."""
+    """A network in single precision with reference values of its Hessian."""
 
     net: nn.Module
     data: tuple
     exact: Any  # the Hessian in double precision
-    values: np.ndarray  # its largest in magnitude
+    values: np.ndarray  # its eigenvalues of largest magnitude
     trace: float
-    work: Any  # (products) -> Work
+    work: Any  # matvecs -> Work
 
     @classmethod
     def make(cls, double, data, trace=None):
-        """Reference answers in double precision; the trace from all unit vectors if not given."""
+        """Compute the reference values in double precision; the trace from all unit vectors."""
         single = copy.deepcopy(double).float()
         given = (data[0].float(), data[1])
         exact = hessian(double, CE, data)
@@ -57,7 +57,7 @@ class Network:
 
 
 class _Traffic(TorchDispatchMode):
-    """Bytes of what every operation takes and gives, views apart."""
+    """Count the bytes of the arguments and results of every operation except views."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class _Traffic(TorchDispatchMode):
 
 
 def counted(function):
-    """What torch's operations of one call move, were no cache there, and multiply."""
+    """The bytes that the operations of one call move without a cache, and its operations."""
     with _Traffic() as traffic:
         function()
     with FlopCounterMode(display=False) as flops:
@@ -93,7 +93,7 @@ def trained():
 
 
 class OfPyHessian:
-    """Its object for a copy of the network; the counting replaces its function's name."""
+    """PyHessian's object for a copy of the network, with a counter of matvecs."""
 
     def __init__(self, network):
         module, missing = products.peer()
@@ -101,17 +101,17 @@ class OfPyHessian:
             raise ImportError(missing)
         self.counted = products.Counted(module, network.net, network.data)
 
-    def product(self, v):
-        theirs, pieces, start = self.counted.theirs, [], 0
+    def matvec(self, v):
+        theirs, tensors, start = self.counted.theirs, [], 0
         for parameter in theirs.params:
             stop = start + parameter.numel()
-            pieces.append(v[start:stop].reshape(parameter.shape))
+            tensors.append(v[start:stop].reshape(parameter.shape))
             start = stop
-        result = self.counted.original(theirs.gradsH, theirs.params, pieces)
+        result = self.counted.original(theirs.gradsH, theirs.params, tensors)
         return torch.cat([x.reshape(-1) for x in result]).detach()
 
     def __call__(self, method, seed, **options):
-        """(its answer, products)."""
+        """Call a method; return its answer and the number of matvecs."""
         torch.manual_seed(seed)
         before = self.counted.count
         with self.counted:
@@ -138,15 +138,15 @@ def relative(known):
     return lambda value: abs(float(value) / known - 1)
 
 
-def one_product(report, network, machine, rounds):
-    """H v for a vector of signs, which costs everybody the same to make: nothing."""
+def one_matvec(report, network, machine, rounds):
+    """H v for sign vectors that are computed beforehand."""
     vectors = [network.exact.space.probes(1, seed=seed)[:, 0] for seed in range(rounds)]
     exact = [network.exact @ v for v in vectors]
 
     def entry(library, call, make):
         def prepare():
             multiply = make()
-            multiply(vectors[0].float())  # graphs are kept from here on
+            multiply(vectors[0].float())  # builds the graphs
 
             def run(seed):
                 return Answer((seed, multiply(vectors[seed].float())), 1)
@@ -173,17 +173,17 @@ def one_product(report, network, machine, rounds):
     entries = [
         entry("matfree", "H @ v", ours("auto")),
         entry("matfree", 'H @ v, strategy="folded"', ours("folded")),
-        entry("pyhessian", "hessian_vector_product", lambda: OfPyHessian(network).product),
+        entry("pyhessian", "hessian_vector_product", lambda: OfPyHessian(network).matvec),
         entry("curvlinops-for-pytorch", "H @ v", curvlinops),
         entry("hessian-eigenthings", "matvec", lambda: of_eigenthings(network).matvec),
     ]
     return contest.contest(
-        report, "ResNet-20: one product, set-up apart", entries, error, machine, rounds
+        report, "ResNet-20: one matvec, without set-up", entries, error, machine, rounds
     )
 
 
 def traces(report, network, machine, rounds):
-    """The same number of products for everybody; the deflated one finds the outliers first."""
+    """Traces with the same number of matvecs; deflation computes the outliers first."""
 
     def ours(method):
         def prepare():
@@ -243,5 +243,5 @@ def traces(report, network, machine, rounds):
         ],
         *[Entry("hessian-eigenthings", m, eigenthings(m), work) for m in ("hutchinson", "hutch++")],
     ]
-    title = f"ResNet-20: trace from {PROBES} products (known: {network.trace:.4g})"
+    title = f"ResNet-20: trace from {PROBES} matvecs (known: {network.trace:.4g})"
     return contest.contest(report, title, entries, relative(network.trace), machine, rounds)

@@ -1,4 +1,4 @@
-"""Ten eigenpairs of the 2-D Laplacian, where most eigenvalues come twice."""
+"""Ten eigenpairs of the 2-D Laplacian, most of whose eigenvalues are double."""
 
 import sys
 from pathlib import Path
@@ -18,12 +18,12 @@ import matfree as mf
 PAIRS = 10
 RTOL = 1e-6
 BUDGET = 20_000
-TIGHTER = 1e-8  # where ARPACK, with one start vector, has both copies of every eigenvalue
-LOBPCG_VECTORS = 15  # the list of ten, and a few that make it converge
+TIGHTER = 1e-8  # ARPACK, with one start vector, then finds both copies of every eigenvalue
+LOBPCG_VECTORS = 15  # ten pairs, and a few vectors that accelerate convergence
 
 
 class Counted:
-    """A matrix as SciPy's operator, which counts the vectors it is multiplied with."""
+    """A matrix as a SciPy operator that counts matvecs."""
 
     def __init__(self, matrix):
         self.matrix, self.count = matrix, 0
@@ -37,7 +37,7 @@ class Counted:
 
 
 def laplacian(report, side, machine, rounds):
-    """The largest ten to a residual of RTOL, relative to the largest."""
+    """The largest ten pairs to a residual of RTOL, relative to the largest eigenvalue."""
     matrix, exact = laplacian_2d(side), laplacian_2d_spectrum(side)[::-1][:PAIRS]
     n, basis = matrix.shape[0], 4 * PAIRS + 8
 
@@ -73,7 +73,7 @@ def laplacian(report, side, machine, rounds):
         return float(np.max(np.abs(np.sort(values)[::-1][:PAIRS] / exact - 1)))
 
     def of(block, vectors):
-        """Work for a basis that is filled from the pairs kept to the most it may hold."""
+        """Work for a basis that grows from the retained pairs to its maximum size."""
         return roofline.restarted_step(matrix, block, (PAIRS + vectors) / 2).times
 
     return contest.contest(

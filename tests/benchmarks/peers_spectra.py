@@ -1,4 +1,4 @@
-"""Spectra of a ResNet-20: ten eigenpairs, a density, and the traces at its activations."""
+"""Spectra of a ResNet-20: ten eigenpairs, a density, and activation traces."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ def _ours(network):
 
 
 def pairs(report, network, machine, rounds):
-    """The largest in magnitude; an error is of a sorted list, so that a copy counts as wrong."""
+    """The pairs of largest magnitude; errors compare sorted lists, so spurious copies count."""
 
     def ours(verify):
         def prepare():
@@ -49,7 +49,7 @@ def pairs(report, network, machine, rounds):
 
             operator = scipy.sparse.linalg.LinearOperator(H.shape, matvec=apply, dtype=H.dtype)
             start = np.random.default_rng(seed).standard_normal(H.shape[0]).astype(H.dtype)
-            # its tolerance is relative to each eigenvalue, ours to the largest
+            # SciPy's tolerance is relative to each eigenvalue, matfree's to the largest
             tol = RTOL * np.max(np.abs(network.values)) / np.min(np.abs(network.values))
             found = scipy.sparse.linalg.eigsh(operator, PAIRS, tol=tol, v0=start)
             return Answer(found[0], len(count))
@@ -94,7 +94,7 @@ def pairs(report, network, machine, rounds):
 
 @contextlib.contextmanager
 def _eig_restored():
-    """``torch.eig``, which torch took away, for a symmetric matrix, as PyHessian calls it."""
+    """Restore ``torch.eig``, which torch removed, for symmetric matrices as used by PyHessian."""
 
     def eig(T, eigenvectors):
         values, vectors = torch.linalg.eigh(T)
@@ -105,7 +105,7 @@ def _eig_restored():
 
 
 def densities(report, network, machine, rounds):
-    """One probe, so many steps; the error is of the largest node, which all can be asked for."""
+    """Densities from one probe; the error is that of the largest node."""
     steps = min(STEPS, network.exact.shape[0])
 
     def ours(mode):
@@ -151,7 +151,7 @@ def densities(report, network, machine, rounds):
         Entry("matfree", "spectral_density", ours("full"), work),
         Entry("matfree", 'reorthogonalize="none"', ours("none"), work),
         Entry("pyhessian", "density, as released", pyhessian(False), work),
-        Entry("pyhessian", "density, with torch.eig put back", pyhessian(True), work),
+        Entry("pyhessian", "density, with torch.eig restored", pyhessian(True), work),
         Entry("hessian-eigenthings", "spectral_density", eigenthings, work),
     ]
     title = f"ResNet-20: density from 1 probe of {steps} steps, error of the largest node"
@@ -166,7 +166,7 @@ def _largest(values):
 
 
 def activations(report, network, machine, rounds, modules=nn.Conv2d):
-    """Traces of the Hessian with respect to every layer's output; nobody else has them."""
+    """Traces of the Hessian with respect to the output of every layer."""
 
     def operator(net, data):
         A = activation_hessian(net, CE, data, modules=modules, at="output")
@@ -183,6 +183,6 @@ def activations(report, network, machine, rounds, modules=nn.Conv2d):
     def error(found):
         return max(abs(found[name].value / exact[name].value - 1) for name in exact)
 
-    title = f"ResNet-20: traces at {len(exact)} activations; no library compared with has them"
+    title = f"ResNet-20: traces at {len(exact)} activations; no other library provides them"
     entries = [Entry("matfree", 'activation_hessian, traces("exact")', prepare)]
     return contest.contest(report, title, entries, error, machine, rounds)

@@ -1,4 +1,4 @@
-"""Sums over the spectrum: log-determinant, trace of the inverse, Hutchinson's and XTrace."""
+"""Sums over the spectrum: log-determinant, trace of the inverse, Hutchinson, XTrace."""
 
 import sys
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from matfree.arguments import block_size_for
 
 PROBES, STEPS = 20, 40
 SHIFT = 0.1
-XTRACE_PRODUCTS = 120
+XTRACE_MATVECS = 120
 FUNCTIONS = {"log": np.log, "inverse": np.reciprocal}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A matrix with what is known of it."""
+    """A matrix with its exact spectrum."""
 
     matrix: Any
     spectrum: np.ndarray
@@ -41,7 +41,7 @@ class Problem:
 
 
 def laplacian_3d(side):
-    """Seven points on a cubic grid with Dirichlet boundary, shifted; its spectrum is known."""
+    """The seven-point Laplacian of a cubic grid, Dirichlet boundary, shifted."""
     off = -np.ones(side - 1)
     line = scipy.sparse.diags_array([off, 2 * np.ones(side), off], offsets=[-1, 0, 1])
     one = scipy.sparse.eye_array(side)
@@ -56,7 +56,7 @@ def laplacian_3d(side):
 
 
 def with_potential(problem):
-    """The same matrix with a diagonal that varies: its trace is the sum of what is stored."""
+    """The same matrix with a varying diagonal, and its exact trace."""
     ramp = scipy.sparse.diags_array(np.linspace(0, 4, problem.size))
     matrix = scipy.sparse.csr_array(problem.matrix + ramp)
     return _narrow(matrix), float(matrix.diagonal().sum())
@@ -71,14 +71,14 @@ def decaying(size):
 
 
 def _narrow(matrix):
-    """No stored zeros, and 32-bit indices, which every library takes and which are read faster."""
+    """Remove stored zeros and use 32-bit indices, which every library accepts."""
     matrix.eliminate_zeros()
     matrix.indices, matrix.indptr = (x.astype(np.int32) for x in (matrix.indices, matrix.indptr))
     return matrix
 
 
-def ways(matrix):
-    """The matrix as an operator without numba and, where it is there and used, with it."""
+def variants(matrix):
+    """The matrix as an operator without numba and, if it is installed and used, with it."""
     with mock.patch("matfree_scipy.strategies.compiled_products", return_value=None):
         found = {"without numba": mf.aslinearoperator(matrix)}
     compiled = mf.aslinearoperator(matrix)
@@ -88,7 +88,7 @@ def ways(matrix):
 
 
 def quadrature(report, problem, name, machine, rounds):
-    """tr f(A) by stochastic Lanczos quadrature: the same probes and steps for everybody."""
+    """tr f(A) by stochastic Lanczos quadrature, with the same numbers of probes and steps."""
     exact, matrix = problem.sum(FUNCTIONS[name]), problem.matrix
     block = min(PROBES, block_size_for(problem.size, None))
 
@@ -137,8 +137,8 @@ def quadrature(report, problem, name, machine, rounds):
         f"x {STEPS} steps, {machine.threads} thread{'s' if machine.threads > 1 else ''}",
         [
             *[
-                Entry("matfree", f"{way}, blocks of {block}", ours(operator), of_block(block))
-                for way, operator in ways(matrix).items()
+                Entry("matfree", f"{variant}, blocks of {block}", ours(operator), of_block(block))
+                for variant, operator in variants(matrix).items()
             ],
             Entry("imate", "slq, orthogonalize=0", imate, of_block(1)),
             Entry("scikit-primate", "MatrixFunction, orth=0; hutch", primate, of_block(1)),
@@ -150,7 +150,7 @@ def quadrature(report, problem, name, machine, rounds):
 
 
 def hutchinson(report, problem, machine, rounds):
-    """Traces by sign probes; two of the libraries give the diagonal from the same products."""
+    """Traces by sign probes; two libraries compute the diagonal from the same matvecs."""
     matrix, exact = with_potential(problem)
     block = min(PROBES, block_size_for(problem.size, None))
 
@@ -203,7 +203,7 @@ def hutchinson(report, problem, machine, rounds):
 
         return run
 
-    work = roofline.csr_product(matrix, block).times
+    work = roofline.csr_matvec(matrix, block).times
     return contest.contest(
         report,
         f"Trace by {PROBES} sign probes, 3-D Laplacian + ramp, n = {problem.size}, one thread",
@@ -212,8 +212,8 @@ def hutchinson(report, problem, machine, rounds):
             Entry("matfree", "diagonal, its sum", ours(mf.diagonal), work),
             Entry("scikit-primate", "hutch", primate, work),
             Entry("skerch", "hutch, with the diagonal", skerch, work),
-            Entry("imate", "trace, slq with 2 steps (it has no other)", imate),
-            Entry("traceax", "HutchinsonEstimator, threads of its own", _traceax(matrix), work),
+            Entry("imate", "trace, slq with 2 steps (its only method)", imate),
+            Entry("traceax", "HutchinsonEstimator, with its own threads", _traceax(matrix), work),
         ],
         lambda value: abs(value / exact - 1),
         machine,
@@ -222,7 +222,7 @@ def hutchinson(report, problem, machine, rounds):
 
 
 def _traceax(matrix):
-    """Its estimator with gaussian probes: those of signs fail in double precision."""
+    """traceax's estimator with Gaussian probes; its sign probes fail in double precision."""
 
     def prepare():
         import jax
@@ -240,20 +240,20 @@ def _traceax(matrix):
         def run(seed):
             return Answer(float(compiled(jax.random.key(seed))), PROBES)
 
-        run(0)  # compiled here, and not timed
+        run(0)  # compiles, and is not timed
         return run
 
     return prepare
 
 
 def xtrace(report, problem, machine, rounds):
-    """Estimators that take the largest eigenvalues out, for one number of products."""
+    """Estimators that deflate the largest eigenvalues, with the same number of matvecs."""
     matrix, exact = problem.matrix, problem.sum(lambda x: x)
-    half, third = XTRACE_PRODUCTS // 2, XTRACE_PRODUCTS // 3
+    half, third = XTRACE_MATVECS // 2, XTRACE_MATVECS // 3
 
     def ours(method):
         def run(seed):
-            found = mf.trace(matrix, method=method, max_matvecs=XTRACE_PRODUCTS, seed=seed)
+            found = mf.trace(matrix, method=method, max_matvecs=XTRACE_MATVECS, seed=seed)
             return Answer(found.value, found.num_matvecs)
 
         return lambda: run
@@ -261,10 +261,10 @@ def xtrace(report, problem, machine, rounds):
     def on_torch():
         import torch
 
-        tensor = torch.from_numpy(matrix)  # multiplied by torch's BLAS, like skerch's
+        tensor = torch.from_numpy(matrix)  # multiplied by torch's BLAS, as in skerch
 
         def run(seed):
-            found = mf.trace(tensor, method="xtrace", max_matvecs=XTRACE_PRODUCTS, seed=seed)
+            found = mf.trace(tensor, method="xtrace", max_matvecs=XTRACE_MATVECS, seed=seed)
             return Answer(float(found.value), found.num_matvecs)
 
         return run
@@ -285,7 +285,7 @@ def xtrace(report, problem, machine, rounds):
                 meas_blocksize=half,
                 return_diag=False,
             )
-            return Answer(float(found["tr"]), XTRACE_PRODUCTS)
+            return Answer(float(found["tr"]), XTRACE_MATVECS)
 
         return run
 
@@ -293,7 +293,7 @@ def xtrace(report, problem, machine, rounds):
         from primate.trace import xtrace
 
         def run(seed):
-            return Answer(_first_estimate(xtrace, matrix, half, seed), XTRACE_PRODUCTS)
+            return Answer(_first_estimate(xtrace, matrix, half, seed), XTRACE_MATVECS)
 
         return run
 
@@ -309,7 +309,7 @@ def xtrace(report, problem, machine, rounds):
     work = roofline.Work(8 * n * n / half + 16 * n, 2 * n * n + 4 * half * n).times
     return contest.contest(
         report,
-        f"Trace of a dense matrix with eigenvalues 1/i^2, n = {n}, {XTRACE_PRODUCTS} products, "
+        f"Trace of a dense matrix with eigenvalues 1/i^2, n = {n}, {XTRACE_MATVECS} matvecs, "
         "one thread",
         [
             *[
@@ -318,7 +318,7 @@ def xtrace(report, problem, machine, rounds):
             ],
             Entry("matfree", "xtrace, of a torch tensor", on_torch, work),
             Entry("skerch", "xhutchpp, XTrace's form", skerch, work),
-            Entry("scikit-primate", "xtrace, left after one batch", primate_xtrace, work),
+            Entry("scikit-primate", "xtrace, stopped after one batch", primate_xtrace, work),
             Entry("scikit-primate", "hutchpp", primate_hutchpp, work),
         ],
         lambda value: abs(value / exact - 1),
@@ -327,20 +327,20 @@ def xtrace(report, problem, machine, rounds):
     )
 
 
-class _EnoughError(Exception):
-    """Raised from a callback to leave a loop whose own stop cannot be set."""
+class _StopLoopError(Exception):
+    """Raised from a callback to stop a loop that has no other stopping option."""
 
 
 def _first_estimate(function, matrix, batch, seed):
-    """The estimate after one batch: its ``converge`` argument is overwritten before use."""
+    """The estimate after one batch; primate overwrites its ``converge`` argument before use."""
     seen = []
 
-    def check_point(result):
+    def stop_after_first(result):
         seen.append(result.estimate)
-        raise _EnoughError
+        raise _StopLoopError
 
     try:
-        function(matrix, batch=batch, seed=seed, callback=check_point)
-    except _EnoughError:
+        function(matrix, batch=batch, seed=seed, callback=stop_after_first)
+    except _StopLoopError:
         return float(seen[0])
-    raise ValueError("no estimate was seen")
+    raise ValueError("the callback was not called")

@@ -1,4 +1,4 @@
-"""The problems that the accuracy tables are measured on, each with what is known of it."""
+"""The problems of the accuracy tables, with their exact answers."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,12 +13,12 @@ from support.matrices import (
     with_spectrum,
 )
 
-SEED = 42  # of every Haar basis and of the Wishart samples
+SEED = 42  # of all Haar bases and Wishart samples
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A symmetric matrix and what is asked of it."""
+    """A symmetric matrix with its exact trace and diagonal."""
 
     name: str
     A: object
@@ -27,7 +27,7 @@ class Problem:
 
 
 def spectra():
-    """Six spectra of 1000 eigenvalues, flat to steep; published with XTrace."""
+    """Six spectra of 1000 eigenvalues, from flat to steep, from the paper on XTrace."""
     i = np.arange(1.0, 1001)
     return {
         "flat": np.linspace(1, 3, 1000),
@@ -41,10 +41,10 @@ def spectra():
 
 @cache
 def problem(name):
-    """The problem of this name: dense, but for the grid Laplacians."""
+    """The problem with this name; all matrices but the grid Laplacians are dense."""
     if name == "lap2d":
         return _known(name, laplacian_2d(40))
-    if name == "lap2d + ramp":  # the Laplacian's own diagonal is constant
+    if name == "lap2d + ramp":  # the diagonal of the Laplacian is constant
         return _known(name, laplacian_2d(40) + sp.diags_array(np.linspace(0, 4, 1600)))
     if name == "wishart":
         return _known(name, wishart(1000, 2000, seed=SEED))
@@ -53,7 +53,7 @@ def problem(name):
 
 
 def spectrum(name):
-    """All eigenvalues, ascending."""
+    """All eigenvalues in ascending order."""
     if name == "lap2d":
         return laplacian_2d_spectrum(40)
     if name == "wishart":
@@ -62,7 +62,7 @@ def spectrum(name):
 
 
 def hypercube_spectrum(dimension):
-    """Adjacency of the hypercube graph: dimension - 2 j with multiplicity (dimension over j)."""
+    """The adjacency spectrum of a hypercube: dimension - 2 j, binom(dimension, j) times."""
     ones = np.array([value.bit_count() for value in range(2**dimension)])
     return dimension - 2.0 * ones
 

@@ -1,4 +1,4 @@
-"""Two processes that share a batch out, one thread each, beside one that has all of it."""
+"""Two processes with half a batch and one thread each, compared with one process."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KINDS = {"Hessian": hessian, "Gauss-Newton": ggn}
 
 
 def batch():
-    """The images again and again, each time with noise of its own."""
+    """Repeated images, each copy with different noise."""
     net, (x, y) = resnet.problem(torch.float32)
     generator = torch.Generator().manual_seed(0)
     copies = BATCH // len(x)
@@ -40,7 +40,7 @@ def timed(function):
 
 
 def measured(make, rank):
-    """Seconds of a product by one process and by both, in turn; the second one waits meanwhile."""
+    """Seconds of a matvec by one process and by both, in alternation."""
     net, x, y = batch()
     half = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     ours = make(net, CE, (x[half], y[half]), process_group=dist.group.WORLD)
@@ -59,9 +59,9 @@ def measured(make, rank):
     gap = 0.0
     if alone is not None:
         expected = alone.matmat(V)
-    product = ours.matmat(V)
+    matvec = ours.matmat(V)
     if alone is not None:
-        gap = float((product - expected).norm() / expected.norm())
+        gap = float((matvec - expected).norm() / expected.norm())
     least = {
         name: [min(column) for column in zip(*times, strict=True)] for name, times in found.items()
     }
@@ -69,7 +69,7 @@ def measured(make, rank):
 
 
 def work(rank, folder):
-    """One of the two processes."""
+    """Measure in one of the two processes."""
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
@@ -81,7 +81,9 @@ def work(rank, folder):
 
 def run(report):
     if not resnet.present():
-        report.say("\nThe trained ResNet-20 is not present: two processes were left out.")
+        report.say(
+            "\nThe trained ResNet-20 is not available; the benchmark of two processes was skipped."
+        )
         return
     with tempfile.TemporaryDirectory() as name:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -90,14 +92,14 @@ def run(report):
             for rank in range(2)
         ]
         if any(process.wait() for process in runs):
-            sys.exit("a process of the benchmark failed; its own message is above")
+            sys.exit("a process of the benchmark failed; see its message above")
         first, second = (
             json.loads((Path(name) / f"{rank}.json").read_text(encoding="utf-8"))
             for rank in range(2)
         )
     rows = []
-    for kind, here in first.items():
-        (wall, cpu), (shared_wall, shared_cpu) = here["one"], here["two"]
+    for kind, rank0 in first.items():
+        (wall, cpu), (shared_wall, shared_cpu) = rank0["one"], rank0["two"]
         most = max(shared_cpu, second[kind]["two"][1])
         rows.append(
             [
@@ -106,12 +108,12 @@ def run(report):
                 f"{shared_wall:.2f}",
                 f"{shared_wall / wall:.2f} (at most {TARGET})",
                 f"{most / cpu:.2f}",
-                f"{here['gap']:.0e}",
+                f"{rank0['gap']:.0e}",
             ]
         )
     report.table(
-        f"A product with {COLUMNS} vector, ResNet-20, {BATCH} images: one process beside two that "
-        "hold half of them each, one thread each",
+        f"A matvec with {COLUMNS} vector, ResNet-20, {BATCH} images: one process compared with two "
+        "that hold half of the images each, one thread per process",
         ["", "one (s)", "two (s)", "two / one", "CPU time of either / one", "difference"],
         rows,
     )

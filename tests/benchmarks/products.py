@@ -1,4 +1,4 @@
-"""Hessian-vector products of a ResNet-20: every strategy beside PyHessian's, at one setting."""
+"""Hessian-vector products of a ResNet-20: all strategies compared with PyHessian."""
 
 import copy
 import ctypes
@@ -23,22 +23,22 @@ BATCH, BATCHES, ROUNDS = 200, 3, 5
 CE = nn.CrossEntropyLoss()
 RESIDUAL, TRACE_ERROR = 1e-3, 0.02
 _MEASURED = "ResNet-20, float32, CPU time of one thread"
-_HEADER = ["", "least (s)", "median (s)", "in gradients", "/ PyHessian", "medians", "target"]
+_HEADER = ["", "minimum (s)", "median (s)", "in gradients", "/ PyHessian", "medians", "target"]
 _HEADER.append("set-up (s)")
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's numbers for them
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # the numbers of these options of mallopt
 
 
 def peer():
-    """PyHessian and why it is missing, one of them None."""
+    """PyHessian, or the reason why it cannot be imported; the other one is None."""
     try:
         import pyhessian
-    except Exception as reason:  # it imports what new releases of torch no longer have
-        return None, f"PyHessian cannot be imported here ({type(reason).__name__}: {reason})"
+    except Exception as reason:  # it imports names that new releases of torch no longer have
+        return None, f"PyHessian cannot be imported ({type(reason).__name__}: {reason})"
     return pyhessian, None
 
 
 def keep_freed_memory():
-    """Let the C library keep large blocks: otherwise every temporary costs page faults."""
+    """Make the C library keep freed blocks, so that temporaries cause no page faults."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1))
@@ -47,7 +47,7 @@ def keep_freed_memory():
 
 
 def in_turn(functions, rounds=ROUNDS):
-    """Seconds of one thread's CPU time of each function: the least and the median."""
+    """The minimum and the median CPU time of each function in seconds, on one thread."""
     taken = {name: [] for name in functions}
     for function in functions.values():
         function()  # warm up
@@ -69,19 +69,19 @@ def problem(samples):
 
 
 def of_peer(module, net, **data):
-    """Its object for a copy of the network, which it leaves gradients on."""
+    """PyHessian's object for a copy of the network, because it leaves gradients behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of backward(create_graph=True)
         return module.hessian(copy.deepcopy(net), CE, cuda=False, **data)
 
 
-def pieces_of(H, v):
-    """A block of one vector as PyHessian takes it."""
+def as_tensors(H, v):
+    """A block of one vector as the list of tensors that PyHessian accepts."""
     return list(H.unflatten(v[:, 0]).values())
 
 
-def measured_products(report, data, others, peers_product, title, targets):
-    """A table of one product each, and what came before the first."""
+def measured_matvecs(report, data, others, peers_matvec, title, targets):
+    """A table of the times of one matvec and of the set-up."""
     net, given = data
     operators, setups = {}, {}
     for strategy in ("auto", *others):
@@ -89,16 +89,16 @@ def measured_products(report, data, others, peers_product, title, targets):
             warnings.simplefilter("ignore")  # of kinks
             begin = time.process_time()
             H = hessian(net, CE, given, strategy=strategy)
-            H.inspect()  # graphs, and two products
+            H.inspect()  # builds graphs, with two matvecs
             operators[strategy], setups[strategy] = H, time.process_time() - begin
     v = operators["auto"].space.probes(1, seed=0)
     functions = {"gradient": operators["auto"].gradient}
     functions |= {name: (lambda H=H: H @ v) for name, H in operators.items()}
-    if peers_product is not None:
-        theirs = pieces_of(operators["auto"], v)
-        product, setups["PyHessian"] = peers_product(net, given)
-        functions["PyHessian"] = lambda: product(theirs)
-        flat = torch.cat([x.reshape(-1) for x in product(theirs)])
+    if peers_matvec is not None:
+        theirs = as_tensors(operators["auto"], v)
+        matvec, setups["PyHessian"] = peers_matvec(net, given)
+        functions["PyHessian"] = lambda: matvec(theirs)
+        flat = torch.cat([x.reshape(-1) for x in matvec(theirs)])
         assert (flat - (operators["auto"] @ v)[:, 0]).norm() < 1e-4 * flat.norm()
     times = in_turn(functions)
     gradient, base = times["gradient"], times.get("PyHessian")
@@ -123,19 +123,19 @@ def measured_products(report, data, others, peers_product, title, targets):
 
 
 def one_batch(report, module, setting):
-    def product(net, given):
+    def matvec(net, given):
         begin = time.process_time()
         theirs = of_peer(module, net, data=given)
         ready = time.process_time() - begin
         function = module.utils.hessian_vector_product
         return lambda v: function(theirs.gradsH, theirs.params, v), ready
 
-    measured_products(
+    measured_matvecs(
         report,
         problem(BATCH),
         ("folded", "recompute", "forward", "finite-difference"),
-        None if module is None else product,
-        f"One product, one batch of {BATCH}; {_MEASURED}; freed memory {setting}",
+        None if module is None else matvec,
+        f"One matvec, one batch of {BATCH}; {_MEASURED}; freed memory {setting}",
         {"auto": "1.05", "folded": "0.85"},
     )
 
@@ -144,7 +144,7 @@ def several_batches(report, module, setting):
     net, (x, y) = problem(BATCHES * BATCH)
     loader = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
 
-    def product(net, given):
+    def matvec(net, given):
         theirs = of_peer(module, net, dataloader=given)
 
         def apply(v):
@@ -154,18 +154,18 @@ def several_batches(report, module, setting):
 
         return apply, 0.0
 
-    measured_products(
+    measured_matvecs(
         report,
         (net, loader),
         ("folded", "recompute"),
-        None if module is None else product,
-        f"One product, {BATCHES} batches of {BATCH}; {_MEASURED}; freed memory {setting}",
+        None if module is None else matvec,
+        f"One matvec, {BATCHES} batches of {BATCH}; {_MEASURED}; freed memory {setting}",
         {"auto": "0.67"},
     )
 
 
 class Counted:
-    """Products of one of PyHessian's objects, counted; the last ones are looked at."""
+    """Count the matvecs of one of PyHessian's objects, and compute residuals."""
 
     def __init__(self, module, net, data):
         self.theirs, self.count = of_peer(module, net, data=data), 0
@@ -191,9 +191,9 @@ class Counted:
 
 
 def top_two_of_peer(module, net, data):
-    """Products of its own iteration, with ever smaller tolerances, until both residuals are small.
+    """Matvecs of PyHessian's iteration for a sequence of tolerances, with the residuals.
 
-    It stops where the value moves little, and at 300 products a pair by all means.
+    It stops when the value stagnates, and after at most 300 matvecs per pair.
     """
     rows = []
     for tol in (1e-3, 1e-4, 1e-5, 1e-6):
@@ -212,11 +212,11 @@ def _accuracy(values, gaps):
 
 
 def same_accuracy(report, module):
-    """How many products the two largest eigenvalues take, and the trace."""
+    """The numbers of matvecs for the two largest eigenvalues and for the trace."""
     net, data = resnet.problem(torch.float32)
     H = hessian(net, CE, data)
     rows = []
-    for rtol in (RESIDUAL, RESIDUAL * 30 / 2350):  # the second eigenvalue over the first
+    for rtol in (RESIDUAL, RESIDUAL * 30 / 2350):  # the second eigenvalue divided by the first
         found = mf.eigsh(H, 2, which="LM", rtol=rtol, seed=0)
         values = np.asarray(found.values)
         gaps = (H @ found.vectors - found.vectors * torch.as_tensor(values).float()).norm(dim=0)
@@ -225,7 +225,7 @@ def same_accuracy(report, module):
     rows += [] if module is None else top_two_of_peer(module, net, data)
     report.table(
         f"Top two eigenvalues to a residual of {RESIDUAL:g}, 20 images, float32",
-        ["", "products", "values", "largest residual, of the norm of H", "of its own eigenvalue"],
+        ["", "matvecs", "values", "largest residual / norm of H", "residual / eigenvalue"],
         rows,
     )
     ours = mf.trace(H, method="deflated", rtol=TRACE_ERROR, max_matvecs=2000, seed=0)
@@ -235,30 +235,30 @@ def same_accuracy(report, module):
         with Counted(module, net, data) as counted:
             samples = np.array(counted.theirs.trace(maxIter=100, tol=1e-3))
             stopped = f"{samples.mean():.0f} +- {samples.std(ddof=1) / len(samples) ** 0.5:.0f}"
-            rows.append(["PyHessian, its own stop", counted.count, stopped, ""])
+            rows.append(["PyHessian, its stopping rule", counted.count, stopped, ""])
             samples = np.array(counted.theirs.trace(maxIter=150, tol=0.0))
         needed = (1.96 * samples.std(ddof=1) / (TRACE_ERROR * ours.value)) ** 2
-        spread = f"{samples.std(ddof=1):.0f} a probe, from {len(samples)} of them"
+        spread = f"{samples.std(ddof=1):.0f} per probe, from {len(samples)} probes"
         rows.append(["PyHessian, to the same interval", f"{needed:.0f} (computed)", "", spread])
     report.table(
         f"Trace to a 95 % interval of {TRACE_ERROR:.0%}, 20 images, float32 (known: 2399 +- 9)",
-        ["", "products", "value", "standard deviation"],
+        ["", "matvecs", "value", "standard deviation"],
         rows,
     )
 
 
 def run(report):
     if not resnet.present():
-        report.say("\nThe trained ResNet-20 is not present: its products were left out.")
+        report.say("\nThe trained ResNet-20 is not available; its matvecs were skipped.")
         return
     module, missing = peer()
     if missing is not None:
-        report.say(f"\n{missing}: its columns are empty.")
+        report.say(f"\n{missing}; its columns are empty.")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         same_accuracy(report, module)
-        for setting in ("as the C library does by itself", "kept"):
+        for setting in ("handled by the C library", "kept"):
             if setting == "kept" and not keep_freed_memory():
                 break
             one_batch(report, module, setting)

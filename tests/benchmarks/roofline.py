@@ -1,4 +1,4 @@
-"""What a run must at least move and compute, beside what the machine was measured to do."""
+"""The minimum work of a run, compared with the measured speed of the machine."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-LENGTH = 1 << 24  # numbers in an array that is copied: far more than any cache holds
+LENGTH = 1 << 24  # numbers in an array that is copied, which exceeds every cache
 ORDER = 2048  # of the matrices that are multiplied
 ROUNDS = 5
 
 
 class Work(NamedTuple):
-    """Bytes between memory and processor, and operations in floating point."""
+    """Bytes between memory and processor, and floating-point operations."""
 
     moved: float
     computed: float
@@ -24,7 +24,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes a second of a copy (read and written), operations a second of a matrix product."""
+    """Bytes per second of a copy (read and written) and operations per second of a product."""
 
     threads: int
     copied: float
@@ -37,7 +37,7 @@ class Machine:
         )
 
     def compared(self, work, seconds):
-        """Cells: GB moved, share of the copying speed, GFlop computed, share of multiplying."""
+        """Cells of a table: GB moved, fraction of a copy, GFlop computed, fraction of a product."""
         if work is None:
             return [""] * 4
         return [
@@ -49,29 +49,29 @@ class Machine:
 
 
 def measured(threads, dtype=np.float64, length=LENGTH, order=ORDER):
-    """The machine by this many threads, which the pools must have been told."""
+    """Measure the machine with this number of threads, which the pools must already use."""
     return Machine(threads, _copied(threads, length), _multiplied(dtype, order))
 
 
 def _copied(threads, length):
-    """The sum of bytes read and written, as the STREAM benchmark counts them."""
+    """Bytes read plus bytes written per second, as in the STREAM benchmark."""
     source, target = np.ones(length), np.zeros(length)
-    parts = np.array_split(np.arange(length), threads)
-    slices = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+    chunks = np.array_split(np.arange(length), threads)
+    slices = [slice(int(chunk[0]), int(chunk[-1]) + 1) for chunk in chunks]
     with ThreadPoolExecutor(threads) as pool:
 
         def copy():
-            list(pool.map(lambda part: np.copyto(target[part], source[part]), slices))
+            list(pool.map(lambda rows: np.copyto(target[rows], source[rows]), slices))
 
-        return 2 * source.nbytes / _least(copy)
+        return 2 * source.nbytes / _minimum_time(copy)
 
 
 def _multiplied(dtype, order):
     matrix, result = np.ones((order, order), dtype), np.empty((order, order), dtype)
-    return 2 * order**3 / _least(lambda: np.matmul(matrix, matrix, out=result))
+    return 2 * order**3 / _minimum_time(lambda: np.matmul(matrix, matrix, out=result))
 
 
-def _least(function):
+def _minimum_time(function):
     function()
     taken = []
     for _ in range(ROUNDS):
@@ -81,24 +81,24 @@ def _least(function):
     return min(taken)
 
 
-def csr_product(matrix, block):
-    """One product with one vector, of a block of so many that reads the matrix once."""
+def csr_matvec(matrix, block):
+    """The work of one matvec in a block that reads the matrix once."""
     itemsize, n = matrix.data.itemsize, matrix.shape[0]
     indices = matrix.nnz * matrix.indices.itemsize + n * matrix.indptr.itemsize
     return Work((matrix.nnz * itemsize + indices) / block + 2 * itemsize * n, 2 * matrix.nnz)
 
 
 def lanczos_step(matrix, block):
-    """A product with the recurrence in the same pass: one vector more is read, none is kept.
+    """A matvec fused with the recurrence: one more vector is read, and none is stored.
 
-    Operations beyond the product: two inner products, two vectors subtracted, one scaled.
+    Operations in addition to the matvec: two inner products, two subtractions, one scaling.
     """
-    product, n = csr_product(matrix, block), matrix.shape[0]
-    return Work(product.moved + matrix.data.itemsize * n, product.computed + 9 * n)
+    matvec, n = csr_matvec(matrix, block), matrix.shape[0]
+    return Work(matvec.moved + matrix.data.itemsize * n, matvec.computed + 9 * n)
 
 
 def restarted_step(matrix, block, basis):
-    """A product, and its orthogonalisation against so many vectors, read twice a block."""
-    product, n = csr_product(matrix, block), matrix.shape[0]
+    """A matvec and the orthogonalization against a basis that is read twice per block."""
+    matvec, n = csr_matvec(matrix, block), matrix.shape[0]
     moved = 2 * basis * matrix.data.itemsize * n / block
-    return Work(product.moved + moved, product.computed + 4 * basis * n)
+    return Work(matvec.moved + moved, matvec.computed + 4 * basis * n)

@@ -1,7 +1,7 @@
-"""Benchmarks, printed and written to docs/benchmarks.md: ``make bench``.
+"""Run the benchmarks, print their tables and write them to docs/benchmarks.md: ``make bench``.
 
-``make bench ONLY="overhead memory"`` runs some of them and leaves the page's other sections
-as they are. What compares with other libraries needs them installed: ``make bench-peers``.
+``make bench ONLY="overhead memory"`` runs some of them and leaves the other sections of the page
+unchanged. Comparisons with other libraries need these libraries: ``make bench-peers``.
 """
 
 import importlib
@@ -31,29 +31,29 @@ SECTIONS = (
     "peers",
     "device",
 )
-ELSEWHERE = ("peers", "device")  # in an environment of its own; where there is a GPU
+SEPARATE = ("peers", "device")  # needs a separate environment; needs a GPU
 PREFACE = """# Benchmarks
 
-Times are measured side by side in one process, in turn, and the least of several rounds is taken;
-errors are medians over seeds, beside reference medians for the same problem and number of
-products. `make bench` measures everything again and writes this page.
+Times are measured in one process, with the alternatives in alternation, and are the minimum over
+several rounds. Errors are medians over seeds, compared with reference medians for the same
+problem and number of matvecs. `make bench` repeats all measurements and writes this page.
 """
 
 
 def main(chosen):
     unknown = sorted(set(chosen) - set(SECTIONS))
     if unknown:
-        sys.exit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    for name in chosen or [name for name in SECTIONS if name not in ELSEWHERE]:
+        sys.exit(f"unknown benchmark {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
+    for name in chosen or [name for name in SECTIONS if name not in SEPARATE]:
         report = Report()
         report.say(f"Measured on: {machine()}.")
         importlib.import_module(name).run(report)
-        if os.environ.get("MATFREE_BENCH") != "quick":  # tiny problems say nothing
+        if os.environ.get("MATFREE_BENCH") != "quick":  # tiny problems are only a test
             write(name, "\n".join(report.lines))
 
 
 def write(name, text):
-    """Put a section into the page, in its place."""
+    """Replace a section of the page."""
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     found = dict(re.findall(r"<!-- begin (\w+) -->\n(.*?)\n<!-- end \1 -->", page, re.DOTALL))
     found[name] = text

@@ -1,7 +1,7 @@
-"""The formulas of the page about scale, beside what runs on this machine really take.
+"""The formulas of the page on scale, compared with runs on this machine.
 
-Bytes and memory are counted in one, two and four processes; times are measured where every
-process has a processor of its own.
+Bytes and memory are measured with one, two and four processes; times are measured if every
+process has a processor.
 """
 
 import json
@@ -34,7 +34,7 @@ RUNS = {
     "full basis, 4 probes together": {"probes": 4, "at_once": 4},
     "16-bit basis": {"basis": "half"},
     "no basis": {"basis": "none"},
-    "graphs made again": {"strategy": "recomputed"},
+    "graphs recomputed": {"strategy": "recomputed"},
 }
 ROWS = {
     "rows, full basis": {"sharded": True},
@@ -44,17 +44,17 @@ ROWS = {
 ROUNDS = 2 if QUICK else 5
 TIMED = COMMON | {"steps": 10, "probes": 1}
 SUMS = (1, 1 << 14, 1 << 18, 1 << 21, 1 << 24)  # entries
-MEMORY, TIME = (0.75, 1.33), (0.4, 2.5)  # what measured over predicted may be
+MEMORY, TIME = (0.75, 1.33), (0.4, 2.5)  # allowed ratios of measured to predicted
 
 
 def cases(p):
-    """The runs of so many processes, by name."""
+    """The runs with p processes, by name."""
     chosen = RUNS | (ROWS if p > 1 and hasattr(HessianOperator, "sharded") else {})
     return {name: COMMON | {"probes": 1} | options for name, options in chosen.items()}
 
 
-def least(function, rounds=ROUNDS):
-    """The least wall time of some calls, after one that is not counted."""
+def minimum_time(function, rounds=ROUNDS):
+    """The minimum wall time of several calls, after one that is not counted."""
     function()
     taken = []
     for _ in range(rounds):
@@ -65,13 +65,13 @@ def least(function, rounds=ROUNDS):
 
 
 def timed(rank, size):
-    """Seconds in one of the processes: sums of several sizes, a gradient, a product, a run."""
+    """Seconds in one process: all-reduces of several sizes, a gradient, a matvec, a run."""
     sizes, run = footprint.Network(**TIMED_SIZES), footprint.Run(**TIMED)
     found = {"sums": {}}
     for entries in SUMS if size > 1 else ():
         x = torch.zeros(entries)
         dist.barrier()
-        found["sums"][4 * entries] = least(lambda x=x: dist.all_reduce(x), 3 * ROUNDS)
+        found["sums"][4 * entries] = minimum_time(lambda x=x: dist.all_reduce(x), 3 * ROUNDS)
     samples = int(run.tokens) // sizes.sequence // size
     net, (x, y) = scaling.problem(sizes, samples, seed=rank)
     weights, each = list(net.parameters()), int(run.batch) // sizes.sequence
@@ -81,16 +81,16 @@ def timed(rank, size):
             value = scaling.loss(net(x[i : i + each]), y[i : i + each])
             torch.autograd.grad(value, weights)
 
-    found["gradient"] = least(gradient)
+    found["gradient"] = minimum_time(gradient)
     H = scaling.operator(sizes, run, rank, size)
     v = H.space.probes(1, seed=0)
-    found["product"] = least(lambda: H.matmat(v))
-    found["run"] = least(lambda: scaling.density(H, run), 2)
+    found["matvec"] = minimum_time(lambda: H.matmat(v))
+    found["run"] = minimum_time(lambda: scaling.density(H, run), 2)
     return found
 
 
 def work(rank, size, folder):
-    """One process of the times."""
+    """Measure the times in one process."""
     torch.set_num_threads(1)
     if size > 1:
         meeting = f"file://{folder / f'meeting-{size}'}"
@@ -103,7 +103,7 @@ def work(rank, size, folder):
 
 
 def counted(report):
-    """Tables of bytes handed over, sent and kept."""
+    """Tables of the bytes passed to collectives, sent, and allocated."""
     sizes, bytes_rows, memory_rows = footprint.Network(**SIZES), [], []
     for p in PROCESSES:
         chosen = cases(p)
@@ -111,45 +111,45 @@ def counted(report):
         with tempfile.TemporaryDirectory() as folder:
             seen = scaling.processes(scaling.__file__, p, Path(folder), given)
         for number, (name, options) in enumerate(chosen.items()):
-            run, here = footprint.Run(**options), [process[number] for process in seen]
-            memory_rows.append([f"{name}, {p}", *_kept(sizes, run, p, here)])
+            run, taken = footprint.Run(**options), [process[number] for process in seen]
+            memory_rows.append([f"{name}, {p}", *_allocated(sizes, run, p, taken)])
             if p > 1:
-                bytes_rows.append([f"{name}, {p}", *_bytes(sizes, run, p, here)])
+                bytes_rows.append([f"{name}, {p}", *_bytes(sizes, run, p, taken)])
     report.table(
-        f"Bytes of a spectral density, n = {sizes.parameters}, {COMMON['steps']} steps a probe: "
-        "predicted, and what torch.distributed was given and the system sent",
+        f"Bytes of a spectral density, n = {sizes.parameters}, {COMMON['steps']} steps per probe: "
+        "predicted, passed to torch.distributed, and sent by the system",
         [
             "run, processes",
             "predicted (MB)",
-            "given / predicted",
-            "sent a process (MB)",
+            "passed / predicted",
+            "sent per process (MB)",
             "sent / predicted",
         ],
         bytes_rows,
     )
     report.table(
-        "Memory at the peak of these runs, the network and all graphs included: what torch had "
-        "allocated, the most of any process",
+        "Peak memory of these runs, including the network and all graphs: allocated by torch, "
+        "maximum over the processes",
         ["run, processes", "predicted (MB)", "allocated (MB)", "allocated / predicted"],
         memory_rows,
     )
 
 
-def _bytes(sizes, run, p, here):
+def _bytes(sizes, run, p, taken):
     expected = duration.run_traffic(sizes.parameters, run, p)
-    given = max(sum(size for _, size in process["calls"]) for process in here)
-    sent = sum(process["sent"] for process in here) / p
+    passed = max(sum(size for _, size in process["calls"]) for process in taken)
+    sent = sum(process["sent"] for process in taken) / p
     return (
         f"{expected.payload / 1e6:.3f}",
-        f"{given / expected.payload:.6f}",
+        f"{passed / expected.payload:.6f}",
         f"{sent / 1e6:.3f}",
         f"{sent / expected.sent:.4f}",
     )
 
 
-def _kept(sizes, run, p, here):
+def _allocated(sizes, run, p, taken):
     expected = footprint.memory(sizes, run, p).total
-    allocated = max(process["peak"] for process in here)
+    allocated = max(process["peak"] for process in taken)
     return (
         f"{expected / 1e6:.1f}",
         f"{allocated / 1e6:.1f}",
@@ -163,7 +163,7 @@ def _ratio(ratio, allowed):
 
 
 def machine(alone, sums):
-    """This machine by the formulas' measures: a copy, a gradient, the least and largest sum."""
+    """This machine in the terms of the formulas: a copy, a gradient, two all-reduces."""
     sizes, run = footprint.Network(**TIMED_SIZES), footprint.Run(**TIMED)
     flops = sizes.gradient_flops * run.tokens / alone["gradient"]
     copied = roofline.measured(1, length=1 << 22, order=256).copied
@@ -177,35 +177,36 @@ def machine(alone, sums):
 
 
 def times(report):
-    """A table of seconds, of processes that each have a processor."""
+    """A table of seconds, for numbers of processes that each have a processor."""
     fitting = [p for p in PROCESSES if p <= (os.cpu_count() or 1)]
     seen = {}
     for p in fitting:
         with tempfile.TemporaryDirectory() as folder:
             seen[p] = scaling.processes(__file__, p, Path(folder))
     sums = seen[2][0]["sums"] if 2 in seen else {}
-    here = machine(seen[1][0], sums)
+    cluster = machine(seen[1][0], sums)
     report.say(
-        f"\nMeasured by one thread: a copy {here.bandwidth / 1e9:.1f} GB/s, a gradient "
-        f"{here.flops / 1e9:.1f} GFlop/s; between two processes {here.inside.bandwidth / 1e9:.2f} "
-        f"GB/s and {here.inside.latency * 1e6:.0f} microseconds a message."
+        f"\nMeasured with one thread: a copy {cluster.bandwidth / 1e9:.1f} GB/s, a gradient "
+        f"{cluster.flops / 1e9:.1f} GFlop/s; between two processes "
+        f"{cluster.inside.bandwidth / 1e9:.2f} GB/s and "
+        f"{cluster.inside.latency * 1e6:.0f} microseconds per message."
     )
     rows = []
     for size, taken in list(sums.items())[1:-1]:
         traffic = duration.all_reduce(int(size), 2)
-        expected = traffic.sent / here.inside.bandwidth + traffic.hops * here.inside.latency
-        rows.append([f"a sum of {int(size) / 1e6:.2g} MB, 2", *_seconds(expected, taken)])
+        expected = traffic.sent / cluster.inside.bandwidth + traffic.hops * cluster.inside.latency
+        rows.append([f"an all-reduce of {int(size) / 1e6:.2g} MB, 2", *_seconds(expected, taken)])
     sizes, run = footprint.Network(**TIMED_SIZES), footprint.Run(**TIMED)
     for p, found in seen.items():
         steps = run.blocks
-        predicted = duration.seconds(sizes, run, here, p)
-        product = (predicted.matvecs + predicted.communication) / steps
-        slowest = [max(process[what] for process in found) for what in ("product", "run")]
-        rows.append([f"a product, {p}", *_seconds(product, slowest[0])])
+        predicted = duration.seconds(sizes, run, cluster, p)
+        matvec = (predicted.matvecs + predicted.communication) / steps
+        slowest = [max(process[what] for process in found) for what in ("matvec", "run")]
+        rows.append([f"a matvec, {p}", *_seconds(matvec, slowest[0])])
         rows.append([f"a run of {steps} steps, {p}", *_seconds(predicted.total, slowest[1])])
     report.table(
-        f"Time, n = {sizes.parameters}, {TIMED['tokens']} tokens, one thread a process",
-        ["what, processes", "predicted (ms)", "measured (ms)", "measured / predicted"],
+        f"Time, n = {sizes.parameters}, {TIMED['tokens']} tokens, one thread per process",
+        ["operation, processes", "predicted (ms)", "measured (ms)", "measured / predicted"],
         rows,
     )
 

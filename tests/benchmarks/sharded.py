@@ -1,4 +1,4 @@
-"""Vectors cut between two processes, beside whole ones in each, and beside one process."""
+"""Sharded vectors on two processes, compared with whole vectors and with one process."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from matfree_torch import hessian
 QUICK = os.environ.get("MATFREE_BENCH") == "quick"
 WIDTH, BATCH, STEPS, ROUNDS = (32, 16, 5, 1) if QUICK else (768, 256, 60, 5)
 CE = nn.CrossEntropyLoss()
-MODES = ("one process", "two, whole vectors", "two, cut vectors")
+MODES = ("one process", "two, whole vectors", "two, sharded vectors")
 
 
 def operator(mode, rank):
-    """The Hessian of one network over one batch, of which two processes have half each."""
+    """The Hessian of one network over one batch, of which each of two processes has half."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh())
     net.append(nn.Linear(WIDTH, 10))
@@ -39,12 +39,12 @@ def operator(mode, rank):
 
 
 def peak():
-    """The most memory that this process has had, in bytes."""
+    """The peak memory of this process in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measured(mode, rank):
-    """Seconds of a trace by 8 probes, and what the vectors of a density take at the peak."""
+    """Seconds of a trace by 8 probes, and the peak memory of the vectors of a density."""
     H = operator(mode, rank)
     options = {"num_probes": 8, "block_size": 4, "seed": 0}
     trace = mf.trace(H, **options)
@@ -65,7 +65,7 @@ def measured(mode, rank):
 
 
 def work(mode, rank, folder):
-    """One process."""
+    """Measure in one process."""
     torch.set_num_threads(1)
     if mode != MODES[0]:
         meeting = f"file://{folder / 'meeting'}"
@@ -77,7 +77,7 @@ def work(mode, rank, folder):
 
 
 def found(mode):
-    """What the processes of a mode measured, by rank."""
+    """The measurements of all processes of a mode, by rank."""
     with tempfile.TemporaryDirectory() as name:
         runs = [
             subprocess.Popen(
@@ -88,7 +88,7 @@ def found(mode):
         ]
         codes = [process.wait() for process in runs]
         if any(codes):
-            sys.exit("a process of the benchmark failed; its own message is above")
+            sys.exit("a process of the benchmark failed; see its message above")
         files = sorted(Path(name).glob("*.json"))
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
@@ -96,13 +96,13 @@ def found(mode):
 def run(report):
     rows, alone = [], None
     for mode in MODES:
-        here = found(mode)
-        alone = alone or here[0]
+        answers = found(mode)
+        alone = alone or answers[0]
         gap = max(
-            abs(answer[key] / alone[key] - 1) for answer in here for key in ("trace", "moment")
+            abs(answer[key] / alone[key] - 1) for answer in answers for key in ("trace", "moment")
         )
-        most = max(answer["bytes"] for answer in here)
-        seconds = max(answer["seconds"] for answer in here)
+        most = max(answer["bytes"] for answer in answers)
+        seconds = max(answer["seconds"] for answer in answers)
         rows.append(
             [
                 mode,
@@ -116,12 +116,12 @@ def run(report):
     report.table(
         f"A network with {alone['vector'] // 4} parameters in single precision, {BATCH} samples: a "
         f"trace by 8 probes, and a density by {STEPS} Lanczos steps with its basis; two processes "
-        "hold half of the samples each, one thread a process",
+        "hold half of the samples each, one thread per process",
         [
             "",
             "trace (s)",
-            "of one",
-            "density, peak above the trace's (MiB a process)",
+            "/ one process",
+            "density, peak above the trace's (MiB per process)",
             "in vectors",
             "difference",
         ],

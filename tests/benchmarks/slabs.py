@@ -1,9 +1,9 @@
-"""A matrix larger than memory: answers, speed beside the disk's, and the memory it takes.
+"""A matrix larger than memory: results, speed compared with the disk, and peak memory.
 
-``SLABS_GB=6 make bench ONLY=slabs`` sets the size of the file (2 by default, of float32 in
-the temporary folder), which is deleted afterwards. The work is done by a process that may
-allocate a third of that at most: RLIMIT_DATA, which counts what is allocated and not what is
-mapped. The system drops the file from its cache before every pass.
+``SLABS_GB=6 make bench ONLY=slabs`` sets the size of the file (2 by default, in float32 and in
+the temporary folder), which is deleted afterwards. The process may allocate at most a third of
+this size: RLIMIT_DATA counts allocated memory but not mapped files. The system drops the
+file from its cache before every pass.
 """
 
 import json
@@ -22,17 +22,17 @@ from matfree.operators.streamed import SLAB_BYTES
 
 TOP = np.array([10.0, 8.0, 6.0, 5.0, 4.0])
 ROUNDS = 3
-VECTORS = 8 * (15 + 6)  # of the density, which keeps the most
-CHUNK = 1 << 23  # bytes of a read, for the disk's own speed
+VECTORS = 8 * (15 + 6)  # of the density, which stores the most vectors
+CHUNK = 1 << 23  # bytes of a read, for the speed of the disk
 
 
 def spectrum(n):
-    """Five outliers above an even bulk."""
+    """Five outliers above a uniform bulk."""
     return np.concatenate((TOP, np.linspace(0.0, 1.0, n - TOP.size)))
 
 
 def build(path, n):
-    """H D H with H = I - 2 v v^T a reflection: dense, and of the spectrum D. Slab by slab."""
+    """Write H D H with the reflection H = I - 2 v v^T: dense, with spectrum D."""
     D, v = spectrum(n), np.random.default_rng(0).standard_normal(n)
     v /= np.linalg.norm(v)
     Dv = D * v
@@ -47,7 +47,7 @@ def build(path, n):
 
 
 def forget(path):
-    """Have the system drop the file from its cache, so that the disk is what is measured."""
+    """Drop the file from the system's cache, so that the disk is measured."""
     file = os.open(path, os.O_RDONLY)
     os.fsync(file)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -55,7 +55,7 @@ def forget(path):
 
 
 class Cold(mf.Operator):
-    """A SlabOperator whose file is out of the cache before every product."""
+    """A SlabOperator that drops its file from the cache before every block of matvecs."""
 
     def __init__(self, inner, path):
         super().__init__(inner.space, inner.domain)
@@ -69,7 +69,7 @@ class Cold(mf.Operator):
 
 
 def read(path):
-    """The file from its beginning to its end, in long reads."""
+    """Read the whole file in large chunks."""
     forget(path)
     buffer = bytearray(CHUNK)
     with open(path, "rb", buffering=0) as file:
@@ -84,7 +84,7 @@ def seconds(function, *arguments):
 
 
 def work(path, limit):
-    """Everything that is measured, in a process with a limit of its own; prints JSON."""
+    """Measure everything in a process with a memory limit, and print JSON."""
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     before = peak()
     A = Cold(mf.SlabOperator(np.load(path, mmap_mode="r")), path)
@@ -111,7 +111,7 @@ def work(path, limit):
 
 
 def peak():
-    """The most memory that this process had in use, in bytes."""
+    """The peak memory of this process in bytes."""
     status = Path("/proc/self/status").read_text()  # getrusage counts the parent's as well
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -138,16 +138,16 @@ def run(report):
     vectors = 4 * found["n"] * VECTORS
     report.table(
         f"A float32 matrix of {size:g} GB under a limit of {limit / 1e9:.2g} GB (RLIMIT_DATA)",
-        ["what", "found", "expected"],
+        ["quantity", "result", "expected"],
         [
             ("trace, 64 probes", f"{value:.6g} in [{low:.6g}, {high:.6g}]", f"{exact:.6g}"),
             ("top 5, largest relative error", f"{error:.1e}", "1e-3 or less"),
             ("distribution function within its 95 % band", f"{inside} of 3 points", "3"),
             ("width of the band", f"{(highest - lowest).max():.3f}", "-"),
-            ("speed of the disk's own read", f"{size / disk:.2f} GB/s", "-"),
+            ("speed of reading the file", f"{size / disk:.2f} GB/s", "-"),
             ("a pass with 1 vector, relative to it", f"{disk / one:.2f}", "0.8 or more"),
-            ("a pass with 32 vectors, likewise", f"{disk / many:.2f}", "0.8 or more"),
-            ("memory before, in use", f"{found['before'] / 1e6:.0f} MB", "-"),
+            ("a pass with 32 vectors, relative to it", f"{disk / many:.2f}", "0.8 or more"),
+            ("memory before", f"{found['before'] / 1e6:.0f} MB", "-"),
             (
                 "peak memory",
                 f"{found['peak'] / 1e6:.0f} MB",
@@ -157,7 +157,7 @@ def run(report):
         ],
     )
     rounds = ", ".join(f"{row[0] / row[1]:.2f} and {row[0] / row[2]:.2f}" for row in times)
-    report.say(f"\nRound by round the two ratios were {rounds}.")
+    report.say(f"\nThe two ratios in each round were {rounds}.")
 
 
 if __name__ == "__main__":

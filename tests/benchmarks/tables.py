@@ -1,8 +1,8 @@
-"""Reference medians: what independent implementations reached on the same problems."""
+"""Reference medians of independent implementations for the same problems."""
 
 
 def _rows(methods, table):
-    """{(problem, price): {method: median}} from rows of medians; None is left out."""
+    """{(problem, cost): {method: median}} from rows of medians, without None."""
     return {
         key: {m: x for m, x in zip(methods, values, strict=True) if x is not None}
         for key, values in table.items()
@@ -40,7 +40,7 @@ TRACE = _rows(
         ("wishart", 240): (1.3e-3, 2.3e-3, 1.4e-3, 1.2e-3, None),
     },
 )
-"""Relative error of the trace; the price is the number of products."""
+"""Relative error of the trace; the cost is the number of matvecs."""
 
 DIAGONAL = _rows(
     ("hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"),
@@ -60,7 +60,7 @@ DIAGONAL = _rows(
         ("lap2d + ramp", 240): (2.1e-2, 4.3e-2, 4.7e-2, 3.8e-2, 3.1e-2),
     },
 )
-"""Relative 2-norm error of the diagonal; the price is the number of products."""
+"""Relative 2-norm error of the diagonal; the cost is the number of matvecs."""
 
 SUMS = _rows(
     ("log", "inverse", "exp(-x)", "sqrt"),
@@ -70,7 +70,7 @@ SUMS = _rows(
         ("lap2d", (20, 40)): (3.9e-3, 3.1e-2, 1.2e-2, 1.4e-3),
     },
 )
-"""Relative error of tr f(A); the price is (probes, Lanczos steps)."""
+"""Relative error of tr f(A); the cost is (probes, Lanczos steps)."""
 
 EIGEN = {
     ("nn", (1, 22)): 16,
@@ -84,8 +84,8 @@ EIGEN = {
     ("lap2d", (4, 48)): 544,
     ("lap2d", (4, 80)): 414,
 }
-"""Products by (problem, (block size, Lanczos vectors)). One vector at a time does not see
-the pairs of the Laplacian: its list is incomplete, here as there."""
+"""Matvecs by (problem, (block size, Lanczos vectors)). With blocks of one vector, the double
+eigenvalues of the Laplacian are not found completely, neither here nor in the reference."""
 
 COMPLETE = {
     ("lap2d", None): None,
@@ -93,4 +93,4 @@ COMPLETE = {
     ("hypercube", None): 109,
     ("nn", None): None,
 }
-"""Products of the verified search by (problem, options or None for the defaults)."""
+"""Matvecs of the verified search by (problem, options or None for the defaults)."""

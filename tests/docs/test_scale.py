@@ -1,4 +1,4 @@
-"""The formulas of the page about scale, beside what small runs really take."""
+"""The formulas of the page on scale agree with measurements of small runs."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from support import scaling  # noqa: E402  # only where torch is
+from support import scaling  # noqa: E402  # needs torch
 from support.scaling import duration, footprint  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
@@ -25,7 +25,7 @@ RUNS = [
 if hasattr(HessianOperator, "sharded"):
     RUNS += [{"tokens": 128, "batch": 64, "steps": 4, "probes": 2, "at_once": 2, "sharded": True}]
 SENT = {False: 1.03, True: 1.3}
-"""Over what is best: the headers of messages, and gloo's reductions to the rows of a process."""
+"""Allowed ratio to the optimum: message headers, and gloo's suboptimal reduce-scatter."""
 
 
 def network(depth, width, heads, sequence):
@@ -34,15 +34,15 @@ def network(depth, width, heads, sequence):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What each run took in each of two processes."""
+    """The measurements of each run in each of two processes."""
     folder = tmp_path_factory.mktemp("scale")
     cases = json.dumps([(SMALL, run) for run in RUNS])
-    taken = scaling.processes(scaling.__file__, 2, folder, cases)
-    by_run = zip(*taken, strict=True)
+    measured = scaling.processes(scaling.__file__, 2, folder, cases)
+    by_run = zip(*measured, strict=True)
     return [(footprint.Run(**run), seen) for run, seen in zip(RUNS, by_run, strict=True)]
 
 
-def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):
+def test_the_payload_of_collectives_is_predicted_exactly(runs):
     for run, seen in runs:
         n = footprint.Network(**SMALL).parameters
         expected = duration.run_traffic(n, run, 2)
@@ -51,7 +51,7 @@ def test_bytes_that_are_summed_are_counted_to_the_last_one(runs):
             assert sum(size for _, size in process["calls"]) == expected.payload
 
 
-def test_a_process_sends_what_the_formulas_say_and_little_more(runs):
+def test_a_process_sends_little_more_than_predicted(runs):
     for run, seen in runs:
         n = footprint.Network(**SMALL).parameters
         expected = duration.run_traffic(n, run, 2)
@@ -59,7 +59,7 @@ def test_a_process_sends_what_the_formulas_say_and_little_more(runs):
             assert expected.sent <= process["sent"] <= SENT[run.sharded] * expected.sent
 
 
-def test_memory_is_within_a_third(runs):
+def test_peak_memory_is_within_a_third_of_the_prediction(runs):
     for run, seen in runs:
         expected = footprint.memory(footprint.Network(**SMALL), run, 2)
         for process in seen:
@@ -67,7 +67,7 @@ def test_memory_is_within_a_third(runs):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_the_graph_of_a_transformer_is_within_a_twentieth(sizes):
+def test_the_graph_of_a_transformer_is_within_five_percent_of_the_prediction(sizes):
     net, data = scaling.problem(network(*sizes), 4)
     kept = hessian(net, scaling.loss, data).memory.per_batch
     expected = network(*sizes).graph("kept") * data[0].numel()
@@ -80,7 +80,7 @@ def test_the_graph_of_a_transformer_is_within_a_twentieth(sizes):
     del value
 
 
-def test_checkpoints_shrink_the_graph_of_the_loss_and_not_that_of_its_gradient():
+def test_activation_checkpoints_shrink_the_graph_of_the_loss_but_not_that_of_the_gradient():
     sizes = network(2, 64, 4, 32)
     net, data = scaling.problem(sizes, 4)
     whole = hessian(net, scaling.loss, data)
@@ -99,7 +99,7 @@ def test_checkpoints_shrink_the_graph_of_the_loss_and_not_that_of_its_gradient()
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_a_product_takes_two_gradients_operations(sizes):
+def test_a_matvec_needs_the_operations_of_two_gradients(sizes):
     net, data = scaling.problem(network(*sizes), 2)
     H = hessian(net, scaling.loss, data)
     H.inspect()
@@ -111,16 +111,16 @@ def test_a_product_takes_two_gradients_operations(sizes):
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])
-@pytest.mark.parametrize("products", ["kept", "recomputed", "differences"])
-def test_the_vectors_of_a_product_are_counted(columns, products):
+@pytest.mark.parametrize("strategy", ["kept", "recomputed", "differences"])
+def test_the_number_of_vectors_in_a_matvec_is_predicted(columns, strategy):
     width = 200
     net = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Linear(width, width))
     data = torch.ones(1, width), torch.zeros(1, width)
     strategies = {"kept": "auto", "recomputed": "recompute", "differences": "finite-difference"}
-    H = hessian(net, torch.nn.MSELoss(), data, strategy=strategies[products])
+    H = hessian(net, torch.nn.MSELoss(), data, strategy=strategies[strategy])
     H.inspect()
     V = H.space.probes(columns, seed=0)
-    run = footprint.Run(tokens=1, batch=1, at_once=columns, strategy=products)
+    run = footprint.Run(tokens=1, batch=1, at_once=columns, strategy=strategy)
     vectors = scaling.peak(lambda: H.matmat(V)) / (4 * H.shape[0])
     assert (
         0.85 * footprint.matvec_vectors(run, 1)

@@ -1,4 +1,4 @@
-"""A Hessian over data that several processes share out: torchrun --nproc_per_node 2 <this>."""
+"""Hessian over data distributed over processes: torchrun --nproc_per_node 2 data_parallel.py."""
 
 import torch
 import torch.distributed as dist
@@ -9,15 +9,15 @@ from matfree_torch import activation_traces, hessian
 
 
 def main() -> None:
-    """What every process runs."""
+    """Run the example; every process calls this."""
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.group.WORLD
 
-    torch.manual_seed(0)  # the same weights and images everywhere; a script would load them
+    torch.manual_seed(0)  # the same weights and images on all ranks; a script would load them
     model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 4)).double()
     images, labels = torch.randn(10, 20, dtype=torch.float64), torch.randint(4, (10,))
-    mine = slice(0, 7) if rank == 0 else slice(7, 10)  # parts need not be of one size
-    loader = [(images[mine], labels[mine])]
+    local = slice(0, 7) if rank == 0 else slice(7, 10)  # the sizes may differ
+    loader = [(images[local], labels[local])]
 
     loss = nn.CrossEntropyLoss()
     H = hessian(model, loss, loader, process_group=world)
@@ -30,8 +30,8 @@ def main() -> None:
         for name, estimate in layers.items():
             print(f"activation trace of layer {name}", estimate.value)
 
-    whole = hessian(model, loss, (images, labels))  # what one process with all data computes
-    assert abs(mf.trace(whole, num_probes=20, seed=0).value - trace.value) < 1e-12
+    single = hessian(model, loss, (images, labels))  # all data in one process
+    assert abs(mf.trace(single, num_probes=20, seed=0).value - trace.value) < 1e-12
     dist.destroy_process_group()
 
 

@@ -162,7 +162,7 @@ def test_a_restart_with_other_processes_goes_on_from_the_checkpoint(answers):
     ("name", "text"),
     [
         ("data_parallel.py", "activation trace of layer 2"),
-        ("sharded_density.py", "read again (404, 3)"),
+        ("sharded_density.py", "loaded shape (404, 3)"),
     ],
 )
 def test_the_examples_of_the_documentation_run_under_torchrun(name, text, tmp_path):
