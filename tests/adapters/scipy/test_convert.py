@@ -30,6 +30,11 @@ def test_every_sparse_format_multiplies_like_its_dense_matrix(name, kind):
     assert type(ours @ X) is np.ndarray
 
 
+def test_an_operator_without_adjoint_raises_not_implemented_error():
+    with pytest.raises(NotImplementedError):
+        mf.aslinearoperator(Strict()).H.matmat(np.ones((30, 2)))
+
+
 def test_csr_is_not_copied_and_integers_are_promoted():
     A = sp.csr_array(DENSE)
     assert np.shares_memory(mf.aslinearoperator(A).matrix.data, A.data)
@@ -83,11 +88,16 @@ def test_blocks_are_not_taken_as_the_row_batches_of_scipy_1_18():
     assert_close(mf.aslinearoperator(Batched1_18()) @ X, DENSE @ X)
 
 
-def test_batched_and_untyped_operators_are_refused(monkeypatch):
+def test_an_operator_without_dtype_is_refused_unless_an_example_is_passed():
     operator = Strict()
     operator.dtype = None
     with pytest.raises(mf.OperatorError, match="declares no dtype"):
         mf.aslinearoperator(operator)
+    X = RNG.standard_normal((30, 2))
+    assert_close(mf.aslinearoperator(operator, like=np.zeros(1)) @ X, DENSE @ X)
+
+
+def test_batched_operators_are_refused():
     batched = Strict()
     batched.shape = (2, 30, 30)
     with pytest.raises(mf.OperatorError, match="batched"):

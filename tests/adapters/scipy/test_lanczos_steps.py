@@ -95,6 +95,9 @@ def test_matmat_is_that_of_the_dense_matrix(dtype):
     for block in (X, np.asfortranarray(X), X[:, :3], X[:, ::2], np.repeat(X, 2, axis=1)):
         assert_close(operator @ block, A @ block, dtype)
     assert (operator @ X).flags.c_contiguous
+    Y = np.random.default_rng(2).standard_normal((150, 11)).astype(dtype)
+    for block in (Y, np.asfortranarray(Y), Y[:, :3], Y[:, :1]):
+        assert_close(operator.H @ block, A.conj().T @ block, dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128], ids=lambda t: t.__name__)
