@@ -41,6 +41,12 @@ def test_make_targets_named_in_the_readme_exist() -> None:
     assert set(re.findall(r"make ([a-z]+)", README)) <= targets
 
 
+def test_make_help_describes_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)[1].split())
+    assert targets == set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE))
+
+
 def test_commands_named_in_the_readme_exist() -> None:
     named = set(re.findall(r"^matfree ([a-z]+)", README, flags=re.MULTILINE))
     done = subprocess.run(
