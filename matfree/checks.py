@@ -111,6 +111,7 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     eps = epsilon(operator.space.xp, operator.dtype)
     X = space.probes(2, seed=seed, kind="gaussian", stream=probes.CHECK)
     x, y = X[:, :1], X[:, 1:]
+    # Gaussian vectors: for an unsymmetric A, x^H A y = conj(y^H A x) has probability zero.
     AX = operator.matmat(X)
     again = operator.matmat(X)
     combined = operator.matmat(x + 2 * y)
@@ -149,6 +150,7 @@ def asymmetry(operator: Operator, *, seed: int = 0) -> float:
     >>> asymmetry(A) < 1e-14
     True
     """
+    # The stream CHECK keeps these vectors independent of the probes of an estimate with this seed.
     X = operator.domain.probes(2, seed=seed, kind="gaussian", stream=probes.CHECK)
     Y = operator.matmat(X)
     return _mismatch(operator, X[:, :1], Y[:, 1:], X[:, 1:], Y[:, :1])

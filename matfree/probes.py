@@ -10,9 +10,9 @@ four random words. One counter yields 128 signs:
 .. math::
 
     \text{counter} &= (\lfloor i / 128 \rfloor \text{ low},
-        \lfloor i / 128 \rfloor \text{ high}, p, \text{stream}), &
+        \lfloor i / 128 \rfloor \text{ high}, p, \text{stream}), \\
     \text{key} &= (\text{seed low}, \text{seed high}), \\
-    \text{sign}_i &= 1 - 2 b, & b &= \text{bit } (i \bmod 32)
+    \text{sign}_i &= 1 - 2 b_i, \qquad b_i = \text{bit } (i \bmod 32)
         \text{ of word } \lfloor i / 32 \rfloor \bmod 4.
 
 The Box-Muller map turns two words into two Gaussians, so that one counter yields four Gaussians.
@@ -85,6 +85,7 @@ def agreed_seed(seed: Seed, all_gather_object: Callable[[Callable[[], Any]], lis
     OperatorError
         The processes were given different seeds.
     """
+    # Every rank draws a seed, but only that of rank 0 is used: all ranks make the same call.
     seeds = all_gather_object(lambda: (seed is not None, resolve_seed(seed)))
     given = [str(number) if explicit else "none" for explicit, number in seeds]
     if len(set(given)) > 1:

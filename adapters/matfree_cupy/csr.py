@@ -5,10 +5,10 @@ U = V diag(scale), which are not stored, it takes two passes,
 
 .. math::
 
-    W &= A U - V_{\mathrm{previous}} \operatorname{diag}(\beta), &
-    \alpha_j &= \langle u_j, w_j \rangle, \\
-    R &= W - U \operatorname{diag}(\alpha), &
-    \rho_j &= \lVert r_j \rVert,
+    W &= A U - V_{\mathrm{previous}} \operatorname{diag}(\beta),
+        \qquad \alpha_j = \langle u_j, w_j \rangle, \\
+    R &= W - U \operatorname{diag}(\alpha),
+        \qquad \rho_j = \lVert r_j \rVert,
 
 which both overwrite ``previous`` and compute the inner products on the way, and two small kernels
 that add the partial sums. The first pass reads the matrix, V and ``previous`` and writes W; the

@@ -5,10 +5,10 @@ read and write the block about ten times. Chunk by chunk it takes two passes ove
 
 .. math::
 
-    W &= A U - V_{\mathrm{previous}} \operatorname{diag}(\beta), &
-    \alpha_j &= \langle u_j, w_j \rangle, \\
-    R &= W - U \operatorname{diag}(\alpha), &
-    \rho_j &= \lVert r_j \rVert,
+    W &= A U - V_{\mathrm{previous}} \operatorname{diag}(\beta),
+        \qquad \alpha_j = \langle u_j, w_j \rangle, \\
+    R &= W - U \operatorname{diag}(\alpha),
+        \qquad \rho_j = \lVert r_j \rVert,
 
 where each pass computes the inner products on the way. The unit vectors U = V diag(scale) are
 not stored, and both W and R overwrite ``previous``.

@@ -21,6 +21,8 @@ def compiled(kernel: Any, *helpers: Callable[..., None]) -> Callable[..., None]:
     """
     import numba
 
+    # "contract" allows fused multiply-adds, but not a reordering of sums, whose results would then
+    # depend on the machine.
     options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
     if helpers:
         inlined = {f.__name__: numba.njit(inline="always", **options)(f) for f in helpers}

@@ -113,6 +113,7 @@ class BlockMap(ABC):
                [4., 8.]])
         """
         chosen = range(self.shape[1]) if columns is None else columns
+        # Blocks of 64 limit the memory for unit vectors to 64 n numbers.
         blocks = [
             self.matmat(self.domain.unit_vectors(chosen[begin : begin + 64]))
             for begin in range(0, len(chosen), 64)

@@ -61,6 +61,7 @@ class CsrOperator(Operator):
     def _apply_adjoint(self, X: Array) -> Array:
         if self._transpose_kernels is None:
             self._transpose_kernels = self._kernels_for(self.matrix.T.tocsr(), self.domain)
+        # A^H X = conj(A^T conj(X)): the block is conjugated, because the matrix would be copied.
         xp = self.space.xp
         return conjugate(xp, self._transpose_kernels.matmat(conjugate(xp, X)))
 

@@ -94,6 +94,7 @@ def _example(obj: Any) -> Array:
         )
     if isinstance(dtype, np.dtype | type | str):  # np.float64, float, "float64"
         return np.empty(0, dtype=dtype)
+    # A library whose data type exists has been imported, so there is no need to import it here.
     library = sys.modules.get(type(dtype).__module__.partition(".")[0])
     if library is not None and hasattr(library, "empty") and device is not None:
         return library.empty(0, dtype=dtype, device=device)

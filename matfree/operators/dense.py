@@ -48,6 +48,7 @@ class DenseOperator(Operator):
         return self.matrix @ X
 
     def _apply_adjoint(self, X: Array) -> Array:
+        # conj(A^T conj(X)) conjugates two blocks instead of a copy of the whole matrix.
         return conjugate(self.space.xp, self.matrix.T @ conjugate(self.space.xp, X))
 
     def to_dense(self, *, columns: range | None = None) -> Array:

@@ -84,6 +84,8 @@ def aslinearoperator(
         return obj
     if like is not None:
         _adapters_of(like)  # loads adapters, which may have probe kernels for this library
+    # Adapters come first: torch tensors and CuPy arrays also satisfy the rules below, but need
+    # their own checks of layout and device, and sparse matrices their own kernels.
     adapted = _from_adapter(obj)
     if adapted is not None:
         return adapted

@@ -70,6 +70,7 @@ class MemmapFile:
             The file has become shorter.
         """
         contiguous = stored.flags["C_CONTIGUOUS"] or stored.flags["F_CONTIGUOUS"]
+        # A strided view would need one read per run of numbers, which the map does as well.
         if self._file is None or not contiguous:
             np.copyto(target, stored)
             return
