@@ -1,1 +1,1 @@
-"""Eigenpairs and singular triplets."""
+"""Eigenpairs and singular triplets of operators, and a search for those that were missed."""

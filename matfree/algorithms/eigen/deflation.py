@@ -1,4 +1,4 @@
-"""One set of eigenpairs for trace, diagonal and density: given, or computed on the spot."""
+"""The eigenpairs with which traces and diagonals are deflated: given by the user, or computed."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult
 
 _DEFLATION_RTOL = 1e-3
-"""Residual, relative to ||A||, at which computed pairs are good enough to deflate with. At
-1e-2 the smaller outliers of a spectrum that spans two decades are not told from its bulk,
-and the bars grow by a half; below 1e-3 nothing is gained."""
+"""The residual, relative to ||A||, to which eigenpairs are computed for deflation. At 1e-2 the
+smaller outliers of a spectrum that spans two decades are not separated from its bulk, and
+standard errors grow by a half; below 1e-3 nothing is gained."""
 
 
 @final
 class Deflation:
     """Orthonormal vectors U and their Rayleigh quotients theta_i = u_i^H A u_i.
 
-    Estimates that take U out are unbiased however rough it is as an eigenbasis; only their
-    variance grows.
+    Estimates that project U out are unbiased however inaccurate U is as a basis of
+    eigenvectors; only their variance grows.
 
     Parameters
     ----------
-    product : the operator, counted
-    plan : with the pairs, or how many to compute
+    A : CountedOperator
+    plan : Plan
+        It holds the eigenpairs, or the number of eigenpairs to compute.
     """
 
     saved = ("found", "cost", "values", "vectors")
@@ -44,22 +45,30 @@ class Deflation:
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         self.A, self.space, self.plan = A, A.space, plan
         self.found = False
+        """Whether U is known."""
         self.cost = 0
-        """Products spent on them here."""
+        """The number of matvecs spent on U."""
         self.values: HostArray = np.zeros(0)
         self.vectors: Array = self.space.zeros(0)
 
     def find(self, budget: int, checkpoint: Checkpoint) -> None:
-        """Adopt the given pairs, or compute some for at most half of the budget.
+        """Use the given eigenpairs, or compute some for at most half of the budget.
 
-        The search has its own checkpoint next to that of the run, until the latter holds the
-        pairs.
+        The eigenvalue search has a checkpoint file of its own next to that of the run. It is
+        deleted as soon as the checkpoint of the run contains the eigenpairs.
+
+        Parameters
+        ----------
+        budget : int
+            The number of matvecs of the run.
+        checkpoint : Checkpoint
+            The checkpoint of the run.
         """
         if self.found:
             return
         before = self.A.num_matvecs
         if isinstance(self.plan.eigenpairs, EigenResult):
-            self._take(self.plan.eigenpairs)
+            self._use(self.plan.eigenpairs)
             path = None
         else:
             path = checkpoint.sibling(".eigenpairs.npz")
@@ -70,11 +79,12 @@ class Deflation:
         if path is not None:
             discard(path, self.space)
 
-    def _take(self, pairs: EigenResult) -> None:
-        """Given pairs, whose values hold here if one product says so.
+    def _use(self, pairs: EigenResult) -> None:
+        """Use given eigenpairs, whose values are recomputed if they belong to another operator.
 
-        The pairs of a nearby operator (the last epoch's) still point the right way, but
-        their values would be a bias: then a product a vector gives those of this one.
+        Eigenvectors of a nearby operator, such as that of the last epoch, still reduce the
+        variance, but their eigenvalues would bias the estimate. One matvec detects this case;
+        one matvec per vector then yields the Rayleigh quotients of A.
         """
         self.values = np.asarray(pairs.values, dtype=np.float64)
         self.vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
@@ -90,13 +100,14 @@ class Deflation:
         self.values = np.concatenate(quotients)
         self.A.require_finite(self.values)
 
-    def _compute(self, count: int, budget: int, checkpoint: Path | None) -> None:
-        """The largest in magnitude, to a rough tolerance."""
+    def _compute(self, num_pairs: int, budget: int, checkpoint: Path | None) -> None:
+        """Compute the eigenpairs that are largest in magnitude, to a loose tolerance."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # rough is what was asked for
+            # Inaccurate vectors cost variance only, so that the user need not be warned.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             pairs = eigsh(
                 self.A.operator,
-                min(count, self.space.size),
+                min(num_pairs, self.space.size),
                 rtol=_DEFLATION_RTOL,
                 max_matvecs=None if self.plan.num_probes is not None else max(1, budget // 2),
                 verify=False,
@@ -108,14 +119,23 @@ class Deflation:
 
 
 def sampled_residual(A: CountedOperator, values: HostArray, vectors: Array, seed: int) -> float:
-    """||A u - U diag(theta) U^H u|| for a random unit vector u in the span of U.
+    """||A u - U diag(theta) U^H u|| for a random unit vector u in the range of U.
 
-    One product tells the pairs of another operator.
+    One matvec, instead of one per vector, detects eigenpairs of another operator.
+
+    Parameters
+    ----------
+    A : CountedOperator
+    values : (k,) float64, the eigenvalues theta
+    vectors : (rows, k), the orthonormal eigenvectors U
+    seed : int
+        The seed of the coefficients of u.
     """
     space = A.space
-    mix = np.random.default_rng(seed).standard_normal((len(values), 1))
-    mix /= np.linalg.norm(mix)
-    here = A(vectors @ space.asarray(mix))
-    residual = to_host(space.norms(here - vectors @ space.asarray(values[:, None] * mix)))
+    coefficients = np.random.default_rng(seed).standard_normal((len(values), 1))
+    coefficients /= np.linalg.norm(coefficients)
+    Au = A(vectors @ space.asarray(coefficients))
+    R = Au - vectors @ space.asarray(values[:, None] * coefficients)
+    residual = to_host(space.norms(R))
     A.require_finite(residual)
     return float(residual[0])

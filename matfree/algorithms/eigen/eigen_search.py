@@ -1,46 +1,55 @@
-r"""The search behind ``eigsh``: find the wanted pairs, then look for what was missed.
+"""The run of ``eigsh``: find the wanted eigenpairs, then search for missed ones.
 
-A small residual proves that an eigenvalue is near; it does not prove that none was
-missed. A Krylov space from b start vectors sees at most b copies of a multiple
-eigenvalue, and every residual is small all the same. So when all pairs have converged, a
-fresh random block searches their orthogonal complement, and whatever it finds that
-belongs among the wanted is put there, until it finds nothing."""
+A small residual proves that an eigenvalue is near; it does not prove that none was missed. A
+Krylov space of a block of b start vectors contains at most b eigenvectors of a multiple
+eigenvalue, and all residuals can be small nevertheless. Therefore, once all eigenpairs have
+converged, a new random block starts a search in their orthogonal complement. Eigenpairs found
+there replace the worst of the wanted ones if they are better, and the search is repeated until
+it finds nothing better.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.eigen.arguments import EigenStep
 from matfree.algorithms.eigen.missed_eigenvalues import can_rule_out_missed, gain_over_worst
+from matfree.algorithms.krylov.rayleigh_ritz import rayleigh_ritz
 from matfree.algorithms.krylov.thick_restart import KrylovDecomposition
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.run import Run
 from matfree.arguments import Which, order
-from matfree.arrays import to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult, StoppingReason
 
-TIGHTER = 0.9
-"""The part of the tolerance that the search itself may use up."""
+_ACCEPTED_FRACTION = 0.9
+"""The fraction of the tolerance at which the search accepts an eigenpair. The rest is left to
+the final Rayleigh-Ritz rotation, which may increase residuals slightly."""
 
-_STARTS_APART = 1 << 16  # probe numbers between the starts of two searches
-
-
-class EigenStep(NamedTuple):
-    """What a callback sees after each block product."""
-
-    num_matvecs: int
-    values: HostArray
-    """The wanted Ritz values so far."""
-    residuals: HostArray
-    """Their residuals relative to ||A||."""
+_REFILLS_PER_SEARCH = 1 << 16
+"""Every search draws random directions from a range of probe numbers of this length."""
 
 
 @final
 class EigenSearch:
-    """The wanted pairs found so far, and the ways to find better ones."""
+    """The wanted eigenpairs found so far, and the searches that improve them.
+
+    Parameters
+    ----------
+    A : CountedOperator
+    run : Run
+    k : int
+    which : {"LM", "LA", "SA", "BE"}
+    rtol : float
+        The tolerance on residuals relative to ||A||.
+    capacity : int
+        The number of Lanczos vectors at which the method restarts.
+    budget : int
+        The maximum number of matvecs.
+    """
 
     saved = (
         *("phase", "end", "values", "residuals", "vectors", "norm"),
@@ -63,7 +72,7 @@ class EigenSearch:
         self.k, self.which, self.rtol = k, which, rtol
         self.capacity, self.budget, self.seed = capacity, budget, run.checkpoint.seed
         self.phase: Literal["find", "verify"] = "find"
-        self.end = 0  # of the spectrum, under verification
+        self.end = 0  # index of the end of the spectrum that is being verified
         self.krylov: KrylovDecomposition | None = None
         self.values: HostArray = np.zeros(0)
         self.residuals: HostArray = np.zeros(0)
@@ -76,11 +85,11 @@ class EigenSearch:
 
     @property
     def converged(self) -> HostArray:
-        """Which residuals are within the tolerance, with some room for the last rotation."""
-        return np.asarray(self.residuals <= TIGHTER * self.rtol * self.norm)
+        """(j,) bool: which residuals are within the tightened tolerance."""
+        return np.asarray(self.residuals <= _ACCEPTED_FRACTION * self.rtol * self.norm)
 
     def resume(self, width: int) -> None:
-        """Continue from the checkpoint of a search with this block size."""
+        """Restore the state from the checkpoint, if there is one, for this block size."""
         checkpoint = self.run.checkpoint
         problem = {
             "estimator": "eigsh",
@@ -95,25 +104,25 @@ class EigenSearch:
         self.budget += checkpoint.overhead
 
     def complete(self, start: Array, *, verify: bool) -> None:
-        """Find the pairs, then search for what was missed."""
+        """Find the wanted eigenpairs, then search for missed ones if ``verify`` is true."""
         self.find(start)
         if verify and self.converged.all():
             self.verify(start.shape[1])
 
     def interrupted(self) -> EigenResult | None:
-        """The pairs when the user interrupts the search; None if there are none yet."""
+        """The eigenpairs when the user interrupts the run; None if there are none yet."""
         if not self.vectors.shape[1]:
             return None
         return self.result(StoppingReason.INTERRUPTED, recompute=False)
 
     def find(self, start: Array) -> None:
-        """Find k pairs from a start block."""
+        """Expand and restart a Krylov decomposition until the k wanted eigenpairs converge."""
         if self.phase != "find":
             return
         krylov = self._resumed(
             KrylovDecomposition(self.A, start, self._capacity(start.shape[1]), seed=self.seed)
         )
-        wanted: HostArray | None = None  # coordinates of the wanted pairs, while V is as it was
+        wanted: HostArray | None = None  # coordinates of the wanted Ritz vectors in the present V
         try:
             while True:
                 krylov.expand()
@@ -130,12 +139,15 @@ class EigenSearch:
                 if krylov.restart_if_full(values, Y, self.which, self.k):
                     wanted = np.eye(krylov.size)[:, : len(best)]
                 self.run.save()
-        finally:  # an interrupted run keeps what it had
+        finally:  # an interrupted run returns its Ritz vectors too
             if wanted is not None:
                 self.vectors = krylov.vectors(wanted)
 
     def verify(self, block_size: int) -> None:
-        """Search the complement of what was found until nothing better turns up."""
+        """Search the complement of the eigenpairs until nothing better is found.
+
+        For "BE" the two ends of the spectrum are verified one after the other.
+        """
         ends: list[tuple[Which, int | None]] = [(self.which, None)]
         if self.which == "BE":
             ends = [("LA", 0), ("SA", 1)]
@@ -150,7 +162,20 @@ class EigenSearch:
         self.reason = StoppingReason.VERIFIED
 
     def _search_complement(self, block_size: int, end: Which, offset: int | None) -> bool | None:
-        """Whether the complement held something better (now inserted); None: out of budget."""
+        """Search the complement once; whether it contained better eigenpairs, which are inserted.
+
+        Parameters
+        ----------
+        block_size : int
+        end : {"LM", "LA", "SA"}
+        offset : int or None
+            For "BE", every second eigenpair from this one on belongs to the end; None: all do.
+
+        Returns
+        -------
+        bool or None
+            None if the budget was used up first.
+        """
         mine = self.values if offset is None else self.values[offset::2]
         if len(mine) == 0 or len(self.values) == self.space.size:
             return False
@@ -163,9 +188,9 @@ class EigenSearch:
             best = order(values, end, min(width, len(values)))
             gains = gain_over_worst(values[best], worst, end)
             done = bool(residuals[best[0]] <= margin) or krylov.exhausted
-            if gains[0] > margin:  # something was missed: converge what beats the worst
+            if gains[0] > margin:  # missed: continue until all better Ritz pairs converge
                 better = best[gains > margin]
-                if krylov.exhausted or np.all(residuals[better] <= TIGHTER * margin):
+                if krylov.exhausted or np.all(residuals[better] <= _ACCEPTED_FRACTION * margin):
                     self._insert(values[better], residuals[better], krylov.vectors(Y[:, better]))
                     return True
             elif done or can_rule_out_missed(krylov, values, worst, end):
@@ -175,30 +200,28 @@ class EigenSearch:
         return None
 
     def _fresh_decomposition(self, block_size: int) -> KrylovDecomposition:
-        """A new start in the complement of what was found."""
-        if not self._has_stored_krylov:  # else the search under way goes on
+        """A Krylov decomposition of the complement, from a new random start block."""
+        if not self._has_stored_krylov:  # otherwise an interrupted search is resumed
             self.num_searches += 1
         width = min(block_size, self.space.size - len(self.values))
+        first = _REFILLS_PER_SEARCH * self.num_searches
         block = self.space.probes(
-            width,
-            seed=self.seed,
-            start=_STARTS_APART * self.num_searches,
-            kind="gaussian",
-            stream=probes.START,
+            width, seed=self.seed, start=first, kind="gaussian", stream=probes.START
         )
         krylov = KrylovDecomposition(
             self.A,
             block,
             self._capacity(width),
             seed=self.seed,
-            first_refill=_STARTS_APART * self.num_searches,
+            first_refill=first,
             locked=self.vectors,
         )
-        krylov.norm = self.norm  # what is left may be rounding only: it is judged against all of A
+        # The complement may contain nothing but rounding errors, which are relative to all of A.
+        krylov.norm = self.norm
         return krylov
 
     def _insert(self, values: HostArray, residuals: HostArray, vectors: Array) -> None:
-        """Take the new pairs among the wanted, in their place, and drop the worst."""
+        """Merge new eigenpairs into the wanted ones in order, and drop the worst."""
         values = np.concatenate((self.values, values))
         keep = order(values, self.which, self.k)
         select = np.eye(len(values))[:, keep]
@@ -208,10 +231,12 @@ class EigenSearch:
         self.values = values[keep]
 
     def result(self, reason: str, *, recompute: bool) -> EigenResult:
-        """The pairs in order, with residuals from fresh products where asked."""
+        """The eigenpairs in order, with residuals from new matvecs if ``recompute`` is true."""
         values, residuals, U = self.values, self.residuals, self.vectors
         if recompute:
-            values, residuals, U = self._rayleigh_ritz(U)
+            # Vectors from different searches are eigenvectors up to the tolerance only; the
+            # rotation removes the coupling that remains between them.
+            values, residuals, U = rayleigh_ritz(self.A, U, self.A(U))
         ranks = np.argsort(-values) if self.which == "BE" else order(values, self.which, self.k)
         values, residuals = values[ranks], residuals[ranks]
         U = U @ self.space.asarray(np.eye(len(ranks))[:, ranks])
@@ -233,33 +258,19 @@ class EigenSearch:
             rows=self.space.row_range,
         )
 
-    def _rayleigh_ritz(self, U: Array) -> tuple[HostArray, HostArray, Array]:
-        """Values, residuals and vectors from one fresh product with every vector.
-
-        Vectors found in different searches are eigenvectors up to the tolerance only; the
-        rotation takes out what they hold of each other.
-        """
-        AU = self.A(U)
-        H = to_host(self.space.gram(U, AU))
-        self.A.require_finite(H)
-        values, Y = np.linalg.eigh((H + H.conj().T) / 2)
-        U, AU = U @ self.space.asarray(Y), AU @ self.space.asarray(Y)
-        R = AU - U * self.space.asarray(values)[None, :]
-        return values, to_host(self.space.norms(R)), U
-
     @property
     def _has_stored_krylov(self) -> bool:
-        """Whether the checkpoint holds a decomposition that waits to be taken up."""
+        """Whether the checkpoint contains a decomposition that was not restored yet."""
         return self.run.checkpoint.holds("krylov")
 
     def _resumed(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
-        """A new decomposition, or, once, the one that was under way."""
+        """The decomposition, restored from the checkpoint if it contains one."""
         self.run.checkpoint.take_up("krylov", krylov)
         self.krylov = krylov
         return krylov
 
     def _begin_verification(self, end: int) -> None:
-        """Note in the checkpoint that a search begins, unless it is being gone on with."""
+        """Record in the checkpoint that a search begins, unless an interrupted one is resumed."""
         if not self._has_stored_krylov:
             self.phase, self.end, self.krylov = "verify", end, None
             self.run.save()

@@ -1,4 +1,4 @@
-r"""``eigsh``: a few eigenpairs of a Hermitian operator, complete and with honest residuals."""
+"""``eigsh``: a few eigenpairs of a Hermitian operator, verified to be complete."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from matfree import probes
-from matfree.algorithms.eigen.arguments import require_counts, residual_tolerance, warn_unconverged
-from matfree.algorithms.eigen.eigen_search import EigenSearch, EigenStep
+from matfree.algorithms.eigen.arguments import (
+    EigenStep,
+    require_counts,
+    residual_tolerance,
+    warn_unconverged,
+)
+from matfree.algorithms.eigen.eigen_search import EigenSearch
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
 from matfree.algorithms.running.run import Run
@@ -32,79 +37,98 @@ def eigsh(
     callback: Callable[[EigenStep], bool | None] | None = None,
     checkpoint: PathLike | None = None,
 ) -> EigenResult:
-    r"""k eigenpairs of a Hermitian operator by thick-restart block Lanczos.
+    r"""k eigenpairs of a Hermitian operator, by thick-restart block Lanczos.
 
-    A u_i = theta_i u_i with ||A u_i - theta_i u_i|| <= rtol ||A||, orthonormal u_i, and a
-    search for eigenvalues that the residuals cannot know of.
+    The eigenvectors u_i are orthonormal, and
+
+    .. math::
+
+        \|A u_i - \theta_i u_i\| \le \mathtt{rtol} \, \|A\|, \qquad i = 1, \dots, k.
+
+    Small residuals do not exclude that an eigenvalue was missed. Therefore the orthogonal
+    complement of the eigenvectors is searched for better ones.
 
     Parameters
     ----------
     A : Hermitian operator, or anything ``aslinearoperator`` accepts
+        (n, n), real or complex.
     k : int
-        In [1, n].
+        The number of eigenpairs, in [1, n].
     which : {"LM", "LA", "SA", "BE"}
-        Largest in magnitude; largest; smallest (most negative); both ends, the odd one
-        from the top. Results come best first, for "BE" in descending order.
+        The eigenvalues that are largest in magnitude; the largest; the smallest (most
+        negative); or those at both ends of the spectrum, with one more from the upper end if k
+        is odd. They are sorted with the best first, and in descending order for "BE".
     rtol : float, optional
-        Bound on the residual relative to ||A||, itself estimated by the largest Ritz value;
-        by default 1e-6, or 100 eps where that is more.
+        The bound on residuals relative to ||A||, which is estimated by the largest absolute
+        Ritz value. The default is 1e-6, or 100 eps of the data type if that is larger.
     block_size : int
-        Vectors multiplied at once. A block sees that many copies of an eigenvalue at a time.
+        The number of vectors per matmat. A Krylov space finds at most this many copies of a
+        multiple eigenvalue; further copies are left to the verification search.
     num_vectors : int, optional
-        Lanczos vectors kept before a restart; max(20, 4 k + 8), within n, by default.
+        The number of Lanczos vectors at which the method restarts, at least k + 2. The default
+        is max(20, 4 k + 8), but at most n.
     max_matvecs : int, optional
-        The most products; max(1000, 100 k) by default.
+        The budget of matvecs for the Lanczos steps; max(1000, 100 k) by default.
     verify : bool
-        Search the complement until nothing better is found, and recompute the residuals
-        from fresh products; the result's ``verified`` says whether it got to the end.
+        Whether to search the orthogonal complement until nothing better is found, and to
+        recompute the residuals from matvecs with the eigenvectors. ``verified`` of the result
+        says whether the search was completed.
     start : (n, b) array or EigenResult, optional
-        Start vectors, b replacing ``block_size``: the eigenvectors of a nearby operator
-        (the last checkpoint's) save most of the work.
+        Start vectors of the operator's array library; b then replaces ``block_size``. The
+        eigenvectors of a nearby operator, such as that of the previous epoch, save most of the
+        work. The default is a Gaussian block.
     seed : int, None or numpy.random.Generator
-        Of the start block, of replaced directions and of the search.
+        The seed of the start block, of the directions that replace lost ones, and of the
+        verification search.
     progress : bool
-        Show a progress bar of the pairs that have converged (needs tqdm).
+        Whether to show a progress bar of the eigenpairs that have converged (requires tqdm).
     callback : function, optional
-        Called with an ``EigenStep`` after each block product; returning True or raising
-        StopIteration stops the run and keeps what it has.
+        It is called with an ``EigenStep`` after each block of matvecs. Returning True or
+        raising StopIteration stops the run with the eigenpairs found so far.
     checkpoint : path, optional
-        A file that holds the state of the run after every block product, from which it
-        goes on when it is started again; as for :func:`matfree.trace`.
+        A file that stores the state of the run after each block of matvecs, and from which the
+        same call resumes; see :func:`matfree.trace`.
 
     Returns
     -------
     EigenResult
+        ``values`` (k,) float64, ``vectors`` (n, k) in the operator's library, data type and
+        device, and ``residuals`` (k,) relative to ||A||.
 
     Raises
     ------
     ValueError
-        k not in [1, n], an unknown ``which``, or an argument out of range.
+        k is not in [1, n], ``which`` is unknown, another argument is out of range, ``start`` has
+        the wrong number of rows, or the checkpoint belongs to another run.
     NotHermitianError
-        The products made on the way contradict A = A^H.
+        The matvecs of the run contradict A = A^H.
     NonFiniteError
-        A product holds NaN or infinity.
+        A matvec contains NaN or infinity.
 
     Warns
     -----
     ConvergenceWarning
-        A pair did not reach rtol within the budget.
+        An eigenpair did not reach rtol within the budget.
 
     Cost
     ----
-    As many matvecs as it takes, k more to recompute residuals, and the search, all counted
-    in ``num_matvecs``. Memory: num_vectors + 2 k + 8 block_size vectors, whatever the
-    number of restarts; k less without the search.
+    The number of Lanczos steps depends on the spectrum; max_matvecs bounds their matvecs, those
+    of the verification search included. The recomputed residuals cost k more, and a checkpoint
+    one per start of the run. All of them are counted in ``num_matvecs``. Memory: num_vectors +
+    2 k + 8 block_size vectors, regardless of the number of restarts; k less without ``verify``.
 
     References
     ----------
-    K. Wu, H. Simon (2000), doi:10.1137/S0895479898334605. Bound behind the search: J.
-    Kuczynski, H. Wozniakowski (1992), doi:10.1137/0613066.
+    K. Wu, H. Simon (2000), Thick-restart Lanczos method for large symmetric eigenvalue
+    problems, doi:10.1137/S0895479898334605. The verification search relies on J. Kuczynski, H.
+    Wozniakowski (1992), Estimating the largest eigenvalue by the power and Lanczos algorithms
+    with a random start, doi:10.1137/0613066.
 
     Examples
     --------
     >>> import matfree as mf, numpy as np
     >>> A = np.diag(np.r_[np.full(3, 8.0), np.linspace(-4, 5, 97)])
-    >>> mf.eigsh(A, 4, seed=0).values.round(9)  # 8 three times: none is missed
+    >>> mf.eigsh(A, 4, seed=0).values.round(9)  # all three copies of the eigenvalue 8
     array([8., 8., 8., 5.])
     """
     A = CountedOperator(A)
@@ -113,7 +137,7 @@ def eigsh(
     if which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(
             f'which must be "LM", "LA", "SA" or "BE": got {which!r}; for eigenvalues inside the '
-            "spectrum (the smallest in magnitude, say), pass the operator of the inverse."
+            "spectrum, such as the smallest in magnitude, pass the operator of the inverse."
         )
     run = Run("eigsh", Checkpoint(checkpoint, A, seed), progress=progress, callback=callback)
     search = EigenSearch(
@@ -136,7 +160,7 @@ def eigsh(
 def _start_vectors(
     A: CountedOperator, start: Array | EigenResult | None, width: int, seed: int
 ) -> Array:
-    """The start vectors: those given, or Gaussian ones."""
+    """The start block: the given vectors, or a Gaussian block of the given width."""
     space = A.space
     if start is None:
         return space.probes(width, seed=seed, kind="gaussian", stream=probes.START)

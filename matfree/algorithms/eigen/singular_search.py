@@ -1,20 +1,26 @@
-r"""The rounds behind ``svds``: eigenvectors of A^H A, and values from A itself.
+r"""The run of ``svds``: rounds of eigenvectors of A^H A, with values and residuals from A itself.
 
-The eigenvalues of G = A^H A are the squares of the singular values, and rounding hides what
-is below eps sigma_1^2: half of the digits of sigma. G also trades accuracy, for a vector v
-with ||G v - sigma^2 v|| = r gives
+The eigenvalues of G = A^H A are the squares of the singular values. Those below eps sigma_1^2
+are lost in rounding errors, so that half of the digits of sigma are lost. Residuals also become
+less accurate: a unit vector v with ||G v - sigma^2 v|| = r satisfies
 
-    A v = sigma u,        ||A^H u - sigma v|| = r / sigma,
+.. math:: A v = \sigma u, \qquad \|A^H u - \sigma v\| = r / \sigma,
 
-more than r / sigma_1 where sigma is small. So G only points out where the vectors are. A
-Rayleigh-Ritz step takes everything else from A: with orthonormal V, A V = Q C and the small
-SVD C = X S Y^H, the triplets are Q X, S, V Y, and A V Y = Q X S holds to rounding.
+which exceeds r / sigma_1 if sigma is small. Therefore G only provides the space of the vectors,
+and a Rayleigh-Ritz step computes everything else from A. With an orthonormal basis V, the
+factorization A V = Q C and the SVD C = X S Y^H of the small matrix C, the triplets are
+(Q X, S, V Y), and
 
-A round resolves singular values within a factor of its largest; these are then taken out,
+.. math:: A V Y = Q X S
 
-    A  <-  (I - U U^H) A (I - V V^H),
+holds up to rounding errors.
 
-and the next round finds the rest, relative to what is the largest now.
+One round resolves the singular values down to a fraction of its largest one. They are then
+deflated,
+
+.. math:: A \leftarrow (I - U U^H) A (I - V V^H),
+
+and the next round resolves further ones relative to the largest that remains.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from typing import Any, final
 
 import numpy as np
 
-from matfree.algorithms.eigen.eigen_search import EigenStep
+from matfree.algorithms.eigen.arguments import EigenStep
 from matfree.algorithms.eigen.eigsh import eigsh
 from matfree.algorithms.eigen.orthogonal_complement import complete_basis, project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator
@@ -37,26 +43,35 @@ from matfree.protocol import Array, HostArray
 from matfree.results import SingularResult, StoppingReason
 
 _SPAN = 100.0
-"""How far below the largest a round looks for singular values, where the precision bears it."""
+"""The ratio of the largest to the smallest singular value that one round resolves, if the
+precision permits."""
 
 _NOISE = 20.0
-"""The least residual asked of an eigenpair, in eps."""
+"""The smallest tolerance for an eigenpair of A^H A, in multiples of eps."""
 
 
 @final
 class SingularSearch:
-    """The triplets found so far of an operator with m >= n, or of the adjoint of a wide one.
+    """The singular triplets found so far, and the rounds that improve them.
+
+    An operator with fewer rows than columns is replaced by its adjoint, so that A^H A is the
+    smaller one of the two squares.
 
     Parameters
     ----------
-    operator : (m, n), of any shape
+    operator : Operator
+        (m, n), of any shape.
     scale : float
-        The operator is ``scale`` times one whose products are of moderate size.
-    k, rtol, seed : as for ``svds``
-    budget, spent : int
-        Products of the operator and its adjoint: the most, and those made already.
+        The operator is divided by this number, so that its norm is of the order of 1.
+    k, rtol, seed, callback : as for ``svds``
+    budget : int
+        The maximum number of matvecs with A and A^H.
+    spent : int
+        The number of matvecs that were spent before.
     options : dict
-        Of ``eigsh``, for every round.
+        Keywords of ``eigsh`` for every round.
+    checkpoint : Path, optional
+        The file of the first round.
     """
 
     def __init__(
@@ -73,13 +88,13 @@ class SingularSearch:
         callback: Callable[[EigenStep], bool | None] | None,
         checkpoint: Path | None,
     ) -> None:
-        even = operator * (1 / scale)
+        scaled = operator * (1 / scale)
         self.wide = operator.shape[0] < operator.shape[1]
-        even = even.H if self.wide else even
+        scaled = scaled.H if self.wide else scaled
         self.scale, self.spent = scale, spent
-        self.forward = CountedOperator(even, square=False)
-        self.backward = CountedOperator(even.H, square=False)
-        self.source, self.target = even.domain, even.space
+        self.forward = CountedOperator(scaled, square=False)
+        self.backward = CountedOperator(scaled.H, square=False)
+        self.source, self.target = scaled.domain, scaled.space
         self.k, self.rtol, self.budget, self.seed = k, rtol, budget, seed
         self.options, self.callback, self.checkpoint = options, callback, checkpoint
         self.values: HostArray = np.zeros(0)
@@ -93,36 +108,35 @@ class SingularSearch:
 
     @property
     def num_matvecs(self) -> int:
-        """Products of A and of A^H."""
+        """The number of matvecs with A and with A^H."""
         return self.spent + self.forward.num_matvecs + self.backward.num_matvecs
 
     @property
     def converged(self) -> HostArray:
-        """Which triplets are within the tolerance."""
+        """(k,) bool: which triplets are within the tolerance."""
         return np.asarray(self.residuals <= self.rtol * self.norm)
 
     def complete(self, start: Array | None) -> SingularResult:
-        """Run rounds until everything is found or nothing more can be; the result."""
-        self.search(start)
+        """Run all rounds and return the triplets."""
+        self._run_rounds(start)
         return self.result()
 
     def interrupted(self) -> SingularResult | None:
-        """The triplets when the user interrupts the search; None if there are none yet."""
+        """The triplets when the user interrupts the run; None if there are none yet."""
         if not len(self.values):
             return None
         self.reason, self.verified = StoppingReason.INTERRUPTED, False
         return self.result()
 
-    def search(self, start: Array | None) -> None:
-        """Rounds until everything is found, or nothing more can be."""
+    def _run_rounds(self, start: Array | None) -> None:
+        """Run rounds until all triplets converge or no further progress is possible."""
         while self.num_locked < self.k:
-            before, largest = self.num_locked, self._largest
-            inner = min(1e-2, self._finest / largest)
+            before, inner = self.num_locked, self._inner_tolerance
             stopped = self._round(start, inner)
             self._lock(inner)
             if self.num_locked == self.k:
                 break
-            least = 4 * (self.k - self.num_locked) + 2 * self.k  # what another round costs
+            least = 4 * (self.k - self.num_locked) + 2 * self.k  # the least cost of another round
             spent = self.num_matvecs + least > self.budget
             if self.num_locked == before and not stopped and not spent:
                 self.reason = StoppingReason.ROUNDING
@@ -132,20 +146,16 @@ class SingularSearch:
         self.reason = StoppingReason.VERIFIED if self.verified else StoppingReason.RESIDUALS
 
     @property
-    def _finest(self) -> float:
-        """The residual of an eigenpair relative to sigma_1^2 to ask for in the first round."""
+    def _inner_tolerance(self) -> float:
+        """The tolerance of a round for eigenpairs of A^H A, relative to the largest one left."""
+        largest = 1.0  # singular value that is not locked yet, relative to the largest of all
+        if self.num_rounds and self.norm > 0:
+            largest = max(float(self.values[self.num_locked]) / self.norm, self.rtol)
         noise = _NOISE * epsilon(self.source.xp, self.source.dtype)
-        return max(self.rtol / _SPAN, noise)
-
-    @property
-    def _largest(self) -> float:
-        """The largest singular value that is left, relative to the largest of all."""
-        if self.num_rounds == 0 or self.norm == 0:
-            return 1.0
-        return max(float(self.values[self.num_locked]) / self.norm, self.rtol)
+        return min(1e-2, max(self.rtol / _SPAN, noise) / largest)
 
     def _round(self, start: Array | None, rtol: float) -> bool:
-        """The triplets that are left, better than before; whether to stop with them."""
+        """Improve the triplets that are not locked; return whether the run must stop."""
         left = self.k - self.num_locked
         budget = (self.budget - self.num_matvecs - 2 * self.k) // 2 - left
         path = self.checkpoint
@@ -153,7 +163,8 @@ class SingularSearch:
             path = path.with_suffix(f".round{self.num_rounds + 1}.npz")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # residuals of A count
+                # Convergence is decided by the residuals of A, not by those of A^H A.
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 pairs = eigsh(
                     self._squared(),
                     left,
@@ -167,41 +178,43 @@ class SingularSearch:
                     **self.options,
                 )
         except Interrupted as stop:
-            self._take(stop.result.vectors)
+            self._rayleigh_ritz(stop.result.vectors)
             raise
         except NotHermitianError as cause:
-            if self.num_rounds:  # what is left is rounding, which is not symmetric
+            if self.num_rounds:  # only rounding errors are left, which are not symmetric
                 self.verified, self.reason = False, StoppingReason.ROUNDING
                 return True
             raise OperatorError(
-                f"the adjoint of {self.forward.operator!r} is not that of its products: A^H A "
-                "is not Hermitian; mend rmatvec, and see matfree.check_operator."
+                f"the adjoint of {self.forward.operator!r} contradicts its matvecs, because "
+                f"A^H A is not Hermitian ({cause}); fix rmatvec, and use matfree.check_operator "
+                "to test it."
             ) from cause
         self.num_rounds += 1
         self.verified = self.verified and pairs.verified
-        self._take(pairs.vectors)
+        self._rayleigh_ritz(pairs.vectors)
         stopped = pairs.reason == StoppingReason.CALLBACK
         if stopped:
             self.reason = pairs.reason
         return stopped
 
     def _lock(self, inner: float) -> None:
-        """Take out what this round resolved: good residuals, and values not too small in it.
+        """Lock the leading triplets that this round resolved.
 
-        A search to ``inner`` cannot tell squares apart that are smaller than that, and would
-        have missed what is still to be found among them.
+        Their residuals are within the tolerance, and their values are not too small: a round
+        with tolerance ``inner`` does not distinguish smaller squares, and may have missed other
+        singular values among them.
         """
         if self.norm == 0:
             self.num_locked = self.k
             return
         top = float(self.values[self.num_locked])
         least = 0.0 if top <= self.rtol * self.norm else inner * top**2 / (self.rtol * self.norm)
-        fine = self.converged & (self.values >= min(least, top))
-        fine[: self.num_locked] = True
-        self.num_locked = self.k if fine.all() else int(np.argmin(fine))
+        resolved = self.converged & (self.values >= min(least, top))
+        resolved[: self.num_locked] = True
+        self.num_locked = self.k if resolved.all() else int(np.argmin(resolved))
 
     def _squared(self) -> FunctionOperator:
-        """A^H A outside of what is locked, with the products of both counted."""
+        """A^H A projected onto the complement of the locked triplets, with counted matvecs."""
         U, V = self.U[:, : self.num_locked], self.V[:, : self.num_locked]
 
         def matmat(X: Array) -> Array:
@@ -221,14 +234,14 @@ class SingularSearch:
         )
 
     def _without_rounding(self, X: Array, Y: Array) -> Array:
-        """Products with zero in place of those that are nothing but rounding of A's largest."""
+        """Replace columns of Y = A X that are only rounding errors of size eps ||A|| by zero."""
         space = self.target
         floor = rounding(space.xp, space.dtype) * self.norm
-        real = space.norms(Y) > floor * self.source.norms(X)
-        return Y * space.xp.astype(real, space.dtype)[None, :]
+        significant = space.norms(Y) > floor * self.source.norms(X)
+        return Y * space.xp.astype(significant, space.dtype)[None, :]
 
-    def _take(self, fresh: Array) -> None:
-        """Rayleigh-Ritz with the locked vectors and fresh ones, and the residuals of both sides."""
+    def _rayleigh_ritz(self, fresh: Array) -> None:
+        """Rayleigh-Ritz on the locked and the new right vectors, with residuals of both sides."""
         source, target = self.source, self.target
         locked = self.V[:, : self.num_locked]
         fresh = source.orthonormalize(fresh, against=locked)
@@ -240,7 +253,7 @@ class SingularSearch:
         X, values, Y = np.linalg.svd(C)
         Y = source.asarray(Y.conj().T)
         self.V, AV = V @ Y, AV @ Y
-        # directions that Q leaves out are rounding: their values are 0, and any u will do
+        # Directions that Q omits are rounding errors: their values are 0, and any u is valid.
         self.values = np.concatenate((values, np.zeros(self.k - len(values))))
         self.U = complete_basis(target, Q @ target.asarray(X), self.k, self.seed)
         AU = self.backward(self.U)
@@ -251,23 +264,19 @@ class SingularSearch:
         self.norm = max(self.norm, float(self.values[0]))
 
     def _report(self, step: EigenStep) -> bool | None:
-        """What the callback of ``svds`` sees: singular values, and residuals of A."""
+        """Call the user's callback with singular values and predicted residuals of A."""
         assert self.callback is not None
         sigma = np.sqrt(np.maximum(step.values, 0.0))
         largest = max(float(sigma.max()), self.norm)
+        unit, locked = largest or 1.0, self.num_locked
         floor = max(largest * self.rtol, np.finfo(float).tiny)
-        residuals = step.residuals * sigma.max() ** 2 / np.maximum(sigma, floor) / (largest or 1.0)
-        known = self.values[: self.num_locked], self.residuals[: self.num_locked] / (largest or 1.0)
-        return self.callback(
-            EigenStep(
-                self.num_matvecs,
-                self.scale * np.concatenate((known[0], sigma)),
-                np.concatenate((known[1], residuals)),
-            )
-        )
+        predicted = step.residuals * sigma.max() ** 2 / np.maximum(sigma, floor)  # r / sigma
+        values = np.concatenate((self.values[:locked], sigma))
+        residuals = np.concatenate((self.residuals[:locked], predicted)) / unit
+        return self.callback(EigenStep(self.num_matvecs, self.scale * values, residuals))
 
     def result(self) -> SingularResult:
-        """The triplets of the operator as it was given."""
+        """The triplets of the given operator: without scaling, and with the sides in order."""
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
         left, right = (self.V, self.U) if self.wide else (self.U, self.V)
         rows = self.target.row_range, self.source.row_range

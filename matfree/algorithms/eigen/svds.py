@@ -1,4 +1,4 @@
-r"""``svds``: a few singular triplets of any operator, complete and with honest residuals."""
+"""``svds``: a few singular triplets of a rectangular operator, verified to be complete."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from matfree import probes
-from matfree.algorithms.eigen.arguments import require_counts, residual_tolerance, warn_unconverged
-from matfree.algorithms.eigen.eigen_search import EigenStep
+from matfree.algorithms.eigen.arguments import (
+    EigenStep,
+    require_counts,
+    residual_tolerance,
+    warn_unconverged,
+)
 from matfree.algorithms.eigen.singular_search import SingularSearch
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, adopted
@@ -35,71 +39,85 @@ def svds(
     callback: Callable[[EigenStep], bool | None] | None = None,
     checkpoint: PathLike | None = None,
 ) -> SingularResult:
-    r"""The k largest singular values of an operator, with their vectors.
+    r"""The k largest singular values of an operator, with their singular vectors.
 
-    A v_i = sigma_i u_i and A^H u_i = sigma_i v_i, both up to rtol ||A||, with orthonormal
-    u_i and orthonormal v_i. The vectors are searched for as eigenvectors of A^H A or A A^H,
-    the smaller of the two; values and residuals come from A itself, so that small singular
-    values do not lose half of their digits to the squares.
+    The left singular vectors u_i are orthonormal, the right singular vectors v_i as well, and
+
+    .. math::
+
+        \|A v_i - \sigma_i u_i\|, \ \|A^H u_i - \sigma_i v_i\| \le \mathtt{rtol} \, \|A\|,
+        \qquad i = 1, \dots, k.
+
+    The vectors are computed as eigenvectors of A^H A or A A^H, whichever is smaller. Values and
+    residuals are computed from A itself, so that small singular values do not lose half of
+    their digits to squaring.
 
     Parameters
     ----------
-    A : operator with its adjoint, or anything ``aslinearoperator`` accepts
-        (m, n), of any shape, real or complex.
+    A : operator with an adjoint, or anything ``aslinearoperator`` accepts
+        (m, n) of any shape, real or complex.
     k : int
-        In [1, min(m, n)].
+        The number of singular triplets, in [1, min(m, n)].
     rtol : float, optional
-        Bound on both residuals relative to ||A||; by default 1e-6, or 100 eps where that is
-        more. Singular values further down than that are not told apart.
+        The bound on both residuals relative to ||A||, which is estimated by the largest singular
+        value found. The default is 1e-6, or 100 eps of the data type if that is larger. Singular
+        values below rtol ||A|| are not distinguished from each other.
     block_size, num_vectors, verify
         As for :func:`matfree.eigsh`.
     max_matvecs : int, optional
-        The most products, of A and of A^H together; max(2000, 200 k) by default.
+        The budget of matvecs with A and with A^H together; max(2000, 200 k) by default.
     start : (n, b) array or SingularResult, optional
-        Start vectors, b replacing ``block_size``: the triplets of a nearby operator.
+        Start vectors, whose number replaces ``block_size``, or the triplets of a nearby
+        operator. The default is a Gaussian block.
     seed, progress
         As for :func:`matfree.eigsh`.
     callback : function, optional
-        Called with an ``EigenStep`` after each block product, of singular values and the
-        residuals expected of them; returning True or raising StopIteration stops the run.
+        It is called with an ``EigenStep`` after each block of matvecs with A^H A; its values
+        are singular values, and its residuals are predicted from those of A^H A. Returning True
+        or raising StopIteration stops the run with the triplets found so far.
     checkpoint : path, optional
-        As for :func:`matfree.eigsh`; where small singular values take more than one round,
-        each has a file of its own beside it.
+        As for :func:`matfree.eigsh`. If small singular values require more than one round, every
+        round has a file of its own next to the first one.
 
     Returns
     -------
     SingularResult
-        ``left`` (m, k), ``values`` (k,) descending, ``right`` (n, k).
+        ``left`` (m, k), ``values`` (k,) float64 in descending order, ``right`` (n, k), and
+        ``residuals`` (k,) relative to ||A||. Vectors are in the operator's library, data type and
+        device.
 
     Raises
     ------
     ValueError
-        k not in [1, min(m, n)], or an argument out of range.
+        k is not in [1, min(m, n)], another argument is out of range, ``start`` has the wrong
+        number of rows, or the checkpoint belongs to another run.
     OperatorError
-        A has no adjoint, or one that is not that of its products.
+        A has no adjoint, or its adjoint contradicts its matvecs.
     NonFiniteError
-        A product holds NaN or infinity.
+        A matvec contains NaN or infinity.
 
     Warns
     -----
     ConvergenceWarning
-        A triplet did not reach rtol within the budget.
+        A singular triplet did not reach rtol within the budget.
 
     Cost
     ----
-    Two products a step of Lanczos, 4 k for the values and residuals of each round, and 1 for
-    the scale of A: all counted in ``num_matvecs``. Memory: that of ``eigsh``, and 4 k vectors.
+    2 matvecs per Lanczos vector, 4 k per round for values and residuals, and 1 for the scale of
+    A, all counted in ``num_matvecs``. Memory: as for ``eigsh`` with vectors of length
+    min(m, n), plus 4 k vectors.
 
     References
     ----------
-    G. H. Golub, W. Kahan (1965), doi:10.1137/0702016. On what the squares lose: M. E.
-    Hochstenbach (2001), A Jacobi-Davidson type SVD method, doi:10.1137/S1064827500372973.
+    G. H. Golub, W. Kahan (1965), Calculating the singular values and pseudo-inverse of a matrix,
+    doi:10.1137/0702016. On the loss of accuracy by squaring: M. E. Hochstenbach (2001), A
+    Jacobi-Davidson type SVD method, doi:10.1137/S1064827500372973.
 
     Examples
     --------
     >>> import matfree as mf, numpy as np
     >>> A = np.zeros((50, 30))
-    >>> A[range(4), range(4)] = 8.0, 3.0, 1e-3, 1e-10  # its square is 1.6e-22 of the largest
+    >>> A[range(4), range(4)] = 8.0, 3.0, 1e-3, 1e-10  # the square of 1e-10 is lost in A^H A
     >>> mf.svds(A, 4, rtol=1e-13, seed=0).values
     array([8.e+00, 3.e+00, 1.e-03, 1.e-10])
     """
@@ -107,7 +125,7 @@ def svds(
     operator = A.operator
     require_counts(A, k, block_size=block_size, num_vectors=num_vectors, max_matvecs=max_matvecs)
     rtol = residual_tolerance(A, rtol)
-    seed = Checkpoint(checkpoint, A, seed).seed  # every round opens the file of its own search
+    seed = Checkpoint(checkpoint, A, seed).seed  # the rounds open the files themselves
     scale = _scale(operator, seed)
     block, spent = _start_on_shorter_side(operator * (1 / scale), start)
     search = SingularSearch(
@@ -133,10 +151,10 @@ def svds(
 
 
 def _scale(operator: Operator, seed: int) -> float:
-    """A power of 2 near ||A^H w|| / ||w||, from the first product of all.
+    """A power of 2 near ||A^H w|| / ||w|| for a random vector w.
 
-    Squares of numbers near 1e30 or 1e-30 leave the range of single precision; those of A
-    divided by this do not, and the division is exact.
+    The squares of singular values near 1e30 or 1e-30 leave the range of single precision. Those
+    of A divided by the scale do not, and division by a power of 2 is exact.
     """
     w = operator.space.probes(1, seed=seed, kind="gaussian", stream=probes.CHECK)
     adjoint = CountedOperator(operator.H, square=False)
@@ -144,8 +162,8 @@ def _scale(operator: Operator, seed: int) -> float:
         sizes = to_host(operator.domain.norms(adjoint(w))) / to_host(operator.space.norms(w))
     except NotImplementedError as cause:
         raise OperatorError(
-            f"svds needs the adjoint of {operator!r}: give it rmatvec (A^H x); for a Hermitian "
-            "operator that is matvec itself, and eigsh does without."
+            f"svds requires the adjoint of {operator!r}, which has none: give it rmatvec (A^H x). "
+            "For a Hermitian operator rmatvec is matvec, and eigsh does not require it."
         ) from cause
     adjoint.require_finite(sizes)
     return float(2.0 ** round(math.log2(sizes[0]))) if sizes[0] > 0 else 1.0
@@ -154,7 +172,10 @@ def _scale(operator: Operator, seed: int) -> float:
 def _start_on_shorter_side(
     operator: Operator, start: Array | SingularResult | None
 ) -> tuple[Array | None, int]:
-    """Start vectors on the shorter side, and the products that it took to get them there."""
+    """The start block for the smaller one of A^H A and A A^H, and the matvecs that it costs.
+
+    A start of right singular vectors is multiplied by A if A has fewer rows than columns.
+    """
     if start is None:
         return None, 0
     wide = operator.shape[0] < operator.shape[1]

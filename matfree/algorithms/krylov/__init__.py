@@ -1,1 +1,1 @@
-"""Lanczos factorizations."""
+"""Krylov subspace methods: the Lanczos recurrence, the storage of its vectors, and restarts."""

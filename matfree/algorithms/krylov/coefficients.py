@@ -1,4 +1,4 @@
-"""The entries of T as the Lanczos recurrence finds them, and what they say of the operator."""
+"""The entries of T computed by the Lanczos recurrence, with checks of the operator."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from matfree.protocol import Array, HostArray
 from matfree.spaces import VectorSpace
 
 _HALF_ASYMMETRY = 2.0**-9
-"""The asymmetry that a basis in 16 bits explains: a few roundings of 2^-11."""
+"""The asymmetry that a basis in 16 bits can cause: a few rounding errors of 2^-11."""
 
 _HALF_SHARE = 2.0**-10
-"""The part of what was taken off along such a basis that comes back as its rounding."""
+"""The fraction of the components subtracted along such a basis that is rounding error."""
 
-_LONGEST_SUM = 1 << 13  # rows whose terms are added one behind another, in slabs and kernels
+_LONGEST_SUM = 1 << 13  # the most terms that slabs and kernels add sequentially
 
-_SECOND_ORDER = 4.0  # times what was measured, so that it is a bound
+_SECOND_ORDER = 4.0  # factor of the bound over the second-order term; 0.6 was measured at most
 
 
 @final
 class Coefficients:
-    """The entries of T, kept on the device and brought to the host once per look."""
+    """The entries of T, which are copied from the device to the host at check points.
+
+    Parameters
+    ----------
+    A : CountedOperator
+    num_runs : int
+        The number k of start vectors.
+    half : bool
+        Whether the basis is stored in 16 bits.
+    """
 
     saved = ("entries",)
 
@@ -42,7 +51,7 @@ class Coefficients:
 
     @property
     def entries(self) -> HostArray:
-        """Everything looked at: alpha, beta and defect of every step and run, (steps, 3, runs)."""
+        """alpha, beta and defect of every checked step, (steps, 3, runs) float64."""
         return np.asarray(self.on_host).reshape(-1, 3, self.num_runs)
 
     @entries.setter
@@ -50,7 +59,7 @@ class Coefficients:
         self.on_host = [tuple(step) for step in stored]
         if self.on_host:
             ended = self.ends.any(axis=0)
-            wide = self.space.norms(self.space.zeros(0)).dtype  # the type that norms come in
+            wide = self.space.norms(self.space.zeros(0)).dtype  # the data type of norms
             self.scale, self.beta, self.alive = (
                 self.space.xp.asarray(x, dtype=dtype, device=self.space.device)
                 for x, dtype in (
@@ -61,14 +70,17 @@ class Coefficients:
             )
 
     def add(self, alpha: Array, beta: Array, defect: Array) -> Array:
-        """Record one step; which of the runs go on."""
+        """Record one step, and return which of the runs continue, (k,) bool on the device.
+
+        A run ends when beta is a rounding error, because its Krylov space is invariant then.
+        """
         xp = self.space.xp
         alpha = real_part(xp, alpha)
         scale = xp.maximum(xp.abs(alpha), beta)
         if self.scale is not None:
             scale = xp.maximum(self.scale, scale)
         alive = beta > xp.maximum(self.factor * scale, self.share * defect)
-        if self.alive is not None:  # what a run that is over still shows is rounding
+        if self.alive is not None:  # an ended run produces only rounding errors
             alive = alive & self.alive
             defect = xp.where(self.alive, defect, xp.zeros_like(defect))
         self.scale, self.alive, self.beta = scale, alive, beta
@@ -76,9 +88,9 @@ class Coefficients:
         return alive
 
     def check_point(self) -> None:
-        """Bring the new entries to the host, and judge them: NaN, then asymmetry.
+        """Copy the new entries to the host, and check them for NaN and then for asymmetry.
 
-        This is the one place where the device is waited for.
+        The recurrence synchronizes with the device nowhere else.
         """
         xp = self.space.xp
         fresh = to_host(xp.stack([xp.stack(entry) for entry in self.on_device]))
@@ -90,25 +102,25 @@ class Coefficients:
 
     @property
     def scales(self) -> HostArray:
-        """Per run, the running maximum of |T| after each step, (steps, runs)."""
+        """The largest absolute entry of T up to every step, (steps, runs)."""
         sizes = [np.maximum(np.abs(alpha), beta) for alpha, beta, _ in self.on_host]
         return np.maximum.accumulate(np.asarray(sizes), axis=0)
 
     @property
     def ends(self) -> HostArray:
-        """Whether a Krylov space had ended, (steps, runs): beta is rounding from there on."""
+        """Whether beta is a rounding error, (steps, runs) bool: the Krylov space is invariant."""
         betas, defects = (np.asarray([step[i] for step in self.on_host]) for i in (1, 2))
         return np.asarray(betas <= np.maximum(self.factor * self.scales, self.share * defects))
 
     @property
     def defect(self) -> float:
-        """The largest asymmetry seen, relative to the largest entry of T."""
+        """The largest asymmetry observed, relative to the largest entry of T."""
         scale = float(self.scales[-1].max())
         worst = max(float(defect.max()) for _, _, defect in self.on_host)
         return worst / scale if scale > 0 else 0.0
 
-    def lengths(self) -> list[int]:
-        """Per run, how many steps there were until its Krylov space ended."""
+    def run_lengths(self) -> list[int]:
+        """The number of steps of every run until its Krylov space was invariant."""
         ended = self.ends
         return [
             int(np.argmax(ended[:, p])) + 1 if ended[:, p].any() else len(ended)
@@ -116,28 +128,32 @@ class Coefficients:
         ]
 
     def node_errors(self) -> tuple[float, ...]:
-        """Per run, a bound on what orthogonalising against less than the vectors moves T by.
+        r"""For every run, a bound on the error of the nodes due to a basis in 16 bits.
 
-        The steps take off F beyond the three terms. With vectors that are orthogonal to those
-        just before them, T is off by the second order, ||F||^2 / ||A||; over spectra with
-        outliers, clusters and repeated eigenvalues its nodes were off by 0.6 of it at most.
+        Let F be the components that the steps subtract in addition to the three terms. If every
+        vector is orthogonal to the two before it, the error of T is of second order,
+
+        .. math:: \|F\|^2 / \|A\|.
+
+        For spectra with outliers, clusters and repeated eigenvalues, the errors of the nodes
+        were at most 0.6 times this number.
         """
         defects = np.asarray([defect for _, _, defect in self.on_host])
         errors = []
-        for p, m in enumerate(self.lengths()):
+        for p, m in enumerate(self.run_lengths()):
             scale, F = float(self.scales[m - 1, p]), float(np.linalg.norm(defects[:m, p]))
             errors.append(_SECOND_ORDER * F * (F / scale) if scale > 0 else 0.0)
         return tuple(errors)
 
     def all_done(self) -> bool:
-        """Whether every run broke down before the last step looked at."""
+        """Whether the Krylov space of every run is invariant."""
         return bool(np.all(self.ends.any(axis=0)))
 
-    def cut(self) -> tuple[tuple[HostArray, ...], tuple[HostArray, ...], tuple[float, ...]]:
-        """alphas, betas and residual norms of every run, cut where it ended."""
+    def trimmed(self) -> tuple[tuple[HostArray, ...], tuple[HostArray, ...], tuple[float, ...]]:
+        """alphas, betas and residual norm of every run, without the steps after its end."""
         alphas = np.asarray([alpha for alpha, _, _ in self.on_host])
         betas = np.asarray([beta for _, beta, _ in self.on_host])
-        ends = self.lengths()
+        ends = self.run_lengths()
         return (
             tuple(alphas[:m, p] for p, m in enumerate(ends)),
             tuple(betas[: m - 1, p] for p, m in enumerate(ends)),
@@ -146,9 +162,9 @@ class Coefficients:
 
 
 def _rounding_of_sums(space: VectorSpace) -> float:
-    """What the summing alone leaves of beta, relative to alpha, where a start is an eigenvector.
+    """The beta that summation errors alone produce, relative to alpha, for an eigenvector.
 
-    Of equal terms, such as those of signs and a multiple of the identity, every addition can
-    err to the same side by half an eps of double precision.
+    If all terms are equal, such as those of a vector of signs and a multiple of the identity,
+    every addition can have a rounding error of eps / 2 with the same sign.
     """
     return min(space.size, _LONGEST_SUM) / 2 * float(np.finfo(np.float64).eps)

@@ -1,13 +1,17 @@
-r"""The Lanczos process: a Hermitian operator seen from a vector, as a tridiagonal matrix.
+r"""``lanczos``: the Lanczos factorization of a Hermitian operator.
 
-In exact arithmetic the vectors v_1, v_2, ... obtained by orthonormalising v, A v, A^2 v,
-... satisfy a recurrence of three terms,
+In exact arithmetic, the vectors v_1, v_2, ... that result from orthonormalizing v, A v, A^2 v, ...
+satisfy the three-term recurrence
 
-    beta_j v_{j+1} = A v_j - alpha_j v_j - beta_{j-1} v_{j-1},
+.. math:: \beta_j v_{j+1} = A v_j - \alpha_j v_j - \beta_{j-1} v_{j-1}.
 
-and with V = [v_1 ... v_m] and T = tridiag(beta, alpha, beta) this says A V = V T + r e_m^T.
-In floating point the v_j lose orthogonality as soon as an eigenvalue converges; two
-passes of Gram-Schmidt against the whole basis restore it to the last digit.
+With V = [v_1 ... v_m] and the tridiagonal matrix T with diagonal alpha and off-diagonal beta, this
+is the factorization
+
+.. math:: A V = V T + r e_m^T.
+
+In floating-point arithmetic, the v_j lose orthogonality as soon as an eigenvalue converges. Two
+passes of Gram-Schmidt against the whole basis restore it to machine precision.
 """
 
 from __future__ import annotations
@@ -37,62 +41,72 @@ def lanczos(
     keep_basis: bool = True,
     memory: int | None = None,
 ) -> Tridiagonal:
-    r"""The Lanczos factorization of a Hermitian operator, for one or many start vectors.
+    r"""The Lanczos factorization of a Hermitian operator, for one or more start vectors.
 
-    A V^T = V^T T + r e_m^T for each start vector, with the rows of V orthonormal. Start
-    vectors are independent runs that share their products: the numbers are those of
-    separate runs.
+    For each start vector, with the orthonormal Lanczos vectors in the rows of V, a tridiagonal
+    matrix T, and the last unit vector e,
+
+    .. math:: A V^T = V^T T + r e^T.
+
+    The runs of the start vectors are independent. They share matmats, but the results are those
+    of separate runs.
 
     Parameters
     ----------
     A : Hermitian operator, or anything ``aslinearoperator`` accepts
+        (n, n), real or complex.
     start : (n,) or (n, k) array of the operator's library
-        Start vectors, not zero; they are normalised here.
+        The start vectors, not zero. They are normalized here.
     num_steps : int
-        m, in [1, n]. Fewer are made where the Krylov space ends earlier: such a breakdown
-        is a success, because the factorization is then exact.
+        The number of steps m, in [1, n]. A run ends earlier if its Krylov space is invariant;
+        the factorization is then exact.
     reorthogonalize : {"full", "half", "none"}
-        Two passes of Gram-Schmidt against the whole basis; the same against the basis in
-        scaled 16-bit numbers, which leaves V^H V - I of the order of 1e-4 and T off by its
-        square (``node_errors`` of the result); or the bare recurrence, which keeps two blocks
-        only and repeats converged eigenvalues.
+        "full": two passes of Gram-Schmidt against the whole basis. "half": the same against a
+        basis in scaled 16-bit numbers, so that V^H V - I is of the order of 1e-4, and the error
+        of T of the order of its square (see ``node_errors`` of the result). "none": the bare
+        recurrence, which stores two blocks only and produces copies of converged eigenvalues.
     keep_basis : bool
-        Whether the result holds V, where it is not in 16 bits. Without reorthogonalisation
-        it is not even stored. ``ritz_vectors`` makes do without.
+        Whether the result contains V. A basis in 16 bits is never returned, and without
+        reorthogonalization V is not stored unless it is returned. :func:`matfree.ritz_vectors`
+        does not require it.
     memory : int, optional
-        Bytes that may be taken, per process, beside what the operator needs itself. The first
-        that fits is taken: as asked for; fewer start vectors at once; V not in the result;
-        the basis in 16 bits, where the library has them; no basis. ``memory`` of the result
-        tells which.
+        A budget of memory in bytes, per process, in addition to that of the operator itself. The
+        first scheme that fits is used: the requested one; fewer start vectors at a time; V not
+        returned; a basis in 16 bits, if the library has them; no basis. ``memory`` of the result
+        describes the scheme.
 
     Returns
     -------
     Tridiagonal
+        The entries of T are float64. V is in the operator's library, data type and device.
 
     Raises
     ------
     ValueError
-        num_steps out of range, or a start vector of the wrong shape or zero.
+        num_steps is not in [1, n], a start vector is zero or has the wrong length, or
+        another argument is invalid.
     NotHermitianError
-        The products made on the way contradict A = A^H.
+        The matvecs of the run contradict A = A^H.
     NonFiniteError
-        A product holds NaN or infinity.
+        A matvec contains NaN or infinity.
     MemoryError
-        ``memory`` is too little for one start vector without a basis, and the text says how
-        much would be enough.
+        ``memory`` is too small for one start vector without a basis. The message contains the
+        least number of bytes that is sufficient.
 
     Cost
     ----
-    num_steps * k matvecs. Memory k (num_steps + 7) vectors with the basis, 7 k without, the
-    start block among them; "full" adds 4 num_steps^2 n k multiplications. "half" takes a
-    quarter of the basis in double precision, half of it in single, and about twice the time
-    of "full" on a processor (n = 30,000, 24 steps).
+    num_steps * k matvecs. Memory: k (num_steps + 7) vectors with a basis and 7 k without,
+    including the start block. "full" costs 4 num_steps^2 n k additional operations. "half"
+    stores a quarter of a basis in double precision, or half of one in single precision, and
+    takes about twice the time of "full" on a CPU (n = 30,000, 24 steps).
 
     References
     ----------
-    C. Lanczos (1950), doi:10.6028/jres.045.026. C. C. Paige (1972), Computational variants
-    of the Lanczos method, doi:10.1093/imamat/10.3.373. Two passes are enough: L. Giraud, J.
-    Langou, M. Rozloznik (2005), doi:10.1016/j.camwa.2005.08.009.
+    C. Lanczos (1950), An iteration method for the solution of the eigenvalue problem,
+    doi:10.6028/jres.045.026. C. C. Paige (1972), Computational variants of the Lanczos method for
+    the eigenproblem, doi:10.1093/imamat/10.3.373. Two passes suffice: L. Giraud, J. Langou, M.
+    Rozloznik (2005), The loss of orthogonality in the Gram-Schmidt orthogonalization process,
+    doi:10.1016/j.camwa.2005.08.009.
 
     Examples
     --------
@@ -111,8 +125,10 @@ def lanczos(
         )
     require_reorthogonalize(reorthogonalize)
     k = V.shape[1]
-    need = MemoryModel(A.space, num_steps, num_vectors=2 * k, num_bases=k)  # the caller's block too
-    storage = choose_storage(need, StorageScheme(reorthogonalize, k, keep_basis), memory)
+    model = MemoryModel(
+        A.space, num_steps, num_vectors=2 * k, num_bases=k
+    )  # 2 k: the caller's block too
+    storage = choose_storage(model, StorageScheme(reorthogonalize, k, keep_basis), memory)
     runs = [
         tridiagonalize(
             A,
@@ -127,7 +143,7 @@ def lanczos(
 
 
 def _merge_runs(runs: list[Tridiagonal]) -> Tridiagonal:
-    """The runs of consecutive start vectors as one."""
+    """Merge the factorizations of consecutive groups of start vectors."""
     return replace(
         runs[0],
         alphas=tuple(alpha for run in runs for alpha in run.alphas),
@@ -141,10 +157,19 @@ def _merge_runs(runs: list[Tridiagonal]) -> Tridiagonal:
 
 
 def start_block(space: VectorSpace, start: Array) -> Array:
-    """The start vectors as a block of the operator's own space."""
+    """The start vectors as a block (rows, k) of the operator's space.
+
+    Raises
+    ------
+    ValueError
+        The shape is neither (rows,) nor (rows, k).
+    """
     ndim, rows = getattr(start, "ndim", None), len(space.rows)
     if ndim not in (1, 2) or start.shape[0] != rows:
         shape = getattr(start, "shape", type(start).__name__)
-        raise ValueError(f"start must have shape ({rows},) or ({rows}, k): got {shape}.")
+        raise ValueError(
+            f"start must have shape ({rows},) or ({rows}, k): got {shape}; pass vectors of the "
+            "length of the operator's, one per column."
+        )
     block = start[:, None] if ndim == 1 else start
     return adopted(space, block, "start")

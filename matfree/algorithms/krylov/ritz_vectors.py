@@ -1,15 +1,20 @@
-r"""Ritz vectors where the Lanczos basis was not kept: the recurrence is run a second time.
+r"""``ritz_vectors``: Ritz vectors with or without a stored Lanczos basis.
 
-The first run gives T; the eigenvector y of T for theta gives the Ritz vector V^T y = sum_j y_j
-v_j. Its terms are added up while the v_j come by again, so that the basis is never there: m
-more products instead of m vectors. The same operations on the same numbers give the same v_j,
-whichever way they were orthogonalised; so start vectors that ran together run together again.
+A first run of the recurrence yields T. An eigenvector y of T for the eigenvalue theta defines the
+Ritz vector
+
+.. math:: V^T y = \sum_j y_j v_j.
+
+Without a stored basis, the terms are accumulated while a second run computes the v_j again: the
+cost is m matvecs instead of memory for m vectors. The same operations on the same numbers
+yield the same v_j, whatever the reorthogonalization. Therefore start vectors that ran at the
+same time run at the same time again.
 
 References
 ----------
 J. Cullum, R. A. Willoughby (1985), Lanczos algorithms for large symmetric eigenvalue
-computations, doi:10.1137/1.9780898719192. The probes of this library can be made again, so that
-even the start vector need not be kept.
+computations, doi:10.1137/1.9780898719192. Here, probes can be generated again from their seed, so
+that not even the start vector has to be stored.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import numpy as np
 import scipy.linalg
 
 from matfree.algorithms.krylov.lanczos import start_block
+from matfree.algorithms.krylov.rayleigh_ritz import rayleigh_ritz
 from matfree.algorithms.krylov.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arguments import Which, order, require_whole
@@ -28,7 +34,7 @@ from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult, Tridiagonal
 from matfree.spaces import VectorSpace
 
-_CERTAIN_STEPS = 3  # that two runs share to rounding, whatever comes later
+_CERTAIN_STEPS = 3  # steps in which two runs agree up to rounding errors
 
 
 def ritz_vectors(
@@ -43,63 +49,87 @@ def ritz_vectors(
 ) -> EigenResult:
     r"""Eigenpairs from a Lanczos factorization, with or without its basis.
 
-    V^T y for the wanted eigenvectors y of T, from the basis where the result of ``lanczos``
-    has one, and by a second run of the recurrence where it has none. A last projection onto
-    what was found makes the vectors orthonormal and the residuals actual ones.
+    For the wanted eigenvectors y of T, the Ritz vectors
+
+    .. math:: V^T y = \sum_j y_j v_j
+
+    are computed from the basis if the result of ``lanczos`` contains it, and otherwise by a
+    second run of the recurrence. A final Rayleigh-Ritz step makes them orthonormal and computes
+    their residuals from matvecs.
 
     Parameters
     ----------
-    A : the operator that ``T`` belongs to
+    A : Hermitian operator, or anything ``aslinearoperator`` accepts
+        (n, n), the operator that ``T`` was computed with.
     T : Tridiagonal
-        From ``lanczos``, with any ``reorthogonalize``.
+        The result of :func:`matfree.lanczos`, with any ``reorthogonalize``.
     start : (n,) or (n, k) array
         The start vectors that ``lanczos`` was given.
     k : int
-        Pairs at most. There are fewer where T has fewer different eigenvalues.
+        The maximum number of eigenpairs. There are fewer if T has fewer distinct eigenvalues.
     which : {"LM", "LA", "SA", "BE"}
-        As for ``eigsh``.
+        As for :func:`matfree.eigsh`.
     rtol : float
-        The residual, relative to ||A|| as T knows it, up to which a pair counts as
-        converged. Nothing is warned of: T is what it is.
+        The bound on the residuals of converged eigenpairs, relative to ||A||, which is estimated
+        by the largest absolute eigenvalue of T. No warning is issued for eigenpairs that did not
+        converge, because T is given.
     index : int
-        The start vector whose factorization is meant.
+        The number of the start vector whose factorization is used.
 
     Returns
     -------
     EigenResult
-        Never ``verified``: one start vector sees one copy of a repeated eigenvalue. Nothing is
-        drawn here, so ``seed`` is 0.
+        ``values`` (k,) float64, ``vectors`` (n, k) in the operator's library, data type and
+        device, and ``residuals`` (k,) relative to ||A||. ``verified`` is always False, because
+        the Krylov space of one start vector contains one copy of a repeated eigenvalue. ``seed``
+        is 0, because nothing is random.
 
     Raises
     ------
     ValueError
-        T has no such start vector, or does not belong to this operator and start vector.
+        T has no such start vector, or it does not belong to this operator and start vector, or
+        another argument is out of range.
+    NotHermitianError
+        The matvecs of the second run contradict A = A^H.
+    NonFiniteError
+        A matvec contains NaN or infinity.
 
     Cost
     ----
-    k matvecs, and as many as T has steps where there is no basis. Memory: 5 k + 9 vectors, and
-    the basis in 16 bits where T was made with one.
+    k matvecs, and without a basis one more for every step of every start vector that runs at
+    the same time. Memory: 5 k + 9 vectors, and the basis in 16 bits if T was computed with one.
+
+    References
+    ----------
+    J. Cullum, R. A. Willoughby (1985), Lanczos algorithms for large symmetric eigenvalue
+    computations, doi:10.1137/1.9780898719192.
 
     Examples
     --------
     >>> import matfree as mf, numpy as np
     >>> A = np.diag(np.r_[np.linspace(0.0, 1.0, 97), 3.0, 5.0, 9.0])
     >>> T = mf.lanczos(A, np.ones(100), 60, reorthogonalize="none", keep_basis=False)
-    >>> int((T.quadrature()[0] > 2).sum()) > 3  # eigenvalues come several times
+    >>> int((T.quadrature()[0] > 2).sum()) > 3  # there are copies of eigenvalues
     True
     >>> mf.ritz_vectors(A, T, start=np.ones(100), k=3).values.round(9)
     array([9., 5., 3.])
     """
     require_whole("k", k)
     if not 0 <= index < len(T.alphas):
-        raise ValueError(f"index must be in [0, {len(T.alphas)}), one a start vector: got {index}.")
+        raise ValueError(
+            f"index must be in [0, {len(T.alphas)}): got {index}; pass the number of a start "
+            "vector of T."
+        )
     A = CountedOperator(A)
     V = start_block(A.space, start)
     if V.shape[1] != len(T.alphas):
-        raise ValueError(f"start must have {len(T.alphas)} vectors, like T: got {V.shape[1]}.")
+        raise ValueError(
+            f"start must have {len(T.alphas)} vectors, like T: got {V.shape[1]}; pass what lanczos "
+            "was given."
+        )
     values, Y = scipy.linalg.eigh_tridiagonal(T.alphas[index], T.betas[index])
-    apart = _distinct(T, index, values, Y, order(values, which, len(values)), k, A.space)
-    X = _basis_times(A, T, index, V, Y[:, apart])
+    distinct = _distinct(T, index, values, Y, order(values, which, len(values)), k, A.space)
+    X = _basis_times(A, T, index, V, Y[:, distinct])
     return _rayleigh_ritz_pairs(A, X, which, rtol, T)
 
 
@@ -112,7 +142,11 @@ def _distinct(
     k: int,
     space: VectorSpace,
 ) -> list[int]:
-    """The first k that are no copies of one already there: those come without a basis."""
+    """The indices of the first k distinct eigenvalues of T, in the given order.
+
+    Without reorthogonalization, T has several copies of a converged eigenvalue. Two eigenvalues
+    are copies if they agree up to their residuals.
+    """
     residuals = T.residual_norms[index] * np.abs(Y[-1, :]) + T.node_error(index)
     floor = rounding(space.xp, space.dtype) * float(np.abs(values).max(initial=0.0))
     found: list[int] = []
@@ -126,7 +160,7 @@ def _distinct(
 def _basis_times(
     A: CountedOperator, T: Tridiagonal, index: int, start: Array, Y: HostArray
 ) -> Array:
-    """V^T Y, from the basis or by the same run again."""
+    """V^T Y, (rows, columns of Y), from the basis or from a second run."""
     space, steps = A.space, len(T.alphas[index])
     if T.bases:
         basis = space.xp.asarray(T.bases[index], dtype=space.dtype, device=space.device)
@@ -150,7 +184,7 @@ def _basis_times(
     if np.abs(again[:few] - T.alphas[index][:few]).max() > slack:
         raise ValueError(
             "T does not belong to this operator and start vector: its first entries are "
-            f"{T.alphas[index][:few].round(6).tolist()}, and the recurrence gives "
+            f"{T.alphas[index][:few].round(6).tolist()}, but the recurrence yields "
             f"{again[:few].round(6).tolist()}; pass what lanczos was given."
         )
     return combination.X
@@ -163,14 +197,22 @@ def _reorthogonalization(T: Tridiagonal) -> Reorthogonalize:
 
 @final
 class _RunningCombination:
-    """sum_j v_j Y[j, :] for one of the start vectors, while the v_j come by."""
+    """The sum over j of v_j Y[j, :] for one start vector, accumulated during a run.
+
+    Parameters
+    ----------
+    space : VectorSpace
+    column : int
+        The column of the start vector in its block.
+    Y : (steps, k) float64
+    """
 
     def __init__(self, space: VectorSpace, column: int, Y: HostArray) -> None:
         self.space, self.column, self.Y = space, column, Y
         self.X = space.zeros(Y.shape[1])
 
     def append(self, V: Array, step: int) -> None:
-        """Add the term of a step, a slab of rows at a time."""
+        """Add the term of a step, one slab of rows at a time."""
         if step >= self.Y.shape[0]:
             return
         y = self.space.asarray(self.Y[step : step + 1, :])
@@ -182,20 +224,14 @@ class _RunningCombination:
 def _rayleigh_ritz_pairs(
     A: CountedOperator, X: Array, which: Which, rtol: float, T: Tridiagonal
 ) -> EigenResult:
-    """Rayleigh and Ritz on the range of X, with the residuals of actual products."""
+    """Rayleigh-Ritz on the range of X, with the residuals of actual matvecs."""
     space = A.space
     norms = to_host(space.norms(X))
     Q = space.orthonormalize(X / space.asarray(np.where(norms > 0, norms, 1.0))[None, :])
-    W = A(Q)
-    H = to_host(space.gram(Q, W))
-    A.require_finite(H)
-    values, S = np.linalg.eigh((H + H.conj().T) / 2)
-    best = order(values, which, len(values))
-    values, S = values[best], S[:, best]
+    values, residuals, U = rayleigh_ritz(A, Q, A(Q), which)
     nodes = [abs(node) for p in range(len(T.alphas)) for node in T.quadrature(p)[0][[0, -1]]]
-    U, norm = Q @ space.asarray(S), float(max(nodes))
-    R = W @ space.asarray(S) - U * space.asarray(values)[None, :]
-    residuals = to_host(space.norms(R)) / norm if norm > 0 else np.zeros(len(values))
+    norm = float(max(nodes))
+    residuals = residuals / norm if norm > 0 else np.zeros(len(values))
     return EigenResult(
         values=values,
         vectors=U,
@@ -206,7 +242,7 @@ def _rayleigh_ritz_pairs(
         method="Lanczos" if T.bases else "Lanczos, run twice",
         num_matvecs=A.num_matvecs,
         num_steps=max(len(alpha) for alpha in T.alphas),
-        reason="the pairs of T that were asked for",
+        reason="the requested eigenpairs of T were computed",
         seed=0,
         rows=space.row_range,
     )

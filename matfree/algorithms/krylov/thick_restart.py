@@ -1,12 +1,18 @@
-r"""Thick-restart block Lanczos: the engine under ``eigsh``.
+r"""Thick-restart block Lanczos, on which ``eigsh`` is based.
 
 The state is a Krylov decomposition
 
-    A V = V H + Q S^H,        [V Q] orthonormal,  H = V^H A V,  S = V^H A Q.
+.. math::
 
-One expansion appends Q to V, multiplies it, and orthogonalises the product against
-everything. When V is full, a restart keeps the best Ritz vectors: V <- V Y,
-H <- diag(theta), S <- Y^H S, and the decomposition still holds.
+    A V = V H + Q S^H, \qquad [V \; Q] \text{ orthonormal}, \qquad
+    H = V^H A V, \quad S = V^H A Q.
+
+One expansion appends Q to V, computes A Q, and orthogonalizes it against all columns. When V is
+full, a restart replaces V by the best Ritz vectors V Y,
+
+.. math:: V \leftarrow V Y, \qquad H \leftarrow \mathrm{diag}(\theta), \qquad S \leftarrow Y^H S,
+
+and the decomposition still holds.
 
 References
 ----------
@@ -28,28 +34,30 @@ from matfree.orthonormal import orthonormal_range, project_out, subtract
 from matfree.protocol import Array, HostArray
 
 _ROWS_PER_ROTATION = 1 << 12
-"""Rows of V turned together at a restart: turned at once, V would be there nearly twice."""
+"""The rows of V that a restart rotates at a time. All at once would need memory for V twice."""
 
 
 @final
 class KrylovDecomposition:
-    """A V = V H + Q S^H on the orthogonal complement of vectors already locked.
+    """A V = V H + Q S^H in the orthogonal complement of locked vectors.
 
     Parameters
     ----------
-    product : the operator, counted
-    start : (rows, b), the start block
+    A : CountedOperator
+    start : (rows, b)
+        The start block, which is orthonormalized here.
     capacity : int
-        Columns of V at most.
+        The maximum number of columns of V.
     seed : int
-        Of the vectors that replace a block's lost directions.
+        The seed of the random vectors that replace lost directions of a block.
     first_refill : int
-        The number of the first of them.
-    locked : (rows, j) with orthonormal columns, optional
-        Vectors that the whole decomposition stays orthogonal to.
+        The number of the first of these random vectors.
+    locked : (rows, j), orthonormal columns, optional
+        Vectors to which the whole decomposition remains orthogonal.
     """
 
-    saved = ("kept", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
+    saved = ("stored_vectors", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
+    stored_as: ClassVar = {"stored_vectors": "kept"}
     by_row: ClassVar = {"kept": 0, "Q": 0}
 
     def __init__(
@@ -65,8 +73,8 @@ class KrylovDecomposition:
         self.A, self.space, self.seed = A, A.space, seed
         self.capacity, width = capacity, start.shape[1]
         self.num_locked = 0 if locked is None else int(locked.shape[1])
-        # [locked V] in one block, so that projecting off both needs no copy of either; vector
-        # behind vector, which products with one or two others read fastest.
+        # [locked V] is one block, so that projecting out both needs no copy of either. Columns are
+        # contiguous, which is fastest for inner products with one or two other vectors.
         self.basis = self.space.columns(self.num_locked + capacity + width)
         if locked is not None:
             self.basis[:, : self.num_locked] = locked
@@ -81,7 +89,7 @@ class KrylovDecomposition:
 
     @property
     def orthogonal_to(self) -> Array:
-        """[locked V]: all that new vectors must be orthogonal to."""
+        """[locked V], (rows, j + size): the vectors to which new ones must be orthogonal."""
         return self.basis[:, : self.num_locked + self.size]
 
     @property
@@ -90,29 +98,29 @@ class KrylovDecomposition:
         return self.orthogonal_to[:, self.num_locked :]
 
     @property
-    def kept(self) -> Array:
-        """V, as a checkpoint stores it and puts it back."""
+    def stored_vectors(self) -> Array:
+        """V, as a checkpoint stores and restores it."""
         return self.V
 
-    @kept.setter
-    def kept(self, X: Array) -> None:
+    @stored_vectors.setter
+    def stored_vectors(self, X: Array) -> None:
         self.basis[:, self.num_locked : self.num_locked + X.shape[1]] = X
 
     @property
-    def room(self) -> bool:
+    def fits_another_block(self) -> bool:
         """Whether another block fits into V."""
         return bool(self.size + self.Q.shape[1] <= self.capacity)
 
     @property
     def exhausted(self) -> bool:
-        """Whether V spans the whole complement, so that nothing is left to add."""
+        """Whether V spans the whole complement, so that it cannot be expanded."""
         return bool(self.Q.shape[1] == 0)
 
     def expand(self) -> None:
-        """Append Q to V, multiply it, and make the product's remainder the next Q."""
+        """Append Q to V, and orthonormalize the remainder of A Q to the next Q."""
         space, begin, width = self.space, self.size, self.Q.shape[1]
-        W = space.xp.asarray(self.A(self.Q), copy=True)  # ours to write on
-        self.size += self._put(self.Q)
+        W = space.xp.asarray(self.A(self.Q), copy=True)  # modified in place below
+        self.size += self._write_after_V(self.Q)
         C, removed = self._project_out(W)
         self.A.require_finite(C)
         self._grow(C)
@@ -126,11 +134,17 @@ class KrylovDecomposition:
         self.num_steps += 1
 
     def _project_out(self, W: Array) -> tuple[HostArray, HostArray]:
-        """W = A Q without what lies in V; C = V^H A Q, and how much the last pass took off.
+        """Project the locked vectors and V out of W = A Q in place.
 
-        Nearly all of that is known: S, most of whose rows are zero, and Q's own part, by the
-        recurrence of Lanczos. What is then left in V is rounding, which is taken off together
-        with what locked vectors, not quite eigenvectors, have got.
+        By the Lanczos recurrence, the components along V before Q was appended are S, most of
+        whose rows are zero, so that only those along Q are computed. A second pass over all
+        columns removes rounding errors, and the components along locked vectors, which are
+        eigenvectors only up to the tolerance.
+
+        Returns
+        -------
+        C : (size, b), V^H A Q
+        removed : (b,), the norms of the components that the second pass subtracted
         """
         space, known = self.space, self.S.shape[0]
         coupled = np.flatnonzero(self.S.any(axis=1))
@@ -138,61 +152,63 @@ class KrylovDecomposition:
         own = space.gram(self.Q, W)
         expected = space.xp.asarray(self.S[first:, :], dtype=own.dtype, device=space.device)
         subtract(space, W, self.V[:, first:], space.xp.concat((expected, own)))
-        left = project_out(space, W, self.orthogonal_to)
-        both = to_host(space.xp.concat((left, own)))
-        num_taken = left.shape[0]
-        removed = np.linalg.norm(both[:num_taken, :], axis=0)
-        C = both[self.num_locked : num_taken, :]
+        second = project_out(space, W, self.orthogonal_to)
+        both = to_host(space.xp.concat((second, own)))
+        num_columns = second.shape[0]
+        removed = np.linalg.norm(both[:num_columns, :], axis=0)
+        C = both[self.num_locked : num_columns, :]
         C[:known, :] += self.S
-        C[known:, :] += both[num_taken:, :]
+        C[known:, :] += both[num_columns:, :]
         return C, removed
 
     def ritz(self) -> tuple[HostArray, HostArray, HostArray]:
-        """Ritz values ascending, coordinates (size, size), and residual norms."""
+        """Ritz values (size,) ascending, coordinates Y (size, size), and residual norms (size,)."""
         values, Y = np.linalg.eigh(self.H)
         return values, Y, np.linalg.norm(self.S.conj().T @ Y, axis=0)
 
     def vectors(self, Y: HostArray) -> Array:
-        """The vectors with coordinates Y, (rows, columns of Y)."""
+        """The vectors V Y, (rows, columns of Y)."""
         return self.V[:, : Y.shape[0]] @ self.space.asarray(Y)
 
     def restart(self, values: HostArray, Y: HostArray) -> None:
-        """Keep the Ritz pairs given; the decomposition goes on from them."""
-        kept, begin, V, Y_T = len(values), self.num_locked, self.V, self.space.asarray(Y.T)
-        for rows in slices(
-            V.shape[0], _ROWS_PER_ROTATION
-        ):  # vector behind vector, as the basis lies
-            self.basis[rows, begin : begin + kept] = (Y_T @ V[rows, :].T).T
-        self.size, self.H = kept, np.diag(values).astype(self.H.dtype)
+        """Restart from Ritz pairs: ``values`` (j,) and their coordinates Y, (size, j)."""
+        size, begin, V, Y_T = len(values), self.num_locked, self.V, self.space.asarray(Y.T)
+        for rows in slices(V.shape[0], _ROWS_PER_ROTATION):
+            # Transposed, because the columns of the basis are contiguous.
+            self.basis[rows, begin : begin + size] = (Y_T @ V[rows, :].T).T
+        self.size, self.H = size, np.diag(values).astype(self.H.dtype)
         self.S = Y.conj().T @ self.S
 
     def restart_if_full(self, values: HostArray, Y: HostArray, which: Which, k: int) -> bool:
-        """Keep the k wanted Ritz pairs and a third of the rest's room, best first, where V is full.
+        """Restart if V is full; whether it was.
 
-        Half takes about as many products, and its passes over V are longer; a quarter takes more.
+        The k wanted Ritz pairs are retained, and the next best ones up to a third of the
+        remaining capacity. With a half, the number of matvecs is about the same and passes over
+        V are longer; with a quarter, more matvecs are needed.
         """
-        if self.room:
+        if self.fits_another_block:
             return False
         most = self.capacity - self.Q.shape[1]
         keep = order(values, which, min(most, k + (self.capacity - k) // 3))
         self.restart(values[keep], Y[:, keep])
         return True
 
-    def _put(self, Q: Array) -> int:
-        """Write Q behind what is taken; how many columns that are."""
+    def _write_after_V(self, Q: Array) -> int:
+        """Copy Q to the columns after [locked V]; return the number of its columns."""
         end = self.orthogonal_to.shape[1]
         self.basis[:, end : end + Q.shape[1]] = Q
         return int(Q.shape[1])
 
     def _fill_block(self, Q: Array, width: int) -> Array:
-        """Q with lost directions replaced by random ones in the complement of everything.
+        """Extend Q to ``width`` columns by random directions in the complement of all others.
 
-        A lost direction means an invariant subspace was found: its rows of B stay zero, and
-        the random direction starts the search for what that subspace cannot see.
+        Q lost a direction because an invariant subspace was found. The corresponding rows of
+        the coupling B are zero, and the random direction finds eigenvectors outside of the
+        subspace.
         """
-        space, num_taken = self.space, self.orthogonal_to.shape[1]
-        for _ in range(2):  # a random direction is inside ``taken`` only where that is all
-            missing = min(width, space.size - num_taken) - Q.shape[1]
+        space, num_columns = self.space, self.orthogonal_to.shape[1]
+        for _ in range(2):  # the second attempt is for a tiny complement, which the first may miss
+            missing = min(width, space.size - num_columns) - Q.shape[1]
             if missing <= 0:
                 break
             fresh = space.probes(
@@ -203,16 +219,16 @@ class KrylovDecomposition:
                 stream=probes.REFILL,
             )
             self.num_refills += missing
-            everything = self.basis[:, : num_taken + self._put(Q)]
+            everything = self.basis[:, : num_columns + self._write_after_V(Q)]
             Q = space.xp.concat((Q, space.orthonormalize(fresh, against=everything)), axis=1)
         return Q
 
     def _grow(self, C: HostArray) -> None:
-        """H with the new columns C = [V Q]^H A Q; what C repeats must agree with S."""
+        """Append the columns C = [V Q]^H A Q to H, and check that they agree with S."""
         known = self.S.shape[0]
         corner = C[known:, :]
         self.norm = max(self.norm, _norm(C))
-        defect = float(np.linalg.norm(C[:known, :] - self.S))  # what C repeats
+        defect = float(np.linalg.norm(C[:known, :] - self.S))  # both are V^H A Q
         defect = max(defect, float(np.linalg.norm(corner - corner.conj().T)))
         self.A.require_hermitian(defect / self.norm if self.norm > 0 else 0.0)
         grown: HostArray = np.zeros((self.size, self.size), dtype=np.result_type(self.H, C))
@@ -224,5 +240,5 @@ class KrylovDecomposition:
 
 
 def _norm(M: HostArray) -> float:
-    """The 2-norm; of one row or column, without its singular value decomposition."""
+    """The 2-norm of a small matrix, without an SVD if it is a single row or column."""
     return float(np.linalg.norm(M, ord=2 if min(M.shape) > 1 else None)) if M.size else 0.0

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import matfree as mf
 from matfree import plotting
-from matfree.algorithms.eigen.power_iteration import PowerStep
+from matfree.algorithms.eigen.power_search import PowerStep
 from matfree.cli.report.cells import number
 from matfree.cli.report.document import Cell, Column, Figure, Finding, Saveable, Table
 from matfree.cli.sections.base import StudySection

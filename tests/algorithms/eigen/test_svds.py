@@ -144,7 +144,7 @@ def test_a_missing_adjoint_is_said_before_any_product():
 
 def test_a_wrong_adjoint_is_found():
     A = with_singular_values(30, 20, np.linspace(1, 2, 20))
-    with pytest.raises(mf.OperatorError, match="mend rmatvec"):
+    with pytest.raises(mf.OperatorError, match="fix rmatvec"):
         mf.svds(Counting(A, np.roll(A.T, 1, axis=0)), 3, seed=0)
 
 
