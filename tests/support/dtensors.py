@@ -1,4 +1,4 @@
-"""Four processes, among which the parameters of networks are cut up."""
+"""Four processes, over which the parameters of networks are sharded."""
 
 import copy
 import pickle
@@ -32,11 +32,11 @@ import matfree as mf
 from matfree_torch import activation_traces, fisher, ggn, hessian, hessian_of, loss_landscape
 from matfree_torch.autograd import graph_memory
 from matfree_torch.objective import fsdp
-from support.forks import caught, together
+from support.forks import caught, run_in_processes
 
 WORLD = 4
 CE = nn.CrossEntropyLoss()
-CUTS = (3, 0, 1, 4)
+COUNTS = (3, 0, 1, 4)
 WEIGHTED = nn.CrossEntropyLoss(
     weight=torch.tensor([1.0, 2.0, 0.5, 1.5, 1.0, 3.0, 1.0], dtype=torch.float64), ignore_index=4
 )
@@ -61,7 +61,7 @@ BY_COLUMNS = {
 
 
 class Transformer(nn.Module):
-    """A block of a transformer, whose vocabulary does not divide by four."""
+    """A block of a transformer whose vocabulary size is not a multiple of four."""
 
     def __init__(self, width=4, hidden=8, words=7, length=4):
         super().__init__()
@@ -95,10 +95,10 @@ def perceptron():
     return net.double().eval(), torch.randn(8, 5).double(), torch.randint(3, (8,))
 
 
-def by_rows(net, mesh, placements, inputs):
-    """Every parameter of a network cut up in one way, and its inputs in another."""
+def sharded_by_hand(net, mesh, placements, inputs):
+    """A network with given placements of its parameters and of its inputs."""
 
-    def cut(_, module, mesh):
+    def shard(_, module, mesh):
         for name, p in module.named_parameters(recurse=False):
             place = placements if p.ndim > 1 else [Shard(0) for _ in placements]
             setattr(module, name, nn.Parameter(distribute_tensor(p.detach(), mesh, place)))
@@ -106,7 +106,7 @@ def by_rows(net, mesh, placements, inputs):
     return distribute_module(
         copy.deepcopy(net),
         mesh,
-        cut,
+        shard,
         lambda _, given, mesh: tuple(distribute_tensor(x, mesh, inputs) for x in given),
         lambda _, outputs, mesh: outputs.full_tensor(),
     )
@@ -114,8 +114,8 @@ def by_rows(net, mesh, placements, inputs):
 
 def fully_sharded(mesh):
     net, x, y = perceptron()
-    for part in (net[0], net[3]):
-        fully_shard(part, mesh=mesh)
+    for module in (net[0], net[3]):
+        fully_shard(module, mesh=mesh)
     return fully_shard(net, mesh=mesh), x, y
 
 
@@ -123,16 +123,16 @@ def whole(x):
     return (x.full_tensor() if isinstance(x, DTensor) else x).detach()
 
 
-def vectors(A, x):
-    """All rows of what an operator gave, wherever they are."""
+def gathered(A, x):
+    """All rows of a vector or a block, gathered if it is sharded."""
     return A.space.gather(x) if A.space.is_sharded else x
 
 
-def products(A):
-    return vectors(A, A @ A.space.probes(1, seed=1))
+def matvecs(A):
+    return gathered(A, A @ A.space.probes(1, seed=1))
 
 
-def compared(ours, alone, read=products):
+def compared(ours, alone, read=matvecs):
     return np.asarray(read(ours)), np.asarray(read(alone))
 
 
@@ -141,11 +141,11 @@ def largest(A):
 
 
 def algorithms(ours, alone):
-    """What is computed from products."""
+    """Quantities that are computed from matvecs."""
     return {
         name: compared(ours, alone, read)
         for name, read in {
-            "gradient": lambda A: vectors(A, A.gradient()),
+            "gradient": lambda A: gathered(A, A.gradient()),
             "loss": lambda A: A.loss(),
             "loss along a direction": lambda A: A.loss(A.space.probes(1, seed=2)[:, 0] / 10),
             "trace": lambda A: mf.trace(A, num_probes=3, seed=0).value,
@@ -157,55 +157,57 @@ def algorithms(ours, alone):
 
 
 def transformers(mesh):
-    """A transformer cut up by torch's own plans, one by each of two pairs of processes."""
+    """A transformer sharded by two of torch's plans, each in one of two pairs of processes."""
     net, x, y = transformer()
     if dist.get_rank() < 2:
-        cut = parallelize_module(copy.deepcopy(net), mesh, BY_ROWS)
-        return operators(net, cut, x, y)
-    cut = parallelize_module(copy.deepcopy(net), mesh, BY_COLUMNS)
-    found = {"embedding by columns": compared(hessian(cut, CE, (x, y)), hessian(net, CE, (x, y)))}
-    cut = parallelize_module(copy.deepcopy(net), mesh, INSIDE)
-    found["eigsh"] = compared(hessian(cut, CE, (x, y)), hessian(net, CE, (x, y)), largest)
-    found["left"] = untouched(cut, lambda: hessian(cut, CE, (x, y)).inspect())
-    return found | {"torch's own": without_help(net, cut, x, y)}
+        sharded = parallelize_module(copy.deepcopy(net), mesh, BY_ROWS)
+        return operators(net, sharded, x, y)
+    sharded = parallelize_module(copy.deepcopy(net), mesh, BY_COLUMNS)
+    found = {
+        "embedding by columns": compared(hessian(sharded, CE, (x, y)), hessian(net, CE, (x, y)))
+    }
+    sharded = parallelize_module(copy.deepcopy(net), mesh, INSIDE)
+    found["eigsh"] = compared(hessian(sharded, CE, (x, y)), hessian(net, CE, (x, y)), largest)
+    found["left"] = untouched(sharded, lambda: hessian(sharded, CE, (x, y)).inspect())
+    return found | {"torch alone": torch_alone(net, sharded, x, y)}
 
 
-def operators(net, cut, x, y):
+def operators(net, sharded, x, y):
     batches, options = [(x[:2], y[:2]), (x[2:], y[2:])], {"weight_decay": {"*.weight": 0.1}}
-    ours = hessian(cut, WEIGHTED, batches, strategy="recompute", **options)
+    ours = hessian(sharded, WEIGHTED, batches, strategy="recompute", **options)
     alone = hessian(net, WEIGHTED, batches, **options)
-    pieces = [A.unflatten(A.space.probes(1, seed=3)[:, 0]) for A in (ours, alone)]
+    by_name = [A.unflatten(A.space.probes(1, seed=3)[:, 0]) for A in (ours, alone)]
     back = [
-        vectors(A, A.flatten(tensors)) for A, tensors in zip((ours, alone), pieces, strict=True)
+        gathered(A, A.flatten(tensors)) for A, tensors in zip((ours, alone), by_name, strict=True)
     ]
-    kept, block = hessian(cut, CE, batches), ("up.*", ("head.*", "position"))
+    kept, block = hessian(sharded, CE, batches), ("up.*", ("head.*", "position"))
     return {
         "embedding by rows": compared(kept, hessian(net, CE, batches)),
-        "graphs kept": kept.memory.kept,
+        "number of graphs": kept.memory.kept,
         "recomputed, weights, decay": compared(ours, alone),
-        "ggn": compared(ggn(cut, CE, (x, y)), ggn(net, CE, (x, y))),
+        "ggn": compared(ggn(sharded, CE, (x, y)), ggn(net, CE, (x, y))),
         "fisher": compared(
-            fisher(cut, CE, (x, y), kind="monte-carlo", seed=1),
+            fisher(sharded, CE, (x, y), kind="monte-carlo", seed=1),
             fisher(net, CE, (x, y), kind="monte-carlo", seed=1),
         ),
         "block": compared(
             ours.block(*block),
             alone.block(*block),
-            lambda A: vectors(A, A @ A.domain.probes(1, seed=4)),
+            lambda A: gathered(A, A @ A.domain.probes(1, seed=4)),
         ),
         "unflatten": tuple(
-            np.concatenate([np.ravel(whole(p)) for p in tensors.values()]) for tensors in pieces
+            np.concatenate([np.ravel(whole(p)) for p in tensors.values()]) for tensors in by_name
         ),
         "flatten": tuple(map(np.asarray, back)),
         "placements kept": all(
-            getattr(pieces[0][name], "placements", None) == getattr(p, "placements", None)
-            for name, p in cut.named_parameters()
+            getattr(by_name[0][name], "placements", None) == getattr(p, "placements", None)
+            for name, p in sharded.named_parameters()
         ),
     }
 
 
-def without_help(net, cut, x, y):
-    """Torch's double backward through its own parallel layers, beside one process's."""
+def torch_alone(net, sharded, x, y):
+    """The double backward of torch through its parallel layers, and that of one process."""
 
     def second(model):
         ps = list(model.parameters())
@@ -221,13 +223,13 @@ def without_help(net, cut, x, y):
             )
         return np.concatenate([np.ravel(whole(g)) for g in found])
 
-    return second(cut), second(net)
+    return second(sharded), second(net)
 
 
 def untouched(model, work):
-    """What a model is made of, before and after some work."""
+    """Whether a model is the same before and after some work."""
 
-    def check_point():
+    def state():
         modules = [
             (type(m).__name__, m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
             for m in model.modules()
@@ -239,9 +241,9 @@ def untouched(model, work):
         buffers = [b.clone() for b in model.buffers()]
         return modules, tensors, buffers, DTensor.__dict__["from_local"]
 
-    before = check_point()
+    before = state()
     work()
-    after = check_point()
+    after = state()
     return (
         before[:2] == after[:2]
         and before[3] is after[3]
@@ -249,14 +251,14 @@ def untouched(model, work):
     )
 
 
-def other_cuts(mesh, square):
-    """Parameters cut up by hand, over one and over two dimensions of a mesh; data in parallel."""
+def other_placements(mesh, square):
+    """Parameters sharded by hand over one and two dimensions of a mesh; data parallelism."""
     net, x, y = perceptron()
     net = nn.Sequential(net[0], net[2], net[4])
     alone = hessian(net, CE, (x, y))
-    rows = by_rows(net, mesh, [Shard(0)], [Replicate()])
-    columns = by_rows(net, mesh, [Shard(1)], [Shard(0)])
-    boxes = by_rows(net, square, [Shard(0), Shard(1)], [Replicate(), Replicate()])
+    rows = sharded_by_hand(net, mesh, [Shard(0)], [Replicate()])
+    columns = sharded_by_hand(net, mesh, [Shard(1)], [Shard(0)])
+    boxes = sharded_by_hand(net, square, [Shard(0), Shard(1)], [Replicate(), Replicate()])
     plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
     pairs = parallelize_module(copy.deepcopy(net), square["tp"], plan)
     mine = slice(0, 5) if square.get_local_rank("dp") == 0 else slice(5, 8)
@@ -268,7 +270,7 @@ def other_cuts(mesh, square):
     return {
         "rows": compared(hessian(rows, CE, (x, y)), alone),
         **algorithms(hessian(rows, CE, (x, y)), alone),
-        "columns, inputs cut": compared(hessian(columns, CE, (x, y)), alone),
+        "columns, sharded inputs": compared(hessian(columns, CE, (x, y)), alone),
         "boxes": compared(hessian(boxes, CE, (x, y)), alone),
         "data parallel too": compared(shared, hessian(net, CE, (x, y), weight_decay=0.1)),
         "a function": compared(
@@ -278,9 +280,9 @@ def other_cuts(mesh, square):
 
 
 def fully(mesh, square):
-    """The twin of a model that fully_shard cut up, whose processes have data of their own."""
+    """The unsharded copy of a fully sharded model, whose processes have different data."""
     rank = dist.get_rank()
-    begin, end = sum(CUTS[:rank]), sum(CUTS[: rank + 1])
+    begin, end = sum(COUNTS[:rank]), sum(COUNTS[: rank + 1])
     model, x, y = fully_sharded(mesh)
     plain, _, _ = perceptron()
     mine = [(x[i : i + 1], y[i : i + 1]) for i in range(begin, end)]
@@ -320,13 +322,13 @@ def differences(model, x, y):
         for p in plain.parameters():
             p.mul_(1.1)
     mine = [(x[2 * rank : 2 * rank + 2], y[2 * rank : 2 * rank + 2])]
-    model(x)  # leaves some parameters whole
+    model(x)  # leaves some parameters gathered
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64))
 
     def work():
         ours = hessian(model, loss, mine, strategy="finite-difference", weight_decay=0.1)
         found["differences"] = compared(ours, alone)
-        found["differences' gradient"] = compared(ours, alone, lambda A: vectors(A, A.gradient()))
+        found["differences' gradient"] = compared(ours, alone, lambda A: gathered(A, A.gradient()))
         found["differences' loss"] = compared(ours, alone, lambda A: A.loss())
 
     found, alone = {}, hessian(plain, loss, (x, y), weight_decay=0.1)
@@ -337,10 +339,10 @@ def differences(model, x, y):
 
 
 def errors(mesh, square):
-    """What is refused, by all processes alike."""
+    """The errors that all processes raise."""
     rank = dist.get_rank()
     net, x, y = transformer()
-    cut = parallelize_module(copy.deepcopy(net), mesh, INSIDE)
+    sharded = parallelize_module(copy.deepcopy(net), mesh, INSIDE)
     model, inputs, targets = fully_sharded(mesh)
     data = inputs, targets
     both, _, _ = perceptron()
@@ -359,22 +361,24 @@ def errors(mesh, square):
         finally:
             fsdp.available_memory = graph_memory.available_memory
 
-    other_norm = copy.deepcopy(cut)
+    other_norm = copy.deepcopy(sharded)
     with torch.no_grad():
         other_norm.first.weight[0] += 1e-12 * (rank == 2)
     other = x.clone()
     other[0, 0] = (other[0, 0] + (rank == 3)) % 7
     return {
-        "other batches": caught(lambda: hessian(cut, CE, (other, y)).inspect()),
+        "other batches": caught(lambda: hessian(sharded, CE, (other, y)).inspect()),
         "other weights": caught(lambda: hessian(other_norm, CE, (x, y)).inspect()),
-        "group of a mesh": caught(lambda: hessian(cut, CE, (x, y), process_group=dist.group.WORLD)),
-        "forward": caught(lambda: hessian(cut, CE, (x, y), strategy="forward")),
-        "activations": caught(lambda: activation_traces(cut, CE, (x, y), modules="up")),
-        "landscape": caught(lambda: loss_landscape(cut, CE, (x, y), "random", points=3)),
+        "group of a mesh": caught(
+            lambda: hessian(sharded, CE, (x, y), process_group=dist.group.WORLD)
+        ),
+        "forward": caught(lambda: hessian(sharded, CE, (x, y), strategy="forward")),
+        "activations": caught(lambda: activation_traces(sharded, CE, (x, y), modules="up")),
+        "landscape": caught(lambda: loss_landscape(sharded, CE, (x, y), "random", points=3)),
         "landscape of a twin": caught(lambda: loss_landscape(model, CE, data, "random", points=3)),
-        "sharded twice": caught(lambda: hessian(cut, CE, (x, y)).sharded()),
+        "sharded twice": caught(lambda: hessian(sharded, CE, (x, y)).sharded()),
         "number of vectors": caught(
-            lambda: (A := hessian(cut, CE, (x, y))) @ A.space.probes(1 + (rank == 1), seed=0)
+            lambda: (A := hessian(sharded, CE, (x, y))) @ A.space.probes(1 + (rank == 1), seed=0)
         ),
         "a group": caught(lambda: hessian(model, CE, data, process_group=dist.group.WORLD)),
         "both": caught(lambda: hessian(both, CE, data)),
@@ -385,17 +389,17 @@ def errors(mesh, square):
 
 
 def answer(rank):
-    """What a process finds."""
+    """The results of one process."""
     warnings.simplefilter("error")
     mesh = init_device_mesh("cpu", (WORLD,))
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     found = transformers(square["tp"])
-    for work in (other_cuts, fully, errors):
+    for work in (other_placements, fully, errors):
         found |= work(mesh, square)
     return found
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    answers = together(folder, WORLD, answer, timeout=60.0, limit=300.0)
+    answers = run_in_processes(folder, WORLD, answer, timeout=60.0, limit=300.0)
     (folder / "answers.pickle").write_bytes(pickle.dumps(answers))

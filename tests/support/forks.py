@@ -1,7 +1,7 @@
-"""Several processes in a group, forked from one that has imported everything.
+"""Process groups whose processes are forked from one that has imported everything.
 
-A fork takes milliseconds where a start takes seconds. The process that forks must not compute
-anything itself, for threads do not survive a fork.
+A fork takes milliseconds, and starting an interpreter takes seconds. The process that forks must
+not compute anything itself, because threads do not survive a fork.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ import torch.distributed as dist
 TIMEOUT = 8.0
 
 
-def together(folder, world, function, *, timeout=TIMEOUT, unresponsive=None, limit=90.0):
-    """What ``function(rank)`` returns in every process of a group; None of one that died.
+def run_in_processes(folder, world, function, *, timeout=TIMEOUT, unresponsive=None, limit=90.0):
+    """The results of ``function(rank)`` in all processes of a group; None for one that died.
 
-    ``unresponsive`` is the rank of one that is not waited for.
+    ``unresponsive`` is the rank of a process that the caller does not wait for.
     """
     meeting = folder / f"meeting-{time.monotonic_ns()}"
     children = {}
@@ -44,7 +44,7 @@ def together(folder, world, function, *, timeout=TIMEOUT, unresponsive=None, lim
         while waiting and os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
             time.sleep(0.005)
         answers.append(pickle.loads(target.read_bytes()) if target.exists() else None)
-    for pid in children:  # what was stopped, or hangs, is left
+    for pid in children:  # processes that were stopped, or hang, are still alive
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -63,8 +63,8 @@ def _child(rank, world, meeting, function, timeout):
     return function(rank)
 
 
-def import_what_is_imported_late(folder, function):
-    """The modules that a first call imports, so that not every process does it for itself."""
+def import_lazy_modules(folder, function):
+    """Import the modules that a first call imports, so that every fork has them."""
     listing = folder / "modules"
     pid = os.fork()
     if pid == 0:
@@ -80,7 +80,7 @@ def import_what_is_imported_late(folder, function):
 
 
 def caught(function):
-    """The kind and the text of what it raises."""
+    """The type and the message of the exception that a function raises."""
     try:
         function()
     except Exception as error:

@@ -17,7 +17,7 @@ def wasserstein(x, wx, y, wy):
 
 
 def kolmogorov(x, wx, y, wy):
-    """The largest gap between the distribution functions."""
+    """The largest difference of the distribution functions."""
     points, gap = _gaps(x, wx, y, wy)
     last_of_each = np.append(np.diff(points) > 0, True)
     return float(np.abs(gap[last_of_each]).max())
@@ -42,7 +42,7 @@ def distance_to_cdf(cdf, breaks, spectrum):
 
 
 def relative_distance(density, spectrum, **reading):
-    """W1 between a spectral density, as read, and the exact spectrum, relative to its range."""
+    """W1 between a spectral density and the exact spectrum, relative to the range of the latter."""
     breaks = np.concatenate(density.nodes)
     area = distance_to_cdf(lambda x: density.cdf(x, **reading), breaks, spectrum)
     return area / (np.max(spectrum) - np.min(spectrum))

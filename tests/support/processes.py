@@ -1,4 +1,4 @@
-"""One process of several: what it computes with its part of the data, and with all of it."""
+"""One of several processes: what it computes with its share of the data, and with all of it."""
 
 import datetime
 import os
@@ -22,6 +22,7 @@ from matfree_torch import (
     ggn,
     hessian,
 )
+from support.forks import caught
 
 TIMEOUT = 20.0
 PROBES = 6
@@ -36,33 +37,33 @@ def problem():
 
 
 class Share:
-    """The part of the data that one process holds, in batches of two."""
+    """The data of one process, in batches of two samples."""
 
-    def __init__(self, rank, cuts):
+    def __init__(self, rank, counts):
         self.rank, self.group = rank, dist.group.WORLD
         self.net, self.x, self.y = problem()
-        begin, end = sum(cuts[:rank]), sum(cuts[: rank + 1])
+        begin, end = sum(counts[:rank]), sum(counts[: rank + 1])
         self.batches = [
             (self.x[i : min(i + 2, end)], self.y[i : min(i + 2, end)]) for i in range(begin, end, 2)
         ]
-        # one process sees the same batches, in the order of the processes
+        # the batches of all processes, in rank order, for the reference computed by one process
         self.all = []
-        for k in range(len(cuts)):
-            stop = sum(cuts[: k + 1])
+        for k in range(len(counts)):
+            stop = sum(counts[: k + 1])
             self.all += [
                 (self.x[i : min(i + 2, stop)], self.y[i : min(i + 2, stop)])
-                for i in range(sum(cuts[:k]), stop, 2)
+                for i in range(sum(counts[:k]), stop, 2)
             ]
 
     def both(self, make, loss=CE, read=lambda A: A.to_dense(), **options):
-        """A number of the shared operator, and of one with all of the data."""
+        """A quantity of the operator over all processes, and of the one that has all data."""
         ours = make(self.net, loss, self.batches, process_group=self.group, **options)
         alone = make(self.net, loss, self.all, **options)
         return tuple(np.asarray(read(A)) for A in (ours, alone))
 
 
 def numbers(share):
-    """Everything that must be what one process computes."""
+    """All quantities that must equal those that one process computes."""
     direction = 0.1 * torch.ones(sum(p.numel() for p in share.net.parameters())).double()
     found = {
         "hessian": share.both(hessian),
@@ -98,21 +99,12 @@ def numbers(share):
         )
     whole = found["hessian"][1]
     parts = [hessian(share.net, CE, [batch]).to_dense().numpy() for batch in share.all]
-    found["mean of the parts"] = np.abs(np.mean(parts, axis=0) - whole).max() / np.abs(whole).max()
+    found["mean of the shares"] = np.abs(np.mean(parts, axis=0) - whole).max() / np.abs(whole).max()
     return found
 
 
-def caught(function):
-    """The kind and the text of what it raises."""
-    try:
-        function()
-    except Exception as error:
-        return type(error).__name__, str(error)
-    return "nothing", ""
-
-
 def errors(share):
-    """What is said where the processes disagree; afterwards they go on."""
+    """The errors of processes that disagree; afterwards they compute correctly again."""
     rank, group = share.rank, share.group
 
     def operator(net=share.net, loss=CE, batches=share.batches, **options):
@@ -154,9 +146,9 @@ def errors(share):
 
 
 def activations(share):
-    """The joint operator over ten samples of which the four processes hold 4, 1, 3 and 2."""
-    cuts = (4, 1, 3, 2)
-    begin, end = sum(cuts[: share.rank]), sum(cuts[: share.rank + 1])
+    """The operator over ten samples, of which the four processes hold 4, 1, 3 and 2."""
+    counts = (4, 1, 3, 2)
+    begin, end = sum(counts[: share.rank]), sum(counts[: share.rank + 1])
     options = {"modules": ("0", "2"), "at": "output"}
     ours = activation_hessian(
         share.net,
@@ -181,11 +173,11 @@ def activations(share):
         return np.asarray(measure(ours)), np.asarray(measure(alone))
 
     return {
-        "rows of a block's product": (
+        "rows of a block's matvec": (
             (block @ block.domain.probes(3, seed=2)).numpy(),
             (whole @ W)[rows].numpy(),
         ),
-        "rows of its adjoint's": (
+        "rows of the adjoint's matvec": (
             (block.H @ block.space.probes(3, seed=2)).numpy(),
             (whole.H @ whole.space.probes(3, seed=2))[
                 block.domain.rows.start : block.domain.rows.stop
@@ -204,19 +196,19 @@ def activations(share):
 
 
 def wrapped(share):
-    """A model dressed for data parallel training."""
+    """A model wrapped for data-parallel training."""
     net, _, _ = problem()
-    dressed = nn.parallel.DistributedDataParallel(net)
-    ours = hessian(dressed, CE, share.batches, process_group=share.group).to_dense()
+    ddp = nn.parallel.DistributedDataParallel(net)
+    ours = hessian(ddp, CE, share.batches, process_group=share.group).to_dense()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        hessian(dressed, CE, share.all)
+        hessian(ddp, CE, share.all)
     alone = hessian(net, CE, share.all).to_dense()
     return {"wrapped": (ours.numpy(), alone.numpy()), "warning": str(warned[-1].message)}
 
 
 def death(share, folder):
-    """The last process dies in the middle of an estimate that has a checkpoint."""
+    """The last process dies during an estimate that has a checkpoint."""
     H = hessian(share.net, CE, share.batches, process_group=share.group)
     path = folder / "trace.npz"
     options = {"num_probes": 8, "block_size": 2, "seed": 0, "checkpoint": path}
@@ -237,20 +229,20 @@ def death(share, folder):
     return found
 
 
-def main(rank, folder, cuts):
+def main(rank, folder, counts):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'meeting'}",
         rank=rank,
-        world_size=len(cuts),
+        world_size=len(counts),
         timeout=datetime.timedelta(seconds=TIMEOUT),
     )
-    share = Share(rank, cuts)
+    share = Share(rank, counts)
     found = {**numbers(share), **errors(share), **wrapped(share), **activations(share)}
     target = folder / f"{rank}.pickle"
     target.write_bytes(pickle.dumps(found))
-    dist.barrier()  # everything is written before one of them dies
+    dist.barrier()  # all results are written before one process dies
     found |= death(share, folder)
     target.write_bytes(pickle.dumps(found))
 

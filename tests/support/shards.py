@@ -13,7 +13,7 @@ from torch import nn
 import matfree as mf
 from matfree.results import archive
 from matfree_torch import activation_traces, fisher, ggn, hessian
-from support.forks import caught, import_what_is_imported_late, together
+from support.forks import caught, import_lazy_modules, run_in_processes
 
 CE = nn.CrossEntropyLoss()
 WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
@@ -251,9 +251,9 @@ def warm():
 
 
 def main(folder):
-    import_what_is_imported_late(folder, warm)
+    import_lazy_modules(folder, warm)
     found = {
-        world: together(folder, world, functools.partial(work, world=world, folder=folder))
+        world: run_in_processes(folder, world, functools.partial(work, world=world, folder=folder))
         for world in (1, 2, 4)
     }
     (folder / "found.pickle").write_bytes(pickle.dumps(found))

@@ -44,7 +44,7 @@ class Region(NamedTuple):
         for length, side in zip(self.shape, self.sides, strict=True):
             stride, inner = stride // length, inner // max(1, len(side))
             index, remainder = divmod(remainder, stride)
-            # Slices of the box with a smaller index along this dimension precede the entry whole.
+            # All slices of the box with a smaller index along this dimension precede the entry.
             count += min(max(index - side.start, 0), len(side)) * inner
             if index not in side:
                 break

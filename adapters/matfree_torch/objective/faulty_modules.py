@@ -139,10 +139,10 @@ def _recorded_calls(objective: Objective) -> dict[nn.Module, tuple[Any, Any]]:
 def _complaint(objective: Objective, module: nn.Module, args: Any, kwargs: Any) -> str | None:
     """The fault of a module's second derivative in double precision; None if it is correct."""
     try:
-        twin = copy.deepcopy(module).to(torch.float64)
+        double = copy.deepcopy(module).to(torch.float64)
     except RuntimeError:  # it holds tensors that cannot be copied; other modules are tested
         return None
-    tensors: list[Tensor] = [p for p in twin.parameters() if p.is_floating_point()]
+    tensors: list[Tensor] = [p for p in double.parameters() if p.is_floating_point()]
     tensors += [x.requires_grad_() for x in floating_tensors_in((args, kwargs))]
     if not tensors:
         return None
@@ -150,7 +150,7 @@ def _complaint(objective: Objective, module: nn.Module, args: Any, kwargs: Any) 
     noise = _noise()
     try:
         with objective.isolated():
-            outputs = list(floating_tensors_in(twin(*args, **kwargs)))
+            outputs = list(floating_tensors_in(double(*args, **kwargs)))
             terms = [(noise(y) * (y + y**2)).sum() for y in outputs if y.requires_grad]
             value = torch.stack(terms).sum()  # nonlinear, so that no second derivative is zero
             gradients = torch.autograd.grad(

@@ -134,14 +134,14 @@ class FullySharded:
         weight : float
             The weight of this process's batch. The caller multiplies by it again.
         """
-        kept = [p.grad for p in self.tensors]
+        saved = [p.grad for p in self.tensors]
         try:
             for p in self.tensors:
                 p.grad = None
             torch.autograd.backward(weight * value)
             return tuple(self._summed_gradient(p) / weight for p in tensors)
         finally:
-            for p, gradient in zip(self.tensors, kept, strict=True):
+            for p, gradient in zip(self.tensors, saved, strict=True):
                 p.grad = gradient
 
     def _summed_gradient(self, p: Tensor) -> Tensor:
@@ -191,13 +191,13 @@ class Unsharded:
             self._require_memory(tensors)
             pairs = [(p, _gathered(p)) for p in tensors]
             self.module = _copied(model, pairs)
-        self._pairs = [(p, twin) for p, twin in pairs if is_dtensor(p)]
+        self._pairs = [(p, replica) for p, replica in pairs if is_dtensor(p)]
         self._seen = self._state()
 
     def update(self) -> None:
         """Gather the parameters again if they have changed in any process; a collective call."""
-        for module, twin in zip(self._model.modules(), self.module.modules(), strict=True):
-            twin.training = module.training
+        for module, replica in zip(self._model.modules(), self.module.modules(), strict=True):
+            replica.training = module.training
         now = self._state()
         changed = self.communicator.all_gather_numbers([float(now != self._seen)])
         if any(flag for (flag,) in changed):
@@ -232,7 +232,7 @@ def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Modu
     ``fully_shard`` replaces the class of a module by a subclass, registers hooks and adds
     attributes; the copy has none of them. Buffers are shared with the model.
     """
-    memo: dict[int, Any] = {id(p): twin for p, twin in pairs}
+    memo: dict[int, Any] = {id(p): replica for p, replica in pairs}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     sharded = sharded_modules(model)
     for module in sharded:
@@ -244,8 +244,8 @@ def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Modu
         for name, value in vars(module).items():
             if not name.startswith((_STATE, "_fsdp", "_is_fsdp")):
                 memo[id(module)].__dict__[name] = copy.deepcopy(_without_hooks(name, value), memo)
-    twin: nn.Module = copy.deepcopy(model, memo)
-    return twin
+    replica: nn.Module = copy.deepcopy(model, memo)
+    return replica
 
 
 def _without_hooks(name: str, value: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Convolutions and normalisations with second derivatives of our own, against explicit matrices."""
+"""Replaced convolutions and normalizations, compared with explicit matrices."""
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from support.networks import (  # noqa: E402  # only where torch is
+from support.networks import (  # noqa: E402  # after the check for torch
     DOUBLE,
     autograd_hessian,
     explicit_ggn,
@@ -23,15 +23,18 @@ LAYERS = {
     "one dimension": (lambda: nn.Conv1d(2, 4, 3, padding=1), (2, 5)),
     "two dimensions": (lambda: nn.Conv2d(2, 4, 3), (2, 4, 4)),
     "three dimensions": (lambda: nn.Conv3d(2, 2, 2), (2, 3, 3, 2)),
-    "stride that leaves a rest": (lambda: nn.Conv2d(2, 4, 2, stride=2, padding=1), (2, 4, 3)),
+    "stride with a remainder": (lambda: nn.Conv2d(2, 4, 2, stride=2, padding=1), (2, 4, 3)),
     "dilation": (lambda: nn.Conv2d(2, 3, 2, dilation=2), (2, 4, 4)),
     "groups": (lambda: nn.Conv2d(2, 4, 3, groups=2), (2, 4, 4)),
     "no bias": (lambda: nn.Conv2d(2, 4, 3, bias=False), (2, 4, 4)),
-    "sizes apart": (lambda: nn.Conv2d(2, 3, (1, 3), stride=(1, 2), padding=(0, 1)), (2, 2, 5)),
+    "different sizes by dimension": (
+        lambda: nn.Conv2d(2, 3, (1, 3), stride=(1, 2), padding=(0, 1)),
+        (2, 2, 5),
+    ),
     "padding by name": (lambda: nn.Conv2d(2, 3, 3, padding="same"), (2, 3, 3)),
     "circular padding": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 3, 3)),
-    "normalised": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), (2, 4, 4)),
-    "normalised without weights": (
+    "normalized": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), (2, 4, 4)),
+    "normalized without weights": (
         lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3, affine=False)),
         (2, 5),
     ),
@@ -43,7 +46,7 @@ LAYERS = {
 
 
 def problem(name):
-    """Two layers, so that gradients in the input count, and a smooth function between them."""
+    """The layer between two smooth ones, so that its gradient in the input matters."""
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     x = torch.randn(5, *shape, dtype=DOUBLE)
@@ -88,7 +91,7 @@ def match(name, pattern):
     return name.startswith(pattern.removesuffix("*"))
 
 
-def test_frozen_weights_and_inputs_that_need_no_gradient_are_no_trouble():
+def test_frozen_weights_and_inputs_without_gradients_are_supported():
     model, data = problem("two dimensions")
     model[1].requires_grad_(False)
     model[3][1].weight.requires_grad_(False)
@@ -109,7 +112,7 @@ def test_activations_at_a_convolution_have_the_explicit_hessian():
     model, data = problem("groups")
     x, y = data
     A = activation_hessian(model, CE, data, modules="3.1", at="input")
-    a = model[:4][:3](x).detach()  # what the convolution reads, before it is unflattened
+    a = model[:4][:3](x).detach()  # the input of the convolution before it is unflattened
 
     def loss(delta):
         return CE(model[4:](model[3](a + delta.reshape(a.shape))), y)
@@ -130,8 +133,8 @@ def kinds(root):
     return found
 
 
-def test_the_general_rules_of_torch_are_out_of_the_graph():
-    model, (x, y) = problem("normalised")
+def test_the_graph_contains_no_general_rules_of_torch():
+    model, (x, y) = problem("normalized")
     parameters = list(model.parameters())
     for context, general in ((torch.enable_grad(), True), (fast_double_backward(), False)):
         with context:

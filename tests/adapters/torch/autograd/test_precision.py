@@ -1,4 +1,4 @@
-"""TF32 is off while a network is differentiated, and torch's settings come back as they were."""
+"""TF32 is disabled while a network is differentiated, and torch's settings are restored."""
 
 import pytest
 
@@ -40,12 +40,12 @@ CE = nn.CrossEntropyLoss()
 
 
 def settings():
-    """Everything that torch tells of its precision, by its old switches and its new ones."""
+    """All of torch's settings of precision, by its old switches and its new ones."""
     found = [switch.fp32_precision for switch in SWITCHES]
     for read in OLD:
         try:
             found.append(read())
-        except RuntimeError:  # they were set one against the other
+        except RuntimeError:  # the old and new switches contradict each other
             found.append("contradiction")
     return found
 
@@ -77,7 +77,7 @@ def _everything():
     ids=lambda f: f.__name__ if f else "default",
 )
 def caller(request):
-    """The ways in which a caller may have set torch, one after another, and undone."""
+    """Settings that a caller may have made, each restored afterwards."""
     before = settings()
     old = torch.get_float32_matmul_precision(), BACKENDS.cudnn.allow_tf32
     new = [switch.fp32_precision for switch in SWITCHES]
@@ -100,7 +100,7 @@ def assert_full():
 
 
 class Watching(nn.Linear):
-    """A layer, and a loss, that look at torch's settings while they run."""
+    """A layer that checks torch's settings in its forward and backward passes."""
 
     def __init__(self, check):
         super().__init__(6, 3)
@@ -112,7 +112,7 @@ class Watching(nn.Linear):
 
 
 class _Watched(torch.autograd.Function):
-    """The identity, which looks around in its backward passes too."""
+    """The identity, which checks torch's settings in its backward passes."""
 
     @staticmethod
     def forward(ctx, x, check):
@@ -125,7 +125,7 @@ class _Watched(torch.autograd.Function):
         return _Watched.apply(gradient, ctx.check), None
 
 
-def test_settings_come_back_after_use_and_after_an_error(caller):
+def test_settings_are_restored_after_use_and_after_an_error(caller):
     before = settings()
     with full_precision(), without_cudnn():
         assert_full()
@@ -139,7 +139,7 @@ def test_settings_come_back_after_use_and_after_an_error(caller):
     assert settings() == before
 
 
-DOORS = {
+OPERATORS = {
     "hessian": lambda model, data, **o: hessian(model, CE, data, **o),
     "recompute": lambda model, data, **o: hessian(model, CE, data, strategy="recompute", **o),
     "ggn": lambda model, data, **o: ggn(model, CE, data, **o),
@@ -160,8 +160,8 @@ def _data():
     return x.float(), y
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS.keys())
-def test_forward_and_both_backward_passes_run_in_full_precision(caller, door):
+@pytest.mark.parametrize("make_operator", OPERATORS.values(), ids=OPERATORS.keys())
+def test_forward_and_both_backward_passes_run_in_full_precision(caller, make_operator):
     seen = []
 
     def check():
@@ -170,19 +170,19 @@ def test_forward_and_both_backward_passes_run_in_full_precision(caller, door):
 
     before = settings()
     model = nn.Sequential(Watching(check))
-    A = door(model, _data())
+    A = make_operator(model, _data())
     A @ A.space.probes(2, seed=0)
     forward = len(seen)
     A @ A.space.probes(2, seed=0)
-    assert len(seen) > forward > 0  # the kept graph's products too
+    assert len(seen) > forward > 0  # matvecs with the kept graph as well
     assert settings() == before
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS.keys())
-def test_where_tf32_is_allowed_torchs_own_settings_hold(door):
+@pytest.mark.parametrize("make_operator", OPERATORS.values(), ids=OPERATORS.keys())
+def test_if_tf32_is_allowed_torchs_settings_hold(make_operator):
     here, seen = settings(), []
     model = nn.Sequential(Watching(lambda: seen.append(settings())))
-    A = door(model, _data(), allow_tf32=True)
+    A = make_operator(model, _data(), allow_tf32=True)
     assert "TF32 allowed, noise not yet measured" in repr(A)
     A @ A.space.probes(1, seed=0)
     assert seen
@@ -191,7 +191,7 @@ def test_where_tf32_is_allowed_torchs_own_settings_hold(door):
     assert f"{A.noise:.0e}" in repr(A)
 
 
-def test_traces_and_errors_leave_the_settings_alone(caller):
+def test_traces_and_errors_restore_the_settings(caller):
     before = settings()
     model = nn.Sequential(Watching(assert_full))
     activation_traces(model, CE, _data(), modules="0", num_probes=2, seed=0)
@@ -206,7 +206,7 @@ def test_traces_and_errors_leave_the_settings_alone(caller):
     assert settings() == before
 
 
-def test_recurrent_layers_run_without_cudnn_and_nothing_else_is_switched():
+def test_recurrent_layers_run_without_cudnn_and_no_other_setting_changes():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
@@ -227,7 +227,7 @@ def test_recurrent_layers_run_without_cudnn_and_nothing_else_is_switched():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda t: t.__name__)
-def test_recurrent_layers_on_a_gpu_have_the_hessian_of_the_host(make):
+def test_recurrent_layers_have_the_same_hessian_on_gpu_and_host(make):
     device = cuda()
 
     class Recurrent(nn.Module):
@@ -249,7 +249,7 @@ def test_recurrent_layers_on_a_gpu_have_the_hessian_of_the_host(make):
 
 
 @pytest.mark.gpu
-def test_convolutions_on_a_gpu_keep_single_precision_until_tf32_is_allowed():
+def test_convolutions_on_a_gpu_have_full_precision_unless_tf32_is_allowed():
     device = cuda()
     if torch.cuda.get_device_capability(device) < (8, 0):
         pytest.skip("this device has no TF32")

@@ -1,4 +1,4 @@
-"""Curvatures of data that real processes share out, beside one process with all of the data."""
+"""Curvatures of data divided among real processes, compared with one that has all data."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 ROOT = Path(__file__).parents[4]
 WORKER = ROOT / "tests" / "support" / "processes.py"
-CUTS = (5, 0, 3, 2)
+COUNTS = (5, 0, 3, 2)
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -23,9 +23,9 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What each of four processes saw; the last one is killed at the end."""
+    """The results of four processes; the last one is killed at the end."""
     folder = tmp_path_factory.mktemp("processes")
-    arguments = [str(folder), ",".join(map(str, CUTS))]
+    arguments = [str(folder), ",".join(map(str, COUNTS))]
     runs = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), *arguments],
@@ -34,12 +34,12 @@ def answers(tmp_path_factory):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(len(CUTS))
+        for rank in range(len(COUNTS))
     ]
     outputs = [run.communicate(timeout=240)[0] for run in runs]
     codes = [run.returncode for run in runs]
     assert codes == [0, 0, 0, 3], "\n".join(outputs)
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(len(CUTS))]
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(len(COUNTS))]
 
 
 QUANTITIES = [
@@ -68,7 +68,7 @@ QUANTITIES = [
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_all_processes_have_what_one_with_all_data_has(answers, name):
+def test_all_processes_compute_what_one_with_all_data_computes(answers, name):
     for answer in answers:
         ours, alone = answer[name]
         assert ours.shape == alone.shape
@@ -76,25 +76,25 @@ def test_all_processes_have_what_one_with_all_data_has(answers, name):
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_all_processes_have_the_same_numbers_to_the_last_bit(answers, name):
+def test_results_are_bitwise_equal_in_all_processes(answers, name):
     assert len({answer[name][0].tobytes() for answer in answers}) == 1
 
 
-@pytest.mark.parametrize("name", ["rows of a block's product", "rows of its adjoint's"])
-def test_a_process_holds_the_rows_of_its_own_samples(answers, name):
+@pytest.mark.parametrize("name", ["rows of a block's matvec", "rows of the adjoint's matvec"])
+def test_a_process_holds_the_rows_of_its_samples(answers, name):
     for answer in answers:
         ours, alone = answer[name]
         assert ours.shape == alone.shape
         assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
 
 
-def test_a_mean_of_the_parts_would_be_another_matrix(answers):
-    far = answers[0]["mean of the parts"]
+def test_a_mean_of_the_processes_means_would_be_another_matrix(answers):
+    far = answers[0]["mean of the shares"]
     assert far > 0.05
 
 
 ERRORS = {
-    "other seeds": "the seeds are 0, 1, 2, 3; give all of them the same one, or none",
+    "other seeds": "the seeds are 0, 1, 2, 3; pass the same seed in all processes, or none",
     "other numbers of probes": "1, 2, 3 differ from process 0 in their numbers of vectors",
     "other fisher seeds": "processes 1, 2, 3 got another seed than process 0",
     "other weights": "process 2 differs from process 0 in its weights",
@@ -106,43 +106,43 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("name", "text"), ERRORS.items(), ids=ERRORS)
-def test_processes_that_disagree_are_named_in_all_of_them(answers, name, text):
+def test_the_processes_that_disagree_are_named_in_all_processes(answers, name, text):
     for answer in answers:
         kind, message = answer[name]
         assert kind in ("OperatorError", "ValueError")
         assert re.search(text, message)
 
 
-def test_a_failure_in_one_process_ends_the_others(answers):
+def test_a_failure_in_one_process_raises_in_all(answers):
     kinds = [answer["failing loss"][0] for answer in answers]
     assert kinds == ["OperatorError", "OperatorError", "ZeroDivisionError", "OperatorError"]
     assert "process 2 failed in this call" in answers[0]["failing loss"][1]
     assert "ZeroDivisionError: division by zero" in answers[0]["failing loss"][1]
 
 
-def test_a_failure_in_one_process_ends_the_others_before_there_is_an_operator(answers):
+def test_a_failure_during_construction_raises_in_all(answers):
     kinds = [answer["failing activations"][0] for answer in answers]
     assert kinds == ["OperatorError", "ZeroDivisionError", "OperatorError", "OperatorError"]
 
 
-def test_work_goes_on_after_an_error_that_all_saw(answers):
+def test_computations_continue_after_an_error_raised_in_all(answers):
     for answer in answers:
         ours, alone = answer["after the errors"]
         assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
 
 
-def test_memory_is_shared_by_the_processes_of_one_machine(answers):
+def test_processes_of_one_machine_share_its_memory(answers):
     assert [answer["neighbours"] for answer in answers] == [4] * 4
 
 
-def test_a_wrapped_model_is_taken_with_its_group_and_warned_of_without(answers):
+def test_a_wrapped_model_needs_its_process_group_or_warns(answers):
     for answer in answers:
         ours, alone = answer["wrapped"]
         assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
         assert "this process's own data" in answer["warning"]
 
 
-def test_the_death_of_a_process_ends_the_others_with_a_reason(answers):
+def test_the_death_of_a_process_raises_in_the_others_with_the_cause(answers):
     for answer in answers[:3]:
         kind, message, seconds = answer["after a death"]
         assert kind == "LostProcessError"
@@ -151,11 +151,11 @@ def test_the_death_of_a_process_ends_the_others_with_a_reason(answers):
         assert seconds < answer["timeout"] + 5
 
 
-def test_a_restart_with_other_processes_goes_on_from_the_checkpoint(answers):
-    """The dead run's file, taken up by one process with all of the data."""
+def test_a_restart_with_other_processes_resumes_from_the_checkpoint(answers):
+    """One process with all data resumes from the file of the run that died."""
     resumed, alone, seen = answers[0]["resumed"]
     assert abs(resumed - alone) <= 1e-12 * abs(alone)
-    assert seen == [6, 8], "the run that died had done four probes"
+    assert seen == [6, 8], "the run that died had finished four probes"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_examples_of_the_documentation_run_under_torchrun(name, text, tmp_pa
     assert text in done.stdout
 
 
-def test_what_is_no_group_is_refused():
+def test_an_object_that_is_not_a_process_group_is_refused():
     from torch import nn
 
     from matfree_torch import hessian

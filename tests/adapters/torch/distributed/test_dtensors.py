@@ -1,4 +1,4 @@
-"""Networks whose parameters are cut up over real processes, beside one process that has all."""
+"""Networks with parameters sharded over real processes, compared with one process."""
 
 import itertools
 import os
@@ -23,8 +23,8 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What each of four processes saw, forked from one."""
-    folder = tmp_path_factory.mktemp("cut")
+    """The results of four forked processes."""
+    folder = tmp_path_factory.mktemp("sharded")
     done = subprocess.run(
         [sys.executable, "-m", "support.dtensors", str(folder)],
         env=ENVIRONMENT,
@@ -52,7 +52,7 @@ BY_PAIRS = [
 ]
 BY_ALL = [
     "rows",
-    "columns, inputs cut",
+    "columns, sharded inputs",
     "boxes",
     "data parallel too",
     "a function",
@@ -69,7 +69,7 @@ ALGORITHMS = ["gradient", "loss", "loss along a direction", "trace", "density"]
 
 
 @pytest.mark.parametrize("name", [*BY_ALL, *ALGORITHMS, *(f"twin, {name}" for name in ALGORITHMS)])
-def test_processes_have_together_what_one_has(answers, name):
+def test_processes_compute_together_what_one_computes(answers, name):
     for answer in answers:
         ours, alone = answer[name]
         assert ours.shape == alone.shape
@@ -77,7 +77,7 @@ def test_processes_have_together_what_one_has(answers, name):
 
 
 @pytest.mark.parametrize("name", BY_PAIRS)
-def test_a_transformer_of_two_processes_is_that_of_one(answers, name):
+def test_a_transformer_over_two_processes_agrees_with_one_process(answers, name):
     seen = [answer[name] for answer in answers if name in answer]
     assert len(seen) == 2
     for ours, alone in seen:
@@ -85,26 +85,26 @@ def test_a_transformer_of_two_processes_is_that_of_one(answers, name):
         assert abs(ours - alone).max() <= 1e-12 * abs(alone).max()
 
 
-def test_torch_alone_loses_terms_of_it(answers):
-    """Should this fail, ``twice_differentiable`` has become unnecessary."""
-    ours, alone = answers[3]["torch's own"]
+def test_torch_alone_drops_terms_of_the_second_derivative(answers):
+    """If this fails, ``twice_differentiable`` has become unnecessary."""
+    ours, alone = answers[3]["torch alone"]
     assert abs(ours - alone).max() > 0.1 * abs(alone).max()
 
 
-def test_tensors_by_name_are_cut_up_as_parameters_are(answers):
+def test_tensors_by_name_have_the_placements_of_parameters(answers):
     assert answers[0]["placements kept"]
 
 
-def test_graphs_are_kept_in_all_processes_alike(answers):
-    assert [answer["graphs kept"] for answer in answers[:2]] == [2, 2]
+def test_all_processes_keep_the_same_number_of_graphs(answers):
+    assert [answer["number of graphs"] for answer in answers[:2]] == [2, 2]
 
 
 @pytest.mark.parametrize("name", ["left", "twin left", "left by differences"])
-def test_models_are_left_as_they_were_found(answers, name):
+def test_models_are_not_modified(answers, name):
     assert all(answer[name] for answer in answers if name in answer)
 
 
-def test_differences_of_its_own_gradients_are_near(answers):
+def test_finite_differences_of_gradients_are_close(answers):
     for answer in answers:
         ours, alone = answer["differences"]
         assert abs(ours - alone).max() <= 1e-8 * abs(alone).max()  # eps^(2/3) is 4e-11
@@ -139,7 +139,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("name", "kind", "text"), [(n, *e) for n, e in ERRORS.items()], ids=ERRORS)
-def test_what_cannot_be_done_is_refused_in_all_processes(answers, name, kind, text):
+def test_unsupported_requests_raise_in_all_processes(answers, name, kind, text):
     for answer in answers:
         seen, message = answer[name]
         assert seen == getattr(kind, "__name__", kind)
@@ -159,19 +159,19 @@ BOXES = [
 
 
 @pytest.mark.parametrize(("shape", "sides"), BOXES)
-def test_entries_of_a_box_are_those_of_an_array_cut_so(shape, sides):
+def test_entries_of_a_region_are_those_of_a_sliced_array(shape, sides):
     from matfree_torch.distributed.redistribution import Region
 
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
-    cut = numbers[tuple(slice(side.start, side.stop) for side in sides)].ravel()
+    entries = numbers[tuple(slice(side.start, side.stop) for side in sides)].ravel()
     region = Region(shape, sides)
-    assert region.size == cut.size
+    assert region.size == entries.size
     assert [region.below(i) for i in range(numbers.size + 1)] == [
-        int((cut < i).sum()) for i in range(numbers.size + 1)
+        int((entries < i).sum()) for i in range(numbers.size + 1)
     ]
-    for begin, end in itertools.combinations(range(cut.size + 1), 2):
-        places = region.entries(range(begin, end), torch.device("cpu"))
-        assert np.array_equal(torch.from_numpy(numbers.ravel())[places], cut[begin:end])
+    for begin, end in itertools.combinations(range(entries.size + 1), 2):
+        positions = region.entries(range(begin, end), torch.device("cpu"))
+        assert np.array_equal(torch.from_numpy(numbers.ravel())[positions], entries[begin:end])
 
 
 def test_the_example_of_the_documentation_runs_under_torchrun(tmp_path):

@@ -1,4 +1,4 @@
-"""One process of several is killed: the others end, and others yet go on from the checkpoint."""
+"""One of several processes is killed: the others stop, and a restart resumes the checkpoint."""
 
 import os
 import pickle
@@ -12,15 +12,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 ROOT = Path(__file__).parents[4]
-WORKER = ROOT / "tests" / "support" / "mortals.py"
+WORKER = ROOT / "tests" / "support" / "killed_processes.py"
 NUM_JOBS = 11
-SLACK = 5.0  # seconds: noticing, and ending, on a machine with other things to do
+SLACK = 5.0  # seconds to notice the death and to stop, on a busy machine
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What became of ten runs that lost a process, and of one whose process hangs."""
-    folder = tmp_path_factory.mktemp("mortals")
+    """The results of ten runs that lose a process, and of one in which a process hangs."""
+    folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
         [sys.executable, str(WORKER), str(folder), os.environ.get("MATFREE_FAULT_SEED", "1")],
         env={
@@ -40,10 +40,10 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(NUM_JOBS))
-def test_the_others_end_within_the_timeout_and_say_why(found, number):
+def test_the_other_processes_stop_within_the_timeout_and_name_the_cause(found, number):
     scenario = found[1][number]
     job, killed = scenario["job"], scenario["killed"]
-    assert killed[job["victim"]] is None, "it was killed before it could answer"
+    assert killed[job["victim"]] is None, "it was killed before it could return"
     for answer in (answer for answer in killed if answer is not None):
         assert answer["error"][0] == "LostProcessError", answer["traceback"]
         assert "start it again, with checkpoint=" in answer["error"][1]
@@ -52,7 +52,7 @@ def test_the_others_end_within_the_timeout_and_say_why(found, number):
 
 @pytest.mark.parametrize("stage", ["rehearsed", "resumed"])
 @pytest.mark.parametrize("number", range(NUM_JOBS))
-def test_unbroken_or_gone_on_with_by_others_the_answer_is_that_of_one_process(found, number, stage):
+def test_uninterrupted_and_resumed_runs_agree_with_one_process(found, number, stage):
     alone, scenarios = found
     expected = alone[scenarios[number]["job"]["run"]]["numbers"]
     for answer in scenarios[number][stage]:
@@ -61,8 +61,11 @@ def test_unbroken_or_gone_on_with_by_others_the_answer_is_that_of_one_process(fo
 
 
 @pytest.mark.parametrize("number", range(NUM_JOBS))
-def test_what_was_done_is_not_done_again(found, number):
-    """One product of each start tells the operator; a search for pairs has starts of its own."""
+def test_finished_work_is_not_repeated(found, number):
+    """Each start costs one additional matvec, which identifies the operator.
+
+    The eigenpair search of a deflated density is a start as well.
+    """
     alone, scenarios = found
     run = scenarios[number]["job"]["run"]
     starts = 4 if run.startswith("deflated") else 2
@@ -71,9 +74,11 @@ def test_what_was_done_is_not_done_again(found, number):
 
 
 @pytest.mark.parametrize("number", range(NUM_JOBS))
-def test_one_generation_of_files_is_left(found, number):
+def test_one_generation_of_files_remains(found, number):
     job, left = (found[1][number][what] for what in ("job", "left"))
     pieces = [name for name in left if ".piece-" in name]
     assert set(left) - set(pieces) == {f"run-{number}.npz"}
     assert len({name.split("-")[2] for name in pieces}) <= 1
-    assert len(pieces) <= max(job["before"], job["after"])  # a run that was done writes no more
+    assert len(pieces) <= max(
+        job["before"], job["after"]
+    )  # a run that had finished writes no more files

@@ -1,4 +1,4 @@
-"""Data in every form, weight decay, blocks by name, and the loss along a direction."""
+"""All forms of data, weight decay, blocks by name, and the loss along a direction."""
 
 import collections
 
@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from support import resnet  # noqa: E402  # only where torch is
+from support import resnet  # noqa: E402  # after the check for torch
 from support.networks import (  # noqa: E402
     DOUBLE,
     assert_untouched,
@@ -28,7 +28,7 @@ TOLERANCE = 1e-10
 
 
 class Output(collections.OrderedDict):
-    """What the models of a well-known library return: a dictionary with attributes."""
+    """A dictionary with attributes, as the models of Hugging Face return it."""
 
     def __getattr__(self, name):
         try:
@@ -38,7 +38,7 @@ class Output(collections.OrderedDict):
 
 
 class Encoder(nn.Module):
-    """Tokens and a mask to class logits, and to a loss where labels are given."""
+    """Class logits of tokens and a mask, and the loss if labels are given."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +124,7 @@ def test_a_loader_of_mappings_and_the_activations_of_such_a_model(encoder):
     assert F.positive_semidefinite
 
 
-def test_labels_for_every_token_need_a_word_about_what_is_counted(encoder):
+def test_labels_for_every_token_need_a_normalizer(encoder):
     batches = [{"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": torch.ones(2, 3)}] * 2
     tokens = [{**b, "labels": b["labels"].long()} for b in batches]
     H = hessian(encoder, lambda outputs, b: outputs.logits.square().mean(), tokens)
@@ -213,7 +213,7 @@ def test_the_loss_along_a_direction_is_that_of_the_moved_parameters(loss):
     assert_untouched(before, snapshot(model))
     with pytest.raises(ValueError, match="vector must have shape"):
         H.loss(direction[1:])
-    kept = H.to_dense()  # and the graphs of one batch survive a look along a direction
+    kept = H.to_dense()  # graphs that are kept survive an evaluation along a direction
     H.loss(direction)
     assert torch.equal(H.to_dense(), kept)
 
@@ -237,7 +237,7 @@ def twice(operator):
     operator.gradient()
 
 
-def test_a_loader_that_shuffles_is_fine_where_order_does_not_matter():
+def test_a_shuffling_loader_is_accepted_if_the_order_does_not_matter():
     model, _ = network("linear")
     exact = hessian(model, CE, batch()).to_dense()
     for generator in (None, torch.Generator().manual_seed(0)):
@@ -247,7 +247,7 @@ def test_a_loader_that_shuffles_is_fine_where_order_does_not_matter():
 
 
 @pytest.mark.filterwarnings("ignore:BatchNorm1d layer")
-def test_a_loader_that_shows_something_else_is_found_and_named():
+def test_a_loader_with_different_passes_is_detected_and_the_cause_named():
     model, _ = network("linear")
     own = torch.Generator().manual_seed(0)
     lossy = hessian(model, CE, loader(shuffle=True, generator=own, drop_last=True))
@@ -265,8 +265,8 @@ def test_a_loader_that_shows_something_else_is_found_and_named():
         twice(hessian(coupled, CE, shuffled))
 
 
-class Spent:
-    """Something that can be iterated over again, and has nothing left the second time."""
+class Exhausted:
+    """A re-iterable that is empty in the second pass."""
 
     def __init__(self):
         self.batches = iter([batch()])
@@ -275,14 +275,14 @@ class Spent:
         yield from self.batches
 
 
-def test_data_that_are_spent_are_found():
+def test_exhausted_data_are_detected():
     model, _ = network("linear")
     with pytest.raises(ValueError, match="pass a loader that is not exhausted"):
-        twice(hessian(model, CE, Spent()))
+        twice(hessian(model, CE, Exhausted()))
 
 
 class Augmented(torch.utils.data.Dataset):
-    """Images that are mirrored now and then, by a generator that nobody resets."""
+    """Images that are mirrored at random, by a generator that is never reset."""
 
     def __init__(self):
         self.x, self.y = batch("image")
@@ -296,7 +296,7 @@ class Augmented(torch.utils.data.Dataset):
         return self.x[i].flip(-1) if mirrored else self.x[i], self.y[i]
 
 
-def test_random_augmentation_is_found():
+def test_random_augmentation_is_detected():
     model, _ = network("convolution")
     with pytest.raises(ValueError, match="random augmentation"):
         twice(hessian(model, CE, DataLoader(Augmented(), batch_size=4)))

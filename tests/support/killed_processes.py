@@ -1,4 +1,4 @@
-"""Processes of which one is killed, and others that go on from its checkpoint."""
+"""Runs in which one process is killed, and other processes that resume from the checkpoint."""
 
 import functools
 import os
@@ -18,9 +18,13 @@ import matfree as mf
 from matfree.results import archive
 from matfree_torch import hessian
 from matfree_torch.distributed.collectives import Communicator
-from support.forks import TIMEOUT, import_what_is_imported_late, together
+from support.forks import TIMEOUT, import_lazy_modules, run_in_processes
 
-SAMPLES = {1: (10,), 2: (7, 3), 3: (5, 0, 5)}  # of each process, by how many there are
+SAMPLES = {
+    1: (10,),
+    2: (7, 3),
+    3: (5, 0, 5),
+}  # the samples of each process, by the number of processes
 ROWS = {1: (57,), 2: (40, 17), 3: (20, 0, 37)}
 
 
@@ -49,7 +53,7 @@ RUNS = {
 
 
 def operator(rank, world, sharded):
-    """The Hessian of one network and ten samples, however they are shared out."""
+    """The Hessian of one network over ten samples, divided among any number of processes."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     x, y = torch.randn(10, 5, dtype=torch.float64), torch.randint(3, (10,))
@@ -63,10 +67,12 @@ def operator(rank, world, sharded):
 
 
 def numbers(H, result):
-    """What a result says, in whole vectors."""
+    """The numbers of a result, with vectors gathered."""
     if isinstance(result, mf.EigenResult):
         return result.values
-    if isinstance(result, mf.SpectralDensity):  # smooth functions: nodes are none of A
+    if isinstance(
+        result, mf.SpectralDensity
+    ):  # smooth functions, because nodes are not determined by A alone
         return np.asarray([result.trace_function(f).value for f in (np.tanh, np.cos)])
     value = result.value
     if isinstance(value, torch.Tensor):
@@ -75,7 +81,7 @@ def numbers(H, result):
 
 
 class Moments:
-    """Counts what a process does that others depend on, and ends it at one of these moments."""
+    """Counts operations that other processes depend on, and kills the process at one of them."""
 
     def __init__(self, last, end):
         self.count, self.last, self.end = 0, last, end
@@ -85,7 +91,7 @@ class Moments:
                 for name in ("all_reduce", "all_gather_object", "all_gather", "reduce_scatter")
             ),
             (archive, "write_archive"),
-            (os, "fsync"),  # written, and not yet renamed
+            (os, "fsync"),  # the file is written and not yet renamed
         ):
             setattr(owner, name, self._counted(getattr(owner, name)))
 
@@ -100,7 +106,7 @@ class Moments:
 
 
 def work(rank, job, world):
-    """What one process does, and what came of it."""
+    """Run the job in one process and return its results."""
     begin = time.monotonic()
     last = job.get("moment") if rank == job.get("victim") else None
     moments = Moments(last, job.get("end", signal.SIGKILL))
@@ -116,8 +122,8 @@ def work(rank, job, world):
 
 
 def answers(folder, world, job):
-    """The answers of all processes of a job, by rank; None of one that was killed."""
-    return together(
+    """The results of all processes of a job, in rank order; None for one that was killed."""
+    return run_in_processes(
         folder,
         world,
         functools.partial(work, job=job, world=world),
@@ -127,7 +133,7 @@ def answers(folder, world, job):
 
 
 def scenario(folder, number, job, rng):
-    """A run that loses a process, and the same run gone on with by another number of them."""
+    """A run that loses a process, resumed by another number of processes."""
     before, after, path = job["before"], job["after"], folder / f"run-{number}.npz"
     begun = {"run": job["run"], "sharded": job["sharded"]}
     rehearsed = answers(folder, before, {**begun, "path": folder / f"rehearsal-{number}.npz"})
@@ -172,7 +178,7 @@ JOBS = [
 
 
 def main(folder, seed):
-    import_what_is_imported_late(folder, lambda: RUNS["trace"](operator(0, 1, False), None))
+    import_lazy_modules(folder, lambda: RUNS["trace"](operator(0, 1, False), None))
     rng = np.random.default_rng(seed)
     stopped = job("density", "sharded 3", "sharded 2", signal.SIGSTOP) | {"timeout": 3.0}
     alone = {
