@@ -16,7 +16,8 @@ from matfree.algorithms.spectra.eigenvalue_count import eigenvalue_count
 from matfree.algorithms.spectra.norms import frobenius_norm, schatten_norm
 from matfree.algorithms.spectra.spectral_density import spectral_density
 from matfree.algorithms.spectra.trace_function import logdet, trace_function
-from matfree.algorithms.traces.block_traces import block_diagonals, block_traces
+from matfree.algorithms.traces.block_diagonals import block_diagonals
+from matfree.algorithms.traces.block_traces import block_traces
 from matfree.algorithms.traces.diagonal import diagonal
 from matfree.algorithms.traces.trace import trace
 from matfree.checks import OperatorReport, check_operator

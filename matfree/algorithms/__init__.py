@@ -1,1 +1,1 @@
-"""Randomized algorithms, one textbook page a file."""
+"""Randomized algorithms for traces, diagonals, spectra, eigenpairs and singular triplets."""

@@ -1,4 +1,4 @@
-"""Long runs of every kind, with a checkpoint, and what kills them."""
+"""Runs of every algorithm with a checkpoint, and the exception that interrupts them."""
 
 import numpy as np
 
@@ -91,7 +91,7 @@ RUNS = {
 }
 
 
-AT_ONCE = {  # products between two states: Lanczos looks every 8 steps, moments are a block
+BLOCKS_BETWEEN_SAVES = {  # matmats; Lanczos saves every 8 steps, "kpm" after all of a block
     "trace of a function": 8,
     "eigenvalue count": 8,
     "density": 8,
@@ -106,11 +106,11 @@ SEMIDEFINITE = ("xnystrace", "xnysdiag")
 
 
 class Killed(BaseException):
-    """What no library catches."""
+    """An exception that no library catches."""
 
 
 def numbers(result):
-    """What a result says, without its cost."""
+    """The numbers of a result, without its cost."""
     if isinstance(result, mf.EigenResult):
         return [result.values, np.abs(to_host(result.vectors)), result.residuals]
     if isinstance(result, mf.SpectralDensity):

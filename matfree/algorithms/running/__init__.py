@@ -1,1 +1,1 @@
-"""What every run shares: counting, plans, checkpoints, the sampling loop, callbacks."""
+"""What all algorithms share: counted operators, budgets, the sampling loop, checkpoints."""

@@ -1,12 +1,14 @@
-"""Long runs that survive: the state of a run in a file, written after every block.
+"""Checkpoints: the state of a run in a file that is written after every block of vectors.
 
-What a run holds between two blocks is a handful of arrays and numbers. An object names
-them in a tuple ``saved``; ``state_of`` collects them, following names to objects with a
-``saved`` of their own, and ``restore`` puts them back. Those that have the rows of vectors are
-in ``by_row`` as well, with the axis along which they do, so that another number of processes
-can take the run up. A file also says which problem it belongs to: the method, the seed, the
-options that shape the state, and what the operator does to one vector. A run that differs in
-any of it is refused.
+The state of a run between two blocks consists of a few arrays and numbers. An object lists the
+attributes that belong to it in a class attribute ``saved``; :func:`state_of` collects them,
+also from attributes that are objects with a ``saved`` themselves, and :func:`restore` puts them
+back. Two further class attributes are optional: ``by_row`` maps the attributes that hold rows
+of vectors to the axis of the rows, so that another number of processes can resume the run, and
+``stored_as`` maps attributes to keys of the file that differ from their names.
+
+The file also identifies its run: the method, the seed, the options that determine the state,
+and the result of one matvec. A run that differs in any of them is refused.
 """
 
 from __future__ import annotations
@@ -126,48 +128,53 @@ class Checkpoint:
         )
 
     def holds(self, name: str) -> bool:
-        """Whether the file has something under this name that was not yet taken up."""
+        """Whether the file has a state under this name that was not restored yet."""
         return any(key.startswith(f"{name}.") for key in self.state)
 
     def take_up(self, name: str, holder: Any) -> None:
-        """Give an object made anew the state it had, where the file has one; once only."""
+        """Restore the state of an object that is created during the run.
+
+        Only the first object of that name gets the stored state.
+        """
         prefix = f"{name}."
         if self.holds(name) and self._fits(holder, prefix):
             restore(holder, self.state, self.A.space, prefix)
         self.state = {k: value for k, value in self.state.items() if not k.startswith(prefix)}
 
     def _fits(self, holder: Any, prefix: str) -> bool:
-        """Whether as many vectors are sent at once as were; else their block is made again."""
+        """Whether the block size is unchanged; otherwise the block is computed again."""
         stored = self.state.get(f"{prefix}V")
         return stored is None or stored.shape == tuple(holder.V.shape)
 
     def _require_same(self, stored: dict[str, Any]) -> None:
         different = [
-            f"{name} is {_plainly(stored.get(name))} there and {_plainly(value)} here"
+            _difference(name, stored.get(name), value)
             for name, value in self.problem.items()
-            if not _equal(stored.get(name), value)
+            if not _same_value(stored.get(name), value)
         ]
         if different:
             raise ValueError(
-                f"checkpoint {self.path} belongs to another run: {'; '.join(different)}. Go on "
-                "with what the file was begun with, or give another path."
+                f"checkpoint {self.path} belongs to another run: {'; '.join(different)}. Pass the "
+                "arguments of the stored run, or give another path."
             )
 
     def _require_same_operator(self, stored: HostArray) -> None:
-        size = max(float(np.abs(stored[0])), float(np.abs(self.checksum[0])))
+        scale = max(float(np.abs(stored[0])), float(np.abs(self.checksum[0])))
+        # Another device or block size may sum in another order, so that only half of the
+        # digits are compared.
         slack = epsilon(self.A.space.xp, self.A.space.dtype) ** 0.5
-        if np.abs(stored - self.checksum).max() > slack * size:
+        if np.abs(stored - self.checksum).max() > slack * scale:
             raise ValueError(
                 f"checkpoint {self.path} belongs to another operator: ||A u|| for a fixed vector "
-                f"u is {stored[0]:.6g} there and {self.checksum[0]:.6g} here (other weights, "
-                "other data?). Give another path, or delete the file."
+                f"u is {stored[0]:.6g} in the file and {self.checksum[0]:.6g} in this run (other "
+                "weights, other data?). Give another path, or delete the file."
             )
 
 
 def state_of(holder: Any, prefix: str = "") -> tuple[archive.Values, dict[str, int]]:
-    """The attributes that an object lists in ``saved``, and the axes of those with rows, by key.
+    """The attributes that an object lists in ``saved``, and the row axes of those with rows.
 
-    The keys of nested objects are joined by dots.
+    Both are returned by key; the keys of nested objects are joined by dots.
     """
     state: archive.Values = {}
     axes = {prefix + name: axis for name, axis in getattr(holder, "by_row", {}).items()}
@@ -182,7 +189,10 @@ def state_of(holder: Any, prefix: str = "") -> tuple[archive.Values, dict[str, i
 
 
 def restore(holder: Any, state: archive.Values, space: Any, prefix: str = "") -> None:
-    """Put a state back; arrays return to the library, dtype and device of those they replace."""
+    """Set the attributes of an object from a stored state.
+
+    Arrays are converted to the library, dtype and device of the arrays that they replace.
+    """
     for name, key in _keys(holder, prefix):
         current = getattr(holder, name)
         if hasattr(current, "saved"):
@@ -207,25 +217,27 @@ def _like(current: Any, value: Any, space: Any) -> Any:
 
 
 def _checksum_of(A: CountedOperator) -> HostArray:
-    """||A u||, Re u^H A u, Im u^H A u for a vector u that no run uses otherwise."""
+    """||A u||, Re u^H A u and Im u^H A u for a fixed vector u that is not used otherwise."""
     u = A.space.probes(1, seed=0, kind="gaussian", stream=probes.CHECK)
     Au = A(u)
     if A.operator.shape[0] != A.operator.shape[1]:
         length = to_host(A.operator.space.norms(Au))[0]
         return np.array([length, 0.0, 0.0])
     length, form = to_host(A.space.norms(Au))[0], to_host(A.space.dots(u, Au))[0]
-    size = A.space.size**0.5  # of u: the three are then of one size
-    return np.array([length, np.real(form) / size, np.imag(form) / size])
+    norm = A.space.size**0.5  # E ||u||^2 = n: divided by it, all three numbers are comparable
+    return np.array([length, np.real(form) / norm, np.imag(form) / norm])
 
 
-def _equal(left: Any, right: Any) -> bool:
-    """Whether two values of a problem are one; numbers of a tuple up to rounding."""
+def _same_value(left: Any, right: Any) -> bool:
+    """Whether two values of a problem are equal; floating-point numbers up to rounding."""
     if isinstance(right, tuple) and isinstance(left, tuple) and len(left) == len(right):
-        return all(map(_equal, left, right))
+        return all(map(_same_value, left, right))
     if isinstance(right, float) and isinstance(left, float):
         return left == right or bool(np.isclose(left, right, rtol=1e-9, atol=0, equal_nan=True))
     return bool(left == right)
 
 
-def _plainly(value: Any) -> str:
-    return repr(value) if not isinstance(value, tuple) or len(value) < 4 else "different"
+def _difference(name: str, stored: Any, value: Any) -> str:
+    if any(isinstance(x, tuple) and len(x) > 3 for x in (stored, value)):
+        return f"{name} differs"
+    return f"{name} is {stored!r} in the file and {value!r} in this run"

@@ -1,4 +1,4 @@
-"""Products counted, and looked at where their numbers reach the host anyway."""
+"""An operator that counts its matvecs and checks the results for NaN and asymmetry."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import Array, HostArray
 from matfree.spaces import VectorSpace
 
-_NOISY = 30.0
-"""The asymmetry that noise explains, in multiples of what one product showed."""
+_NOISE_FACTOR = 30.0
+"""An asymmetry up to this multiple of the measured relative noise is attributed to noise."""
 
 
 @final
 class CountedOperator:
-    """An operator in the hands of one algorithm; its count belongs to every checkpoint.
+    """An operator for the use of one algorithm, with a count of its matvecs.
+
+    Every checkpoint stores the count.
 
     Parameters
     ----------
-    A : anything ``aslinearoperator`` accepts, not empty
+    A : anything ``aslinearoperator`` accepts
     square : bool
-        Whether the algorithm needs a square one; ``space`` is that of its arguments.
+        Whether the algorithm needs a square operator. The attribute ``space`` is the space
+        of the vectors that the operator is applied to.
+
+    Raises
+    ------
+    OperatorError
+        The operator is empty, or it is not square although the algorithm needs that.
     """
 
     saved = ("noise", "relative_noise", "noise_is_known")
@@ -35,9 +43,9 @@ class CountedOperator:
         self.num_matvecs = 0
         self._num_checked = 0
         self.noise = 0.0
-        """||A v - A' v|| of a repeated product, ||v|| = 1."""
+        """||A v - A' v|| for a repeated matvec with ||v|| = 1."""
         self.relative_noise = 0.0
-        """The same relative to ||A v||."""
+        """The noise relative to ||A v||."""
         self.noise_is_known = False
         self._blocks_to_watch = 0
         self._sample: tuple[Array, Array] | None = None
@@ -48,10 +56,10 @@ class CountedOperator:
                 "A.H @ A, whose eigenvalues are the squared singular values."
             )
         if m == 0 or n == 0:
-            raise OperatorError(f"the operator is empty: its shape is ({m}, {n}).")
+            raise OperatorError(f"the operator must not be empty: got shape ({m}, {n}).")
 
     def __call__(self, X: Array) -> Array:
-        """A @ X, counting the columns of X."""
+        """Return A @ X and count one matvec for every column of X."""
         self.num_matvecs += X.shape[1]
         Y = self.operator.matmat(X)
         if self._blocks_to_watch:
@@ -62,96 +70,112 @@ class CountedOperator:
                 self.measure_noise()
         return Y
 
-    def block_size(self, asked: int | None) -> int | None:
-        """The number of vectors to send at once: as asked, or as the operator prefers."""
-        return self.operator.preferred_block_size if asked is None else asked
+    def block_size(self, requested: int | None) -> int | None:
+        """The number of vectors per block: as requested, or as the operator prefers."""
+        return self.operator.preferred_block_size if requested is None else requested
 
     def lanczos_step(
         self, V: Array, previous: Array, beta: Array, scale: Array
     ) -> tuple[Array, Array, Array] | None:
-        """The operator's own step of the recurrence, counted; None where it has none.
+        """The operator's fused Lanczos step, counted; None if it has none.
 
-        Not while the noise of single products is watched.
+        It is not used while the noise of individual matvecs is being measured.
         """
         step = self.operator.lanczos_step
-        if step is None or not self._may_sum:
+        if step is None or not self._may_use_fused:
             return None
-        made = step(V, previous, beta, scale)
-        self.num_matvecs += V.shape[1] if made is not None else 0
-        return made
+        result = step(V, previous, beta, scale)
+        self.num_matvecs += V.shape[1] if result is not None else 0
+        return result
 
     def quadratic_forms(self, X: Array) -> Array:
-        """x_j^H A x_j for the columns of X, (k,), counting them; by the operator where it can."""
+        """x_j^H A x_j for the columns of X, (k,), counted as one matvec per column."""
         forms = self.operator.quadratic_forms
-        made = forms(X) if forms is not None and self._may_sum else None
-        if made is None:
+        result = forms(X) if forms is not None and self._may_use_fused else None
+        if result is None:
             return self.space.dots(X, self(X))
         self.num_matvecs += X.shape[1]
-        return made
+        return result
 
     @property
-    def _may_sum(self) -> bool:
-        """Whether sums over rows may be the operator's own: it has all of them."""
+    def _may_use_fused(self) -> bool:
+        """Whether the operator's fused methods may be used.
+
+        They compute sums over rows, which are complete only if vectors are not sharded, and
+        they do not return the matvecs from which the noise is measured.
+        """
         return not self.space.is_sharded and not self._blocks_to_watch
 
     def watch(self) -> None:
-        """Measure the noise on the second block from here, unless it is known.
+        """Measure the noise on the second block from now on, unless it is known.
 
-        In a Krylov sequence its vectors have been through A, and show the noise where A is
-        large.
+        In a Krylov sequence the vectors of the second block are images under A. They show the
+        noise in the directions in which A is large.
         """
         self._blocks_to_watch = 0 if self.noise_is_known else 2
 
     def measure_noise(self) -> None:
-        """Repeat the last product that was kept, unless that was done: ||A v - A' v||."""
+        """Repeat the stored matvec, if there is one, and record ||A v - A' v||."""
         if self._sample is None:
             return
         x, y = self._sample
         self._sample, self._blocks_to_watch = None, 0
         self.num_matvecs += x.shape[1]
         again = self.operator.matmat(x)
-        sizes = to_host(self.space.norms(self.space.xp.concat((x, y, again - y), axis=1)))
-        self.noise = float(sizes[2] / sizes[0]) if sizes[0] > 0 else 0.0
-        self.relative_noise = float(sizes[2] / sizes[1]) if sizes[1] > 0 else 0.0
+        norms = to_host(self.space.norms(self.space.xp.concat((x, y, again - y), axis=1)))
+        self.noise = float(norms[2] / norms[0]) if norms[0] > 0 else 0.0
+        self.relative_noise = float(norms[2] / norms[1]) if norms[1] > 0 else 0.0
         self.noise_is_known = True
 
     def require_finite(self, *numbers: HostArray) -> None:
-        """Refuse NaN and infinity in host numbers that every new product went into."""
+        """Raise NonFiniteError if there is NaN or infinity among numbers on the host.
+
+        Every matvec since the last call must have contributed to the numbers. They are needed
+        on the host anyway, so that the check costs no synchronization of its own.
+        """
         first, self._num_checked = self._num_checked + 1, self.num_matvecs
         if all(np.all(np.isfinite(x)) for x in numbers):
             return
         last = self.num_matvecs
-        which = f"product {last}" if first >= last else f"one of the products {first} to {last}"
+        which = f"matvec {last}" if first >= last else f"one of the matvecs {first} to {last}"
         raise NonFiniteError(
-            f"{which} of {self.operator!r} holds NaN or infinity; mend the operator before "
-            "estimating anything of it."
+            f"{which} of {self.operator!r} contains NaN or infinity, so that nothing can be "
+            "estimated; fix the operator first."
         )
 
     def require_hermitian(self, defect: float) -> None:
-        """Refuse an asymmetry that no rounding explains.
+        """Raise NotHermitianError if an asymmetry exceeds rounding and measured noise.
 
         Parameters
         ----------
-        defect : |u^H A v - conj(v^H A u)| / ||A|| over unit vectors met on the way.
+        defect : float
+            |u^H A v - conj(v^H A u)| / ||A|| for unit vectors u and v of the algorithm.
         """
         limit = epsilon(self.space.xp, self.space.dtype) ** (1 / 3)
-        limit = max(limit, _NOISY * self.relative_noise)  # what was measured explains it
+        limit = max(limit, _NOISE_FACTOR * self.relative_noise)
         if defect > limit:
             raise NotHermitianError(
-                f"the operator is not Hermitian: |u^H A v - conj(v^H A u)| is {defect:.1e} of "
-                f"||A|| (limit {limit:.0e} in {self.space.dtype}), seen within "
-                f"{self.num_matvecs} products; symmetrise it ((A + A.H) / 2), or use "
-                "trace, diagonal or A.H @ A, which need no symmetry."
+                f"the operator is not Hermitian: |u^H A v - conj(v^H A u)| is {defect:.1e} ||A|| "
+                f"(limit {limit:.0e} in {self.space.dtype}), found within {self.num_matvecs} "
+                "matvecs; symmetrize it ((A + A.H) / 2), or use trace, diagonal or A.H @ A, "
+                "which need no symmetry."
             )
 
 
 def adopted(space: VectorSpace, block: Any, name: str) -> Array:
-    """A block (rows, k), k > 0, of any library, as a block of this space.
+    """Convert a block of vectors to the array library, dtype and device of a space.
+
+    Parameters
+    ----------
+    space : VectorSpace
+    block : (rows, k) with k > 0, of any array library
+    name : str
+        The name of the argument, for the error message.
 
     Raises
     ------
     ValueError
-        Its shape is another; ``name`` is what the text calls it.
+        The block has another shape.
     """
     rows, shape = len(space.rows), tuple(getattr(block, "shape", ()))
     if len(shape) != 2 or shape[0] != rows or not shape[1]:

@@ -1,4 +1,4 @@
-"""What becomes of the products of probes: the contract of every sampling estimator."""
+"""The contract of every sampling estimator: what is computed from each block of probes."""
 
 from __future__ import annotations
 
@@ -13,97 +13,105 @@ from matfree.protocol import Array, HostArray
 from matfree.results.intervals import student_quantile
 
 FIRST_CHECK = 20
-"""Probes before the first look: an error bar from fewer is itself too uncertain."""
+"""Probes before the first convergence check: a standard error from fewer is too uncertain."""
 
 CHECK_GROWTH = 1.25
-"""The factor from one look to the next: many looks would inflate the error."""
+"""The ratio of the numbers of probes at successive convergence checks.
+
+Each check is another chance to stop on an underestimated standard error, so that checks after
+every block would lower the coverage of the intervals.
+"""
 
 
 class Summary(NamedTuple):
-    """What an estimator has to say at a look."""
+    """The estimate of an estimator at a convergence check, with its errors."""
 
     value: Any
+    """A number, or an array (rows,)."""
     stderr: Any
-    size: float
-    """|value|, or the 2-norm of an array."""
-    bar: float
-    """The standard error's size, likewise."""
+    """The standard error of ``value``: a number, or an array (rows,)."""
+    norm: float
+    """|value|, or the 2-norm of an array over all rows."""
+    stderr_norm: float
+    """The standard error, or the 2-norm of an array of standard errors."""
     degrees_of_freedom: float
     samples: HostArray | None = None
+    """The samples of the probes, (num_probes,), of estimators whose value is their mean."""
     bias: float = 0.0
-    """What is no sampling error and is added to the half-width."""
+    """A bound on the error that is not due to sampling. It is added to the half-width."""
 
     @property
     def level(self) -> float:
-        """The number that a history shows: the value's real part, or an array's size."""
-        return self.size if hasattr(self.value, "shape") else float(self.value.real)
+        """The number shown in histories: the real part of a number, or the norm of an array."""
+        return self.norm if hasattr(self.value, "shape") else float(self.value.real)
 
     @property
     def half_width(self) -> float:
-        """The half-width of the 95 % interval, or the 2-norm of all entries' ones."""
-        return student_quantile(0.95, self.degrees_of_freedom) * self.bar + self.bias
+        """The half-width of the 95 % interval, or the 2-norm of those of all entries."""
+        return student_quantile(0.95, self.degrees_of_freedom) * self.stderr_norm + self.bias
 
 
 class Estimator(ABC):
-    """What becomes of the products of probes.
+    """An estimator that averages over random probes.
 
     Parameters
     ----------
-    product : the operator, counted
-    plan : seed, kind of probes, block size and budget
+    A : CountedOperator
+    plan : Plan
+        Seed and distribution of the probes, block size and budget.
     """
 
     method: str
     cost = 1
-    """Products a probe."""
+    """Matvecs per probe."""
     mergeable = True
-    """Whether the probes enter independently of each other."""
+    """Whether estimates over different probes can be averaged."""
     first_check = FIRST_CHECK
     check_growth = CHECK_GROWTH
     memory: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole, never written into
-    """How vectors are kept within a budget of memory, where there is one."""
+    """How vectors are stored within a limit on memory, if there is one."""
     checkpoint: Checkpoint
     """The checkpoint of the run, set by the sampling loop."""
     saved: tuple[str, ...] = ()
-    """Attributes that change from block to block, for a checkpoint."""
+    """The attributes that change from block to block, which a checkpoint stores."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         self.A, self.space, self.plan = A, A.space, plan
 
     def block_done(self) -> None:
-        """Save the state of the run; to be called after every block outside of ``advance``."""
+        """Save the state of the run. To be called after every block outside ``advance``."""
         self.checkpoint.save()
 
     def identity(self, budget: int) -> dict[str, Any]:
-        """Options, beside the plan's, without which a saved state means something else."""
+        """Options, in addition to those of the plan, that determine what a saved state means."""
         return {}
 
     def prepare(self, budget: int) -> int:
-        """Work before the first probe; how many probes the rest of the budget pays for."""
+        """Do the work before the first probe, and return how many probes may follow."""
         return budget // self.cost if self.plan.num_probes is None else self.plan.num_probes
 
-    def reserve(self, num_probes: int) -> None:  # noqa: B027  # most keep nothing
-        """Make room for what so many probes in all will leave behind."""
+    def reserve(self, num_probes: int) -> None:  # noqa: B027  # most estimators store nothing
+        """Allocate memory for what ``num_probes`` probes in total will store."""
 
     @abstractmethod
     def advance(self, start: int, count: int) -> None:
-        """Send ``count`` probes, the ``start``-th of the run first."""
+        """Apply the operator to the ``count`` probes from number ``start`` of the run on."""
 
     @abstractmethod
     def summary(self) -> Summary:
-        """The estimate from the probes sent so far."""
+        """The estimate from the probes so far."""
 
     @abstractmethod
     def exact(self) -> Summary:
-        """The answer from all n unit vectors."""
+        """The exact value, from all n unit vectors."""
 
     def probes(self, start: int, count: int) -> Array:
-        """Probes of the run, (rows, count)."""
+        """The probes with numbers ``start`` to ``start + count - 1`` of the run, (rows, count)."""
         first = self.plan.first_probe + start
         return self.space.probes(count, seed=self.plan.seed, start=first, kind=self.plan.kind)
 
     def check_points(self, limit: int) -> Iterator[int]:
-        """Numbers of probes after which the tolerance is looked at, ending with the limit."""
+        """The numbers of probes at which convergence is checked, ending with ``limit``."""
         check_point = float(self.first_check)
         while self.plan.adaptive and check_point < limit:
             yield int(check_point)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypedDict, TypeVar
 
 from matfree.algorithms.running.checkpoint import PathLike
+from matfree.algorithms.running.run import State
 from matfree.protocol import ProbeKind, Seed
 
 F = TypeVar("F", bound=Callable[..., Any])
 Options = TypeVar("Options", bound=Mapping[str, Any])
-State = TypeVar("State")
 
 _DEFAULTS = {"kind": "rademacher", "first_probe": 0, "progress": False}
 """Defaults of shared keywords that are not None."""

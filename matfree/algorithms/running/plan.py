@@ -1,4 +1,4 @@
-"""What every estimator is asked for: how much to spend, how well to know, how to go about it."""
+"""The budget, the tolerances and the probes of an estimation."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from matfree.protocol import ProbeKind
 from matfree.results import EigenResult
 
 DEFAULT_PROBES = 32
-"""Products where neither a number of probes, a budget nor a tolerance is given."""
+"""The budget of matvecs if neither probes, nor a budget, nor a tolerance are given."""
 
 DEFAULT_BUDGET = 1000
-"""Products where a tolerance is given without a budget."""
+"""The budget of matvecs if a tolerance is given without one."""
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """How much may be spent, how well it must be known, and how it is done."""
+    """The budget, the tolerances and the probes of an estimation."""
 
     num_probes: int | None
+    """A fixed number of probes; None if the budget and the tolerance determine it."""
     budget: int
+    """The largest number of matvecs."""
     rtol: float | None
     atol: float | None
     block_size: int
     seed: int
     kind: ProbeKind
     eigenpairs: EigenResult | int = 0
+    """For deflation: known eigenpairs, or how many to compute."""
     first_probe: int = 0
+    """The number of the first probe among all probes of the seed."""
 
     @classmethod
     def make(
@@ -44,15 +48,24 @@ class Plan:
         kind: ProbeKind = "rademacher",
         eigenpairs: EigenResult | int = 0,
     ) -> Plan:
-        """Read and check the keywords that every estimator shares.
+        """Check the keywords that every estimator shares, and collect them in a plan.
 
         Parameters
         ----------
         A : CountedOperator
         options : Sampling
+            The keywords of the public function.
         seed : int
-        kind : the probes if ``options`` does not say
-        eigenpairs : known eigenpairs, or how many to compute
+        kind : str
+            The distribution of the probes unless ``options`` names one.
+        eigenpairs : EigenResult or int
+            Known eigenpairs, or how many to compute.
+
+        Raises
+        ------
+        ValueError
+            A keyword is out of range, or a number of probes is given together with a
+            tolerance or a budget.
         """
         num_probes, max_matvecs = options.get("num_probes"), options.get("max_matvecs")
         rtol, atol = options.get("rtol"), options.get("atol")
@@ -85,5 +98,5 @@ class Plan:
         return self.rtol is not None or self.atol is not None
 
     def tolerance(self, size: float) -> float:
-        """The half-width to reach for a value of this size."""
+        """The half-width that an estimate of this absolute value has to reach."""
         return (self.atol or 0.0) + (self.rtol or 0.0) * size

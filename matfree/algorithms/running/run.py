@@ -1,4 +1,4 @@
-"""What the user sees of every run: its progress, its callback, and what Ctrl-C leaves."""
+"""A run as its user sees it: progress bar, callback, checkpoint and interruption."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from matfree.errors import Interrupted
 from matfree.progress import Progress
 
 State = TypeVar("State")
+"""The type of the result so far, which a callback receives."""
+
 Result = TypeVar("Result")
 
 

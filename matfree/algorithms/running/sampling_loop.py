@@ -1,4 +1,4 @@
-"""The loop of every sampling estimator: blocks of probes, convergence checks, budgets, results.
+"""The loop of every sampling estimator: blocks of probes, convergence checks and budgets.
 
 An :class:`Estimator` knows what is estimated; this loop decides how many probes that takes.
 Convergence is checked after fixed numbers of probes, so that neither the block size nor a
@@ -140,8 +140,8 @@ class _SamplingLoop:
     def _split_budget(self) -> tuple[int, bool]:
         """The matvecs for sampling, and whether n unit vectors may follow.
 
-        A budget of n matvecs pays for the exact answer. Sampling comes first if a tolerance
-        may be met sooner, as long as it leaves n matvecs, and it takes at most n itself.
+        A budget of n matvecs suffices for the exact answer. Sampling comes first if there is a
+        tolerance that it may meet sooner; it uses at most n matvecs and leaves n.
         """
         size, budget = self.A.space.size, self.plan.budget
         if self.plan.num_probes is not None or budget < size:
@@ -151,10 +151,10 @@ class _SamplingLoop:
         return (before if enough else 0), True
 
     def _met(self) -> bool:
-        """Append to the history, and check the tolerance."""
+        """Append to the history, and return whether the tolerance is met."""
         summary = self._summary()
         self.history.append((self.A.num_matvecs, summary.level, summary.half_width))
-        return self.plan.adaptive and summary.half_width <= self.plan.tolerance(summary.size)
+        return self.plan.adaptive and summary.half_width <= self.plan.tolerance(summary.norm)
 
     def _exact(self) -> Estimate:
         summary = self.estimator.exact()
@@ -201,13 +201,13 @@ class _SamplingLoop:
         if target == 0:
             advice = "give atol, because a tolerance relative to 0 cannot be met"
         elif bias >= target:
-            advice = f"raise num_steps, because {bias:.3g} of it is the bias of the quadrature"
+            advice = f"raise num_steps, because the quadrature bias alone is {bias:.3g}"
         else:
             factor = ((half - bias) / (target - bias)) ** 2
             advice = f"raise max_matvecs to about {math.ceil(1.1 * num_matvecs * factor)}"
         warn(
             f"{self.estimator.method} stopped at its budget of {num_matvecs} matvecs with a "
-            f"95 % half-width of {half:.3g} where {target:.3g} was asked for "
+            f"95 % half-width of {half:.3g}, but the tolerance is {target:.3g} "
             f"(value {level:.6g}); {advice}, or loosen rtol.",
             ConvergenceWarning,
         )

@@ -1,14 +1,17 @@
-"""The state of a run on disk: one file, and where vectors are cut a piece of every process.
+"""The state of a run on disk: one file, and one shard per process if vectors are sharded.
 
-    run.npz                      what all processes know, and which pieces belong to it
+::
+
+    run.npz                      the state that all processes share, and a list of the shards
     run.piece-12-0-70.npz        generation 12, rows 0 to 70 of everything that has rows
     run.piece-12-70-100.npz
 
-The pieces of a generation are written first, each by the process that has the rows. When all are
-there, process 0 renames the new ``run.npz`` over the old one, which is the moment that the new
-generation counts; then it deletes the pieces of the old one. So at any moment ``run.npz`` names
-pieces that are whole. Whoever reads takes the rows it needs from whichever files have them, and
-the number of processes that wrote them does not matter.
+Every process first writes the shard of its rows. When all shards of a generation exist, process
+0 writes a new ``run.npz`` and renames it over the old one. The rename is atomic: it is the
+moment at which the new generation replaces the old one, whose shards are deleted afterwards.
+Hence ``run.npz`` always lists complete shards, no matter when a process is killed. A reader
+collects its rows from all shards that overlap with them, so that another number of processes
+can resume the run.
 """
 
 from __future__ import annotations
@@ -27,143 +30,162 @@ from matfree.results import archive
 from matfree.spaces import VectorSpace
 
 KIND = "checkpoint"
-_PIECE = "piece of a checkpoint"
+_SHARD_KIND = "piece of a checkpoint"  # part of the file format
 
 
 @final
 class StateFile:
-    """Named values that outlive the processes; some of them cut into rows like their vectors.
+    """A file of named values, some of which are sharded by rows like the vectors of a space.
 
     All processes of the space make the same calls.
 
     Parameters
     ----------
-    path : of the main file, which all processes see
-    space : tells the rows of this process
+    path : Path
+        The main file, which all processes see.
+    space : VectorSpace
+        The space of the vectors; it knows the rows of this process.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or it is not a checkpoint.
+    OperatorError
+        The processes see different files.
+    FileNotFoundError
+        The folder of the file does not exist.
     """
 
     def __init__(self, path: Path, space: VectorSpace) -> None:
         self.path, self.space = path, space
         self.values: archive.Values = {}
-        """What the file held when it was opened, of rows those of this process."""
-        answers = space.all_gather_object(lambda: (self._opened(), secrets.token_hex(8)))
-        stamps = [stamp for stamp, _ in answers]
-        others = [rank for rank, stamp in enumerate(stamps) if stamp != stamps[0]]
+        """The values when the file was opened, restricted to the rows of this process."""
+        answers = space.all_gather_object(lambda: (self._read(), secrets.token_hex(8)))
+        versions = [version for version, _ in answers]
+        others = [rank for rank, version in enumerate(versions) if version != versions[0]]
         if others:
             raise OperatorError(
                 f"process {others[0]} does not see the same checkpoint {path} as process 0; give "
                 "a path on a file system that all processes share."
             )
-        self.run, self.generation = stamps[0] or (answers[0][1], 0)
+        self.run, self.generation = versions[0] or (answers[0][1], 0)
 
     def write(self, values: Mapping[str, Any], axes: Mapping[str, int]) -> None:
-        """Replace what the file holds.
+        """Replace the contents of the file.
 
         Parameters
         ----------
-        values : by name
-        axes : of the values that hold rows of this process, the axis along which they do
+        values : mapping of names to values
+        axes : mapping of names to axes
+            The values that hold rows of this process, with the axis of the rows.
         """
-        generation, pieces = self.generation + 1, []
+        generation, shards = self.generation + 1, []
         if self.space.is_sharded and axes:
-            own = {name: values[name] for name in axes}
-            pieces = self.space.all_gather_object(lambda: self._write_piece(own, generation))
+            local = {name: values[name] for name in axes}
+            shards = self.space.all_gather_object(lambda: self._write_shard(local, generation))
             values = {name: value for name, value in values.items() if name not in axes}
-        everything = {
+        contents = {
             **values,
             "axes": dict(axes),
-            "pieces": tuple(pieces),
+            "pieces": tuple(shards),
             "stamp": (self.run, generation),
         }
-        self.space.all_gather_object(lambda: self._commit(everything, generation))
+        self.space.all_gather_object(lambda: self._commit(contents, generation))
         self.generation = generation
 
-    def _write_piece(self, own: Mapping[str, Any], generation: int) -> tuple[int, int]:
+    def _write_shard(self, local: Mapping[str, Any], generation: int) -> tuple[int, int]:
         rows = self.space.rows
         ends = rows.start, rows.stop
         if len(rows):
-            stamp = {"stamp": (self.run, generation), "rows": ends}
-            archive.write_archive(self._piece(generation, *ends), _PIECE, {**own, **stamp})
+            version = {"stamp": (self.run, generation), "rows": ends}
+            path = self._shard_path(generation, *ends)
+            archive.write_archive(path, _SHARD_KIND, {**local, **version})
         return ends
 
-    def _commit(self, everything: archive.Values, generation: int) -> None:
+    def _commit(self, contents: archive.Values, generation: int) -> None:
+        """Let process 0 write the main file, which makes the new generation valid."""
         if self.space.rank > 0:
             return
-        for start, stop in everything["pieces"]:
-            piece = self._piece(generation, start, stop)
-            if stop > start and not piece.exists():
+        for start, stop in contents["pieces"]:
+            shard = self._shard_path(generation, start, stop)
+            if stop > start and not shard.exists():
                 raise FileNotFoundError(
-                    f"checkpoint: process 0 does not see {piece}, which another process has "
+                    f"checkpoint: process 0 does not see {shard}, which another process has "
                     "written; give a path on a file system that all processes share."
                 )
-        archive.write_archive(self.path, KIND, everything)
-        clean(self.path, generation if everything["pieces"] else None)
+        archive.write_archive(self.path, KIND, contents)
+        clean(self.path, generation if contents["pieces"] else None)
 
-    def _piece(self, generation: int, start: int, stop: int) -> Path:
+    def _shard_path(self, generation: int, start: int, stop: int) -> Path:
         return self.path.with_name(f"{self.path.stem}.piece-{generation}-{start}-{stop}.npz")
 
-    def _opened(self) -> tuple[str, int] | None:
-        """Read the file, if there is one; the run and the generation that it is of."""
+    def _read(self) -> tuple[str, int] | None:
+        """Read the file, if there is one, and return its run and its generation."""
         if not self.path.exists():
             self._require_folder()
             return None
-        with opened(self.path) as file:
+        with open_checkpoint(self.path) as file:
             axes = file.value("axes") if "axes" in file.names else {}
-            pieces = file.value("pieces") if "pieces" in file.names else ()
+            shards = file.value("pieces") if "pieces" in file.names else ()
             self.values = {name: file.value(name) for name in file.names if name not in axes}
         run, generation = self.values.pop("stamp", ("", 0))
         self.values = {k: v for k, v in self.values.items() if k not in ("axes", "pieces")}
         sources = [(self.path, range(self.space.size))]
-        if pieces:
-            sources = [(self._piece(generation, *ends), range(*ends)) for ends in pieces]
+        if shards:
+            sources = [(self._shard_path(generation, *ends), range(*ends)) for ends in shards]
         if axes:
-            self.values |= self._rows(sources, axes, (run, generation))
+            self.values |= self._local_rows(sources, axes, (run, generation))
         if self.space.rank == 0:
-            clean(self.path, generation if pieces else None)
+            clean(self.path, generation if shards else None)
         return run, generation
 
     def _require_folder(self) -> None:
         if self.space.rank == 0 and not self.path.absolute().parent.is_dir():
             raise FileNotFoundError(
-                f"checkpoint: the folder of {self.path} does not exist; make it before the run."
+                f"checkpoint: the folder of {self.path} does not exist; create it first."
             )
 
-    def _rows(
-        self, sources: list[tuple[Path, range]], axes: Mapping[str, int], stamp: tuple[str, int]
+    def _local_rows(
+        self, sources: list[tuple[Path, range]], axes: Mapping[str, int], version: tuple[str, int]
     ) -> archive.Values:
-        """The rows of this process of everything that has rows."""
-        parts: dict[str, list[Any]] = {name: [] for name in axes}
-        for path, part in _overlapping(sources, self.space.rows):
+        """The rows of this process of all values that have rows."""
+        found: dict[str, list[Any]] = {name: [] for name in axes}
+        for path, rows in _overlapping(sources, self.space.rows):
             try:
                 with archive.open_archive(path) as file:
-                    if path != self.path and file.value("stamp") != stamp:
-                        raise archive.DamagedFile(f"{path} is of another run, or another moment.")
+                    if path != self.path and file.value("stamp") != version:
+                        raise archive.DamagedFile(f"{path} belongs to another run or generation.")
                     for name, axis in axes.items():
-                        parts[name].append(file.rows(name, axis, part))
+                        found[name].append(file.rows(name, axis, rows))
             except (archive.DamagedFile, FileNotFoundError) as cause:
                 raise archive.DamagedFile(
-                    f"checkpoint {self.path} cannot be read, for a piece of it is missing or not "
-                    f"its own ({cause}) Put {path.name} back, or delete {self.path.name} to start "
-                    "anew."
+                    f"checkpoint {self.path} cannot be read, because a shard is missing or invalid "
+                    f"({cause}) Restore {path.name}, or delete {self.path.name} to start again."
                 ) from cause
-        return {name: _joined(found, axes[name]) for name, found in parts.items()}
+        return {name: _stack_rows(arrays, axes[name]) for name, arrays in found.items()}
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[archive.OpenFile]:
-    """A checkpoint's main file; whatever is wrong with it is explained."""
+def open_checkpoint(path: Path) -> Iterator[archive.OpenFile]:
+    """Open the main file of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or it is not a checkpoint.
+    """
     try:
         with archive.open_archive(path) as file:
             if file.kind != KIND:
                 raise ValueError(
-                    f"{path} holds a saved {file.kind}, no checkpoint; give another path."
+                    f"{path} contains a saved {file.kind}, not a checkpoint; give another path."
                 )
             yield file
     except archive.DamagedFile as cause:
-        if str(cause).startswith("checkpoint "):  # explained already
+        if str(cause).startswith("checkpoint "):  # a shard, whose message is complete
             raise
         raise archive.DamagedFile(
-            f"checkpoint {path} cannot be read ({cause}) Delete it to start anew."
+            f"checkpoint {path} cannot be read ({cause}) Delete it to start again."
         ) from cause
 
 
@@ -175,7 +197,7 @@ def discard(path: Path, space: VectorSpace) -> None:
 
 
 def clean(path: Path, generation: int | None = None) -> None:
-    """Delete what interrupted writes left behind, and pieces of other generations than one."""
+    """Delete the files of interrupted writes, and the shards of all generations but one."""
     stem, name = glob.escape(path.stem), glob.escape(path.name)
     for leftover in (
         *path.parent.glob(f".{name}.*.partial"),
@@ -187,19 +209,22 @@ def clean(path: Path, generation: int | None = None) -> None:
 
 
 def _overlapping(sources: list[tuple[Path, range]], rows: range) -> Iterator[tuple[Path, slice]]:
-    """Which files have some of the rows, and where in them; one for no rows, to know the type."""
+    """The files that contain some of the rows, and the positions of the rows in them.
+
+    A process without rows reads an empty slice of the first file, to know the data types.
+    """
     found = False
-    for path, held in sources:
-        start, stop = max(held.start, rows.start), min(held.stop, rows.stop)
+    for path, stored in sources:
+        start, stop = max(stored.start, rows.start), min(stored.stop, rows.stop)
         if start < stop:
             found = True
-            yield path, slice(start - held.start, stop - held.start)
+            yield path, slice(start - stored.start, stop - stored.start)
     if not found:
-        yield next(path for path, held in sources if len(held)), slice(0, 0)
+        yield next(path for path, stored in sources if len(stored)), slice(0, 0)
 
 
-def _joined(found: list[Any], axis: int) -> Any:
-    """Parts from several files as one array, or as one tuple of arrays."""
-    if isinstance(found[0], tuple):
-        return tuple(_joined(list(parts), axis) for parts in zip(*found, strict=True))
-    return found[0] if len(found) == 1 else np.concatenate(found, axis=axis)
+def _stack_rows(arrays: list[Any], axis: int) -> Any:
+    """The rows from several files as one array, or as one tuple of arrays."""
+    if isinstance(arrays[0], tuple):
+        return tuple(_stack_rows(list(group), axis) for group in zip(*arrays, strict=True))
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)

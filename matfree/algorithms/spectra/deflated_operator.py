@@ -1,14 +1,14 @@
-r"""An operator outside eigenvectors that are known: what is left for the probes to see.
+r"""An operator restricted to the orthogonal complement of known eigenvectors.
 
-With orthonormal eigenvectors U and P = I - U U^H, the eigenvalues of A on the range of P
-are those that are left. A random vector projected by P sees the n - k of them alike, so
-that
+Let U have k orthonormal eigenvectors with eigenvalues theta_i as columns, and P = I - U U^H. On
+the range of P, the operator A has the other n - k eigenvalues. In expectation, the spectral
+measure mu of a projected random vector P v gives equal weights to them, so that
 
-    (1/n) sum_i delta(x - lambda_i) = (1/n) sum_known delta(x - theta)
-                                      + (n - k)/n  E[measure of P v],
+.. math:: \frac1n \sum_{i=1}^n \delta(x - \lambda_i)
+    = \frac1n \sum_{i=1}^k \delta(x - \theta_i) + \frac{n - k}{n} E[\mu_{P v}(x)],
 
-and the known ones have no sampling error. Products are projected each time: rounding would
-bring the large eigenvalues back within a few steps.
+and the known eigenvalues have no sampling error. The result of every matvec is projected again,
+because otherwise rounding would restore the large eigenvalues within a few steps.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray, ProbeKind
 from matfree.results import EigenResult, Quadrature
 
-GOOD = 1e-3
-"""Residual, relative to ||A||, up to which a pair is taken out: the eigenvalues on either
-side are then off by its square."""
+MAX_RESIDUAL = 1e-3
+"""The largest residual, relative to ||A||, of a pair that is deflated.
+
+The eigenvalues of the deflated operator then have an error of the order of its square.
+"""
 
 
 @final
-class Complement:
-    """Products and probes outside the eigenvectors; everything, where there are none.
+class DeflatedOperator:
+    """Matvecs and probes projected onto the complement of known eigenvectors, if there are any.
 
     Parameters
     ----------
-    product : a Hermitian operator, counted; once pairs are known its products are projected
+    A : CountedOperator
+        A Hermitian operator. Once the eigenvectors are known, its matvecs are projected.
     seed : int
     """
 
@@ -51,15 +54,20 @@ class Complement:
         self.U: Array = self.space.zeros(0)
 
     def find(self, eigenpairs: EigenResult | int, checkpoint: Path | None = None) -> None:
-        """Take out pairs, unless that was done before an interruption.
+        """Deflate eigenpairs, unless a checkpoint already contained them.
 
         Parameters
         ----------
         eigenpairs : EigenResult or int
-            Pairs that are known, of which the converged ones are used; or how many of the
-            largest in magnitude to compute first.
+            Known pairs, of which the converged ones are used; or how many of the largest in
+            magnitude to compute.
         checkpoint : path, optional
-            For the computation.
+            A checkpoint for the computation of the pairs.
+
+        Raises
+        ------
+        ValueError
+            ``eigenpairs`` is neither, has not converged, or belongs to another operator.
         """
         if not self.found:
             self._find(eigenpairs, checkpoint)
@@ -68,7 +76,7 @@ class Complement:
             self.A.operator = self._projected(self.A.operator)
 
     def _find(self, eigenpairs: EigenResult | int, checkpoint: Path | None) -> None:
-        """Take given pairs, or compute them."""
+        """Use the given pairs, or compute some."""
         if isinstance(eigenpairs, EigenResult):
             self._take(eigenpairs)
             self._require_residual(eigenpairs.norm)
@@ -80,23 +88,24 @@ class Complement:
             count, A = min(eigenpairs, self.space.size), self.A.operator
             pairs = eigsh(A, count, verify=False, seed=self.seed, checkpoint=checkpoint)
             self.A.num_matvecs += pairs.num_matvecs
-            if np.any(pairs.residuals <= GOOD):
+            if np.any(pairs.residuals <= MAX_RESIDUAL):
                 self._take(pairs)
 
     @property
     def size(self) -> int:
-        """The number of eigenvalues that are left."""
+        """The number of eigenvalues that are not known."""
         return self.space.size - len(self.values)
 
     def probes(self, count: int, *, seed: int, start: int, kind: ProbeKind, stream: int) -> Array:
-        """Random probes, projected."""
+        """Random probes, projected onto the complement, (rows, count)."""
         V = self.space.probes(count, seed=seed, start=start, kind=kind, stream=stream)
-        for _ in range(2 if len(self.values) else 0):  # once leaves rounding of the whole length
+        # One projection would leave rounding errors relative to the norm of the unprojected probe.
+        for _ in range(2 if len(self.values) else 0):
             V = project_onto_complement(self.space, self.U, V)
         return V
 
-    def whole(self, rule: Quadrature) -> Quadrature:
-        """A quadrature of what is left, with the known eigenvalues put back."""
+    def with_known(self, rule: Quadrature) -> Quadrature:
+        """Add the known eigenvalues to a quadrature of the deflated operator."""
         k, n = len(self.values), self.space.size
         nodes = np.concatenate((rule.nodes, self.values))
         weights = np.concatenate((rule.weights * (n - k) / n, np.full(k, 1 / n)))
@@ -105,13 +114,13 @@ class Complement:
         return Quadrature(nodes[order], weights[order], residuals[order])
 
     def _take(self, pairs: EigenResult) -> None:
-        """Those of the pairs that are eigenpairs."""
-        good = np.flatnonzero(pairs.residuals <= GOOD)
+        """Use the pairs that have converged."""
+        good = np.flatnonzero(pairs.residuals <= MAX_RESIDUAL)
         if not good.size:
             least = pairs.residuals.min(initial=np.inf)
             raise ValueError(
-                f"eigenpairs has no pair with a residual within {GOOD:g} of ||A|| (least: "
-                f"{least:.1e}); compute it with a smaller rtol."
+                f"eigenpairs must have a pair with a residual of at most {MAX_RESIDUAL:g} ||A||: "
+                f"the smallest is {least:.1e} ||A||; compute them with a smaller rtol."
             )
         good = good[np.argsort(pairs.values[good], kind="stable")]
         vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
@@ -120,21 +129,23 @@ class Complement:
         self.values = np.asarray(pairs.values[good], dtype=np.float64)
 
     def _require_residual(self, norm: float) -> None:
-        """Refuse the pairs of another operator."""
+        """Raise ValueError if the pairs belong to another operator."""
         residual = sampled_residual(self.A, self.values, self.U, self.seed)
-        if residual > GOOD * norm:
+        if residual > MAX_RESIDUAL * norm:
             raise ValueError(
-                f"eigenpairs are not those of this operator: their residual is {residual:.1e} "
-                f"where ||A|| is {norm:.1e}; compute them again, with these as start of eigsh."
+                f"eigenpairs are not those of this operator: their residual is {residual:.1e}, "
+                f"and ||A|| is {norm:.1e}; compute them again, with these as start of eigsh."
             )
 
-    def _projected(self, whole: Operator) -> FunctionOperator:
+    def _projected(self, operator: Operator) -> FunctionOperator:
+        """The operator followed by the projection."""
+
         def matmat(X: Array) -> Array:
-            return project_onto_complement(self.space, self.U, whole.matmat(X))
+            return project_onto_complement(self.space, self.U, operator.matmat(X))
 
         return FunctionOperator(
             lambda x: matmat(x[:, None])[:, 0],
             space=self.space,
             matmat=matmat,
-            name=f"{whole!r} outside {len(self.values)} eigenvectors",
+            name=f"{operator!r} outside {len(self.values)} eigenvectors",
         )

@@ -1,4 +1,4 @@
-"""The run behind ``spectral_density``: probes done so far, as quadratures."""
+"""The sampling loop behind ``spectral_density``, which collects a quadrature per probe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.run import Run
 from matfree.algorithms.running.state_file import discard
-from matfree.algorithms.spectra.deflated_operator import Complement
+from matfree.algorithms.spectra.deflated_operator import DeflatedOperator
 from matfree.algorithms.spectra.gauss_quadrature import LanczosQuadrature
 from matfree.algorithms.spectra.kpm import BOUND_STEPS, KernelPolynomial
 from matfree.arguments import block_size_for
@@ -29,16 +29,30 @@ from matfree.spaces import VectorSpace
 
 DensityMethod: TypeAlias = Literal["lanczos", "kpm"]
 
-_BASIS_BYTES = 1 << 30  # Lanczos vectors kept at a time, which sets the default block
-_MOST_AT_ONCE = 8  # probes, where nothing is said
+_BASIS_BYTES = 1 << 30  # memory for Lanczos vectors, which determines the default block size
+_MAX_DEFAULT_BLOCK = 8  # probes
 
 
 @final
 class DensityRun:
-    """Probes done so far, as quadratures."""
+    """The spectral density from the quadratures of the probes so far.
 
-    saved = ("parts", "A", "complement", "quadrature", "storage_error")
-    stored_as: ClassVar = {"A": "product"}
+    Parameters
+    ----------
+    A : CountedOperator
+    run : Run
+        Progress, callback and checkpoint.
+    kind : str
+        The distribution of the probes.
+    first_probe : int
+    measure_noise : bool
+        Whether to repeat one matvec.
+    storage : Storage
+        The block size, and how Lanczos vectors are stored.
+    """
+
+    saved = ("rule_arrays", "A", "deflated", "quadrature", "storage_error")
+    stored_as: ClassVar = {"A": "product", "deflated": "complement", "rule_arrays": "parts"}
 
     def __init__(
         self,
@@ -52,25 +66,25 @@ class DensityRun:
         self.A, self.space, self.run = A, A.space, run
         self.seed, self.kind = run.checkpoint.seed, kind
         self.first_probe, self.measure_noise = first_probe, measure_noise
-        self.complement = Complement(A, seed=self.seed)
+        self.deflated = DeflatedOperator(A, seed=self.seed)
         self.quadrature: LanczosQuadrature | KernelPolynomial | None = None
         self.rules: list[Quadrature] = []
         self.storage_error = 0.0
         self.storage = storage
 
     @property
-    def parts(self) -> tuple[HostArray, ...]:
-        """The quadratures as arrays, (3, steps) each."""
+    def rule_arrays(self) -> tuple[HostArray, ...]:
+        """The quadratures as arrays (3, steps), in which form a checkpoint stores them."""
         return tuple(np.stack(rule) for rule in self.rules)
 
-    @parts.setter
-    def parts(self, stored: tuple[HostArray, ...]) -> None:
-        self.rules = [Quadrature(*part) for part in stored]
+    @rule_arrays.setter
+    def rule_arrays(self, stored: tuple[HostArray, ...]) -> None:
+        self.rules = [Quadrature(*array) for array in stored]
 
     def _problem(
         self, method: DensityMethod, num_steps: int, eigenpairs: EigenResult | int
     ) -> dict[str, Any]:
-        """What a checkpoint must have in common with this run."""
+        """The arguments that a checkpoint must have in common with this run."""
         return {
             "estimator": "spectral_density",
             "method": method,
@@ -89,19 +103,19 @@ class DensityRun:
         method: DensityMethod,
         num_steps: int,
     ) -> None:
-        """Find what the probes need not see, and how they are to see the rest."""
+        """Deflate the eigenpairs, and set up the quadrature of the deflated operator."""
         checkpoint = self.run.checkpoint
         checkpoint.resume(self._problem(method, num_steps, eigenpairs), self)
         path = checkpoint.sibling(".eigenpairs.npz")
-        self.complement.find(eigenpairs, path)
+        self.deflated.find(eigenpairs, path)
         self.run.save()
         if path is not None:
             discard(path, self.space)
-        if method == "kpm" and self.complement.size:
-            self.quadrature = KernelPolynomial(self.complement, num_steps, seed=self.seed)
+        if method == "kpm" and self.deflated.size:
+            self.quadrature = KernelPolynomial(self.deflated, num_steps, seed=self.seed)
         else:
             self.quadrature = LanczosQuadrature(
-                self.complement, num_steps, self.storage.reorthogonalize
+                self.deflated, num_steps, self.storage.reorthogonalize
             )
         if method == "kpm":
             checkpoint.take_up("quadrature", self.quadrature)
@@ -122,8 +136,8 @@ class DensityRun:
         return self.result(StoppingReason.INTERRUPTED) if self.rules else None
 
     def advance(self, count: int) -> None:
-        """The quadratures of ``count`` more probes."""
-        V = self.complement.probes(
+        """Add the quadratures of ``count`` more probes."""
+        V = self.deflated.probes(
             count,
             seed=self.seed,
             start=self.first_probe + len(self.rules),
@@ -135,11 +149,11 @@ class DensityRun:
         self.storage_error = max(self.storage_error, self.quadrature.node_error)
         if self.measure_noise:
             self.A.measure_noise()
-        self.rules.extend(map(self.complement.whole, fresh))
+        self.rules.extend(map(self.deflated.with_known, fresh))
         self.run.save()
 
     def result(self, reason: StoppingReason) -> SpectralDensity:
-        """The density as it stands."""
+        """The density from the probes so far."""
         assert self.quadrature is not None
         norm = max(abs(rule.nodes[end]) for rule in self.rules for end in (0, -1))
         return SpectralDensity(
@@ -156,7 +170,7 @@ class DensityRun:
             reason=reason,
             method=self.quadrature.method,
             reorthogonalize=self.quadrature.reorthogonalize,
-            known=self.complement.values,
+            known=self.deflated.values,
             noise=float(self.A.noise / norm) if norm > 0 else 0.0,
             storage_error=self.storage_error / norm if norm > 0 else 0.0,
             memory=self.storage.memory,
@@ -176,13 +190,24 @@ def density_storage(
     copied: bool,
     repeated: bool,
 ) -> StorageScheme:
-    """How many probes run together, and how their Lanczos vectors are kept."""
+    """The number of probes per block, and how their Lanczos vectors are stored.
+
+    Parameters
+    ----------
+    A : CountedOperator
+    method, num_steps, num_probes, eigenpairs, block_size, reorthogonalize, memory
+        As for :func:`matfree.spectral_density`.
+    copied : bool
+        Whether there is a checkpoint, whose arrays are copied when they are written.
+    repeated : bool
+        Whether a matvec is repeated, which needs additional vectors.
+    """
     space = A.space
     kpm, steps = method == "kpm", min(num_steps, space.size)
-    most = A.block_size(None) or _MOST_AT_ONCE
+    most = A.block_size(None) or _MAX_DEFAULT_BLOCK
     block = block_size or _default_block(space, 4 if kpm else steps, most)
     block = block_size_for(space.size, block)
-    if memory is not None and block_size is None:  # the default was a budget of its own
+    if memory is not None and block_size is None:  # ``memory`` replaces _BASIS_BYTES
         block = most
     wanted = StorageScheme(
         "none" if kpm else reorthogonalize, min(block, num_probes), keep_basis=False
@@ -206,19 +231,20 @@ def density_storage(
 
 
 def _of_eigenpairs(space: VectorSpace, eigenpairs: EigenResult | int) -> tuple[int, int, int]:
-    """How many pairs are known, the vectors they take, and the bytes to compute them."""
+    """The number of known pairs, the vectors that they need, and the bytes to compute them."""
     if isinstance(eigenpairs, EigenResult):
         k = len(eigenpairs.values)
-        return k, 2 * k, 0  # the caller's and the adopted ones
-    k, n = eigenpairs if isinstance(eigenpairs, int) else 0, space.size  # refused later on
+        return k, 2 * k, 0  # those of the caller and their copy in this space
+    k, n = eigenpairs if isinstance(eigenpairs, int) else 0, space.size  # checked later
     if k < 1:
         return 0, 0, 0
-    vectors = min(n, max(20, 4 * k + 8)) + 2 * k + 32  # as ``eigsh`` says, in single precision
+    vectors = min(n, max(20, 4 * k + 8)) + 2 * k + 32  # the cost of ``eigsh`` in single precision
     return k, k, vectors * vector_bytes(space)
 
 
 def _default_block(space: VectorSpace, vectors_kept: int, most: int) -> int:
-    """As many probes as keep their Lanczos vectors within a gibibyte, ``most`` of them at most."""
-    rows = max(space.all_gather_object(lambda: len(space.rows)))  # all processes send as many
-    bytes_a_probe = vectors_kept * rows * space.xp.finfo(space.dtype).bits // 8
-    return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_a_probe))))
+    """The number of probes, up to ``most``, whose Lanczos vectors fit into _BASIS_BYTES."""
+    # All processes must use the same block size, also if they have different numbers of rows.
+    rows = max(space.all_gather_object(lambda: len(space.rows)))
+    bytes_per_probe = vectors_kept * rows * space.xp.finfo(space.dtype).bits // 8
+    return int(max(1, min(most, _BASIS_BYTES // max(1, bytes_per_probe))))

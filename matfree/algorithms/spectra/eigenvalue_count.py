@@ -1,11 +1,13 @@
-r"""How many eigenvalues lie in an interval: the trace of an indicator function.
+r"""The number of eigenvalues in an interval: the trace of an indicator function.
 
-#{i : low <= lambda_i <= high} = tr f(A), f = 1 on the interval and 0 elsewhere. f jumps, so
-that no number of Lanczos steps makes its quadrature exact: the nodes next to both ends may
-stand for mass on either side of them. What they leave open is bounded by the
-Markov-Stieltjes inequalities and by the Christoffel function (``matfree.results.bands``), for
-each probe, and counted as bias; it vanishes where the ends lie in gaps of the spectrum, or
-where Lanczos broke down.
+.. math:: \#\{i : \text{low} \le \lambda_i \le \text{high}\} = \operatorname{tr} f(A),
+    \qquad f = 1 \text{ on the interval, } 0 \text{ elsewhere.}
+
+Because f is discontinuous, its Gauss quadrature is not exact for any number of Lanczos steps: the
+weights of the nodes next to an end of the interval may represent mass on either side of it. For
+each probe, the Markov-Stieltjes inequalities and the Christoffel function bound that mass
+(``matfree.results.bands``). The bound is reported as bias. It vanishes if both ends lie in gaps of
+the spectrum, and after a breakdown of Lanczos.
 
 References
 ----------
@@ -28,7 +30,7 @@ from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.keywords import declares, known
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
-from matfree.algorithms.spectra.quadrature_estimators import QuadratureRun
+from matfree.algorithms.spectra.quadrature_estimators import QuadratureEstimator
 from matfree.algorithms.spectra.quadrature_sampling import QuadratureSampling, sample_quadratures
 from matfree.arrays import rounding
 from matfree.protocol import HostArray
@@ -37,11 +39,11 @@ from matfree.results.bands import ErrorModel, interval_mass
 
 
 @final
-class EigenvalueCount(QuadratureRun):
-    """n times the share of each probe's spectral measure that lies in [low, high]."""
+class EigenvalueCount(QuadratureEstimator):
+    """n times the mean over probes of the mass of the spectral measure in [low, high]."""
 
     method = "eigenvalue count"
-    mergeable = False  # the bar comes from the share, not from the samples
+    mergeable = False  # the standard error is that of a proportion, not of the mean of samples
     saved = ("nodes", "weights", "residuals", "node_error", "columns", "recurrence")
 
     def __init__(
@@ -60,12 +62,13 @@ class EigenvalueCount(QuadratureRun):
         self.nodes: list[HostArray] = []
         self.weights: list[HostArray] = []
         self.residuals: list[HostArray] = []
-        self.node_error = 0.0  # the largest that a basis in 16 bits explains
+        self.node_error = 0.0
+        """The largest error of a node that is due to a basis in 16-bit numbers."""
 
     def identity(self, budget: int) -> dict[str, Any]:
         return {**super().identity(budget), "low": self.low, "high": self.high}
 
-    def take(self, T: Tridiagonal, p: int) -> None:
+    def record(self, T: Tridiagonal, p: int) -> None:
         rule = gauss_rule(T, p, self.cost, self.rounding)
         self.node_error = max(self.node_error, T.node_error(p))
         self.nodes.append(rule.nodes)
@@ -76,7 +79,7 @@ class EigenvalueCount(QuadratureRun):
         n, count = self.space.size, len(self.nodes)
         norm = max(float(np.abs(nodes).max()) for nodes in self.nodes)
         rules = list(map(Quadrature, self.nodes, self.weights, self.residuals))
-        probing = ErrorModel(
+        model = ErrorModel(
             size=n,
             known=np.zeros(0),
             num_probes=count,
@@ -85,10 +88,10 @@ class EigenvalueCount(QuadratureRun):
             orthogonal=self.reorthogonalize != "none",
             rounding=max(self.rounding, self.node_error / norm if norm > 0 else 0.0),
         )
-        share = interval_mass(rules, probing, self.low, self.high, "right")
-        samples, bar = n * share.samples, n * share.stderr
+        mass = interval_mass(rules, model, self.low, self.high, "right")
+        samples, stderr = n * mass.samples, n * mass.stderr
         value = float(samples.mean())
-        return Summary(value, bar, value, bar, math.inf, samples, n * share.bias)
+        return Summary(value, stderr, value, stderr, math.inf, samples, n * mass.bias)
 
     def sum_over(self, eigenvalues: HostArray) -> float:
         slack = self.rounding * float(np.abs(eigenvalues).max())  # as in ``interval_mass``
@@ -102,61 +105,69 @@ def eigenvalue_count(
 ) -> Estimate:
     r"""Estimate the number of eigenvalues of a Hermitian operator in [low, high].
 
-    #{i : low <= lambda_i <= high} = n E[mass of a random vector's spectral measure there].
+    .. math:: \#\{i : \text{low} \le \lambda_i \le \text{high}\} = n \, E[\mu_w([\text{low},
+        \text{high}])], \qquad \mu_w = \sum_i \frac{|u_i^H w|^2}{\|w\|^2} \, \delta_{\lambda_i}
+
+    for random probes w, with orthonormal eigenvectors u_i of A.
 
     Parameters
     ----------
-    A : Hermitian operator, or anything ``aslinearoperator`` accepts
+    A : (n, n) Hermitian operator, or anything ``aslinearoperator`` accepts
+        Real symmetric or complex Hermitian.
     low, high : float
-        -inf and inf are welcome. Eigenvalues that rounding cannot tell from an end
-        (within 32 eps ||A||) count as inside.
+        The ends of the interval, which may be infinite. Eigenvalues within 32 eps ||A|| of an
+        end, which rounding cannot distinguish from it, count as inside.
     num_steps : int
-        Lanczos steps a probe. The nodes next to an end inside the spectrum carry about
-        1 / num_steps of the mass each; ``bias`` says what they leave open.
+        Lanczos steps per probe. If an end lies inside the spectrum, the nodes next to it have
+        about 1 / num_steps of the mass each; ``bias`` bounds the resulting error.
     num_probes : int, optional
-        A fixed number of probes; 10 where nothing else is said.
+        A fixed number of probes. The default is 10 if neither a tolerance nor a budget is
+        given.
     rtol, atol : float, optional
         Sample until the half-width of the 95 % interval, bias included, is at most
-        atol + rtol |value|. More probes do not lower the bias: more steps do.
+        atol + rtol |value|. The bias decreases with num_steps, not with the number of probes.
     max_matvecs : int, optional
-        The most products, num_steps a probe. Where it reaches n, n products and a dense
-        eigenproblem give the exact answer.
+        The largest number of matvecs, num_steps per probe. If it is at least n, n matvecs and
+        a dense eigenproblem give the exact number.
     block_size : int, optional
-        Probes run together.
+        The number of probes whose recurrences run together.
     reorthogonalize : {"full", "half", "none"}
-        "half" keeps the basis in 16-bit numbers, as for :func:`matfree.spectral_density`;
-        "none" keeps no basis, but gaps of the spectrum then lower no bias.
+        "half" stores the basis in 16-bit numbers, as for :func:`matfree.spectral_density`.
+        "none" stores no basis, but gaps of the spectrum then do not reduce the bias.
     memory : int, optional
-        Bytes that may be taken, per process, beside what the operator needs itself. Where
-        ``reorthogonalize`` and ``block_size`` take more, fewer probes run together, then the
-        basis is kept in 16 bits, then not at all; ``memory`` of the result tells which.
+        Bytes per process that the run may use, in addition to the memory of the operator. If
+        ``block_size`` and ``reorthogonalize`` need more, first the block size is reduced, then
+        "half" and finally "none" are used. ``memory`` of the result reports the choice.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 
     Returns
     -------
     Estimate
-        ``bias`` is what the quadrature leaves open, ``stderr`` the probes' error by the
-        theory of proportions, which holds for one probe as well.
+        ``value``, ``stderr`` and ``bias`` are floats. ``bias`` bounds the error of the
+        quadrature; ``stderr`` is the sampling error by the theory of proportions, which is
+        also available for a single probe. The interval lies within [0, n].
 
     Raises
     ------
     ValueError
-        low > high, or an argument out of range.
+        low > high, or an argument is out of range.
+    TypeError
+        There is no such keyword.
     NotHermitianError, NonFiniteError, OperatorError
         As for :func:`matfree.spectral_density`.
     MemoryError
-        ``memory`` is too little for one probe without a basis.
+        ``memory`` is insufficient for one probe without a basis.
 
     Warns
     -----
     ConvergenceWarning
-        The budget ended before the tolerance was met.
+        The budget was exhausted before the tolerance was met. The estimate is returned.
 
     Cost
     ----
-    num_steps * num_probes matvecs; block_size (num_steps + 6) vectors in memory, or
-    6 block_size with reorthogonalize="none".
+    num_steps * num_probes matvecs. Vectors in memory: block_size (num_steps + 6), or
+    6 block_size with reorthogonalize="none"; the exact number needs six n x n matrices.
 
     References
     ----------
@@ -170,7 +181,7 @@ def eigenvalue_count(
     30.0
     """
     if not low <= high:
-        raise ValueError(f"low must be at most high: got [{low}, {high}].")
+        raise ValueError(f"low must be at most high: got low={low}, high={high}; swap them.")
     count = sample_quadratures(
         A,
         partial(EigenvalueCount, low=low, high=high),

@@ -1,4 +1,15 @@
-"""Gauss quadratures of probes by the Lanczos recurrence."""
+r"""Gauss quadratures of spectral measures by the Lanczos recurrence.
+
+m steps from a unit vector v give a Jacobi matrix T of order m. Its eigenvalues theta_j, and
+the squares tau_j of the first components of its unit eigenvectors, satisfy
+
+.. math:: v^H p(A) v = \sum_j \tau_j p(\theta_j) \quad \text{for polynomials } p
+    \text{ of degree} \le 2 m - 1.
+
+References
+----------
+G. H. Golub, J. H. Welsch (1969), doi:10.1090/S0025-5718-69-99647-1.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +19,7 @@ import numpy as np
 
 from matfree.algorithms.krylov.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.running.checkpoint import Checkpoint
-from matfree.algorithms.spectra.deflated_operator import Complement
+from matfree.algorithms.spectra.deflated_operator import DeflatedOperator
 from matfree.arrays import rounding
 from matfree.protocol import Array
 from matfree.results import Quadrature, Tridiagonal
@@ -16,12 +27,13 @@ from matfree.results import Quadrature, Tridiagonal
 
 @final
 class LanczosQuadrature:
-    """Gauss quadratures of probes by the Lanczos recurrence.
+    """Gauss quadratures of the spectral measures of blocks of probes.
 
     Parameters
     ----------
-    complement : what is left of the operator
+    deflated : DeflatedOperator
     num_steps : int
+        Lanczos steps per probe; at most as many as there are unknown eigenvalues.
     reorthogonalize : {"full", "half", "none"}
     """
 
@@ -29,26 +41,27 @@ class LanczosQuadrature:
     saved = ("recurrence",)
 
     def __init__(
-        self, complement: Complement, num_steps: int, reorthogonalize: Reorthogonalize
+        self, deflated: DeflatedOperator, num_steps: int, reorthogonalize: Reorthogonalize
     ) -> None:
-        self.complement, self.reorthogonalize = complement, reorthogonalize
-        self.num_steps = min(num_steps, complement.size)
-        self.node_error = 0.0  # the largest that a basis in 16 bits explains
+        self.deflated, self.reorthogonalize = deflated, reorthogonalize
+        self.num_steps = min(num_steps, deflated.size)
+        self.node_error = 0.0
+        """The largest error of a node that is due to a basis in 16-bit numbers."""
         self.recurrence: Recurrence | None = None
-        self.rounding = rounding(complement.space.xp, complement.space.dtype)
+        self.rounding = rounding(deflated.space.xp, deflated.space.dtype)
 
     def __call__(self, V: Array, checkpoint: Checkpoint) -> list[Quadrature]:
-        """The quadrature of each column's measure."""
-        if self.num_steps == 0:  # everything is known
+        """The quadrature of the spectral measure of each column of V."""
+        if self.num_steps == 0:  # all eigenvalues are known
             return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
         T = self._factorized(V, checkpoint)
         self.node_error = max(self.node_error, *T.node_errors, 0.0)
         return [gauss_rule(T, p, self.num_steps, self.rounding) for p in range(V.shape[1])]
 
     def _factorized(self, V: Array, checkpoint: Checkpoint) -> Tridiagonal:
-        """The recurrences of a block of probes, kept in the checkpoint from look to look."""
+        """The tridiagonal matrices of a block of probes, saved after every few steps."""
         recurrence = Recurrence(
-            self.complement.A,
+            self.deflated.A,
             V,
             self.num_steps,
             reorthogonalize=self.reorthogonalize,
@@ -64,9 +77,10 @@ class LanczosQuadrature:
 
 
 def gauss_rule(T: Tridiagonal, p: int, num_steps: int, rounding: float) -> Quadrature:
-    """The quadrature of one start vector; all of its nodes are exact where it broke down.
+    """The quadrature of start vector p.
 
-    But for what a basis in 16 bits moves them by.
+    After a breakdown of the recurrence the nodes are eigenvalues, up to the error that is due to
+    a basis in 16-bit numbers.
     """
     rule = T.ritz(p)
     ended = (

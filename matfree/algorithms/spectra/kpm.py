@@ -1,17 +1,25 @@
-r"""The kernel polynomial method: Chebyshev moments on an interval that holds the spectrum.
+r"""The kernel polynomial method: Chebyshev moments on an interval that contains the spectrum.
 
-With the spectrum of B = (A - c I) / h in [-1, 1] and T_k the Chebyshev polynomials, the
-vectors t_k = T_k(B) v obey t_{k+1} = 2 B t_k - t_{k-1}, and since
-2 T_j T_k = T_{j+k} + T_{|j-k|}, m products give 2 m + 1 moments:
+Let the spectrum of B = (A - c I) / h lie in [-1, 1], and let T_k be the Chebyshev polynomials.
+The vectors t_k = T_k(B) v satisfy t_{k+1} = 2 B t_k - t_{k-1}. Because of
+2 T_j T_k = T_{j+k} + T_{|j-k|}, m matvecs give 2 m + 1 moments:
 
-    mu_{2k} = 2 t_k^H t_k - mu_0,        mu_{2k+1} = 2 t_{k+1}^H t_k - mu_1.
+.. math:: \mu_{2k} = 2 t_k^H t_k - \mu_0, \qquad \mu_{2k+1} = 2 t_{k+1}^H t_k - \mu_1.
 
-Damped by Jackson's factors g_k they are the moments of the measure smoothed by a positive
-kernel, whose Gauss-Chebyshev quadrature has the nodes and weights (N of them)
+Multiplied by Jackson's damping factors g_k, they are the moments of the spectral measure
+convolved with a positive kernel. Its Gauss-Chebyshev quadrature with N nodes is
 
-    x_j = cos(pi (j + 1/2) / N),    w_j = (mu_0 + 2 sum_k g_k mu_k cos(k pi (j + 1/2) / N)) / N.
+.. math:: x_j = \cos \phi_j, \quad w_j = \frac1N \Bigl(\mu_0
+    + 2 \sum_{k=1}^{2m} g_k \mu_k \cos(k \phi_j)\Bigr), \quad
+    \phi_j = \frac{\pi (j + 1/2)}{N}.
 
-Unlike Lanczos, the resolution is the same everywhere: about pi h / (2 m) in the middle.
+In contrast to Lanczos quadrature, the resolution does not adapt to the spectrum: it is about
+pi h / (2 m) in the middle of the interval.
+
+References
+----------
+A. Weisse, G. Wellein, A. Alvermann, H. Fehske (2006), The kernel polynomial method,
+doi:10.1103/RevModPhys.78.275.
 """
 
 from __future__ import annotations
@@ -25,32 +33,32 @@ from matfree import probes
 from matfree.algorithms.krylov.recurrence import STEPS_PER_CHECK, tridiagonalize
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.spectra.deflated_operator import Complement
+from matfree.algorithms.spectra.deflated_operator import DeflatedOperator
 from matfree.arrays import epsilon, real_part, to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import Quadrature
 
 BOUND_STEPS = 20
-"""Lanczos steps that find the interval."""
+"""Lanczos steps that determine the interval."""
 
-_WIDENING = 0.01  # of the interval, on either side: Ritz values and residuals are estimates
-_GROWTH = 1.01  # a moment beyond that shows an eigenvalue outside of the interval
-_ATTEMPTS = 5  # at an interval, each half as wide again
-_NODES_A_MOMENT = 8  # so that atoms are as good as the smooth measure they stand for
-_REACH = 3.0  # widths of the kernel that hold its mass but for ``bands.KERNEL_TAIL``
+_WIDENING = 0.01  # relative, at either end: Ritz values and residuals are only estimates
+_GROWTH = 1.01  # a moment above it shows that an eigenvalue is outside the interval
+_ATTEMPTS = 5  # each with an interval that is wider by half
+_NODES_PER_MOMENT = 8  # enough that the discrete measure is as accurate as the smooth one
+_REACH = 3.0  # in widths of the kernel: all of its mass but ``bands.KERNEL_TAIL``
 
 
 @final
 class KernelPolynomial:
-    """Quadratures of probes by Chebyshev moments.
+    """Quadratures of the spectral measures of blocks of probes, from Chebyshev moments.
 
     Parameters
     ----------
-    complement : what is left of the operator
+    deflated : DeflatedOperator
     num_steps : int
-        Products with each probe.
+        Matvecs per probe.
     seed : int
-        Of the short Lanczos run that finds the interval; its products are counted.
+        The seed of the short Lanczos run that determines the interval. Its matvecs are counted.
     """
 
     method = "kpm"
@@ -58,13 +66,13 @@ class KernelPolynomial:
     node_error = 0.0
     saved = ("centre", "half")
 
-    def __init__(self, complement: Complement, num_steps: int, *, seed: int) -> None:
-        self.complement, self.A = complement, complement.A
+    def __init__(self, deflated: DeflatedOperator, num_steps: int, *, seed: int) -> None:
+        self.deflated, self.A = deflated, deflated.A
         self.num_steps, self.seed = num_steps, seed
-        self.centre, self.half = 0.0, 0.0  # not known yet
+        self.centre, self.half = 0.0, 0.0  # centre and half-width; 0 until they are known
 
     def __call__(self, V: Array, checkpoint: Checkpoint) -> list[Quadrature]:
-        """The quadrature of each column's measure."""
+        """The quadrature of the spectral measure of each column of V."""
         if self.half == 0:
             self.find_interval()
             checkpoint.save()
@@ -74,27 +82,27 @@ class KernelPolynomial:
                 return [damped_quadrature(mu, self.centre, self.half) for mu in moments.T]
             self.half *= 1.5
         raise ValueError(
-            "Chebyshev moments grow whatever the interval: got "
-            f"{np.abs(moments).max():.1e} on {self.centre:.6g} +- {self.half / 1.5:.6g}; the "
-            "operator's products are not those of one Hermitian matrix (see check_operator), or "
-            'use method="lanczos".'
+            "Chebyshev moments grow on every interval, although those of a Hermitian matrix are "
+            f"at most 1: got {np.abs(moments).max():.1e} on {self.centre:.6g} +- "
+            f"{self.half / 1.5:.6g}; test the operator with check_operator, or use "
+            'method="lanczos".'
         )
 
     def find_interval(self) -> None:
-        """An interval that holds the spectrum, by a short Lanczos run."""
-        start = self.complement.probes(
+        """Determine an interval that contains the spectrum, by a short Lanczos run."""
+        start = self.deflated.probes(
             1, seed=self.seed, start=0, kind="gaussian", stream=probes.START
         )
-        steps = min(BOUND_STEPS, self.complement.size)
+        steps = min(BOUND_STEPS, self.deflated.size)
         self.centre, self.half = _enclosing_interval(self.A, start, steps)
 
 
 def chebyshev_moments(
     A: CountedOperator, V: Array, num_steps: int, centre: float, half: float
 ) -> HostArray:
-    """mu_0 = 1, mu_1, ..., mu_{2 num_steps} of each column's measure, (2 num_steps + 1, k).
+    """The moments mu_0 = 1, mu_1, ... of each column's measure, (2 num_steps + 1, k).
 
-    They are looked at every few steps: where one has outgrown 1, the rest stays 0.
+    They are checked every few steps. If one of them exceeds 1, the later ones remain 0.
     """
     space, xp = A.space, A.space.xp
     norms = space.norms(V)
@@ -113,7 +121,7 @@ def chebyshev_moments(
             pairs = to_host(xp.stack(fresh))
             A.require_finite(pairs)
             first = step + 1 - len(fresh)
-            _double(moments, pairs, first)
+            _double_degree(moments, pairs, first)
             fresh = []
             if np.abs(moments).max() > _GROWTH:
                 break
@@ -121,13 +129,13 @@ def chebyshev_moments(
 
 
 def damped_quadrature(moments: HostArray, centre: float, half: float) -> Quadrature:
-    """Nodes and weights of the smoothed measure, and the reach of the kernel at each node."""
+    """Nodes and weights of the smoothed measure, with the kernel's reach in place of residuals."""
     degree = len(moments) - 1
-    count = _NODES_A_MOMENT * degree
-    angles = np.pi * (np.arange(count)[::-1] + 0.5) / count  # descending: nodes ascend
+    count = _NODES_PER_MOMENT * degree
+    angles = np.pi * (np.arange(count)[::-1] + 0.5) / count  # descending, for ascending nodes
     weights = scipy.fft.dct(jackson_factors(degree) * moments, type=3, n=count)[::-1] / count
     tiny = np.finfo(float).tiny
-    weights = np.maximum(weights, tiny)  # negative by rounding, or by a noisy operator
+    weights = np.maximum(weights, tiny)  # rounding or noise may have made some negative
     width = _REACH * np.pi / (degree + 2)
     ends = np.cos(np.clip(np.stack((angles - width, angles + width)), 0.0, np.pi))
     reach = half * np.abs(ends - np.cos(angles)).max(axis=0)
@@ -135,14 +143,14 @@ def damped_quadrature(moments: HostArray, centre: float, half: float) -> Quadrat
 
 
 def jackson_factors(degree: int) -> HostArray:
-    """g_0 = 1, ..., g_degree: of all positive kernels of that degree, the narrowest."""
+    """g_0 = 1, ..., g_degree of the positive kernel with the smallest variance, (degree + 1,)."""
     k, last = np.arange(degree + 1), degree + 2
     angle = np.pi / last
     return np.asarray(((last - k) * np.cos(k * angle) + np.sin(k * angle) / np.tan(angle)) / last)
 
 
-def _double(moments: HostArray, pairs: HostArray, first: int) -> None:
-    """Moments of twice the degree from t_{k+1}^H t_k and t_{k+1}^H t_{k+1}."""
+def _double_degree(moments: HostArray, pairs: HostArray, first: int) -> None:
+    """Set the moments of twice the degree from t_{k+1}^H t_k and t_{k+1}^H t_{k+1}."""
     for k, (odd, even) in enumerate(pairs, start=first):
         if k == 0:
             moments[1] = odd
@@ -152,10 +160,10 @@ def _double(moments: HostArray, pairs: HostArray, first: int) -> None:
 
 
 def _enclosing_interval(A: CountedOperator, start: Array, num_steps: int) -> tuple[float, float]:
-    """The centre and half-width of an interval that holds the spectrum.
+    """The centre and half-width of an interval that contains the spectrum.
 
-    Its ends are the extreme Ritz values moved outwards by their residuals, and a little
-    more. Where the spectrum is a point the interval is wide enough for rounding.
+    Its ends are the extreme Ritz values, moved outwards by their residuals and by a small
+    fraction of the width. For a multiple of the identity, the width allows for rounding.
     """
     T = tridiagonalize(A, start, num_steps, reorthogonalize="full", keep_basis=False)
     rule = T.ritz()

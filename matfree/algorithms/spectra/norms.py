@@ -1,7 +1,10 @@
-r"""Norms that are sums over singular values: Frobenius, and Schatten's.
+r"""The Frobenius norm and the other Schatten norms, which are sums over singular values.
 
-||A||_F^2 = tr A^H A = E ||A w||^2 takes one product a probe and no adjoint; other powers of
-the singular values are traces of functions of A, or of A^H A.
+The Frobenius norm needs one matvec per probe and no adjoint,
+
+.. math:: \|A\|_F^2 = \operatorname{tr} A^H A = E \|A w\|^2,
+
+whereas sums of other powers of the singular values are traces of functions of A or A^H A.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from matfree.results import Estimate
 
 @final
 class NormEstimator(TraceEstimator):
-    """||A w||^2 per probe, and the root of their mean."""
+    """The square root of the mean of ||A w||^2 over probes."""
 
     method = "frobenius norm"
-    mergeable = False  # a mean of roots is not the root of the mean
+    mergeable = False  # the mean of two roots is not the root of the mean
     saved = ("samples", "units")
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
@@ -47,7 +50,7 @@ class NormEstimator(TraceEstimator):
         return power_of(self.samples.summary(), 0.5)
 
     def exact(self) -> Summary:
-        for E, Y in self.units.products():
+        for E, Y in self.units.remaining():
             lengths = to_host(self.A.operator.space.norms(Y))
             self.A.require_finite(lengths)
             self.units.add(float(np.sum(lengths**2)), E.shape[1])
@@ -58,13 +61,17 @@ class NormEstimator(TraceEstimator):
 
 @declares(Sampling)
 def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
-    r"""Estimate ||A||_F = sqrt(E ||A w||^2) of any operator, rectangular ones included.
+    r"""Estimate the Frobenius norm of an operator, which may be rectangular.
+
+    .. math:: \|A\|_F = \sqrt{E \|A w\|^2} \quad\text{for random } w \text{ with } E[w w^H] = I.
 
     Parameters
     ----------
-    A : operator, or anything ``aslinearoperator`` accepts
+    A : (m, n) operator, or anything ``aslinearoperator`` accepts
+        Real or complex. The adjoint is not needed.
     rtol, atol : float, optional
-        Sample until the half-width of the norm's 95 % interval is at most atol + rtol ||A||_F.
+        Sample until the half-width of the 95 % interval of the norm is at most
+        atol + rtol ||A||_F.
     num_probes, max_matvecs, block_size, seed, kind, first_probe
         As for :func:`matfree.trace`.
     progress, callback, checkpoint
@@ -73,28 +80,37 @@ def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
     Returns
     -------
     Estimate
-        The standard error is carried through the square root to first order. It cannot be
-        merged; ``matfree.trace(A.H @ A)`` estimates the square and can.
+        ``value`` and ``stderr`` are floats. The standard error is that of the mean of the
+        squares, propagated through the square root to first order. Estimates of norms cannot
+        be merged, but those of the square by ``matfree.trace(A.H @ A)`` can.
 
     Raises
     ------
-    ValueError, OperatorError, NonFiniteError
+    ValueError, NonFiniteError
         As for :func:`matfree.trace`.
+    OperatorError
+        A is empty, or returns arrays of another shape or library than it declares.
+    TypeError
+        There is no such keyword.
 
     Warns
     -----
     ConvergenceWarning
-        The budget ended before the tolerance was met.
+        The budget was exhausted before the tolerance was met. The estimate is returned.
 
     Cost
     ----
     num_probes matvecs; 2 block_size + 1 vectors in memory.
 
+    References
+    ----------
+    M. F. Hutchinson (1990), doi:10.1080/03610919008812866, applied to A^H A.
+
     Examples
     --------
     >>> import matfree as mf, numpy as np
     >>> estimate = mf.frobenius_norm(np.diag([3.0, 4.0]), num_probes=2, seed=0)
-    >>> estimate.value  # signs see a diagonal matrix exactly
+    >>> estimate.value  # exact, because random signs have no variance for a diagonal matrix
     5.0
     """
     options = known(frobenius_norm, options)
@@ -103,40 +119,54 @@ def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
 
 @declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
 def schatten_norm(A: Any, p: float, **options: Unpack[QuadratureSampling]) -> Estimate:
-    r"""Estimate the Schatten norm (sum_i sigma_i^p)^(1/p) of singular values.
+    r"""Estimate a Schatten norm, the p-norm of the singular values.
 
-    p = 1 is the nuclear norm, p = 2 the Frobenius norm. A square operator must be Hermitian
-    (sigma_i = |lambda_i|); a rectangular one needs its adjoint, and goes through the
-    smaller of A^H A and A A^H at two products a step.
+    .. math:: \|A\|_p = \Bigl(\sum_i \sigma_i^p\Bigr)^{1/p}
+
+    p = 1 gives the nuclear norm and p = 2 the Frobenius norm.
 
     Parameters
     ----------
-    A : operator, or anything ``aslinearoperator`` accepts
+    A : (m, n) operator, or anything ``aslinearoperator`` accepts
+        Real or complex. A square operator must be Hermitian, so that sigma_i = |lambda_i|. A
+        rectangular operator needs its adjoint; the smaller of A^H A and A A^H is used.
     p : float
-        Positive.
-    **options
-        As for :func:`trace_function`. Tolerances bound the half-width of the interval of the
-        norm, not of the sum.
+        A positive number.
+    rtol, atol : float, optional
+        Sample until the half-width of the 95 % interval of the norm, bias included, is at most
+        atol + rtol ||A||_p.
+    num_steps, num_probes, max_matvecs, block_size, reorthogonalize, memory
+        As for :func:`matfree.trace_function`. The budget counts matvecs with the square of a
+        rectangular operator.
+    seed, kind, first_probe, progress, callback, checkpoint
+        As for :func:`matfree.trace`.
 
     Returns
     -------
     Estimate
-        Errors are carried through the root to first order. It cannot be merged.
+        ``value``, ``stderr`` and ``bias`` are floats, the errors propagated through the root to
+        first order. Estimates of norms cannot be merged.
 
     Raises
     ------
-    ValueError, NotHermitianError, NonFiniteError, OperatorError
-        As for :func:`trace_function`; or p is not positive.
+    ValueError
+        p is not positive; or as for :func:`matfree.trace_function`.
+    TypeError, NotHermitianError, NonFiniteError, OperatorError, MemoryError
+        As for :func:`matfree.trace_function`.
 
     Warns
     -----
     ConvergenceWarning
-        The budget ended before the tolerance was met.
+        The budget was exhausted before the tolerance was met. The estimate is returned.
 
     Cost
     ----
-    As for :func:`trace_function`; one product of a rectangular operator's square is two of
-    the operator's.
+    As for :func:`matfree.trace_function`; for a rectangular operator, every matvec is one with
+    A and one with A^H.
+
+    References
+    ----------
+    S. Ubaru, J. Chen, Y. Saad (2017), doi:10.1137/16M1104974.
 
     Examples
     --------
@@ -146,12 +176,12 @@ def schatten_norm(A: Any, p: float, **options: Unpack[QuadratureSampling]) -> Es
     7.0
     """
     if not p > 0:
-        raise ValueError(f"p must be positive: got {p}.")
+        raise ValueError(f"p must be positive: got {p}; p=1 is the nuclear norm.")
     operator = aslinearoperator(A)
     m, n = operator.shape
     if m == n:
         hermitian, power = operator, p
-    else:  # the smaller square, which has no zeros of the shape's making
+    else:  # the larger product has |m - n| additional eigenvalues 0
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
     make = partial(

@@ -1,4 +1,4 @@
-r"""Estimators behind the traces of functions: a quadrature of each probe."""
+"""Estimators of sums over eigenvalues, by the Lanczos quadrature of every probe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
-from matfree.algorithms.spectra.spectral_functions import Checked, Function, FunctionName
+from matfree.algorithms.spectra.spectral_functions import Function, FunctionName, SpectralFunction
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
 from matfree.arguments import slices
 from matfree.arrays import epsilon, rounding, to_host
@@ -33,13 +33,22 @@ from matfree.protocol import Array, HostArray
 from matfree.results import Tridiagonal
 
 _POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
-"""Where two functions are compared, to tell whether a checkpoint belongs to this one."""
+"""Points at which the function of a checkpoint is compared with that of the run."""
 
-_DENSE = 6  # n x n matrices alive while the exact answer is computed
+_DENSE_MATRICES = 6  # n x n matrices in memory while the exact answer is computed
 
 
-class QuadratureRun(TraceEstimator):
-    """Whatever is a sum over eigenvalues, by the Lanczos quadrature of each probe."""
+class QuadratureEstimator(TraceEstimator):
+    """Base class of the estimators of sums over eigenvalues.
+
+    Parameters
+    ----------
+    A : CountedOperator
+    plan : Plan
+    num_steps : int
+        Lanczos steps per probe.
+    reorthogonalize : {"full", "half", "none"}
+    """
 
     method = "Lanczos quadrature"
     first_check = 10
@@ -56,12 +65,12 @@ class QuadratureRun(TraceEstimator):
         self.reorthogonalize: Reorthogonalize = reorthogonalize
 
     def fit_into(self, memory: int | None, *, copied: bool) -> None:
-        """Choose the probes that run together, and how their vectors are kept."""
+        """Choose the block size, and how Lanczos vectors are stored, for a limit on memory."""
         plan, n = self.plan, self.space.size
         most = plan.num_probes or max(1, plan.budget // self.cost)
         wanted = StorageScheme(self.reorthogonalize, min(plan.block_size, most), keep_basis=False)
-        exact = plan.num_probes is None and plan.budget >= n  # by all unit vectors at once
-        before = _DENSE * n * vector_bytes(self.space) if exact else 0
+        exact = plan.num_probes is None and plan.budget >= n
+        before = _DENSE_MATRICES * n * vector_bytes(self.space) if exact else 0
         need = MemoryModel(self.space, self.cost, bytes_before=before, checkpointed=copied)
         storage = choose_storage(need, wanted, memory)
         self.memory, self.reorthogonalize = storage.memory, storage.reorthogonalize
@@ -72,20 +81,20 @@ class QuadratureRun(TraceEstimator):
         return {"num_steps": self.cost, "reorthogonalize": self.reorthogonalize}
 
     @abstractmethod
-    def take(self, T: Tridiagonal, p: int) -> None:
-        """Take in what the p-th probe of a block has seen."""
+    def record(self, T: Tridiagonal, p: int) -> None:
+        """Record the quadrature of the p-th probe of a block."""
 
     @abstractmethod
     def sum_over(self, eigenvalues: HostArray) -> float:
-        """The exact answer."""
+        """The exact answer, from all eigenvalues."""
 
     def advance(self, start: int, count: int) -> None:
         T = self._factorized(self.probes(start, count))
         for p in range(count):
-            self.take(T, p)
+            self.record(T, p)
 
     def exact(self) -> Summary:
-        """n products give the matrix, and its eigenvalues the answer."""
+        """The exact answer from the eigenvalues of the dense matrix, after n matvecs."""
         E = self.space.unit_vectors(range(self.space.size))
         for part in slices(self.space.size, self.plan.block_size, self.columns.shape[1]):
             Y = self.A(E[:, part])
@@ -101,7 +110,7 @@ class QuadratureRun(TraceEstimator):
         return Summary(total, 0.0, abs(total), 0.0, math.inf)
 
     def _factorized(self, W: Array) -> Tridiagonal:
-        """The recurrences of a block of probes, kept in the checkpoint from look to look."""
+        """The tridiagonal matrices of a block of probes, saved after every few steps."""
         recurrence = Recurrence(
             self.A, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
         )
@@ -115,8 +124,8 @@ class QuadratureRun(TraceEstimator):
 
 
 @final
-class QuadratureTrace(QuadratureRun):
-    """||w||^2 sum_j tau_j f(theta_j) per probe; their mean, raised to ``exponent``."""
+class QuadratureTrace(QuadratureEstimator):
+    """The mean of ||w||^2 sum_j tau_j f(theta_j) over probes, raised to ``exponent``."""
 
     saved = ("samples", "changes", "moved", "columns", "recurrence")
 
@@ -129,34 +138,36 @@ class QuadratureTrace(QuadratureRun):
         *,
         f: Function | FunctionName,
         exponent: float = 1.0,
-        method: str = QuadratureRun.method,
+        method: str = QuadratureEstimator.method,
     ) -> None:
         super().__init__(A, plan, num_steps, reorthogonalize)
-        self.evaluate = Checked(f, epsilon(self.space.xp, self.space.dtype))
+        self.evaluate = SpectralFunction(f, epsilon(self.space.xp, self.space.dtype))
         self.rounding = rounding(self.space.xp, self.space.dtype)
         self.exponent, self.method = exponent, method
-        self.mergeable = exponent == 1  # a mean of roots is not the root of the mean
+        self.mergeable = exponent == 1  # the mean of two roots is not the root of the mean
         self.samples = Samples()
         self.changes: list[float] = []
-        self.moved: list[float] = []  # what a basis in 16 bits may have changed
+        """The change of every sample during the second half of its steps: its bias."""
+        self.moved: list[float] = []
+        """The change of every sample when its nodes move by the error of a 16-bit basis."""
 
     def identity(self, budget: int) -> dict[str, Any]:
-        seen = self.evaluate.values_at(_POINTS)
-        return {**super().identity(budget), "f at five points": seen}
+        values = self.evaluate.values_at(_POINTS)
+        return {**super().identity(budget), "f at five points": values}
 
-    def take(self, T: Tridiagonal, p: int) -> None:
+    def record(self, T: Tridiagonal, p: int) -> None:
         rule, squared = gauss_rule(T, p, self.cost, self.rounding), T.start_norms[p] ** 2
         half, error = math.ceil(len(rule.nodes) / 2), T.node_error(p)
         fewer, vectors = scipy.linalg.eigh_tridiagonal(T.alphas[p][:half], T.betas[p][: half - 1])
-        whole = squared * float(rule.weights @ self.evaluate(rule.nodes))
-        part = squared * float(vectors[0, :] ** 2 @ self.evaluate(fewer))
+        full = squared * float(rule.weights @ self.evaluate(rule.nodes))
+        partial = squared * float(vectors[0, :] ** 2 @ self.evaluate(fewer))
         exact = not (rule.residuals > error).any()
-        self.changes.append(0.0 if exact else whole - part)
-        if T.node_errors:  # moved inwards, where f is defined
+        self.changes.append(0.0 if exact else full - partial)
+        if T.node_errors:  # move nodes inwards: f may be undefined outside the spectrum
             middle = (rule.nodes[0] + rule.nodes[-1]) / 2
             inwards = rule.nodes + error * np.sign(middle - rule.nodes)
-            self.moved.append(abs(squared * float(rule.weights @ self.evaluate(inwards)) - whole))
-        self.samples.add(np.asarray([whole]))
+            self.moved.append(abs(squared * float(rule.weights @ self.evaluate(inwards)) - full))
+        self.samples.add(np.asarray([full]))
 
     def sum_over(self, eigenvalues: HostArray) -> float:
         return float(np.sum(self.evaluate(eigenvalues, complete=True)))
@@ -170,7 +181,10 @@ class QuadratureTrace(QuadratureRun):
 
 
 def power_of(summary: Summary, exponent: float) -> Summary:
-    """summary^exponent of a number that is not negative, its errors to first order."""
+    """A power of a nonnegative estimate, with its errors propagated to first order.
+
+    The power of 0 has no derivative; its errors are then those powers of the errors.
+    """
     if exponent == 1:
         return summary
     value = max(float(summary.value), 0.0)

@@ -1,4 +1,4 @@
-"""Sampling runs in which every probe gives a Lanczos quadrature, and their shared keywords."""
+"""Estimation by the Lanczos quadrature of every probe, with its shared keywords."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.keywords import Sampling
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import sample
-from matfree.algorithms.spectra.quadrature_estimators import QuadratureRun
+from matfree.algorithms.spectra.quadrature_estimators import QuadratureEstimator
 from matfree.arguments import require_whole
 from matfree.results import Estimate
 
@@ -28,7 +28,7 @@ class QuadratureSampling(Sampling[Estimate], total=False):
 
 def sample_quadratures(
     A: Any,
-    make: Callable[..., QuadratureRun],
+    make: Callable[..., QuadratureEstimator],
     options: QuadratureSampling,
     *,
     reorthogonalize: Reorthogonalize,
@@ -49,7 +49,7 @@ def sample_quadratures(
     if all(options.get(key) is None for key in ("num_probes", "rtol", "atol", "max_matvecs")):
         options = {**options, "num_probes": _NUM_PROBES}
 
-    def fitted(A: CountedOperator, plan: Plan) -> QuadratureRun:
+    def fitted(A: CountedOperator, plan: Plan) -> QuadratureEstimator:
         estimator = make(
             A=A,
             plan=plan,

@@ -1,8 +1,11 @@
 r"""Stochastic Lanczos quadrature: the spectral density of a Hermitian operator.
 
-For a random unit vector v, the measure sum_i |u_i^H v|^2 delta(x - lambda_i) has the
-spectral density (1/n) sum_i delta(x - lambda_i) as its mean. m Lanczos steps from v give
-its Gauss quadrature: m nodes and weights with the first 2m moments right.
+For a random unit vector v, the mean of its spectral measure is the spectral density of A,
+
+.. math:: E \sum_i |u_i^H v|^2 \, \delta(x - \lambda_i) = \frac1n \sum_i \delta(x - \lambda_i).
+
+m Lanczos steps from v give the Gauss quadrature of its measure: m nodes and weights that
+reproduce the first 2m moments.
 """
 
 from __future__ import annotations
@@ -38,89 +41,100 @@ def spectral_density(
     callback: Callable[[SpectralDensity], bool | None] | None = None,
     checkpoint: PathLike | None = None,
 ) -> SpectralDensity:
-    r"""Estimate the eigenvalue distribution by stochastic quadrature.
+    r"""Estimate the distribution of the eigenvalues by stochastic quadrature.
 
-    Each probe gives quadrature nodes and weights; their mean over probes estimates
-    (1/n) sum_i delta(x - lambda_i). By Lanczos the first 2 num_steps moments of every
-    probe's measure are exact. Where the operator has fewer distinct eigenvalues than steps,
-    Lanczos ends early and the nodes are those eigenvalues.
+    .. math:: \frac1n \sum_i \delta(x - \lambda_i) \approx
+        \frac1k \sum_{p=1}^k \sum_{j=1}^m \tau_{pj} \, \delta(x - \theta_{pj})
+
+    with nodes theta and weights tau for each of k probes. Lanczos quadrature reproduces the
+    first 2 num_steps moments of the spectral measure of every probe. If the operator has fewer
+    distinct eigenvalues than num_steps, Lanczos ends early, and the nodes are the eigenvalues.
 
     Parameters
     ----------
-    A : Hermitian operator, or anything ``aslinearoperator`` accepts
+    A : (n, n) Hermitian operator, or anything ``aslinearoperator`` accepts
+        Real symmetric or complex Hermitian.
     method : {"lanczos", "kpm"}
-        Lanczos quadrature adapts to the spectrum and finds outliers to many digits.
-        "kpm" smooths by a kernel of one width everywhere, from Chebyshev moments on an
-        interval that a short Lanczos run finds first: good for a bulk without outliers,
-        with four vectors a probe and no orthogonalisation.
+        Lanczos quadrature adapts to the spectrum, and determines outliers to many digits. The
+        kernel polynomial method computes Chebyshev moments on an interval, which a short
+        Lanczos run determines, and smooths with a kernel of nearly constant width. It suits
+        spectra without outliers, and needs four vectors per probe and no orthogonalization.
     num_steps : int
-        Products with each probe, the resolution; Lanczos makes at most n.
+        Matvecs per probe, which determine the resolution; Lanczos makes at most n.
     num_probes : int
-        Probes averaged over; the relative error of n times an outlier's mass is
-        sqrt(2 / num_probes), while the bulk needs few probes where n is large.
+        The number of probes. The relative error of the mass of a simple outlier is
+        sqrt(2 / num_probes); the bulk of a large operator needs only few probes.
     eigenpairs : EigenResult or int
-        Eigenpairs known, or how many of the largest in magnitude to compute first: they
-        count exactly, and the probes see the rest. Pairs with a residual above 1e-3 of
-        ||A|| are left to the probes.
+        Known eigenpairs, or how many of the largest in magnitude to compute first. Their
+        eigenvalues are included exactly, and the probes are projected onto the complement of
+        the eigenvectors. Pairs with a residual above 1e-3 ||A|| are not used.
     block_size : int, optional
-        Probes run together; by default what keeps the Lanczos vectors within 1 GiB.
+        The number of probes whose recurrences run together. By default at most 8, or the
+        preferred block size of the operator, as far as the Lanczos vectors fit into 1 GiB.
     reorthogonalize : {"full", "half", "none"}
-        "half" keeps the Lanczos vectors in scaled 16-bit numbers, an eighth of float64's
-        room. With ten outliers above a bulk (n = 2000, 64 steps) converged nodes are off by
-        2e-9 ||A||, the bulk by as much as with "full", and no node repeats; over ten other
-        spectra by 1e-8 ||A|| at most. A repeated eigenvalue far from the rest may come as
-        several nodes. ``storage_error`` bounds what it costs, and raises ``noise_floor``.
-        "none" keeps two blocks instead of every Lanczos vector; the distribution stays
-        right, at some loss of resolution, but nodes then repeat: 40 for those ten outliers.
+        "half" stores the Lanczos vectors in scaled 16-bit numbers, which need a quarter of the
+        memory of float64. For ten outliers above a bulk (n = 2000, 64 steps), the error of
+        converged nodes is 2e-9 ||A||, the bulk is as accurate as with "full", and no node is
+        repeated; for ten other spectra the error is at most 1e-8 ||A||. A multiple eigenvalue
+        far from the others may appear as several nodes. ``storage_error`` of the result bounds
+        the error and is included in ``noise_floor``. "none" stores two blocks instead of all
+        Lanczos vectors. The distribution remains correct with a lower resolution, but nodes
+        are repeated (40 nodes for the ten outliers of the example).
     memory : int, optional
-        Bytes that may be taken, per process, beside what the operator needs itself. Where
-        ``reorthogonalize`` and ``block_size`` take more, fewer probes run together, then
-        "half" is taken, where the library has 16-bit numbers, then "none": the first that
-        fits, which ``memory`` of the result tells.
+        Bytes per process that the run may use, in addition to the memory of the operator. If
+        ``block_size`` and ``reorthogonalize`` need more, first the block size is reduced, then
+        "half" is used if the array library has 16-bit numbers, and finally "none". ``memory``
+        of the result reports the choice.
     seed : int, None or numpy.random.Generator
+        None draws fresh entropy; the result reports the seed.
     kind : {"rademacher", "gaussian", "sphere", "z4"}
-        The probes' distribution.
+        The distribution of the probes.
     first_probe : int
-        The number of the first probe; runs over different probes can be merged.
+        The number of the first probe. Runs over different probes of one seed can be merged.
     measure_noise : bool
-        Repeat one product; what it differs by is the result's ``noise``, and with it the
-        floor below which an eigenvalue has no sign. An asymmetry that the noise explains
-        is then accepted.
+        Repeat one matvec. The difference determines ``noise`` of the result, and hence the
+        magnitude below which the sign of an eigenvalue is undetermined. An asymmetry of A
+        that is explained by the noise is then accepted.
     progress : bool
         Show a progress bar (needs tqdm).
     callback : function, optional
-        Called with the SpectralDensity so far after each block; returning True or raising
-        StopIteration stops the run and keeps what it has.
+        It is called with the SpectralDensity so far after each block. Returning True or
+        raising StopIteration stops the run and returns that density.
     checkpoint : path, optional
-        A file that holds the state of the run, written every 8 Lanczos steps with their
-        vectors; as for :func:`matfree.trace`.
+        As for :func:`matfree.trace`. The file is written after every 8 Lanczos steps, and
+        contains the Lanczos vectors.
 
     Returns
     -------
     SpectralDensity
-        ``nodes``, ``weights``, ``residuals``; ``density``, ``cdf``, ``cdf_band``, ``moment``,
-        ``quantile``, ``mass_below``, ``count``, ``trace_function``, ``variance_reduced``,
-        ``plot`` without further products.
+        ``nodes``, ``weights`` and ``residuals`` are tuples with a float64 NumPy array for
+        every probe. The methods ``density``, ``cdf``, ``cdf_band``, ``moment``, ``quantile``,
+        ``mass_below``, ``count``, ``trace_function``, ``variance_reduced`` and ``plot`` need
+        no further matvecs.
 
     Raises
     ------
     ValueError
-        An unknown method or ``reorthogonalize``, num_steps or num_probes below 1, or
-        eigenpairs that do not fit or have not converged.
+        ``method`` or ``reorthogonalize`` is unknown, num_steps or num_probes is below 1,
+        ``eigenpairs`` has another size, has not converged or belongs to another operator, or
+        the checkpoint belongs to another run.
     NotHermitianError
-        The products made on the way contradict A = A^H.
+        The vectors of the recurrence contradict A = A^H beyond rounding and noise.
     NonFiniteError
-        A product holds NaN or infinity.
+        A matvec contains NaN or infinity.
+    OperatorError
+        A is not square, is empty, or returns arrays of another shape or library than it
+        declares.
     MemoryError
-        ``memory`` is too little for one probe without a basis, and the text says how much
-        would be enough.
+        ``memory`` is insufficient for one probe without a basis; the message states how many
+        bytes suffice.
 
     Cost
     ----
-    num_steps * num_probes matvecs, up to 20 more for the interval of "kpm", one for the
-    noise, and those of ``eigsh`` for eigenpairs to be computed. block_size (num_steps + 6)
-    vectors in memory, block_size (num_steps / 4 + 7) with "half" in double precision (half of
-    the basis in single), or 6 block_size with "none" and for "kpm".
+    num_steps * num_probes matvecs, up to 20 more for the interval of "kpm", one for the noise,
+    and those of :func:`eigsh` for eigenpairs to be computed. Vectors in memory:
+    block_size (num_steps + 6); block_size (num_steps / 4 + 7) with "half" in double precision
+    (num_steps / 2 in single); 6 block_size with "none" and for "kpm".
 
     References
     ----------
@@ -134,7 +148,7 @@ def spectral_density(
     >>> import matfree as mf, numpy as np
     >>> A = np.diag(np.repeat([1.0, 2.0, 5.0, 10.0], 25))
     >>> density = mf.spectral_density(A, num_probes=4, seed=0)
-    >>> density.nodes[0].round(10)  # four distinct eigenvalues: four nodes
+    >>> density.nodes[0].round(10)  # the four distinct eigenvalues
     array([ 1.,  2.,  5., 10.])
     >>> density.weights[0].round(10)
     array([0.25, 0.25, 0.25, 0.25])

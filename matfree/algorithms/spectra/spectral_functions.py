@@ -1,4 +1,4 @@
-"""Functions of eigenvalues, and where they may be used."""
+"""Functions of eigenvalues, with a check of their domains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matfree.protocol import HostArray
 Function: TypeAlias = Callable[[HostArray], HostArray]
 FunctionName: TypeAlias = Literal["log", "inverse", "sqrt", "exp"]
 
-_NAMED: dict[str, Function] = {
+_NAMED_FUNCTIONS: dict[str, Function] = {
     "log": np.log,
     "inverse": lambda x: 1 / x,
     "sqrt": np.sqrt,
@@ -22,38 +22,51 @@ _NAMED: dict[str, Function] = {
 
 
 @final
-class Checked:
-    """A function of Ritz values that refuses what is outside its domain.
+class SpectralFunction:
+    """A function of Ritz values that raises an error outside its domain.
 
     Parameters
     ----------
     f : function of a float64 array, or the name of one
     eps : float
-        Of the vectors' data type: an eigenvalue below eps ||A|| has no sign.
+        The machine precision of the vectors. Eigenvalues within eps ||A|| of 0 count as 0,
+        because rounding determines their sign.
     """
 
     def __init__(self, f: Function | FunctionName, eps: float) -> None:
-        if not callable(f) and f not in _NAMED:
-            known = ", ".join(map(repr, _NAMED))
+        if not callable(f) and f not in _NAMED_FUNCTIONS:
+            known = ", ".join(map(repr, _NAMED_FUNCTIONS))
             raise ValueError(f"f must be a function or one of {known}: got {f!r}.")
         self.name = "f" if callable(f) else f
-        self.f = f if callable(f) else _NAMED[f]
+        self.f = f if callable(f) else _NAMED_FUNCTIONS[f]
         self.eps = eps
         self.largest_negative, self.smallest_positive = -math.inf, math.inf
-        """Next to 0, over all Ritz values that were seen."""
+        """The Ritz values next to 0 on either side, over all calls."""
 
     def values_at(self, points: HostArray) -> tuple[float, ...]:
-        """f there, NaN where it is not defined: what tells two functions apart."""
+        """f at the points, NaN where it is undefined, to compare two functions."""
         with np.errstate(all="ignore"):
             return tuple(np.asarray(self.f(points), dtype=np.float64).tolist())
 
     def __call__(self, nodes: HostArray, *, complete: bool = False) -> HostArray:
-        """f of the nodes; ``complete`` where they are all the eigenvalues there are."""
+        """f of the nodes.
+
+        Parameters
+        ----------
+        nodes : (k,) float64
+        complete : bool
+            Whether the nodes are all eigenvalues of the operator.
+
+        Raises
+        ------
+        ValueError
+            A node is outside the domain of f, or f is not finite there.
+        """
         least, noise = float(nodes.min()), self.eps * float(np.abs(nodes).max())
-        if self.name == "log" and least <= noise:  # what rounding leaves of 0 has no logarithm
+        if self.name == "log" and least <= noise:
             raise ValueError(self._refusal(nodes, "positive definite"))
         if self.name == "sqrt":
-            if least < -32 * noise:
+            if least < -32 * noise:  # rounding may make a Ritz value near 0 slightly negative
                 raise ValueError(self._refusal(nodes, "positive semidefinite"))
             nodes = np.maximum(nodes, 0.0)
         if self.name == "inverse":
@@ -63,23 +76,24 @@ class Checked:
         if not np.all(np.isfinite(values)):
             bad = float(nodes[~np.isfinite(values)][0])
             raise ValueError(
-                f"f is not finite at the Ritz value {bad:.6g}; shift the operator, or choose an "
-                "f that is defined on its spectrum."
+                f"f is not finite at the Ritz value {bad:.6g}; shift the operator, or pass a "
+                "function that is finite on its spectrum."
             )
         return values
 
     def _require_invertible(self, nodes: HostArray, noise: float, complete: bool) -> None:
-        """Refuse 0, and Ritz values on both sides of it.
+        """Raise ValueError for a node 0, or for nodes on both sides of 0.
 
-        1 / x is unbounded between them, and no quadrature knows how near to 0 there is an
-        eigenvalue. From all eigenvalues the sum is what it is.
+        In the latter case there may be eigenvalues arbitrarily close to 0 between the nodes,
+        where 1 / x is unbounded, so that the error of a quadrature has no bound. The sum over
+        all eigenvalues has no such error.
         """
         nearest = float(nodes[np.argmin(np.abs(nodes))])
         if abs(nearest) <= noise:
             raise ValueError(
-                f"inverse needs an invertible operator: it has the Ritz value {nearest:.6g} (least "
-                f"Ritz value is {nodes.min():.6g}, largest {nodes.max():.6g}), which is 0 to "
-                "rounding; shift it (A.shift(...)), or pass your own function."
+                f"inverse needs an invertible operator: the Ritz value {nearest:.6g} is 0 to "
+                f"rounding (least Ritz value is {nodes.min():.6g}, largest {nodes.max():.6g}); "
+                "shift the operator (A.shift(...)), or pass your own function."
             )
         self.largest_negative = max(self.largest_negative, *nodes[nodes < 0], -math.inf)
         self.smallest_positive = min(self.smallest_positive, *nodes[nodes > 0], math.inf)
@@ -88,9 +102,9 @@ class Checked:
             raise ValueError(
                 f"inverse needs a definite operator: its least Ritz value is {nodes.min():.6g}, "
                 f"and those next to 0 are {self.largest_negative:.6g} and "
-                f"{self.smallest_positive:.6g}; no quadrature of 1/x is bounded across 0. Give a "
-                "budget of n products (max_matvecs) for the exact answer, or pass a solver "
-                "x -> A^-1 x to matfree.trace."
+                f"{self.smallest_positive:.6g}; the error of a quadrature of 1/x across 0 has no "
+                "bound. Pass a budget of n matvecs (max_matvecs) for the exact answer, or pass a "
+                "solver x -> A^-1 x to matfree.trace."
             )
 
     def _refusal(self, nodes: HostArray, need: str) -> str:

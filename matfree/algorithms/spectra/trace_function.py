@@ -1,9 +1,12 @@
 r"""Traces of functions of a Hermitian operator: tr f(A), and log-determinants.
 
-For a probe w, m Lanczos steps give the Gauss quadrature of w^H f(A) w = ||w||^2 sum_j
-tau_j f(theta_j), exact for polynomials of degree 2m - 1. Two errors remain and are told
-apart: the probes' (standard error) and the quadrature's (bias), the latter bounded by what
-the second half of the steps still changed.
+For a probe w, m Lanczos steps give nodes theta_j and weights tau_j of a Gauss quadrature,
+
+.. math:: w^H f(A) w \approx \|w\|^2 \sum_{j=1}^m \tau_j f(\theta_j),
+
+which is exact for polynomials of degree 2m - 1. Two errors are reported separately: the sampling
+error (``stderr``) and the quadrature error (``bias``). The latter is estimated by the change of
+the quadrature during the second half of the steps.
 
 References
 ----------
@@ -27,66 +30,87 @@ from matfree.results import Estimate
 def trace_function(
     A: Any, f: Function | FunctionName, **options: Unpack[QuadratureSampling]
 ) -> Estimate:
-    r"""Estimate tr f(A) = sum_i f(lambda_i) by stochastic Lanczos quadrature.
+    r"""Estimate the trace of a matrix function by stochastic Lanczos quadrature.
+
+    .. math:: \operatorname{tr} f(A) = \sum_i f(\lambda_i) = E[w^H f(A) w]
+        \quad\text{for random } w \text{ with } E[w w^H] = I.
 
     Parameters
     ----------
-    A : Hermitian operator, or anything ``aslinearoperator`` accepts
+    A : (n, n) Hermitian operator, or anything ``aslinearoperator`` accepts
+        Real symmetric or complex Hermitian.
     f : function of a float64 array, or {"log", "inverse", "sqrt", "exp"}
-        Applied to the Ritz values elementwise. The named ones check their domain: a
-        negative Ritz value is refused by name, not turned into NaN. "inverse" takes
-        definite operators of either sign; where Ritz values lie on both sides of 0 no
-        quadrature has an error bound, and only the exact answer (max_matvecs >= n) is given.
+        A real function that is applied to arrays of Ritz values elementwise. The named
+        functions check their domain and raise a ValueError outside it. "inverse" takes
+        definite operators of either sign; if there are Ritz values on both sides of 0, the
+        error of a quadrature has no bound, and only the exact answer (max_matvecs >= n) is
+        available.
     num_steps : int
-        Lanczos steps a probe; 20 to 40 suffice for smooth f and moderate conditioning, and
-        ``bias`` of the result says whether they did.
+        Lanczos steps per probe. 20 to 40 suffice for smooth f and moderate condition numbers;
+        ``bias`` of the result is large if they did not.
     num_probes : int, optional
-        A fixed number of probes; 10 where nothing else is said.
+        A fixed number of probes. The default is 10 if neither a tolerance nor a budget is
+        given.
     rtol, atol : float, optional
         Sample until the half-width of the 95 % interval, bias included, is at most
         atol + rtol |value|.
     max_matvecs : int, optional
-        The most products, num_steps a probe. Where it reaches n, n products and a dense
-        eigenproblem give the exact answer.
+        The largest number of matvecs, num_steps per probe. If it is at least n, n matvecs and
+        a dense eigenproblem give the exact answer.
     block_size : int, optional
-        Probes run together.
+        The number of probes whose recurrences run together.
     reorthogonalize : {"none", "full", "half"}
-        The bare recurrence gives the same traces in six vectors a probe; lost
-        orthogonality acts like a few steps less. "half" keeps the basis in 16-bit numbers;
-        what it may move f by is added to ``bias``.
+        Without reorthogonalization, the recurrence gives the same traces with six vectors per
+        probe; the loss of orthogonality only delays convergence by a few steps. "half" stores
+        the basis in 16-bit numbers, and adds the resulting error of f to ``bias``.
     memory : int, optional
-        Bytes that may be taken, per process, beside what the operator needs itself. Where
-        ``reorthogonalize`` and ``block_size`` take more, fewer probes run together, then the
-        basis is kept in 16 bits, then not at all; ``memory`` of the result tells which.
+        Bytes per process that the run may use, in addition to the memory of the operator. If
+        ``block_size`` and ``reorthogonalize`` need more, first the block size is reduced, then
+        "half" and finally "none" are used. ``memory`` of the result reports the choice.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 
     Returns
     -------
     Estimate
-        ``bias`` bounds the quadrature error apart from ``stderr``, the probes'.
+        ``value``, ``stderr`` and ``bias`` are floats, and ``samples`` is a NumPy array
+        (num_probes,). ``stderr`` is the sampling error, and ``bias`` an estimate of the
+        quadrature error, which is added to the interval.
 
     Raises
     ------
     ValueError
-        f is not finite on a Ritz value, or a named f has one outside its domain.
+        f is not finite at a Ritz value, or a Ritz value is outside the domain of a named
+        function; or an argument is out of range.
+    TypeError
+        There is no such keyword.
     NotHermitianError, NonFiniteError, OperatorError
         As for :func:`matfree.spectral_density`.
     MemoryError
-        ``memory`` is too little for one probe without a basis.
+        ``memory`` is insufficient for one probe without a basis.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The budget was exhausted before the tolerance was met. The estimate is returned.
 
     Cost
     ----
-    num_steps * num_probes matvecs; 6 block_size vectors in memory, or block_size
-    (num_steps + 6) with reorthogonalize="full", or (num_steps / 4 + 7) with "half" in double
-    precision.
+    num_steps * num_probes matvecs. Vectors in memory: 6 block_size;
+    block_size (num_steps + 6) with reorthogonalize="full"; block_size (num_steps / 4 + 7) with
+    "half" in double precision. The exact answer needs six n x n matrices.
+
+    References
+    ----------
+    S. Ubaru, J. Chen, Y. Saad (2017), doi:10.1137/16M1104974.
 
     Examples
     --------
     >>> import matfree as mf, numpy as np
     >>> A = np.diag(np.linspace(1, 2, 2000))
     >>> inverse = mf.trace_function(A, "inverse", seed=0)
-    >>> bool(abs(inverse.value / np.sum(1 / np.diag(A)) - 1) < 1e-10)  # signs see it exactly
+    >>> exact = np.sum(1 / np.diag(A))  # random signs have no variance for a diagonal matrix
+    >>> bool(abs(inverse.value / exact - 1) < 1e-10)
     True
     """
     return sample_quadratures(
@@ -96,10 +120,43 @@ def trace_function(
 
 @declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
 def logdet(A: Any, **options: Unpack[QuadratureSampling]) -> Estimate:
-    r"""Estimate log det A = tr log A of a positive definite operator.
+    r"""Estimate the log-determinant of a positive definite operator.
 
-    Takes the options of :func:`trace_function` and raises what it raises; a Ritz value that
-    is not positive is refused by name.
+    .. math:: \log \det A = \operatorname{tr} \log A
+
+    Parameters
+    ----------
+    A : (n, n) Hermitian positive definite operator, or anything ``aslinearoperator`` accepts
+    num_steps, num_probes, rtol, atol, max_matvecs, block_size, reorthogonalize, memory
+        As for :func:`matfree.trace_function`. The relative tolerance refers to |log det A|.
+    seed, kind, first_probe, progress, callback, checkpoint
+        As for :func:`matfree.trace`.
+
+    Returns
+    -------
+    Estimate
+        As for :func:`matfree.trace_function`.
+
+    Raises
+    ------
+    ValueError
+        A Ritz value is not positive up to rounding; or an argument is out of range.
+    TypeError, NotHermitianError, NonFiniteError, OperatorError, MemoryError
+        As for :func:`matfree.trace_function`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The budget was exhausted before the tolerance was met. The estimate is returned.
+
+    Cost
+    ----
+    As for :func:`matfree.trace_function`. The number of steps grows with the square root of the
+    condition number.
+
+    References
+    ----------
+    S. Ubaru, J. Chen, Y. Saad (2017), doi:10.1137/16M1104974.
 
     Examples
     --------

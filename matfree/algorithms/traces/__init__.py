@@ -1,1 +1,1 @@
-"""Traces and diagonals by sampling."""
+"""Traces and diagonals by averaging over random probes."""

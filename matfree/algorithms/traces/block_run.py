@@ -1,4 +1,4 @@
-"""The run behind ``block_traces``: whose turn it is, and what each block knows by now."""
+"""The sampling loop behind ``block_traces``, which samples many diagonal blocks at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matfree.algorithms.running.estimator import CHECK_GROWTH, FIRST_CHECK, Summ
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.run import Run
 from matfree.algorithms.traces.hutchinson import Samples
+from matfree.algorithms.traces.partition import Block
 from matfree.arrays import to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import Estimate, StoppingReason
@@ -20,46 +21,31 @@ from matfree.results import Estimate, StoppingReason
 Estimates: TypeAlias = dict[str, Estimate]
 
 
-class Block(NamedTuple):
-    """Consecutive coordinates with a name."""
-
-    name: str
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        """How many they are."""
-        return self.stop - self.start
-
-    def within(self, rows: range) -> slice:
-        """Where they lie in an array that holds only some rows."""
-        length = len(rows)
-        return slice(
-            min(max(self.start - rows.start, 0), length),
-            min(max(self.stop - rows.start, 0), length),
-        )
-
-
 class Job(NamedTuple):
-    """Vectors to be sent for one block: probes, or unit vectors, by number."""
+    """Vectors that the operator is to be applied to for one block."""
 
     block: int
+    """The index of the block."""
     numbers: range
+    """The numbers of the probes, or of the unit vectors within the block."""
     exact: bool
+    """Whether the vectors are unit vectors."""
 
 
 @final
 class BlockLoop:
-    """One estimation of all blocks.
+    """The estimation of the traces of all diagonal blocks.
 
     Parameters
     ----------
-    product : the operator, counted
-    plan : how many probes a block, or how well and for how many products
-    blocks : the blocks
-    joint : whether one probe serves all of them
-    run : asks the callback after every block of vectors
+    A : CountedOperator
+    plan : Plan
+        Probes per block, or the tolerance and the budget of all blocks together.
+    blocks : list of Block
+    run : Run
+        Progress, callback and checkpoint, after every block of vectors.
+    joint : bool
+        Whether every probe is used for all diagonal blocks.
     """
 
     saved = ("values", "totals", "num_units")
@@ -77,13 +63,13 @@ class BlockLoop:
         self.run, self.joint = run, joint
         self.samples = [Samples() for _ in blocks]
         kind = np.result_type(to_host(self.space.zeros(0)).dtype, np.float64)
-        self.totals: HostArray = np.zeros(len(blocks), dtype=kind)  # of unit vectors
+        self.totals: HostArray = np.zeros(len(blocks), dtype=kind)  # sums over unit vectors
         self.num_units: list[int] = [0] * len(blocks)
         self.stopped = False
 
     @property
     def values(self) -> tuple[HostArray, ...]:
-        """The samples of every block."""
+        """The samples of every block, in the form in which a checkpoint stores them."""
         return tuple(samples.values for samples in self.samples)
 
     @values.setter
@@ -93,11 +79,11 @@ class BlockLoop:
 
     @property
     def started(self) -> bool:
-        """Whether there is anything to report of every block."""
+        """Whether there is an estimate of every block."""
         return all(v.size or units for v, units in zip(self.values, self.num_units, strict=True))
 
     def problem(self) -> dict[str, Any]:
-        """What a checkpoint must share with this run."""
+        """The arguments that a checkpoint must have in common with this run."""
         return {
             "estimator": "block_traces",
             "seed": self.plan.seed,
@@ -108,13 +94,13 @@ class BlockLoop:
         }
 
     def complete(self) -> Estimates:
-        """Send probes for every block that still needs some, round after round."""
+        """Sample the blocks that have not converged, in rounds of growing numbers of probes."""
         self.run.checkpoint.resume(self.problem(), self)
         target = float(self.plan.num_probes or FIRST_CHECK)
         while not self.stopped:
             jobs = self._jobs(int(target))
             for batch in self._batches(jobs):
-                self._send(batch)
+                self._evaluate(batch)
                 if self.started and self.run.is_stopped(self.estimates):
                     self.stopped = True
                     return self.estimates()
@@ -132,18 +118,18 @@ class BlockLoop:
         return self.estimates() if self.started else None
 
     def estimates(self) -> Estimates:
-        """The estimates as they stand."""
+        """The estimates from the vectors so far."""
         return {block.name: self._estimate(b) for b, block in enumerate(self.blocks)}
 
     @property
     def _left(self) -> int:
-        """Products that the budget still has."""
+        """Matvecs that are left of the budget."""
         if not self.plan.adaptive:
             return 1 << 62
         return self.plan.budget + self.run.checkpoint.overhead - self.A.num_matvecs
 
     def _jobs(self, target: int) -> list[Job]:
-        """What brings every block that is not done to ``target`` probes, or to the end."""
+        """Jobs that bring each unfinished block to ``target`` probes or to its exact trace."""
         left, jobs = self._left, []
         if self.joint:
             return self._joint_jobs(target, left)
@@ -153,7 +139,7 @@ class BlockLoop:
                 continue
             missing = block.size - self.num_units[b]
             if self.plan.adaptive and target >= block.size and missing <= left:
-                job = self._exact_job(b)  # no more products than probes will have taken
+                job = self._exact_job(b)  # at most as many matvecs as sampling would take
             else:
                 job = Job(b, range(done, min(target, done + left)), False)
             left -= len(job.numbers)
@@ -162,7 +148,7 @@ class BlockLoop:
         return jobs
 
     def _joint_jobs(self, target: int, left: int) -> list[Job]:
-        """Probes that serve every block, or the unit vectors of all blocks."""
+        """Jobs whose probes are used for every block, or the unit vectors of all blocks."""
         if all(map(self._met, range(len(self.blocks)))):
             return []
         size = sum(block.size for block in self.blocks)
@@ -173,42 +159,42 @@ class BlockLoop:
         return [Job(0, numbers, False)] if len(numbers) else []
 
     def _exact_job(self, b: int) -> Job:
-        """The unit vectors of a block that are left."""
+        """The remaining unit vectors of a block."""
         return Job(b, range(self.num_units[b], self.blocks[b].size), True)
 
     def _batches(self, jobs: list[Job]) -> Iterator[list[Job]]:
-        """The jobs cut and packed so that each batch fills a block of vectors."""
+        """The jobs split and combined so that every batch is one full block of vectors."""
         batch: list[Job] = []
-        room = self.plan.block_size
+        free = self.plan.block_size
         for block, numbers, exact in jobs:
             while len(numbers):
-                now, numbers = numbers[:room], numbers[room:]
+                now, numbers = numbers[:free], numbers[free:]
                 batch.append(Job(block, now, exact))
-                room -= len(now)
-                if room == 0:
+                free -= len(now)
+                if free == 0:
                     yield batch
-                    batch, room = [], self.plan.block_size
+                    batch, free = [], self.plan.block_size
         if batch:
             yield batch
 
-    def _send(self, batch: list[Job]) -> None:
-        """One product of a block of vectors, and what it says of each job's block."""
+    def _evaluate(self, batch: list[Job]) -> None:
+        """Apply the operator to the vectors of a batch, and record the samples of its jobs."""
         X = self.space.xp.concat([self._vectors(job) for job in batch], axis=1)
         Y = self.A(X)
         if self.joint and not batch[0].exact:
             for b, block in enumerate(self.blocks):
                 rows = block.within(self.space.rows)
-                self._take(Job(b, batch[0].numbers, False), X[rows, :], Y[rows, :])
+                self._record(Job(b, batch[0].numbers, False), X[rows, :], Y[rows, :])
         else:
             begin = 0
             for job in batch:
                 columns = slice(begin, begin + len(job.numbers))
-                self._take(job, X[:, columns], Y[:, columns])
+                self._record(job, X[:, columns], Y[:, columns])
                 begin += len(job.numbers)
         self.run.save()
 
     def _vectors(self, job: Job) -> Array:
-        """Unit vectors of a block, or probes that are zero outside of it."""
+        """The unit vectors of a job, or its probes, which are zero outside its block."""
         block, xp = self.blocks[job.block], self.space.xp
         if job.exact:
             numbers = range(block.start + job.numbers.start, block.start + job.numbers.stop)
@@ -226,7 +212,8 @@ class BlockLoop:
         inside = (row >= block.start) & (row < block.stop)
         return xp.where(inside[:, None], W, xp.zeros_like(W))
 
-    def _take(self, job: Job, X: Array, Y: Array) -> None:
+    def _record(self, job: Job, X: Array, Y: Array) -> None:
+        """Add the quadratic forms x_j^H y_j to the results of a block."""
         fresh = to_host(self.space.dots(X, Y))
         self.A.require_finite(fresh)
         if job.exact:
@@ -236,13 +223,13 @@ class BlockLoop:
             self.samples[job.block].add(fresh)
 
     def _summary(self, b: int) -> Summary:
-        if self.num_units[b] == self.blocks[b].size:  # exact, however many probes went before
+        if self.num_units[b] == self.blocks[b].size:  # exact: earlier samples are not needed
             total = self.totals[b].item()
             return Summary(total, 0.0, abs(total), 0.0, math.inf)
         return self.samples[b].summary()
 
     def _met(self, b: int) -> bool:
-        """Whether a block needs no more products: looked at after fixed numbers of probes."""
+        """Whether a block is finished; tolerances are checked after fixed numbers of probes."""
         done = self.samples[b].values.size
         if self.num_units[b] == self.blocks[b].size or not self.plan.adaptive:
             return self._within(b)
@@ -252,12 +239,12 @@ class BlockLoop:
         return int(check_point) == done and self._within(b)
 
     def _within(self, b: int) -> bool:
-        """Whether a block is known as well as was asked."""
+        """Whether the estimate of a block is as accurate as requested."""
         done = self.samples[b].values.size
         if not self.plan.adaptive:
             return done >= (self.plan.num_probes or 0)
         summary = self._summary(b)
-        return summary.half_width <= self.plan.tolerance(summary.size)
+        return summary.half_width <= self.plan.tolerance(summary.norm)
 
     def _estimate(self, b: int) -> Estimate:
         summary, block = self._summary(b), self.blocks[b]
@@ -270,14 +257,14 @@ class BlockLoop:
             reason = StoppingReason.CALLBACK if self.stopped else StoppingReason.BUDGET
         else:
             reason = StoppingReason.TOLERANCE if self.plan.adaptive else StoppingReason.ALL_PROBES
-        own = self.samples[b].values.size + self.num_units[b]
+        num_own = self.samples[b].values.size + self.num_units[b]
         first = self.plan.first_probe
         return Estimate(
             value=summary.value,
             stderr=summary.stderr,
             method="exact" if exact else "hutchinson",
             num_probes=done,
-            num_matvecs=self.A.num_matvecs if self.joint else own,
+            num_matvecs=self.A.num_matvecs if self.joint else num_own,
             degrees_of_freedom=summary.degrees_of_freedom,
             converged=converged,
             reason=reason,

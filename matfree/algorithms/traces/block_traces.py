@@ -1,34 +1,29 @@
-r"""Traces and diagonals of diagonal blocks: one estimate for every layer of a network, say.
+r"""Traces of diagonal blocks, for example of every layer of a network.
 
-A probe w that is zero outside of block b has E[w^H A w] = tr A_bb, with the variance of A_bb
-alone. A probe that is nowhere zero serves every block with one product,
+A probe w that is zero outside block b has E[w^H A w] = tr A_bb, with the variance of A_bb
+alone. A joint probe is nonzero everywhere, and one matvec with it serves all blocks:
 
-    E[w_b^H (A w)_b] = tr A_bb,
+.. math:: E\left[w_b^H (A w)_b\right] = \operatorname{tr} A_{bb}.
 
-but sample b then carries the noise of the whole block row of A: for an operator whose
-blocks couple strongly that is many times more variance than products saved.
+The variance of that sample, however, includes the off-diagonal blocks of the whole block row.
+If the blocks are strongly coupled, it grows by a larger factor than the matvecs shrink.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Unpack
 
-from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
+from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.keywords import Sampling, declares, known
 from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan
 from matfree.algorithms.running.run import Run
-from matfree.algorithms.traces.block_run import Block, BlockLoop, Estimates
-from matfree.algorithms.traces.diagonal import DiagonalKeywords, diagonal
+from matfree.algorithms.traces.block_run import BlockLoop, Estimates
+from matfree.algorithms.traces.partition import blocks_of
 from matfree.arguments import require_whole
 from matfree.errors import ConvergenceWarning, warn
-from matfree.operators import aslinearoperator
-from matfree.results import Estimate, archive
-from matfree.spaces import VectorSpace
+from matfree.results import Estimate
 
 
 @declares(Sampling)
@@ -41,55 +36,70 @@ def block_traces(
 ) -> Estimates:
     r"""Estimate the trace of every diagonal block of a square operator.
 
-    tr A_bb = E[w^H A w] for probes w that are zero outside of block b.
+    .. math:: \operatorname{tr} A_{bb} = E[w^H A w], \quad w = 0 \text{ outside block } b.
 
     Parameters
     ----------
-    A : square operator, or anything ``aslinearoperator`` accepts
-    partition : mapping of name to slice or range
-        The blocks' coordinates, step 1, within [0, n) and apart from each other; they need
-        not cover it. ``H.partition`` of a network's operator has one a parameter.
+    A : (n, n) operator, or anything ``aslinearoperator`` accepts
+        Real or complex; it need not be symmetric.
+    partition : mapping of str to slice or range
+        The coordinates of every block, with step 1, within [0, n). Blocks must not overlap,
+        and they need not cover all coordinates. The attribute ``partition`` of the curvature
+        operators of networks has one block per parameter.
     joint : bool
-        Let one full probe serve every block: as many times fewer products as there are
-        blocks, and a larger variance, which the bars show.
+        Use every probe for all blocks. A probe per block then costs one matvec instead of one
+        per block, but the samples have a larger variance, which the standard errors include.
     num_probes : int, optional
-        Probes a block; 32 where neither a tolerance nor a budget is given.
+        The number of probes per block. The default is 32 if neither a tolerance nor a budget
+        is given.
     rtol, atol : float, optional
         Sample each block until the half-width of its 95 % interval is at most
-        atol + rtol |value|. A block for which that would take more products than it has
-        coordinates is computed exactly, with unit vectors; with ``joint``, all blocks are.
+        atol + rtol |value|, both relative to the trace of that block. A block that would take
+        more matvecs than it has coordinates is computed exactly from unit vectors; with
+        ``joint``, all blocks are.
     max_matvecs : int, optional
-        The most products for all blocks together; 1000 with a tolerance.
+        The largest number of matvecs for all blocks together. The default is 1000 if a
+        tolerance is given.
     block_size : int, optional
-        Vectors sent at once, those of several blocks among them; it does not change the
-        answer: probe p of a block has the entries of probe p of the whole operator.
+        The number of vectors that the operator is applied to at once, which may belong to
+        several diagonal blocks. It does not change the result: probe p of a block has the
+        entries of probe p of the whole operator.
     seed, kind, first_probe, progress, checkpoint
         As for :func:`matfree.trace`.
     callback : function, optional
-        Called with the estimates so far after each block of vectors; returning True or
-        raising StopIteration stops the run and keeps what it has.
+        It is called with the dictionary of estimates so far after each block of vectors.
+        Returning True or raising StopIteration stops the run and returns these estimates.
 
     Returns
     -------
-    dict of name to Estimate
-        ``num_matvecs`` counts the products spent on that block; with ``joint``, where they
-        serve all blocks alike, all of them.
+    dict of str to Estimate
+        Each ``value`` is a float, or complex for a complex operator. ``num_matvecs`` counts
+        the matvecs for that block; with ``joint``, all matvecs of the run.
 
     Raises
     ------
     ValueError
-        The partition is empty, overlaps or leaves [0, n); or as for :func:`matfree.trace`.
+        The partition is empty, its blocks overlap or exceed [0, n), or an argument is invalid
+        for :func:`matfree.trace`.
+    TypeError
+        There is no such keyword.
     OperatorError, NonFiniteError
         As for :func:`matfree.trace`.
 
     Warns
     -----
     ConvergenceWarning
-        The budget ended before every block met the tolerance.
+        The budget was exhausted before every block met the tolerance.
 
     Cost
     ----
-    num_probes matvecs a block (``joint``: num_probes in all); two blocks of vectors kept.
+    num_probes matvecs per diagonal block, or num_probes altogether with ``joint``; and
+    2 block_size vectors in memory.
+
+    References
+    ----------
+    The estimator for every block is that of M. F. Hutchinson (1990),
+    doi:10.1080/03610919008812866.
 
     Examples
     --------
@@ -102,10 +112,10 @@ def block_traces(
     """
     options = known(block_traces, options)
     A = CountedOperator(A)
-    blocks = _blocks(partition, A.space.size)
+    blocks = blocks_of(partition, A.space.size)
     if all(options.get(key) is None for key in ("num_probes", "rtol", "atol")):
         shares = 1 if joint else len(blocks)
-        num_probes = _shared(options.get("max_matvecs"), shares)
+        num_probes = _probes_per_block(options.get("max_matvecs"), shares)
         options = {**options, "num_probes": num_probes, "max_matvecs": None}
     checkpoint = Checkpoint(options.get("checkpoint"), A, options.get("seed"))
     run = Run(
@@ -117,135 +127,25 @@ def block_traces(
     plan = Plan.make(A, options, seed=checkpoint.seed)
     loop = BlockLoop(A, plan, blocks, run, joint=joint)
     estimates = run.complete(len(blocks), loop.complete, loop.interrupted)
-    _warn_of_open(estimates, plan)
+    _warn_of_unconverged(estimates, plan)
     return estimates
 
 
-@declares(DiagonalKeywords, method="hutchinson", eigenpairs=10)
-def block_diagonals(
-    A: Any,
-    partition: Mapping[str, slice | range],
-    *,
-    joint: bool = False,
-    **options: Unpack[DiagonalKeywords],
-) -> Estimates:
-    """Estimate the diagonal of every diagonal block of a square operator.
-
-    Parameters
-    ----------
-    A : square operator, or anything ``aslinearoperator`` accepts
-    partition : mapping of name to slice or range
-        As for :func:`block_traces`.
-    joint : bool
-        Read every block off one estimate of the whole diagonal: fewer products, and the
-        variance of whole rows instead of the block's. Vectors cut into pieces need it.
-    checkpoint : path, optional
-        As for :func:`matfree.diagonal`; each block has a file of its own beside it.
-    **options
-        As for :func:`matfree.diagonal`, for each block or for the whole.
-
-    Returns
-    -------
-    dict of name to Estimate
-        Each ``value`` is an array of the block's length.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`block_traces`, and as for :func:`matfree.diagonal`.
-
-    Cost
-    ----
-    As for :func:`matfree.diagonal`, for each block; once with ``joint``.
-
-    Examples
-    --------
-    >>> import matfree as mf, numpy as np
-    >>> A = np.diag([1.0, 2.0, 3.0, 4.0])
-    >>> parts = {"first": slice(0, 1), "rest": slice(1, 4)}
-    >>> mf.block_diagonals(A, parts, num_probes=2, seed=0)["rest"].value
-    array([2., 3., 4.])
-    """
-    options, checkpoint = known(block_diagonals, options), options.get("checkpoint")
-    operator = aslinearoperator(A)
-    blocks = _blocks(partition, operator.shape[0])
-    if not joint:
-        estimates = {}
-        for block in blocks:
-            options["checkpoint"] = _file_of(checkpoint, block)
-            estimates[block.name] = diagonal(operator.restrict(block.start, block.stop), **options)
-        return estimates
-    whole = diagonal(operator, **options)
-    return {
-        block.name: replace(
-            whole,
-            value=whole.value[block.within(operator.space.rows)],
-            stderr=whole.stderr[block.within(operator.space.rows)],
-            size=block.size,
-            rows=_piece(block, operator.space),
-            history=(),
-        )
-        for block in blocks
-    }
-
-
-def _piece(block: Block, space: VectorSpace) -> tuple[int, int, int] | None:
-    """Which of a block's entries a process holds; None where vectors are whole."""
-    if not space.is_sharded:
-        return None
-    start, stop = (
-        min(max(end - block.start, 0), block.size) for end in (space.rows.start, space.rows.stop)
-    )
-    return start, stop, block.size
-
-
-def _file_of(checkpoint: PathLike | None, block: Block) -> Path | None:
-    """The checkpoint of one block: blocks are told apart by where they lie."""
-    if checkpoint is None:
-        return None
-    path = archive.npz_path(checkpoint)
-    return path.with_name(f"{path.stem}.{block.start}-{block.stop}.npz")
-
-
-def _blocks(partition: Mapping[str, slice | range], size: int) -> list[Block]:
-    """The blocks, checked, in the order given."""
-    if not isinstance(partition, Mapping) or not partition:
-        raise ValueError(
-            "partition must name at least one block, like {'first': slice(0, 10)}: got "
-            f"{partition!r}."
-        )
-    blocks = []
-    for name, part in partition.items():
-        if not isinstance(part, slice | range):
-            raise ValueError(f"partition: block {name!r} must be a slice or a range: got {part!r}.")
-        start, stop = part.start or 0, size if part.stop is None else part.stop
-        if (part.step or 1) != 1 or not 0 <= start < stop <= size:
-            raise ValueError(
-                f"partition: block {name!r} must be slice(start, stop) with 0 <= start < stop <= "
-                f"{size}: got {part}."
-            )
-        blocks.append(Block(name, start, stop))
-    ordered = sorted(blocks, key=lambda block: block.start)
-    for left, right in itertools.pairwise(ordered):
-        if right.start < left.stop:
-            raise ValueError(
-                f"partition: blocks {left.name!r} and {right.name!r} overlap; they must be apart."
-            )
-    return blocks
-
-
-def _shared(max_matvecs: int | None, shares: int) -> int:
-    """Probes a block that a budget without a tolerance pays for."""
+def _probes_per_block(max_matvecs: int | None, shares: int) -> int:
+    """The number of probes per block if there is no tolerance."""
     require_whole("max_matvecs", max_matvecs)
     if max_matvecs is None:
         return DEFAULT_PROBES
     if max_matvecs < shares:
-        raise ValueError(f"max_matvecs must pay for a probe a block: got {max_matvecs} < {shares}.")
+        raise ValueError(
+            f"max_matvecs must suffice for one probe per block: got {max_matvecs}; pass "
+            f"max_matvecs={shares} or more, or joint=True."
+        )
     return max_matvecs // shares
 
 
-def _warn_of_open(estimates: Estimates, plan: Plan) -> None:
-    """Say which blocks the budget did not suffice for."""
+def _warn_of_unconverged(estimates: Estimates, plan: Plan) -> None:
+    """Warn of the blocks that did not meet the tolerance within the budget."""
     missed = [name for name, estimate in estimates.items() if not estimate.converged]
     if plan.adaptive and missed:
         names = ", ".join(map(repr, missed[:4])) + " ..." * (len(missed) > 4)
@@ -253,8 +153,8 @@ def _warn_of_open(estimates: Estimates, plan: Plan) -> None:
             (estimates[name] for name in missed), key=lambda e: float(e.half_width())
         )
         warn(
-            f"block_traces stopped before {len(missed)} of {len(estimates)} blocks met the "
-            f"tolerance ({names}; the widest interval is +- {worst.half_width():.3g} around "
-            f"{worst.value:.6g}); raise max_matvecs, or loosen rtol.",
+            f"block_traces stopped at its budget before {len(missed)} of {len(estimates)} blocks "
+            f"met the tolerance ({names}; the widest interval is +- {worst.half_width():.3g} "
+            f"around {worst.value:.6g}); raise max_matvecs, or loosen rtol.",
             ConvergenceWarning,
         )

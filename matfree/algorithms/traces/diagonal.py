@@ -1,4 +1,4 @@
-"""``diagonal``: one door to every method of estimating it."""
+"""The public function ``diagonal``, which selects the estimator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matfree.results import EigenResult, Estimate
 
 DiagonalMethod: TypeAlias = Literal["hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"]
 
-_METHODS: dict[str, type[Estimator]] = {
+_DIAGONAL_METHODS: dict[str, type[Estimator]] = {
     "hutchinson": HutchinsonDiagonal,
     "diag++": DiagPlusPlus,
     "xdiag": XDiag,
@@ -24,7 +24,7 @@ _METHODS: dict[str, type[Estimator]] = {
     "deflated": DeflatedDiagonal,
 }
 
-_MODULUS_ONE = ("rademacher", "z4")
+_UNIT_MODULUS = ("rademacher", "z4")
 
 
 class DiagonalKeywords(Sampling[Estimate], total=False):
@@ -44,54 +44,76 @@ def diagonal(
 ) -> Estimate:
     r"""Estimate the diagonal of a square operator.
 
-    diag A = E[conj(w) * (A w)] for probes with independent entries of modulus 1. One entry
-    has variance ||a_i||^2 - |a_ii|^2 per probe (a_i its row): the relative error stays near
-    1 until the number of probes reaches the ratio of off-diagonal to diagonal mass.
+    .. math:: \operatorname{diag} A = E[\bar w * (A w)]
+        \quad\text{for independent entries } w_i \text{ with } |w_i| = 1.
+
+    With row i of A denoted by a_i, the variance of entry i is ||a_i||^2 - |a_ii|^2 per probe.
+    Hence the relative error of an entry stays near 1 until the number of probes reaches the
+    ratio of its off-diagonal to its diagonal mass.
 
     Parameters
     ----------
-    A : square operator, or anything ``aslinearoperator`` accepts
-        Hermitian for every method but "hutchinson"; positive semidefinite for "xnysdiag".
+    A : (n, n) operator, or anything ``aslinearoperator`` accepts
+        Real or complex. Hermitian for every method but "hutchinson", and positive
+        semidefinite for "xnysdiag".
     method : {"hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"}
-        "hutchinson" is as good as any where the off-diagonal mass is spread out. Where few
-        eigenvalues carry it, "xdiag" (two products a probe) and "xnysdiag" (one) are far
-        better; "deflated" uses eigenpairs that are wanted anyway.
+        "hutchinson" is as accurate as any if the off-diagonal mass belongs to many
+        eigenvalues. If it belongs to a few, "xdiag" (two matvecs per probe) and "xnysdiag"
+        (one) are far more accurate. "deflated" is for eigenpairs that are needed anyway.
     num_probes, max_matvecs, block_size, seed, eigenpairs, first_probe
-        As for :func:`trace`.
+        As for :func:`matfree.trace`; "diag++" divides its probes like "hutch++", and "xdiag"
+        takes two matvecs per probe.
     progress, callback, checkpoint
-        As for :func:`trace`.
+        As for :func:`matfree.trace`.
     rtol, atol : float, optional
-        Sample until the 2-norm of the half-widths of all entries' 95 % intervals is at most
-        atol + rtol ||diagonal||_2.
+        Sample until the 2-norm of the half-widths of the 95 % intervals of all entries is at
+        most atol + rtol ||value||_2.
     kind : {"rademacher", "z4", "gaussian", "sphere"}
-        "hutchinson" divides by the squares of entries whose modulus is not 1, entry by
-        entry, which keeps a diagonal matrix exact; such runs cannot be merged. The other
-        methods need modulus 1, and so does the least variance of a few probes.
+        The distribution of the probes. With the last two, whose entries do not have modulus
+        1, "hutchinson" divides each entry by the sum of the squares, so that a diagonal
+        matrix stays exact; such runs cannot be merged. The other methods need modulus 1,
+        which also has the least variance if there are few probes.
 
     Returns
     -------
     Estimate
-        ``value`` and ``stderr`` are (n,) arrays of the operator's library and device.
+        ``value`` and ``stderr`` are arrays (n,) of the library and device of the operator, or
+        the local rows if vectors are sharded; ``value`` of its dtype, ``stderr`` real.
 
     Raises
     ------
     NotHermitianError
-        A method for Hermitian operators met one that is not.
-    OperatorError, NonFiniteError, ValueError
-        As for :func:`trace`.
+        The method needs a Hermitian operator, and A is not Hermitian.
+    OperatorError
+        As for :func:`matfree.trace`; or the method is "xnysdiag" and A is not positive
+        semidefinite.
+    NonFiniteError, ValueError
+        As for :func:`matfree.trace`.
+    TypeError
+        There is no such keyword.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The budget was exhausted before the tolerance was met. The estimate is returned.
 
     Cost
     ----
-    Matvecs and vectors in memory, with b = block_size. "hutchinson": num_probes, 4 b + 3 (with
-    "gaussian" and "sphere" up to 8 b + 8).
-    "diag++": 1.5 num_probes, num_probes / 2 + 6 b. "xdiag": 2 num_probes, 2 num_probes + 7 b.
-    "xnysdiag": num_probes, num_probes + 8 b. "deflated": num_probes and what :func:`eigsh`
-    makes, which also sets the memory; beside given eigenpairs, as many vectors again and 6 b.
+    Matvecs and vectors in memory, with b = block_size:
+
+    * "hutchinson": num_probes; 4 b + 3, or up to 8 b + 8 with "gaussian" and "sphere".
+    * "diag++": 1.5 num_probes; num_probes / 2 + 6 b.
+    * "xdiag": 2 num_probes; 2 num_probes + 7 b.
+    * "xnysdiag": num_probes; num_probes + 8 b.
+    * "deflated": num_probes, and those of :func:`eigsh`, whose memory is the larger. With k
+      given eigenpairs, one matvec more, or one per pair if A has changed since; k + 6 b in
+      addition to the pairs.
 
     References
     ----------
-    C. Bekas, E. Kokiopoulou, Y. Saad (2007), doi:10.1016/j.apnum.2007.01.003.
-    The other methods name theirs in their modules.
+    C. Bekas, E. Kokiopoulou, Y. Saad (2007), doi:10.1016/j.apnum.2007.01.003. Diag++: R. A.
+    Baston, Y. Nakatsukasa (2022), arXiv:2201.10684. XDiag and XNysDiag: E. N. Epperly,
+    J. A. Tropp, R. J. Webber (2024), doi:10.1137/23M1548323.
 
     Examples
     --------
@@ -107,12 +129,18 @@ def diagonal(
 
 
 def _estimator_type(method: str, kind: str) -> type[Estimator]:
-    """The estimator of a method with these probes, or what is wrong with the two."""
-    if method not in _METHODS:
-        known = ", ".join(map(repr, _METHODS))
-        raise ValueError(f"method must be one of {known}: got {method!r}.")
-    if kind in _MODULUS_ONE:
-        return _METHODS[method]
+    """The estimator of a method for probes of a distribution.
+
+    Raises
+    ------
+    ValueError
+        One of them is unknown, or the method needs another distribution.
+    """
+    if method not in _DIAGONAL_METHODS:
+        methods = ", ".join(map(repr, _DIAGONAL_METHODS))
+        raise ValueError(f"method must be one of {methods}: got {method!r}.")
+    if kind in _UNIT_MODULUS:
+        return _DIAGONAL_METHODS[method]
     if kind not in ("gaussian", "sphere"):
         raise ValueError(
             f'kind must be "rademacher", "z4", "gaussian" or "sphere" for a diagonal: got {kind!r}.'
@@ -120,6 +148,6 @@ def _estimator_type(method: str, kind: str) -> type[Estimator]:
     if method != "hutchinson":
         raise ValueError(
             f'kind must be "rademacher" or "z4" for the diagonal by {method!r}, whose probes need '
-            f'entries of modulus 1: got {kind!r}; only "hutchinson" normalises others.'
+            f'entries of modulus 1: got {kind!r}; only "hutchinson" normalizes other entries.'
         )
     return NormalisedDiagonal

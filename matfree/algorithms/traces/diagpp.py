@@ -1,11 +1,11 @@
-r"""Diag++ and deflation: the diagonal of what a subspace knows, plus Hutchinson for the rest.
+r"""Diag++ and deflation: an exact diagonal on a subspace, and Hutchinson on its complement.
 
-For a Hermitian A, orthonormal Q and P = Q Q^H,
+For a Hermitian A, orthonormal columns Q and the projector P = Q Q^H,
 
-    A = P A + A P - P A P  +  (I - P) A (I - P).
+.. math:: A = P A + A P - P A P + (I - P) A (I - P).
 
-The diagonal of the first three terms is known from A Q; leaving out the cross terms P A and
-A P, as is sometimes seen, biases the estimate. The last term is sampled.
+The diagonal of the first three terms follows from A Q. The variant of the method that omits the
+cross terms P A and A P is biased. The last term is sampled.
 
 References
 ----------
@@ -35,21 +35,21 @@ from matfree.spaces import VectorSpace
 
 
 class ResidualDiagonal(DiagonalEstimator):
-    """A known part of the diagonal, plus Hutchinson samples of the rest."""
+    """The exact diagonal of one term of A, plus Hutchinson samples of the other."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
         self.known: Array = self.space.zeros(1)[:, 0]
         self.moments = Moments(self.space)
 
-    def rest(self, W: Array) -> Array:
-        """What is not known, applied to probes."""
+    def residual(self, W: Array) -> Array:
+        """The term of A whose diagonal is sampled, applied to probes."""
         raise NotImplementedError
 
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
-        self.moments.add(conjugate(self.space.xp, W) * self.rest(W))
-        self.A.require_finite(self._size(self.moments.mean))
+        self.moments.add(conjugate(self.space.xp, W) * self.residual(W))
+        self.A.require_finite(self._norm(self.moments.mean))
 
     def summary(self) -> Summary:
         value = self.known + self.moments.mean
@@ -58,18 +58,18 @@ class ResidualDiagonal(DiagonalEstimator):
 
 @final
 class DiagPlusPlus(ResidualDiagonal):
-    """A third of the products for the range, a third inside it, a third outside."""
+    """Diag++: a third of the matvecs for Q, a third for A Q, and a third for sampling."""
 
     method = "diag++"
-    mergeable = False
+    mergeable = False  # the sketch would be counted in every run
     saved = ("sketch", "twice", "H", "moments", "units")
     by_row: ClassVar = {"twice": 0}
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
         self.sketch = RangeSketch(A, plan, stream=probes.SKETCH)
-        self.twice: Array = self.known
-        self.H: HostArray = np.zeros((0, 0))
+        self.twice: Array = self.known  # diag(P A + A P), summed over the columns of Q
+        self.H: HostArray = np.zeros((0, 0))  # Q^H A Q
 
     def identity(self, budget: int) -> dict[str, Any]:
         return {"columns of the sketch": sketch_columns(self.plan, budget)}
@@ -94,7 +94,7 @@ class DiagPlusPlus(ResidualDiagonal):
             return self.plan.num_probes - columns
         return max(0, budget - columns - sketch.rank)
 
-    def rest(self, W: Array) -> Array:
+    def residual(self, W: Array) -> Array:
         Q = self.sketch.Q
         return project_onto_complement(
             self.space, Q, self.A(project_onto_complement(self.space, Q, W))
@@ -103,7 +103,7 @@ class DiagPlusPlus(ResidualDiagonal):
 
 @final
 class DeflatedDiagonal(ResidualDiagonal):
-    """diag(U Theta U^H), and samples of A - U Theta U^H: unbiased even for rough pairs."""
+    """diag(U Theta U^H), plus samples of A - U Theta U^H: unbiased even for inaccurate pairs."""
 
     method = "deflated"
     saved = ("pairs", "moments", "units")
@@ -119,21 +119,21 @@ class DeflatedDiagonal(ResidualDiagonal):
         self.known = row_dots(self.space, self.U, self.scaled)
         return super().prepare(budget - self.pairs.cost)
 
-    def rest(self, W: Array) -> Array:
-        inside = self.space.xp.astype(self.space.gram(self.U, W), self.space.dtype)
-        return self.A(W) - self.scaled @ inside
+    def residual(self, W: Array) -> Array:
+        coordinates = self.space.xp.astype(self.space.gram(self.U, W), self.space.dtype)
+        return self.A(W) - self.scaled @ coordinates
 
 
 def row_dots(space: VectorSpace, X: Array, Y: Array) -> Array:
     """diag(X Y^H) for a Hermitian X Y^H + Y X^H: real, (rows,), in the space's dtype."""
     xp, total = space.xp, real_part(space.xp, space.zeros(1)[:, 0])
-    for part in slices(X.shape[1], 8):  # the products of all columns would be a third block
+    for part in slices(X.shape[1], 8):  # all columns at once would need a third block
         total = total + xp.sum(real_part(xp, X[:, part] * conjugate(xp, Y[:, part])), axis=1)
     return xp.astype(total, space.dtype)
 
 
 def require_hermitian_core(A: CountedOperator, H: HostArray) -> None:
-    """Refuse an operator whose projection H = Q^H A Q is not Hermitian."""
+    """Raise NotHermitianError if the projection H = Q^H A Q is not Hermitian."""
     scale = float(np.linalg.norm(H, ord=2)) if H.size else 0.0
     A.require_finite(H)
     if scale > 0:

@@ -1,12 +1,22 @@
 r"""Girard-Hutchinson estimators of the trace and the diagonal.
 
-With E[w w^H] = I,
+For random vectors w with E[w w^H] = I,
 
-    E[w^H A w] = tr A        and, for entries of modulus 1,        E[conj(w) * (A w)] = diag A,
+.. math:: E[w^H A w] = \operatorname{tr} A, \qquad E[\bar w * (A w)] = \operatorname{diag} A,
 
-so averages over probes w estimate both from products alone. For signs the variance of
-one probe is 2 (||S||_F^2 - sum_i s_ii^2) with S the symmetric part of a real A: the
-diagonal does not contribute, and a diagonal matrix is seen exactly.
+where the second identity needs entries of modulus 1. Averages over probes w estimate both from
+matvecs alone. For random signs and a real A with symmetric part S, the variance of one sample
+of the trace is
+
+.. math:: 2 \left(\|S\|_F^2 - \sum_i s_{ii}^2\right).
+
+The diagonal does not contribute, so that the trace of a diagonal matrix is exact.
+
+References
+----------
+A. Girard (1989), doi:10.1007/BF01395775. M. F. Hutchinson (1990),
+doi:10.1080/03610919008812866. C. Bekas, E. Kokiopoulou, Y. Saad (2007),
+doi:10.1016/j.apnum.2007.01.003.
 """
 
 from __future__ import annotations
@@ -27,14 +37,14 @@ from matfree.spaces import VectorSpace
 
 
 class TraceEstimator(Estimator):
-    """Whatever estimates a trace: its exact answer is a sum over unit vectors."""
+    """Base class of the trace estimators: the exact trace is a sum over unit vectors."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
         self.units = UnitVectors(A, plan, 0.0)
 
     def exact(self) -> Summary:
-        for E, Y in self.units.products():
+        for E, Y in self.units.remaining():
             entries = to_host(self.space.dots(E, Y))
             self.A.require_finite(entries)
             self.units.add(entries.sum().item(), E.shape[1])
@@ -44,34 +54,35 @@ class TraceEstimator(Estimator):
 
 
 class DiagonalEstimator(Estimator):
-    """Whatever estimates a diagonal: its exact answer is read off unit vectors."""
+    """Base class of the diagonal estimators: unit vectors give the exact entries."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
         self.units = UnitVectors(A, plan, self.space.zeros(1)[:, 0])
 
     def exact(self) -> Summary:
-        for E, Y in self.units.products():
+        for E, Y in self.units.remaining():
             self.units.add(self.space.xp.sum(E * Y, axis=1), E.shape[1])
-            self.A.require_finite(self._size(self.units.total))
+            self.A.require_finite(self._norm(self.units.total))
             self.block_done()
         entries = self.units.total
         zeros = self.space.xp.zeros_like(real_part(self.space.xp, entries))
-        return Summary(entries, zeros, float(self._size(entries)[0]), 0.0, math.inf)
+        return Summary(entries, zeros, float(self._norm(entries)[0]), 0.0, math.inf)
 
-    def _size(self, x: Array) -> HostArray:
+    def _norm(self, x: Array) -> HostArray:
+        """||x||_2 over all rows, on the host, (1,)."""
         x = self.space.xp.astype(x, self.space.dtype)
         return to_host(self.space.norms(x[:, None]))
 
     def _summary(self, value: Array, stderr: Array, degrees_of_freedom: float) -> Summary:
-        size = float(self._size(value)[0])
-        bar = float(self._size(stderr)[0]) if degrees_of_freedom > 0 else math.inf
-        return Summary(value, stderr, size, bar, degrees_of_freedom)
+        norm = float(self._norm(value)[0])
+        stderr_norm = float(self._norm(stderr)[0]) if degrees_of_freedom > 0 else math.inf
+        return Summary(value, stderr, norm, stderr_norm, degrees_of_freedom)
 
 
 @final
 class UnitVectors:
-    """The exact answer under way: a sum over unit vectors, as far as it got."""
+    """A sum over all unit vectors, which can be interrupted and resumed after every block."""
 
     saved = ("done", "total")
 
@@ -80,20 +91,20 @@ class UnitVectors:
         self.done, self.total = 0, zero
         self.by_row = {} if isinstance(zero, float) else {"total": 0}
 
-    def products(self) -> Iterator[tuple[Array, Array]]:
-        """Blocks of the unit vectors that are left, and their products."""
+    def remaining(self) -> Iterator[tuple[Array, Array]]:
+        """The remaining unit vectors E in blocks, each with A E."""
         for part in slices(self.A.space.size, self.block_size, self.done):
             E = self.A.space.unit_vectors(range(part.start, part.stop))
             yield E, self.A(E)
 
-    def add(self, part: Any, count: int) -> None:
-        """Take in what a block of ``count`` unit vectors contributes."""
-        self.total, self.done = self.total + part, self.done + count
+    def add(self, term: Any, count: int) -> None:
+        """Add the contribution of a block of ``count`` unit vectors."""
+        self.total, self.done = self.total + term, self.done + count
 
 
 @final
 class HutchinsonTrace(TraceEstimator):
-    """One number per probe, w^H A w, and their mean."""
+    """The mean of one number per probe, w^H A w."""
 
     method = "hutchinson"
     saved = ("samples", "units")
@@ -114,7 +125,7 @@ class HutchinsonTrace(TraceEstimator):
 
 @final
 class HutchinsonDiagonal(DiagonalEstimator):
-    """One vector per probe, conj(w) * (A w), and their mean."""
+    """The mean of one vector per probe, conj(w) * (A w)."""
 
     method = "hutchinson"
     saved = ("moments", "units")
@@ -126,7 +137,7 @@ class HutchinsonDiagonal(DiagonalEstimator):
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
         self.moments.add(conjugate(self.space.xp, W) * self.A(W))
-        self.A.require_finite(self._size(self.moments.mean))
+        self.A.require_finite(self._norm(self.moments.mean))
 
     def summary(self) -> Summary:
         return self._summary(self.moments.mean, self.moments.stderr(), self.moments.count - 1)
@@ -134,7 +145,7 @@ class HutchinsonDiagonal(DiagonalEstimator):
 
 @final
 class Samples:
-    """Independent samples of a number, their mean and its standard error."""
+    """Independent samples of a number, with their mean and its standard error."""
 
     saved = ("values",)
 
@@ -142,10 +153,11 @@ class Samples:
         self.values: HostArray = np.zeros(0)
 
     def add(self, samples: HostArray) -> None:
-        """Take in the samples of a block of probes."""
+        """Append the samples of a block of probes."""
         self.values = np.concatenate((self.values, samples)) if self.values.size else samples
 
     def summary(self) -> Summary:
+        """The mean of the samples and its standard error."""
         samples = self.values
         mean, count = samples.mean().item(), samples.size
         stderr = math.inf
@@ -157,10 +169,10 @@ class Samples:
 
 @final
 class Moments:
-    """Running mean and squared deviations of vectors, entry by entry.
+    """The running mean and the sum of squared deviations of vectors, entry by entry.
 
-    Blocks are merged by the update of Chan, Golub and LeVeque (1983), which does not
-    cancel: an entry that every probe sees alike has exactly no spread.
+    Blocks are combined by the update of Chan, Golub and LeVeque (1983), doi:10.2307/2683386.
+    It has no cancellation: an entry with equal samples gets a standard error of exactly 0.
     """
 
     saved = ("count", "mean", "squares")
@@ -174,7 +186,7 @@ class Moments:
         self.squares: Array = self._squared(self.mean)
 
     def add(self, samples: Array) -> None:
-        """Take in a block of samples, one a column."""
+        """Add a block of samples, one per column."""
         xp, b = self.xp, samples.shape[1]
         mean = xp.sum(samples, axis=1) / b
         squares = xp.sum(self._squared(samples - mean[:, None]), axis=1)
@@ -192,7 +204,7 @@ class Moments:
         return self.xp.astype(self.xp.sqrt(variance), real.dtype)
 
     def _squared(self, x: Array) -> Array:
-        """|x|^2 in double: squares leave the range of float32 where x is far within it."""
+        """|x|^2 in double precision, because the squares may overflow or underflow in single."""
         if x.dtype != self.wide:
             x = self.xp.astype(x, self.wide)
         return real_part(self.xp, conjugate(self.xp, x) * x)

@@ -1,12 +1,13 @@
-r"""Hutch++ and deflation: what a subspace knows exactly, plus Hutchinson for the rest.
+r"""Hutch++ and deflation: the exact trace on a subspace, and Hutchinson on its complement.
 
-For any orthonormal Q and P = Q Q^H,
+For any orthonormal columns Q and the projector P = Q Q^H,
 
-    tr A = tr(Q^H A Q) + tr((I - P) A (I - P)),
+.. math:: \operatorname{tr} A = \operatorname{tr}(Q^H A Q)
+    + \operatorname{tr}\left((I - P) A (I - P)\right).
 
-and the second part is estimated by Hutchinson, with the variance of what Q missed. Hutch++
-takes Q from a random sketch of the range; ``deflated`` takes eigenvectors, which serve the
-diagonal and the density as well.
+The second term is sampled, with a variance that depends only on (I - P) A (I - P). Hutch++
+takes Q from a random sketch of the range of A. The method "deflated" takes eigenvectors, which
+can be shared with the diagonal and the spectral density.
 
 References
 ----------
@@ -33,11 +34,14 @@ from matfree.arrays import to_host
 from matfree.protocol import Array
 
 ADAPTIVE_SKETCH = 32
-"""Columns of the sketch where a tolerance says when to stop: it is drawn beforehand."""
+"""The largest number of columns of the sketch if there is a tolerance.
+
+The sketch comes first, when it is not known how many samples the tolerance will need.
+"""
 
 
 class ResidualTrace(TraceEstimator):
-    """tr(Q^H A Q), known, plus Hutchinson samples outside of Q."""
+    """The exact trace on the range of Q, plus Hutchinson samples on its complement."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
@@ -58,10 +62,10 @@ class ResidualTrace(TraceEstimator):
 
 @final
 class HutchPlusPlus(ResidualTrace):
-    """A third of the products for the range, a third inside it, a third outside."""
+    """Hutch++: a third of the matvecs for Q, a third for Q^H A Q, and a third for sampling."""
 
     method = "hutch++"
-    mergeable = False
+    mergeable = False  # the sketch would be counted in every run
     saved = ("sketch", "inside", "num_inside", "samples", "units")
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
@@ -78,7 +82,7 @@ class HutchPlusPlus(ResidualTrace):
         self.sketch.complete(columns, self.block_done)
         self.Q = self.sketch.Q
         for part in slices(self.sketch.rank, self.plan.block_size, self.num_inside):
-            Q = self.Q[:, part]  # tr(Q^H A Q), a product a column
+            Q = self.Q[:, part]
             entries = to_host(self.space.dots(Q, self.A(Q)))
             self.A.require_finite(entries)
             self.inside += entries.sum().item()
@@ -91,7 +95,10 @@ class HutchPlusPlus(ResidualTrace):
 
 @final
 class DeflatedTrace(ResidualTrace):
-    """Eigenvectors inside, Hutchinson outside; exact inside even if they are rough."""
+    """Hutchinson outside the span of eigenvectors U, and the sum of u_i^H A u_i inside.
+
+    The identity holds for any orthonormal vectors, so that inaccurate eigenpairs cause no bias.
+    """
 
     method = "deflated"
     saved = ("pairs", "samples", "units")
@@ -108,7 +115,7 @@ class DeflatedTrace(ResidualTrace):
 
 
 def sketch_columns(plan: Plan, budget: int) -> int:
-    """How many of the vectors go into the sketch: half of the probes, a third of a budget."""
+    """The number of columns of the sketch: half of the probes, or a third of the budget."""
     if plan.num_probes is not None:
         return plan.num_probes // 2
     third = budget // 3

@@ -1,9 +1,8 @@
-r"""What a random sketch of an operator sees, in coordinates that fit on a page.
+r"""A random sketch of the range of an operator, Y = A W = Q R, grown block by block.
 
-W holds k random probes, Y = A W their products, Q an orthonormal basis of Y's range, so
-that Y = Q R. Everything that XTrace and its relatives compute is then said by small
-matrices; W itself is made again from its counter wherever it is needed, and not kept but for
-a block so small that its memory does not count.
+W has k random probes as columns, and Q is an orthonormal basis of the range of Y. XTrace and
+the related methods need nothing else than Q and small matrices. The probes W are functions of
+their numbers, so that they are drawn again whenever they are needed instead of being stored.
 """
 
 from __future__ import annotations
@@ -25,11 +24,14 @@ from matfree.spaces import VectorSpace
 
 @final
 class Columns:
-    """A block of vectors that grows in place, so that growing does not keep it twice.
+    """A growing block of vectors in memory that can be reserved beforehand.
+
+    Appending to a reserved block never needs memory for two copies of it.
 
     Parameters
     ----------
-    space : where the vectors live
+    space : VectorSpace
+        The space of the vectors.
     """
 
     saved = ("block",)
@@ -37,13 +39,13 @@ class Columns:
 
     def __init__(self, space: VectorSpace) -> None:
         self.space = space
-        self.room: Array = space.zeros(0)
+        self.allocated: Array = space.zeros(0)
         self.count = 0
 
     @property
     def block(self) -> Array:
         """The columns so far, (rows, count)."""
-        return self.room[:, : self.count]
+        return self.allocated[:, : self.count]
 
     @block.setter
     def block(self, X: Array) -> None:
@@ -51,30 +53,31 @@ class Columns:
         self.append(X)
 
     def reserve(self, capacity: int) -> None:
-        """Make room for so many columns in all."""
-        if capacity > self.room.shape[1]:
-            room = self.space.zeros(capacity)
-            room[:, : self.count] = self.block
-            self.room = room
+        """Allocate memory for ``capacity`` columns in total."""
+        if capacity > self.allocated.shape[1]:
+            allocated = self.space.zeros(capacity)
+            allocated[:, : self.count] = self.block
+            self.allocated = allocated
 
     def append(self, X: Array) -> None:
-        """Put the columns of X behind the others."""
+        """Append the columns of X."""
         end = self.count + X.shape[1]
         self.reserve(end)
-        self.room[:, self.count : end] = X
+        self.allocated[:, self.count : end] = X
         self.count = end
 
 
 @final
 class RangeSketch:
-    """Q and R of Y = A W, grown a block of probes at a time.
+    """The factors Q and R of Y = A W, extended by one block of probes at a time.
 
     Parameters
     ----------
-    product : the operator, counted
-    plan : seed, kind and block size of the probes
+    A : CountedOperator
+    plan : Plan
+        Seed, distribution and block size of the probes.
     stream : int
-        The probes' stream.
+        The stream of random numbers that the probes are drawn from.
     """
 
     saved = ("num_probes", "basis", "R")
@@ -82,7 +85,7 @@ class RangeSketch:
     def __init__(self, A: CountedOperator, plan: Plan, *, stream: int = PROBES) -> None:
         self.A, self.space, self.plan, self.stream = A, A.space, plan, stream
         self.num_probes = 0
-        # The range that Hutch++ learns is the same whichever probes test what is left.
+        # The sketch of Hutch++ has a separate stream, and does not depend on ``first_probe``.
         self.first_probe = plan.first_probe if stream == PROBES else 0
         self.basis = Columns(self.space)
         self.R: HostArray = np.zeros((0, 0))
@@ -95,19 +98,19 @@ class RangeSketch:
 
     @property
     def rank(self) -> int:
-        """Columns of Q; fewer than probes where the operator has a lower rank."""
+        """The number of columns of Q: less than that of the probes if A has a lower rank."""
         return self.basis.count
 
     def reserve(self, num_probes: int) -> None:
-        """Make room for the products of so many probes in all."""
+        """Allocate memory for a sketch with ``num_probes`` probes in total."""
         self.basis.reserve(num_probes)
 
     def extend(self, count: int) -> Array:
-        """Sketch with ``count`` more probes; the columns that Q gained."""
+        """Extend the sketch by ``count`` probes, and return the new columns of Q."""
         old_rank = self.rank
         for W in self.probe_blocks(range(self.num_probes, self.num_probes + count)):
             Y = self.A(W)
-            del W  # it is made again where it is needed
+            del W  # drawn again later: the memory is needed for the orthonormalization
             self.basis.append(self.space.orthonormalize(Y, against=self.Q))
             columns = to_host(self.space.gram(self.Q, Y))
             self.A.require_finite(columns)
@@ -117,21 +120,24 @@ class RangeSketch:
         return self.Q[:, old_rank:]
 
     def complete(self, num_probes: int, block_done: Callable[[], None]) -> None:
-        """Extend to ``num_probes``, a block at a time."""
+        """Extend the sketch to ``num_probes`` probes, one block at a time."""
         while self.num_probes < num_probes:
             self.extend(min(self.plan.block_size, num_probes - self.num_probes))
             block_done()
 
     def probe_blocks(self, numbers: range | None = None) -> Iterator[Array]:
-        """The probes themselves, made again block by block; all of them by default."""
+        """Draw the probes with these numbers block by block; all of them by default."""
         chosen, block = range(self.num_probes) if numbers is None else numbers, self.plan.block_size
         for begin in range(chosen.start, chosen.stop, block):
             yield self._block(range(begin, min(begin + block, chosen.stop)))
 
     def _block(self, numbers: range) -> Array:
-        """A block of probes; a small one is kept, because it is asked for again at once."""
-        kept_numbers, W = self._last_block
-        if kept_numbers == numbers:
+        """A block of probes.
+
+        The last block is stored if its memory is negligible: it is often needed again next.
+        """
+        last_numbers, W = self._last_block
+        if last_numbers == numbers:
             return W
         W = self.space.probes(
             len(numbers),
@@ -145,7 +151,7 @@ class RangeSketch:
         return W
 
     def against_probes(self, *bases: Array) -> list[HostArray]:
-        """basis^H W for each basis, and ||w_i||^2, (k,), from one pass over the probes."""
+        """The matrices B^H W for every basis B, and ||w_i||^2, (k,), in one pass over W."""
         parts: list[list[HostArray]] = [[] for _ in range(len(bases) + 1)]
         for W in self.probe_blocks():
             for part, basis in zip(parts, bases, strict=False):
@@ -154,8 +160,11 @@ class RangeSketch:
         return [np.hstack(part) for part in parts]
 
 
-def spread(left_out: HostArray) -> float:
-    """sqrt(sum_i |t_{-i} - mean|^2) of estimates without each probe; inf for a single one."""
+def jackknife_stderr(left_out: HostArray) -> float:
+    """The matrix jackknife sqrt(sum_i |t_i - mean|^2) of estimates t_i without probe i.
+
+    It is infinite for a single probe.
+    """
     if left_out.size < 2:
         return math.inf
     return float(np.linalg.norm(left_out - left_out.mean()))

@@ -1,4 +1,4 @@
-"""``trace``: one door to every method of estimating it."""
+"""The public function ``trace``, which selects the estimator."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from matfree.results import EigenResult, Estimate
 
 TraceMethod: TypeAlias = Literal["hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"]
 
-_METHODS: dict[str, tuple[type[Estimator], ProbeKind]] = {
+_TRACE_METHODS: dict[str, tuple[type[Estimator], ProbeKind]] = {
     "hutchinson": (HutchinsonTrace, "rademacher"),
     "hutch++": (HutchPlusPlus, "rademacher"),
     "xtrace": (XTrace, "sphere"),
     "xnystrace": (XNysTrace, "sphere"),
     "deflated": (DeflatedTrace, "rademacher"),
 }
-"""Each method's estimator and the probes it is best with."""
+"""The estimator of each method, and the default distribution of its probes."""
 
 
 def trace(
@@ -48,85 +48,95 @@ def trace(
 ) -> Estimate:
     r"""Estimate the trace of a square operator.
 
-    tr A = E[w^H A w] for probes with E[w w^H] = I.
+    .. math:: \operatorname{tr} A = E[w^H A w] \quad\text{for random } w \text{ with } E[w w^H] = I.
 
     Parameters
     ----------
-    A : square operator, or anything ``aslinearoperator`` accepts
-        Any square operator: it need not be symmetric. A complex one gives a complex value.
+    A : (n, n) operator, or anything ``aslinearoperator`` accepts
+        Real or complex; it need not be symmetric.
     method : {"hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"}
-        "hutchinson" is the plain average: unbiased, O(n) memory, as good as any where the
-        spectrum is flat. Where it decays or has outliers the others need far fewer
-        products: "xtrace" for any operator, "xnystrace" for positive semidefinite ones at
-        half the price, "hutch++" the simplest of them, "deflated" where eigenpairs are
-        wanted anyway.
+        "hutchinson" is the plain average: unbiased, with O(n) memory, and as accurate as any
+        if the spectrum is flat. If it decays or has outliers, the other methods need far fewer
+        matvecs: "xtrace" for any operator, "xnystrace" for positive semidefinite ones at half
+        the cost, "hutch++" as the simplest of them, and "deflated" if eigenpairs are needed
+        anyway.
     num_probes : int, optional
-        A fixed number of probes, always honoured: one product each, two for "xtrace";
-        "hutch++" gives half of them to its sketch, two products each.
+        A fixed number of probes, even if it exceeds n. A probe costs one matvec, or two for
+        "xtrace"; "hutch++" uses half of the probes for its sketch, at two matvecs each.
     rtol, atol : float, optional
         Sample until the half-width of the 95 % interval is at most atol + rtol |value|.
     max_matvecs : int, optional
-        The most products: all are spent where no tolerance is given (32 by default), as
-        many as needed otherwise (1000 by default). Where the budget reaches n, the exact
-        answer from n unit vectors takes over from sampling in time to be afforded, and
-        ``method`` of the result says "exact".
+        The largest number of matvecs. Without a tolerance all of them are used (32 by
+        default), otherwise as many as needed (up to 1000 by default). If the budget is at
+        least n, sampling stops early enough to leave n matvecs for the exact trace from n unit
+        vectors, and ``method`` of the result is then "exact".
     block_size : int, optional
-        Probes sent at once; it changes speed and memory, not the answer.
+        The number of probes that the operator is applied to at once. It changes the speed and
+        the memory, but not the result.
     seed : int, None or numpy.random.Generator
-        None draws fresh entropy; the result reports the seed used.
+        None draws fresh entropy; the result reports the seed.
     kind : {"rademacher", "gaussian", "sphere", "z4"}, optional
-        The probes' distribution. Signs have the least variance for plain averages over a
-        real operator, "z4" over a complex Hermitian one; "sphere" suits "xtrace" and
-        "xnystrace", which rescale by its rotation invariance.
+        The distribution of the probes. Random signs minimize the variance of plain averages
+        for a real operator, "z4" for a complex Hermitian one. "sphere" is the default of
+        "xtrace" and "xnystrace", which reduce their variance by its rotation invariance.
     eigenpairs : EigenResult or int
-        For "deflated": eigenpairs already known, or how many to compute first.
+        For "deflated": known eigenpairs, or how many of the largest in magnitude to compute.
     first_probe : int
-        The number of the first probe: runs over different probes of one seed can be
-        merged, and are then one run over all of them.
+        The number of the first probe. Runs over different probes of one seed can be merged;
+        the result is that of one run over all of them.
     progress : bool
         Show a progress bar with the current value and interval (needs tqdm).
     callback : function, optional
-        Called with the Estimate so far after each block; returning True or raising
-        StopIteration stops the run and keeps what it has.
+        It is called with the Estimate so far after each block. Returning True or raising
+        StopIteration stops the run and returns that estimate.
     checkpoint : path, optional
-        A file that holds the state of the run after every block. A run that was killed
-        goes on from there when it is started again, to the same result; a file of another
-        operator, method or seed is refused. One product more a start tells the operator.
+        A file to which the state of the run is written after every block. A run that was
+        killed resumes from it when it is started again, and gives the same result. A file of
+        another operator, method or seed is refused. Each start costs one additional matvec,
+        which identifies the operator.
 
     Returns
     -------
     Estimate
-        ``value``, ``stderr``, ``interval()``, ``samples``. The standard error is that of
-        the mean of independent samples, or, for the leave-one-out methods, the matrix
-        jackknife, which errs on the safe side.
+        ``value`` is a float, or complex for a complex operator; ``stderr`` is a float,
+        ``samples`` a NumPy array (num_probes,), and ``interval()`` gives both ends of the
+        95 % interval. The standard error is that of the mean of independent samples or, for
+        the leave-one-out methods, the matrix jackknife, which is conservative.
 
     Raises
     ------
     OperatorError
-        A is not square, is empty, or its products are not what it promises; or
-        "xnystrace" met an operator that is not positive semidefinite.
+        A is not square, is empty, or returns arrays of another shape or library than it
+        declares; or the method is "xnystrace" and A is not positive semidefinite.
     NonFiniteError
-        A product holds NaN or infinity.
+        A matvec contains NaN or infinity.
     ValueError
-        An argument is out of range, a number and a tolerance are both given, or the
-        checkpoint is another run's.
+        An argument is out of range, num_probes is given together with a tolerance or a
+        budget, or the checkpoint belongs to another run.
 
     Warns
     -----
     ConvergenceWarning
-        The budget ended before the tolerance was met; the best estimate is returned.
+        The budget was exhausted before the tolerance was met. The estimate is returned.
 
     Cost
     ----
-    Matvecs and vectors in memory, with b = block_size. "hutchinson": num_probes, 3 b + 1.
-    "hutch++": 1.5 num_probes, num_probes / 2 + 5 b. "xtrace": 2 num_probes, 2 num_probes + 5 b.
-    "xnystrace": num_probes, num_probes + 5 b. "deflated": num_probes and what :func:`eigsh`
-    makes, which also sets the memory; given eigenpairs cost nothing, and 4 b beside them.
+    Matvecs and vectors in memory, with b = block_size:
+
+    * "hutchinson": num_probes; 3 b + 1.
+    * "hutch++": 1.5 num_probes; num_probes / 2 + 5 b.
+    * "xtrace": 2 num_probes; 2 num_probes + 5 b.
+    * "xnystrace": num_probes; num_probes + 5 b.
+    * "deflated": num_probes, and those of :func:`eigsh`, whose memory is the larger. With
+      given eigenpairs, one matvec more, or one per pair if A has changed since; 4 b in
+      addition to the pairs.
 
     References
     ----------
     A. Girard (1989), doi:10.1007/BF01395775. M. F. Hutchinson (1990),
-    doi:10.1080/03610919008812866. The other methods name theirs in their modules.
+    doi:10.1080/03610919008812866. Hutch++: R. A. Meyer, C. Musco, C. Musco, D. P. Woodruff
+    (2021), doi:10.1137/1.9781611976496.16. XTrace and XNysTrace: E. N. Epperly, J. A. Tropp,
+    R. J. Webber (2024), doi:10.1137/23M1548323.
 
     Examples
     --------
@@ -137,17 +147,17 @@ def trace(
     >>> bool(low < np.sum(G * G) < high), estimate.converged
     (True, True)
 
-    A spectrum that decays, to eight digits from sixty products:
+    The trace of an operator with a decaying spectrum, to eight digits from sixty matvecs:
 
     >>> decaying = np.diag(0.7 ** np.arange(500.0))
     >>> estimate = mf.trace(decaying, method="xnystrace", max_matvecs=60, seed=0)
     >>> bool(abs(estimate.value - 1 / 0.3) < 1e-6)
     True
     """
-    if method not in _METHODS:
-        known = ", ".join(map(repr, _METHODS))
-        raise ValueError(f"method must be one of {known}: got {method!r}.")
-    estimator_type, best_kind = _METHODS[method]
+    if method not in _TRACE_METHODS:
+        methods = ", ".join(map(repr, _TRACE_METHODS))
+        raise ValueError(f"method must be one of {methods}: got {method!r}.")
+    estimator_type, default_kind = _TRACE_METHODS[method]
     options: Sampling[Estimate] = {
         "num_probes": num_probes,
         "rtol": rtol,
@@ -155,7 +165,7 @@ def trace(
         "max_matvecs": max_matvecs,
         "block_size": block_size,
         "seed": seed,
-        "kind": kind or best_kind,
+        "kind": kind or default_kind,
         "first_probe": first_probe,
         "progress": progress,
         "callback": callback,

@@ -1,17 +1,18 @@
-r"""The diagonal from probes whose entries are not of modulus 1.
+r"""The diagonal from probes whose entries do not have modulus 1, by weighted averages.
 
-The average of conj(w_i) (A w)_i then holds a_ii |w_i|^2, whose spread is a_ii's own. Division
-by what the probes weigh in entry i takes it out,
+Without weights, the sample conj(w_i) (A w)_i contains the term a_ii |w_i|^2, whose variance
+is proportional to |a_ii|^2. Bekas, Kokiopoulou and Saad remove it by a division: for m probes
 
-    d_i = sum_j conj(w_ij) (A w_j)_i / sum_j |w_ij|^2,
+.. math:: d_i = \frac{\sum_j \bar w_{ij} (A w_j)_i}{\sum_j |w_{ij}|^2}.
 
-the form of Bekas, Kokiopoulou and Saad. It is the least-squares fit of (A w)_i = d_i w_i + e,
-where e = sum_{k != i} a_ik w_k does not depend on w_i for Gaussian probes. So
+This is the least-squares solution d_i of (A w)_i = d_i w_i + e, where for Gaussian probes
+the residual e = sum_{k != i} a_ik w_k is independent of w_i. Hence
 
-    stderr_i^2 = sum_j |(A w_j)_i - d_i w_ij|^2 / ((m - 1) sum_j |w_ij|^2),
+.. math:: \operatorname{stderr}_i^2
+    = \frac{\sum_j |(A w_j)_i - d_i w_{ij}|^2}{(m - 1) \sum_j |w_{ij}|^2},
 
-and (d_i - a_ii) / stderr_i has Student's distribution with m - 1 degrees of freedom, exactly
-so in the real case. To first order it is the error of a ratio of means.
+and (d_i - a_ii) / stderr_i has Student's distribution with m - 1 degrees of freedom, exactly so
+for real Gaussian probes. In general, it is to first order the error of a ratio of means.
 
 References
 ----------
@@ -35,10 +36,10 @@ from matfree.spaces import VectorSpace
 
 @final
 class NormalisedDiagonal(DiagonalEstimator):
-    """conj(w) * (A w) summed over probes, over the sum of |w|^2."""
+    """The sum over probes of conj(w) * (A w), divided by the sum of |w|^2."""
 
     method = "hutchinson"
-    mergeable = False  # a ratio of sums: means of ratios are something else
+    mergeable = False  # the mean of two ratios of sums is not the ratio over all probes
     saved = ("fit", "units")
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
@@ -48,7 +49,7 @@ class NormalisedDiagonal(DiagonalEstimator):
     def advance(self, start: int, count: int) -> None:
         W = self.probes(start, count)
         self.fit.add(W, self.A(W))
-        self.A.require_finite(self._size(self.fit.slope()))
+        self.A.require_finite(self._norm(self.fit.slope()))
 
     def summary(self) -> Summary:
         return self._summary(self.fit.slope(), self.fit.stderr(), self.fit.count - 1)
@@ -56,10 +57,10 @@ class NormalisedDiagonal(DiagonalEstimator):
 
 @final
 class Slopes:
-    """The slopes d of y = d w + e, entry by entry, by least squares over probes.
+    """The slopes d of y = d w + e, entry by entry, by least squares over the probes.
 
-    Sums are taken of y - c w with c the slope of the first block: of y they would cancel where
-    the fit is good, and where it is perfect nothing but rounding would be left.
+    The sums are those of y - c w instead of y, with c the slope of the first block. Otherwise
+    the squares of the residuals would be lost to cancellation if the fit is good.
     """
 
     saved = ("count", "centre", "weights", "products", "squares")
@@ -76,7 +77,7 @@ class Slopes:
         self.squares: Array = real_part(self.xp, zero)
 
     def add(self, W: Array, Y: Array) -> None:
-        """Take in a block of probes and their products."""
+        """Add a block of probes W with Y = A W."""
         xp = self.xp
         W, Y = xp.astype(W, self.wide), xp.astype(Y, self.wide)
         weights = xp.sum(self._squared(W), axis=1)
@@ -105,7 +106,7 @@ class Slopes:
         return xp.astype(xp.sqrt(residue / (self.count - 1) / weights), real.dtype)
 
     def _divisor(self, weights: Array) -> Array:
-        """Weights to divide by; 1 where all probes are 0, of which nothing can be said."""
+        """The weights, with 1 in place of 0: an entry that is 0 in all probes has no estimate."""
         return self.xp.astype(
             self.xp.where(weights > 0, weights, self.xp.ones_like(weights)), self.wide
         )

@@ -1,12 +1,12 @@
 r"""XDiag and XNysDiag: leave-one-out estimators of the diagonal.
 
-The same idea as XTrace, entry by entry: with P_i the projector on the products of all
-probes but the i-th,
+XTrace applied to every entry: let P_i be the orthogonal projector onto the range of A W without
+the i-th probe. Then
 
-    d_i = diag(P_i A) + conj(w_i) * ((I - P_i) A w_i)
+.. math:: d_i = \operatorname{diag}(P_i A) + \bar w_i * \left((I - P_i) A w_i\right)
 
-is unbiased, and the mean over i costs one sketch and one product with its basis (XDiag,
-Hermitian A), or the sketch alone (XNysDiag, positive semidefinite A).
+is an unbiased estimate of diag A. The mean over i needs a sketch Q and A Q (XDiag, for
+Hermitian A), or the sketch alone (XNysDiag, for positive semidefinite A).
 
 References
 ----------
@@ -16,7 +16,7 @@ E. N. Epperly, J. A. Tropp, R. J. Webber (2024), doi:10.1137/23M1548323, section
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -33,13 +33,16 @@ from matfree.arrays import conjugate, epsilon, real_part, to_host
 from matfree.protocol import Array, HostArray
 
 BOTH_ROLES = 2**0.5
-"""The spread of the d_i shows each probe as a test; as part of the others' sketch it adds
-about as much variance again, which the spread cannot show. Without this factor nominal
-95 % bars cover 83 to 96 % of the entries; with it, at least 93 %."""
+"""The factor from the standard deviation of the mean of the d_i to the standard error.
+
+Each probe adds variance twice, about equally: as a sample, and as a column of the sketch of the
+other samples. The deviations of the d_i show only the former. Without this factor, nominal 95 %
+intervals cover 83 to 96 % of the entries; with it, at least 93 %.
+"""
 
 
 class LeaveOneOutDiagonal(DiagonalEstimator):
-    """A common part, plus one vector per probe whose mean and spread are taken."""
+    """A vector common to all d_i, plus the mean of one vector per probe."""
 
     first_check = 8
     check_growth = 2.0
@@ -55,10 +58,10 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
     def _averaged(
         self, common: Array, left: tuple[Array, HostArray], right: tuple[Array, HostArray]
     ) -> Summary:
-        """common + mean_i left_i * conj(right_i + w_i), with the spread over i as the bar.
+        """The mean over i of common + left_i * conj(right_i + w_i), and its standard error.
 
-        left and right are given as (basis, coefficients) and made a block at a time: whole,
-        they would be as large as the sketch each.
+        ``left`` and ``right`` are given as (basis, coefficients) and computed block by block,
+        because each of them would need as much memory as the sketch.
         """
         space, (L, L_small), (R, R_small) = self.space, left, right
         moments, begin, xp = Moments(self.space), 0, self.space.xp
@@ -78,33 +81,34 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
 
 @final
 class XDiag(LeaveOneOutDiagonal):
-    """Two products a probe, Hermitian operators; Q and A Q are kept, 2 num_probes vectors."""
+    """XDiag for Hermitian operators: two matvecs per probe, and 2 num_probes vectors (Q, A Q)."""
 
     method = "xdiag"
     cost = 2
-    saved = ("sketch", "products", "units")
+    saved = ("sketch", "AQ", "units")
+    stored_as: ClassVar = {"AQ": "products"}
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
-        self.products = Columns(self.space)  # Z = A Q
+        self.AQ = Columns(self.space)
 
     def reserve(self, num_probes: int) -> None:
         super().reserve(num_probes)
-        self.products.reserve(num_probes)
+        self.AQ.reserve(num_probes)
 
     def advance(self, start: int, count: int) -> None:
         fresh = self.sketch.extend(count)
         if fresh.shape[1]:
-            self.products.append(self.A(fresh))
+            self.AQ.append(self.A(fresh))
 
     def summary(self) -> Summary:
         space, Q, R = self.space, self.sketch.Q, self.sketch.R
-        Z = self.products.block
+        Z = self.AQ.block
         H = to_host(space.gram(Q, Z))
         require_hermitian_core(self.A, H)
         common = row_dots(space, Q, Z)
         S = left_out_directions(R)
-        if not S.any():  # the sketch holds the whole range: P A = A
+        if not S.any():  # Q spans the whole range of A, so that P A = A
             return self._summary(common, space.xp.zeros_like(common), R.shape[1] - 1)
         scale = np.sum(S.conj() * R, axis=0)  # s_i^H r_i
         return self._averaged(common, (Q, S * scale), (Z, -S / scale.conj()))
@@ -112,7 +116,7 @@ class XDiag(LeaveOneOutDiagonal):
 
 @final
 class XNysDiag(LeaveOneOutDiagonal):
-    """One product a probe, positive semidefinite operators; Q is kept, num_probes vectors."""
+    """XNysDiag for positive semidefinite operators: one matvec and one vector per probe."""
 
     method = "xnysdiag"
     cost = 1
@@ -130,9 +134,9 @@ class XNysDiag(LeaveOneOutDiagonal):
             F = Q @ space.asarray(roots[:, part])
             common = common + row_dots(space, F, F)
         if not ny.full_rank:
-            share = ny.missed / space.size  # of the missed trace, one entry's
-            bars = space.xp.full_like(real_part(space.xp, common), share)
-            return self._summary(common, bars, small.R.shape[1] - 1)
+            share = ny.missed / space.size  # the missed trace, divided equally among the entries
+            stderr = space.xp.full_like(real_part(space.xp, common), share)
+            return self._summary(common, stderr, small.R.shape[1] - 1)
         weight = np.diag(ny.inverse).real
         Z = ny.Y @ ny.inverse  # z_i = Q Z_i / sqrt(weight_i), and z_i^H w_i = 1 / sqrt(weight_i)
         return self._averaged(common, (Q, Z / weight), (Q, -Z))

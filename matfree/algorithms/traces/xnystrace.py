@@ -1,13 +1,17 @@
 r"""XNysTrace: leave-one-out on the Nystrom approximation, for positive semidefinite operators.
 
-One product a probe: with Y = A W and M = W^H Y, the Nystrom approximation
-A_hat = Y M^{-1} Y^H is at most A and of the sketch's range. Leaving probe i out changes
-A_hat by one rank, A_hat_i = A_hat - z_i z_i^H with z_i = (Y M^{-1})_i / sqrt((M^{-1})_ii), so
+With Y = A W and M = W^H Y, the Nystrom approximation A_hat = Y M^{-1} Y^H satisfies A_hat <= A.
+Without probe i it loses rank one:
 
-    est_i = tr A_hat - ||z_i||^2 + c_i |z_i^H w_i|^2
+.. math:: \hat A_i = \hat A - z_i z_i^H, \qquad z_i = \frac{(Y M^{-1})_i}{\sqrt{(M^{-1})_{ii}}}.
 
-costs nothing beyond the sketch. A shift nu I, of the size of rounding, keeps M invertible
-and is taken off the trace again.
+The estimates
+
+.. math:: \mathrm{est}_i = \operatorname{tr} \hat A - \|z_i\|^2 + c_i |z_i^H w_i|^2
+
+therefore need only the sketch, which costs one matvec per probe. The factor c_i is 1, or rescales
+the sample for probes with a rotation-invariant distribution. A shift nu I of the order of
+rounding keeps M invertible; its trace is subtracted at the end.
 
 References
 ----------
@@ -25,14 +29,14 @@ from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import TraceEstimator
-from matfree.algorithms.traces.range_sketch import RangeSketch, spread
+from matfree.algorithms.traces.range_sketch import RangeSketch, jackknife_stderr
 from matfree.arrays import epsilon, to_host
 from matfree.errors import OperatorError
 from matfree.protocol import HostArray
 
 
 class NystromMatrices(NamedTuple):
-    """All that XNysTrace needs to know, in the coordinates of Q (r columns, k probes)."""
+    """The small matrices of XNysTrace, for a basis Q of r columns and k probes W."""
 
     R: HostArray
     """Q^H A W, (r, k)."""
@@ -47,23 +51,24 @@ class Nystrom(NamedTuple):
 
     nu: float
     roots: HostArray
-    """M^{-1/2} V with M = V diag V^H cut at rounding, (k, r')."""
+    """V D^{-1/2} for the eigenvalues D of M = V D V^H that exceed rounding, (k, r')."""
     inverse: HostArray
-    """M^{-1}, likewise cut, (k, k)."""
+    """The pseudoinverse of M from the same eigenvalues, (k, k)."""
     Y: HostArray
     """Q^H (A + nu I) W, (r, k)."""
     full_rank: bool
+    """Whether all eigenvalues of M exceed rounding."""
     missed: float
-    """About the trace that the approximation misses where M was cut; 0 where it was not."""
+    """An estimate of tr(A - A_hat) if M does not have full rank; otherwise 0."""
 
 
 def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
-    """Factor the core matrix M = W^H (A + nu I) W, or refuse what is not semidefinite.
+    """Factor the core matrix M = W^H (A + nu I) W.
 
     Raises
     ------
     OperatorError
-        M has an eigenvalue clearly below 0.
+        M is not positive semidefinite up to rounding.
     """
     nu = eps * float(np.linalg.norm(small.R)) / math.sqrt(size)
     Y = small.R + nu * small.O
@@ -72,37 +77,40 @@ def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
     top = float(np.abs(values).max(initial=0.0))
     if values.size and values[0] < -max(1e-8, 1e3 * eps) * top:
         raise OperatorError(
-            "xnystrace and xnysdiag need a positive semidefinite operator: w^H A w over the "
-            f"sketch is as low as {values[0] / top:.1e} of its largest value; use "
-            'method="xtrace", which takes any operator.'
+            "xnystrace and xnysdiag need a positive semidefinite operator: the smallest "
+            f"eigenvalue of W^H A W is {values[0] / top:.1e} times its largest; use "
+            'method="xtrace" or "xdiag", which take indefinite operators.'
         )
     keep = values > len(values) * eps * top
     roots = vectors[:, keep] / np.sqrt(values[keep])
-    cut = np.abs(values[~keep])
-    # Squared length of the probes outside of A_hat, over the squares of the dimensions left
-    # to them: cross-validation's way from inside the sample to outside of it.
-    missed = len(values) * float(cut.sum()) / max(1, len(cut)) ** 2
+    dropped = np.abs(values[~keep])
+    # As in generalized cross-validation, the residual within the sample is divided by the square
+    # of the fraction of dimensions that are left, to extrapolate to vectors outside the sample.
+    missed = len(values) * float(dropped.sum()) / max(1, len(dropped)) ** 2
     full_rank = bool(keep.all()) and top > 0
     return Nystrom(nu, roots, roots @ roots.conj().T, Y, full_rank, missed)
 
 
 def nystrom_trace(small: NystromMatrices, ny: Nystrom, size: int) -> float:
-    """tr A_hat without the shift."""
+    """tr A_hat - nu n: the trace of the approximation without the shift."""
     F = ny.Y @ ny.roots
     rest = ny.roots.conj().T @ outside_of_range(small, ny) @ ny.roots
     return float(np.linalg.norm(F) ** 2 + np.trace(rest).real - ny.nu * size)
 
 
 def outside_of_range(small: NystromMatrices, ny: Nystrom) -> HostArray:
-    """What Y^H Y has of the shifted Y's part outside of Q, nu (I - Q Q^H) W, (k, k)."""
+    """The Gram matrix of nu (I - Q Q^H) W, the component of the shifted Y outside Q, (k, k)."""
     return np.asarray(ny.nu**2 * (small.G - small.O.conj().T @ small.O))
 
 
 class Downdates(NamedTuple):
-    """What leaving probes out of the approximation takes from its trace; M of full rank.
+    r"""The traces of the Nystrom approximations without one or two probes, for M of full rank.
 
-    The inverse of M without the rows and columns in I is N minus N's part through N_II, so
-    A_hat loses (Y N)_I N_II^{-1} (Y N)_I^H, of trace tr(N_II^{-1} K_II).
+    With N = M^{-1} and I the set of omitted probes, the approximation loses
+
+    .. math:: (Y N)_I N_{II}^{-1} (Y N)_I^H,
+
+    whose trace is tr(N_II^{-1} K_II) for K = (Y N)^H (Y N).
     """
 
     trace: float
@@ -114,11 +122,12 @@ class Downdates(NamedTuple):
     C: HostArray
     """(W^H W)^{-1}, (k, k)."""
     free: int
-    """n - k + 1, the dimensions that one probe sees beside the others."""
+    """n - k + 1, the dimension of the orthogonal complement of all probes but one."""
 
     @classmethod
     def of(cls, small: NystromMatrices, ny: Nystrom, size: int) -> Downdates:
-        YN, N = ny.Y @ ny.inverse, ny.inverse  # before its square: K would lose twice the digits
+        # K = N (Y^H Y) N would lose twice as many digits as the square of Y N.
+        YN, N = ny.Y @ ny.inverse, ny.inverse
         K = YN.conj().T @ YN + N @ outside_of_range(small, ny) @ N
         free = size - small.G.shape[0] + 1
         return cls(nystrom_trace(small, ny, size), N, K, np.linalg.inv(small.G), free)
@@ -130,26 +139,27 @@ class Downdates(NamedTuple):
         return np.asarray(self.trace - K / N + scale / N)
 
     def two_out(self, *, resphere: bool) -> HostArray:
-        """The whole estimator without probe i, (k,): the mean over j of est_j without i.
+        """The estimates of the whole method without probe i, (k,): the mean over j != i.
 
-        All pairs I = {i, j} at once, each by the 2 x 2 inverse of N_II: k^2 numbers where
-        k small eigenproblems would give the same.
+        All pairs I = {i, j} are computed at once, each with the inverse of the 2 x 2 matrix
+        N_II. This replaces k eigenproblems by k^2 numbers.
         """
         n, K, c = (np.diag(M).real for M in (self.N, self.K, self.C))
-        volume = np.outer(n, n)  # two vectors alike to the last digit leave rounding of it
+        # Of linearly dependent vectors, only rounding is left of the determinant of N_II.
+        volume = np.outer(n, n)
         determinant = np.maximum(volume - np.abs(self.N) ** 2, np.finfo(n.dtype).eps * volume)
-        taken = np.outer(n, K) + np.outer(K, n) - 2 * (self.N * self.K.conj()).real
+        lost = np.outer(n, K) + np.outer(K, n) - 2 * (self.N * self.K.conj()).real
         missed = n[:, None] / determinant  # w_j^H (A - A_hat) w_j, row i column j
         if resphere:
             missed *= (self.free + 1) * (c[None, :] - np.abs(self.C) ** 2 / c[:, None])
-        estimates = self.trace - taken / determinant + missed
+        estimates = self.trace - lost / determinant + missed
         np.fill_diagonal(estimates, 0.0)
         return np.asarray(estimates.sum(axis=1) / max(1, len(n) - 1))
 
 
 @final
 class XNysTrace(TraceEstimator):
-    """One product a probe; Q is kept, num_probes vectors."""
+    """XNysTrace: one matvec and one vector (a column of Q) per probe."""
 
     method = "xnystrace"
     cost = 1
@@ -174,20 +184,20 @@ class XNysTrace(TraceEstimator):
         small = nystrom_matrices(self.sketch)
         size, k = self.space.size, self.sketch.num_probes
         ny = nystrom(small, size, self.eps)
-        shift = ny.nu * size  # what the shift costs in accuracy
-        if not ny.full_rank:  # leaving one out loses no direction
+        shift = ny.nu * size  # the trace of the shift, a bound on the error that it causes
+        if not ny.full_rank:  # without a probe, the range of the sketch is the same
             samples, left_out = np.full(k, nystrom_trace(small, ny, size)), np.zeros(k)
         else:
             downdates = Downdates.of(small, ny, size)
             samples = downdates.one_out(resphere=self.resphere)
             left_out = downdates.two_out(resphere=self.resphere)
-        stderr = max(spread(left_out), shift, ny.missed)
+        stderr = max(jackknife_stderr(left_out), shift, ny.missed)
         value = float(samples.mean())
         return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
 
 def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:
-    """R, O and G of a sketch; each pair of probe blocks is made again once."""
+    """The matrices R, O and G of a sketch; the probes are drawn again, block by block."""
     k, gram, O = sketch.num_probes, sketch.space.gram, []  # noqa: E741
     G: HostArray = np.zeros((k, k), dtype=sketch.R.dtype)
     rows = slice(0, 0)

@@ -1,13 +1,17 @@
-r"""XTrace: every probe serves both as a sketch of the rest and as their test.
+r"""XTrace: every probe is used for the sketch and, in turn, as a sample of the residual.
 
-With Y = A W = Q R, let P_i project onto the products of all probes but the i-th. Then
+With Y = A W = Q R, let P_i be the orthogonal projector onto the range of A W without its i-th
+column. Then
 
-    est_i = tr(P_i A P_i) + w_i^H (I - P_i) A (I - P_i) w_i
+.. math:: \mathrm{est}_i = \operatorname{tr}(P_i A P_i) + w_i^H (I - P_i) A (I - P_i) w_i
 
-is an unbiased estimate of tr A: its first part is exact, its second a Hutchinson sample of
-what the sketch missed. P_i differs from P = Q Q^H by one direction, P_i = P - (Q s_i)(Q s_i)^H
-with s_i orthogonal to the other columns of R, so all k estimates cost one sketch, and
-their mean uses every probe twice. On a spectrum that decays the error falls with it.
+is an unbiased estimate of tr A: the first term is exact, and the second is a Hutchinson sample
+of the residual. P_i differs from P = Q Q^H by one direction,
+
+.. math:: P_i = P - (Q s_i)(Q s_i)^H,
+
+where s_i is orthogonal to the other columns of R. Hence all k estimates follow from one sketch,
+and their mean uses every probe twice. If the spectrum decays, the error decays with it.
 
 References
 ----------
@@ -17,7 +21,7 @@ stochastic trace estimation, doi:10.1137/23M1548323, arXiv:2301.07825.
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import numpy as np
 
@@ -25,13 +29,13 @@ from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import TraceEstimator
-from matfree.algorithms.traces.range_sketch import Columns, RangeSketch, spread
+from matfree.algorithms.traces.range_sketch import Columns, RangeSketch, jackknife_stderr
 from matfree.arrays import to_host
 from matfree.protocol import HostArray
 
 
 class SmallMatrices(NamedTuple):
-    """All that XTrace needs to know, in the coordinates of Q (r columns, k probes)."""
+    """The small matrices of XTrace, for a basis Q of r columns and k probes W."""
 
     R: HostArray
     """Q^H A W, (r, k)."""
@@ -50,13 +54,13 @@ def leave_one_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArr
 
     Parameters
     ----------
-    small : the small matrices
+    small : SmallMatrices
     size : int
-        n.
+        The size n of the operator.
     resphere : bool
-        Rescale each residual sample by (n - rank P_i) over the squared length that its
-        probe has outside the sketch: less variance, and unbiased for probes whose
-        distribution no rotation changes ("sphere", "gaussian"), only for them.
+        Multiply each sample of the residual by (n - rank P_i) / ||(I - P_i) w_i||^2. This
+        reduces the variance. It is unbiased only for probes with a rotation-invariant
+        distribution ("sphere", "gaussian").
     """
     R, H, O, N, lengths = small  # noqa: E741
     S = left_out_directions(R)
@@ -76,15 +80,15 @@ def leave_one_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArr
 
 
 def leave_two_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArray:
-    r"""The whole estimator without each probe, (k,): the mean over i of est_i without j.
+    r"""The estimates of the whole method without probe j, (k,): the mean over i != j.
 
-    Without i and j the range lacks the directions S_I = [s_i s_j], which are not orthogonal to
-    each other: with T_I = S_I^H S_I,
+    Without the probes i and j, the range loses the span of S_I = [s_i s_j], which are not
+    orthogonal to each other: with T_I = S_I^H S_I,
 
-        P_I = P - Q S_I T_I^{-1} (Q S_I)^H.
+    .. math:: P_I = P - Q S_I T_I^{-1} (Q S_I)^H.
 
-    All pairs at once, row j and column i, in products of k x k matrices. Parameters as for
-    ``leave_one_out``.
+    All pairs are computed at once in k x k matrices with row j and column i. The parameters are
+    those of :func:`leave_one_out`.
     """
     R, H, O, N, lengths = small  # noqa: E741
     k, conj = len(lengths), np.conj
@@ -92,13 +96,13 @@ def leave_two_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArr
     HS, SH = H @ S, S.conj().T @ H
     T, B, a = S.conj().T @ S, S.conj().T @ HS, S.conj().T @ O
     b, own = np.diag(B), np.diag(a)
-    # Two directions alike to the last digit leave rounding of the determinant of T_I.
+    # Of linearly dependent directions, only rounding is left of the determinant of T_I.
     det = np.maximum(1 - np.abs(T) ** 2, np.finfo(lengths.dtype).eps)
     inside = np.trace(H) - (b + b[:, None] - conj(T) * B - T * B.T) / det
-    # What P has of w_i and P_I has not: S_I (u_i, u_j).
+    # (P - P_I) w_i = Q S_I (u_i, u_j)
     u_i, u_j = (own - conj(T) * a) / det, (a - T * own) / det
     left, right, M = O.conj().T @ HS, SH @ O, N @ S
-    outside = (  # (w - x)^H A w, then -w^H A x, then x^H A x, where x = P_I w
+    outside = (  # (w - x)^H A w - w^H A x + x^H A x, line by line, for x = P_I w
         conj(u_i) * np.sum(S.conj() * R, axis=0)
         - (np.sum(N.T * O, axis=0) - u_i * np.diag(M) - u_j * M.T)
         + (np.sum(O.conj() * (H @ O), axis=0) - u_i * np.diag(left) - u_j * left.T)
@@ -117,15 +121,19 @@ def leave_two_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArr
 
 
 def _rescaling(free: HostArray, missed: HostArray, lengths: HostArray) -> HostArray:
-    """What a squared length outside of the sketch should be over what it is."""
-    something = missed > 1e-12 * lengths  # a sketch of the whole space misses nothing
-    return np.asarray(np.where(something, free, 0.0) / np.where(something, missed, 1.0))
+    """The expected over the actual squared length of a probe outside the range of the sketch.
+
+    It is 0 if nothing but rounding lies outside, which happens for a sketch of the whole space.
+    """
+    nonzero = missed > 1e-12 * lengths
+    return np.asarray(np.where(nonzero, free, 0.0) / np.where(nonzero, missed, 1.0))
 
 
 def left_out_directions(R: HostArray) -> HostArray:
-    """Unit vectors s_i orthogonal to all columns of R but the i-th, (r, k).
+    """Unit vectors s_i that are orthogonal to all columns of R but the i-th, (r, k).
 
-    Zero where R has more columns than rows: then leaving one out loses no direction.
+    They are zero if R has more columns than rows, because the range without a probe is then
+    the same.
     """
     r, k = R.shape
     if r < k or k == 0:
@@ -137,41 +145,43 @@ def left_out_directions(R: HostArray) -> HostArray:
 
 @final
 class XTrace(TraceEstimator):
-    """Two products a probe; Q and A Q are kept, 2 num_probes vectors."""
+    """XTrace: two matvecs and two vectors (a column of Q and of A Q) per probe."""
 
     method = "xtrace"
     cost = 2
     first_check = 8
     check_growth = 2.0
     mergeable = False
-    saved = ("sketch", "products", "units")
+    saved = ("sketch", "AQ", "units")
+    stored_as: ClassVar = {"AQ": "products"}
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
         self.sketch = RangeSketch(A, plan)
-        self.products = Columns(self.space)  # Z = A Q
+        self.AQ = Columns(self.space)
         self.resphere = plan.kind in ("sphere", "gaussian")
 
     def reserve(self, num_probes: int) -> None:
         self.sketch.reserve(num_probes)
-        self.products.reserve(num_probes)
+        self.AQ.reserve(num_probes)
 
     def advance(self, start: int, count: int) -> None:
         fresh = self.sketch.extend(count)
         if fresh.shape[1]:
-            self.products.append(self.A(fresh))
+            self.AQ.append(self.A(fresh))
 
     def summary(self) -> Summary:
         small = self._small()
         samples = leave_one_out(small, self.space.size, resphere=self.resphere)
         value, k = samples.mean().item(), samples.size
         left_out = leave_two_out(small, self.space.size, resphere=self.resphere)
+        # An operator of low rank leaves no deviations but rounding, which must not read as zero.
         rounding = 10 * np.finfo(samples.dtype).eps * float(np.abs(np.diag(small.H)).sum())
-        stderr = max(spread(left_out), rounding)
+        stderr = max(jackknife_stderr(left_out), rounding)
         return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
     def _small(self) -> SmallMatrices:
-        Z = self.products.block
+        Z = self.AQ.block
         O, ZW, lengths = self.sketch.against_probes(self.sketch.Q, Z)  # noqa: E741
         H = to_host(self.space.gram(self.sketch.Q, Z))
         self.A.require_finite(H)

@@ -1,4 +1,4 @@
-"""A run killed at any moment goes on from its checkpoint to the result of an unbroken one."""
+"""A run that is killed at any moment resumes from its checkpoint and gives the same result."""
 
 import os
 import shutil
@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from support.backends import MAKERS, ON_A_GPU, assert_close
 from support.matrices import laplacian_2d
-from support.runs import AT_ONCE, PSD, RUNS, SEMIDEFINITE, A, Killed, numbers
+from support.runs import BLOCKS_BETWEEN_SAVES, PSD, RUNS, SEMIDEFINITE, A, Killed, numbers
 
 import matfree as mf
 from matfree.arrays import to_host
 
 STORED = Path(__file__).parent / "data"
-"""Checkpoints written by version 0.1, each from the middle of a run of ``support.runs``."""
+"""Checkpoints that version 0.1 wrote in the middle of the runs of ``support.runs``."""
 
 
 class Mortal:
-    """An operator that dies at one of its block products."""
+    """An operator that raises ``Killed`` instead of computing matmat number ``last``."""
 
     def __init__(self, matrix, last):
         self.shape, self.dtype, self.matrix, self.left = matrix.shape, matrix.dtype, matrix, last
@@ -38,12 +38,12 @@ class Mortal:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_killed_at_any_block_goes_on_to_the_same_result(name, tmp_path):
+def test_a_run_killed_at_any_block_resumes_to_the_same_result(name, tmp_path):
     run, matrix = RUNS[name], PSD if name in SEMIDEFINITE else A
     unbroken = run(Mortal(matrix, -1), None)
     whole = run(counter := Mortal(matrix, 10**6), tmp_path / "whole")
     blocks = 10**6 - counter.left
-    assert whole.num_matvecs > unbroken.num_matvecs  # what tells the operator is counted
+    assert whole.num_matvecs > unbroken.num_matvecs  # the matvec that identifies the operator
     for last in range(1, blocks, max(1, blocks // 8)):
         path = tmp_path / f"{last}.npz"
         with pytest.raises(Killed):
@@ -51,15 +51,15 @@ def test_a_run_killed_at_any_block_goes_on_to_the_same_result(name, tmp_path):
         resumed = run(survivor := Mortal(matrix, 10**6), path)
         for a, b in zip(numbers(resumed), numbers(unbroken), strict=True):
             assert_close(a, b, scale=max(1.0, np.abs(b).max(initial=0)))
-        # the operator's print is made once more, and what came after the last look
-        again = AT_ONCE.get(name, 1)
+        # the checksum of the operator, and the matvecs after the last save, are computed again
+        again = BLOCKS_BETWEEN_SAVES.get(name, 1)
         assert 10**6 - survivor.left <= blocks - last + 2 + again
         assert not list(tmp_path.glob("*eigenpairs*"))
 
 
 @pytest.mark.parametrize("name", ["torch", "strict-device1", *ON_A_GPU])
 @pytest.mark.parametrize("what", ["diagonal", "xtrace", "eigsh"])
-def test_a_checkpoint_returns_to_the_library_it_came_from(name, what, tmp_path):
+def test_a_checkpoint_is_restored_to_the_array_library_of_its_run(name, what, tmp_path):
     backend, run = MAKERS[name](), RUNS[what]
     B = mf.aslinearoperator(backend.asarray(A))
     unbroken = run(B, None)
@@ -88,7 +88,7 @@ def to_host_or_number(x):
     return to_host(x) if hasattr(x, "__dlpack__") else np.asarray(x)
 
 
-def test_a_finished_run_is_given_back_and_can_be_extended(tmp_path):
+def test_a_finished_run_is_returned_at_once_and_can_be_extended(tmp_path):
     path = tmp_path / "run"
     mf.trace(A, num_probes=10, checkpoint=path, seed=1)
     again = mf.trace(A, num_probes=10, checkpoint=path, seed=1)
@@ -123,17 +123,20 @@ def test_fresh_entropy_is_drawn_once(tmp_path):
     assert mf.trace(A, num_probes=5, checkpoint=tmp_path / "run").seed == first.seed
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path):
     path = tmp_path / "run"
     mf.trace(A, num_probes=6, checkpoint=path, seed=1)
     for match, run in (
-        ("seed is 1 there and 2 here", lambda: mf.trace(A, num_probes=6, checkpoint=path, seed=2)),
         (
-            "estimator is 'HutchinsonTrace' there and 'XTrace' here",
+            "seed is 1 in the file and 2 in this run",
+            lambda: mf.trace(A, num_probes=6, checkpoint=path, seed=2),
+        ),
+        (
+            "estimator is 'HutchinsonTrace' in the file and 'XTrace' in this run",
             lambda: mf.trace(A, method="xtrace", num_probes=6, checkpoint=path),
         ),
         (
-            "kind is 'rademacher' there and 'sphere'",
+            "kind is 'rademacher' in the file and 'sphere'",
             lambda: mf.trace(A, num_probes=6, kind="sphere", checkpoint=path),
         ),
         ("shape is", lambda: mf.trace(np.eye(7), num_probes=6, checkpoint=path)),
@@ -143,23 +146,23 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path):
         with pytest.raises(ValueError, match=match):
             run()
     mf.trace_function(A, "exp", num_probes=2, num_steps=5, checkpoint=tmp_path / "f", seed=1)
-    with pytest.raises(ValueError, match="f at five points is different"):
+    with pytest.raises(ValueError, match="f at five points differs"):
         mf.trace_function(A, np.cos, num_probes=2, num_steps=5, checkpoint=tmp_path / "f")
 
 
-def test_a_file_that_is_cut_short_or_no_checkpoint_is_refused(tmp_path):
+def test_a_file_that_is_truncated_or_not_a_checkpoint_is_refused(tmp_path):
     path = tmp_path / "run.npz"
     mf.diagonal(A, num_probes=6, checkpoint=path, seed=1)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="Delete it to start anew"):
+    with pytest.raises(ValueError, match="Delete it to start again"):
         mf.diagonal(A, num_probes=6, checkpoint=path, seed=1)
     saved = mf.trace(A, num_probes=2, seed=0).save(tmp_path / "result")
-    with pytest.raises(ValueError, match="holds a saved Estimate, no checkpoint"):
+    with pytest.raises(ValueError, match="contains a saved Estimate, not a checkpoint"):
         mf.trace(A, num_probes=6, checkpoint=saved, seed=0)
     mf.trace(A, num_probes=6, checkpoint=tmp_path / "other", seed=0)
     with pytest.raises(ValueError, match="of kind checkpoint, which no imported package defines"):
         mf.load(tmp_path / "other.npz")
-    with pytest.raises(FileNotFoundError, match="make it before the run"):
+    with pytest.raises(FileNotFoundError, match="create it first"):
         mf.trace(A, num_probes=6, checkpoint=tmp_path / "nowhere" / "run", seed=0)
 
 
@@ -197,14 +200,14 @@ def start(tmp_path, method, name):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_a_process_killed_ten_times_at_random_loses_nothing_but_the_block_under_way(tmp_path):
+def test_a_process_killed_ten_times_at_random_loses_only_its_current_block(tmp_path):
     import scipy.sparse
 
     matrix = laplacian_2d(12)
     scipy.sparse.save_npz(tmp_path / "A.npz", matrix)
     rng = np.random.default_rng(0)
     for method, kills in (("hutchinson", 3), ("xtrace", 3), ("eigsh", 4)):
-        products = []
+        additional = []
         for _ in range(kills):
             process = start(tmp_path, method, method)
             assert process.stdout.readline() == "ready\n"
@@ -223,5 +226,5 @@ def test_a_process_killed_ten_times_at_random_loses_nothing_but_the_block_under_
             expected = mf.trace(matrix, method=method, max_matvecs=96, block_size=2, seed=3)
             assert result.value == pytest.approx(expected.value, rel=1e-12)
             assert result.stderr == pytest.approx(expected.stderr, rel=1e-9)
-        products.append(result.num_matvecs - expected.num_matvecs)
-        assert 1 <= products[0] <= kills + 1  # one a start, and nothing is done twice
+        additional.append(result.num_matvecs - expected.num_matvecs)
+        assert 1 <= additional[0] <= kills + 1  # one per start, and nothing is computed twice

@@ -1,4 +1,4 @@
-"""Keywords that several functions share are declared once, and checked in every one of them."""
+"""Shared keywords are declared once, and checked in every function that takes them."""
 
 import inspect
 

@@ -1,9 +1,9 @@
-"""A run on vectors cut into pieces goes on with any other number of pieces, one among them."""
+"""A run on sharded vectors can be resumed with any other number of processes."""
 
 import numpy as np
 import pytest
 from support.backends import MAKERS, assert_close
-from support.runs import AT_ONCE, PSD, RUNS, SEMIDEFINITE, A, Killed, N, numbers
+from support.runs import BLOCKS_BETWEEN_SAVES, PSD, RUNS, SEMIDEFINITE, A, Killed, N, numbers
 from support.sharded import run_sharded
 
 import matfree as mf
@@ -12,17 +12,17 @@ from matfree.results import archive
 
 NUMPY = MAKERS["numpy"]()
 
-CUTS = {  # before the death, after it, and when it comes
-    "other cuts": ((42, 18), (7, 0, 33, 20), 0.3),
+SHARDINGS = {  # rows per process before and after the interruption, and its time
+    "other rows": ((42, 18), (7, 0, 33, 20), 0.3),
     "fewer": ((7, 0, 33, 20), (42, 18), 0.5),
     "to one process": ((42, 18), None, 0.8),
     "from one process": (None, (42, 18), 0.6),
-    "to one piece": ((42, 18), (60,), 0.4),
+    "to one shard": ((42, 18), (60,), 0.4),
 }
 
 
 def mortal(B, last):
-    """An operator that dies at one of its block products, counted from 0."""
+    """An operator that raises ``Killed`` instead of computing matmat number ``last``."""
     left = [last]
 
     def matmat(X):
@@ -37,15 +37,15 @@ def mortal(B, last):
 
 
 def run_over(cuts, matrix, function):
-    """The results of every piece, or of one process."""
+    """The results of all processes, or of one process with whole vectors."""
     if cuts is None:
         return [function(mf.aslinearoperator(matrix))]
     return run_sharded(cuts, NUMPY, matrix, function)
 
 
 def joined(results):
-    """What the pieces' results say together."""
-    if isinstance(results[0], mf.SpectralDensity):  # nodes are no function of A to rounding
+    """The numbers of a result, with the rows of all processes concatenated."""
+    if isinstance(results[0], mf.SpectralDensity):  # nodes are not determined by A up to rounding
         return [np.asarray([results[0].trace_function(f).value for f in (np.cos, np.tanh)])]
     parts = [numbers(result) for result in results]
     if isinstance(results[0], mf.EigenResult):
@@ -56,11 +56,11 @@ def joined(results):
     return parts[0]
 
 
-@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize("sharding", SHARDINGS.values(), ids=SHARDINGS.keys())
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_goes_on_with_other_pieces_to_the_same_result(name, cuts, tmp_path):
+def test_a_run_resumes_with_other_shards_to_the_same_result(name, sharding, tmp_path):
     run, matrix = RUNS[name], PSD if name in SEMIDEFINITE else A
-    before, after, share = cuts
+    before, after, share = sharding
     sent = []
     unbroken = joined([run(counting(mf.aslinearoperator(matrix), sent), tmp_path / "whole")])
     blocks = len(sent)
@@ -69,12 +69,14 @@ def test_a_run_goes_on_with_other_pieces_to_the_same_result(name, cuts, tmp_path
         run_over(before, matrix, lambda B: run(mortal(B, last), path))
     sent.clear()
     resumed = joined(run_over(after, matrix, lambda B: run(counting(B, sent), path)))
-    size = max(np.abs(b).max() for b in unbroken)  # a bar of rounding is of the value's size
+    size = max(
+        np.abs(b).max() for b in unbroken
+    )  # errors of the order of rounding are relative to it
     for a, b in zip(resumed, unbroken, strict=True):
         assert a.shape == b.shape
-        assert np.abs(a - b).max(initial=0.0) <= 1e-12 * size  # sums in another order
-    made = len(sent) // (1 if after is None else len(after))
-    assert made <= blocks - last + 2 + AT_ONCE.get(name, 1)  # as in one process
+        assert np.abs(a - b).max(initial=0.0) <= 1e-12 * size  # another order of summation
+    computed = len(sent) // (1 if after is None else len(after))
+    assert computed <= blocks - last + 2 + BLOCKS_BETWEEN_SAVES.get(name, 1)  # as in one process
 
 
 def counting(B, sent):
@@ -95,7 +97,7 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_one_generation_of_pieces_is_kept(tmp_path):
+def test_only_the_last_generation_of_shards_is_kept(tmp_path):
     run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run"))
     assert names(tmp_path) == ["run.npz", "run.piece-2-0-40.npz", "run.piece-2-40-60.npz"]
     run_sharded((10, 0, 50), NUMPY, A, diagonal(tmp_path / "run", 12))
@@ -104,15 +106,17 @@ def test_one_generation_of_pieces_is_kept(tmp_path):
     assert names(tmp_path) == ["run.npz"]
 
 
-def test_what_has_no_rows_is_one_file(tmp_path):
+def test_a_state_without_rows_is_one_file(tmp_path):
     run_sharded(
         (40, 20), NUMPY, A, lambda B: mf.trace(B, num_probes=4, checkpoint=tmp_path / "run", seed=1)
     )
     assert names(tmp_path) == ["run.npz"]
 
 
-@pytest.mark.parametrize("when", ["between the pieces", "before the main file"])
-def test_a_death_between_two_writes_leaves_the_generation_before(when, tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["between the shards", "before the main file"])
+def test_an_interruption_between_two_writes_leaves_the_previous_generation(
+    when, tmp_path, monkeypatch
+):
     path = tmp_path / "run"
     run_sharded((40, 20), NUMPY, A, diagonal(path))
     write = archive.write_archive
@@ -133,32 +137,32 @@ def test_a_death_between_two_writes_leaves_the_generation_before(when, tmp_path,
     assert names(tmp_path) == ["run.npz", "run.piece-3-0-25.npz", "run.piece-3-25-60.npz"]
 
 
-def test_a_piece_that_is_missing_cut_short_or_foreign_is_named(tmp_path):
+def test_a_shard_that_is_missing_truncated_or_foreign_is_named(tmp_path):
     run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run"))
     run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "other"))
-    piece = tmp_path / "run.piece-2-40-60.npz"
-    kept = piece.read_bytes()
+    shard = tmp_path / "run.piece-2-40-60.npz"
+    contents = shard.read_bytes()
     for change, reason in (
-        (lambda: piece.write_bytes(kept[:-50]), "it is truncated"),
+        (lambda: shard.write_bytes(contents[:-50]), "it is truncated"),
         (
-            lambda: piece.write_bytes((tmp_path / "other.piece-2-40-60.npz").read_bytes()),
-            "of another run",
+            lambda: shard.write_bytes((tmp_path / "other.piece-2-40-60.npz").read_bytes()),
+            "belongs to another run",
         ),
-        (piece.unlink, "No such file"),
+        (shard.unlink, "No such file"),
     ):
         change()
         for attempt in (
             lambda: diagonal(tmp_path / "run", 12)(A),
             lambda: run_sharded((30, 30), NUMPY, A, diagonal(tmp_path / "run", 12)),
         ):
-            with pytest.raises(ValueError, match=f"{reason}.*Put run.piece-2-40-60.npz back"):
+            with pytest.raises(ValueError, match=f"{reason}.*Restore run.piece-2-40-60.npz"):
                 attempt()
-    piece.write_bytes(kept)
+    shard.write_bytes(contents)
     resumed = diagonal(tmp_path / "run", 12)(A)
     assert_close(resumed.value, mf.diagonal(A, num_probes=12, seed=1).value, scale=150)
 
 
-def test_pieces_in_folders_that_are_not_shared_are_found_at_the_first_write(tmp_path):
+def test_folders_that_are_not_shared_are_detected_at_the_first_write(tmp_path):
     def apart(B):
         folder = tmp_path / str(B.space.rank)
         folder.mkdir()
@@ -168,7 +172,7 @@ def test_pieces_in_folders_that_are_not_shared_are_found_at_the_first_write(tmp_
         run_sharded((40, 20), NUMPY, A, apart)
 
 
-def test_processes_that_see_other_files_are_told(tmp_path):
+def test_processes_that_see_different_files_are_refused(tmp_path):
     run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run"))
 
     def elsewhere(B):
@@ -179,7 +183,7 @@ def test_processes_that_see_other_files_are_told(tmp_path):
         run_sharded((40, 20), NUMPY, A, elsewhere)
 
 
-def test_a_reader_takes_its_rows_and_no_others(tmp_path):
+def test_a_reader_reads_only_its_rows(tmp_path):
     X = np.arange(3 * N * 2, dtype=np.float32).reshape(3, N, 2)
     upright = np.asfortranarray(X[0])
     path = tmp_path / "some.npz"
@@ -195,7 +199,7 @@ def test_a_reader_takes_its_rows_and_no_others(tmp_path):
         assert file.rows("X", 1, slice(0, 0)).shape == (3, 0, 2)
 
 
-def test_discarding_takes_the_pieces_along(tmp_path):
+def test_discarding_deletes_the_shards(tmp_path):
     run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run"))
     run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run.also"))
     state_file.discard(tmp_path / "run.npz", mf.aslinearoperator(A).space)

@@ -1,6 +1,6 @@
-"""The device is waited for once a look, a block or a restart, and never once a step.
+"""The host synchronizes with the device per check, block or restart, but not per step.
 
-What makes a host wait is counted at its two doors: copies to the host, which go through
+Two kinds of calls synchronize, and both are counted: copies to the host, which use
 ``numpy.from_dlpack``, and conversions of an array to a Python number or truth value.
 """
 
@@ -18,10 +18,10 @@ from matfree.algorithms.krylov.recurrence import STEPS_PER_CHECK
 N = 160
 A = with_spectrum(nn_spectrum(N))
 STEPS, PROBES, BLOCK = 48, 24, 4
-LOOKS = math.ceil(STEPS / STEPS_PER_CHECK) + 2  # after steps 1 and 3 as well: errors show early
+CHECKS = math.ceil(STEPS / STEPS_PER_CHECK) + 2  # and after steps 1 and 3, to find errors early
 START = 1  # the norms of the start vectors
 BLOCKS = PROBES // BLOCK
-ORTHONORMALIZE = 1 + 2 * 3  # lengths; in each sweep two Gram matrices and lengths; two sweeps
+ORTHONORMALIZE = 1 + 2 * 3  # norms; two sweeps, each with two Gram matrices and norms
 
 CONVERSIONS = ("__float__", "__bool__", "__int__", "__index__", "__complex__")
 
@@ -32,8 +32,8 @@ def library(request):
 
 
 @pytest.fixture
-def waits(library, monkeypatch):
-    """How often the host has waited, by the door."""
+def synchronizations(library, monkeypatch):
+    """The number of synchronizations, by the function that causes them."""
     count: Counter[str] = Counter()
 
     def counted(function, name):
@@ -53,7 +53,7 @@ def waits(library, monkeypatch):
 
 
 def operator(library, matrix=A):
-    """Products of the library's own arrays; the front door's look at the first two is over."""
+    """An operator on arrays of the library, after the checks of its first two matmats."""
     M = library.asarray(matrix)
     space = mf.space_like(M, M.shape[0])
     B = mf.FunctionOperator(lambda x: M @ x, space=space, matmat=lambda X: M @ X)
@@ -78,32 +78,32 @@ LANCZOS = {
 
 @pytest.mark.parametrize("kind", ["full", "half", "none"])
 @pytest.mark.parametrize("name", LANCZOS)
-def test_a_lanczos_run_waits_once_a_look(library, waits, name, kind):
+def test_a_lanczos_run_synchronizes_once_per_check(library, synchronizations, name, kind):
     if kind == "half" and library.name != "torch":
         pytest.skip("the library has no 16-bit numbers")
     B = operator(library)
-    waits.clear()
+    synchronizations.clear()
     LANCZOS[name](B, reorthogonalize=kind)
-    assert dict(waits) == {"to the host": START + LOOKS}
+    assert dict(synchronizations) == {"to the host": START + CHECKS}
 
 
-def test_kernel_polynomials_wait_once_a_look(library, waits):
+def test_kernel_polynomials_synchronize_once_per_check(library, synchronizations):
     B = operator(library)
-    waits.clear()
+    synchronizations.clear()
     mf.spectral_density(B, method="kpm", num_steps=STEPS, num_probes=2, block_size=2, seed=0)
     interval = START + math.ceil(20 / STEPS_PER_CHECK) + 2
-    assert dict(waits) == {"to the host": interval + STEPS // STEPS_PER_CHECK}
+    assert dict(synchronizations) == {"to the host": interval + STEPS // STEPS_PER_CHECK}
 
 
-def test_power_iteration_waits_less_often_than_it_steps(library, waits):
+def test_power_iteration_synchronizes_less_than_once_per_step(library, synchronizations):
     B = operator(library)
-    waits.clear()
+    synchronizations.clear()
     result = mf.power_iteration(B, 1, rtol=1e-7, seed=0)
-    assert set(waits) == {"to the host"}
-    assert waits["to the host"] <= result.num_steps / 2
+    assert set(synchronizations) == {"to the host"}
+    assert synchronizations["to the host"] <= result.num_steps / 2
 
 
-BY_BLOCKS = {  # waits a block of probes, and beside them
+BY_BLOCKS = {  # synchronizations per block of probes, and in addition
     "hutchinson": (lambda B, o: mf.trace(B, **o), 1, 0),
     "frobenius norm": (lambda B, o: mf.frobenius_norm(B, **o), 1, 0),
     "diagonal": (lambda B, o: mf.diagonal(B, **o), 1, 2),
@@ -116,25 +116,27 @@ BY_BLOCKS = {  # waits a block of probes, and beside them
 
 
 @pytest.mark.parametrize("name", BY_BLOCKS)
-def test_an_estimate_waits_a_fixed_number_of_times_a_block_of_probes(library, waits, name):
-    run, a_block, beside = BY_BLOCKS[name]
+def test_an_estimate_synchronizes_a_fixed_number_of_times_per_block_of_probes(
+    library, synchronizations, name
+):
+    run, per_block, in_addition = BY_BLOCKS[name]
     B = operator(library)
-    waits.clear()
+    synchronizations.clear()
     run(B, {"num_probes": PROBES, "block_size": BLOCK, "seed": 0})
-    assert set(waits) == {"to the host"}
-    assert waits["to the host"] <= a_block * BLOCKS + beside
+    assert set(synchronizations) == {"to the host"}
+    assert synchronizations["to the host"] <= per_block * BLOCKS + in_addition
 
 
-def test_wider_blocks_wait_less(library, waits):
+def test_wider_blocks_synchronize_less(library, synchronizations):
     B, counted = operator(library), []
     for block in (BLOCK, 2 * BLOCK):
-        waits.clear()
+        synchronizations.clear()
         mf.trace(B, num_probes=PROBES, block_size=block, seed=0)
-        counted.append(sum(waits.values()))
+        counted.append(sum(synchronizations.values()))
     assert counted == [BLOCKS, BLOCKS // 2]
 
 
-BY_PRODUCTS = {
+BY_MATMATS = {
     "eigsh": lambda B: mf.eigsh(B, 4, seed=0),
     "eigsh in wider blocks": lambda B: mf.eigsh(B, 4, block_size=4, seed=0),
     "svds": lambda B: mf.svds(B, 4, seed=0),
@@ -145,34 +147,38 @@ BY_PRODUCTS = {
 
 
 @pytest.mark.parametrize("matrix", [A, laplacian_1d(N).toarray()], ids=["outliers", "laplacian"])
-@pytest.mark.parametrize("name", BY_PRODUCTS)
-def test_eigenpairs_wait_a_fixed_number_of_times_a_block_product(library, waits, matrix, name):
-    """Whether a block has lost rank, and what to keep at a restart, the host decides."""
-    B, products = operator(library, matrix), []
+@pytest.mark.parametrize("name", BY_MATMATS)
+def test_eigenpairs_synchronize_a_fixed_number_of_times_per_matmat(
+    library, synchronizations, matrix, name
+):
+    """The host determines the rank of a block, and the vectors that a restart keeps."""
+    B, matmats = operator(library, matrix), []
     inner = B.matmat
     counting = mf.FunctionOperator(
         lambda x: inner(x[:, None])[:, 0],
         space=B.space,
-        matmat=lambda X: (products.append(1), inner(X))[1],
-        rmatmat=lambda X: (products.append(1), inner(X))[1],
+        matmat=lambda X: (matmats.append(1), inner(X))[1],
+        rmatmat=lambda X: (matmats.append(1), inner(X))[1],
     )
     for _ in range(2):
         counting.matmat(B.space.probes(2, seed=9))
         counting.rmatmat(B.space.probes(2, seed=9))
-    waits.clear()
-    products.clear()
-    BY_PRODUCTS[name](counting)
-    assert waits.pop("__bool__", 0) <= 3  # of an operator that is made inside: its first products
-    assert set(waits) == {"to the host"}
-    assert waits["to the host"] <= 5.5 * len(products)
+    synchronizations.clear()
+    matmats.clear()
+    BY_MATMATS[name](counting)
+    assert (
+        synchronizations.pop("__bool__", 0) <= 3
+    )  # the checks of the first matmats of an operator that is created inside
+    assert set(synchronizations) == {"to the host"}
+    assert synchronizations["to the host"] <= 5.5 * len(matmats)
 
 
-def test_the_count_sees_an_algorithm_that_looks_at_every_step(library, waits):
+def test_the_count_includes_an_algorithm_that_synchronizes_at_every_step(library, synchronizations):
     x = library.asarray(np.ones(3))
-    waits.clear()
+    synchronizations.clear()
     for _ in range(5):
         if library.xp.sum(x) > 1:
             x = x * 0.5 + 0.5
     float(library.xp.sum(x))
-    assert waits["__bool__"] == 5
-    assert waits["__float__"] == 1
+    assert synchronizations["__bool__"] == 5
+    assert synchronizations["__float__"] == 1

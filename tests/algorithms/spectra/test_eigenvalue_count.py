@@ -1,4 +1,4 @@
-"""Eigenvalue counts: an indicator has no smooth quadrature, and the interval says so."""
+"""Eigenvalue counts: intervals include the quadrature error of the discontinuous indicator."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("options", [{}, {"num_steps": 12, "num_probes": 2, "kind": "gaussian"}])
-def test_intervals_hold_the_true_count(name, options):
+def test_intervals_cover_the_true_count(name, options):
     A, spectrum, low, high = PROBLEMS[name]
     true = np.sum((low - 1e-12 <= spectrum) & (spectrum <= high + 1e-12))
     inside = 0
@@ -44,7 +44,7 @@ def test_intervals_hold_the_true_count(name, options):
     ("low", "high", "levels"),
     [(2, 5, [1, 2]), (1.5, 7, [1, 2]), (10, 10, [3]), (-np.inf, 4, [0, 1]), (3, 4, [])],
 )
-def test_ends_in_gaps_leave_the_probes_error_only(low, high, levels):
+def test_ends_in_gaps_leave_only_the_sampling_error(low, high, levels):
     A = with_spectrum(np.repeat([1.0, 2, 5, 10], 20), seed=1)
     _, U = np.linalg.eigh(A)
     count = mf.eigenvalue_count(A, low, high, num_steps=30, num_probes=3, seed=0)
@@ -52,10 +52,10 @@ def test_ends_in_gaps_leave_the_probes_error_only(low, high, levels):
     expected = sum(np.sum((U[:, 20 * c : 20 * c + 20].T @ W) ** 2, axis=0) for c in levels)
     assert_close(count.samples, expected + np.zeros(3), scale=80.0)
     assert count.interval()[0] <= 20 * len(levels) <= count.interval()[1]
-    assert count.bias < 1  # the shift of the centre of a proportion: z^2 / 2 trials more
+    assert count.bias < 1  # only the shift of the centre of a proportion, of z^2 / 2 trials
 
 
-def test_everything_and_nothing_are_certain():
+def test_counts_of_all_and_of_no_eigenvalues_are_exact():
     everything = mf.eigenvalue_count(GRID, -np.inf, np.inf, num_probes=2, seed=0)
     assert everything.interval() == pytest.approx((256, 256), rel=1e-12)
     assert mf.eigenvalue_count(-GRID.toarray(), -1, 1, max_matvecs=256).value == np.sum(
@@ -66,14 +66,14 @@ def test_everything_and_nothing_are_certain():
     assert none.half_width() < 1e-9
 
 
-def test_a_budget_of_n_counts_exactly_and_the_ends_belong():
+def test_a_budget_of_n_counts_exactly_including_the_ends():
     low_rank = with_spectrum(np.r_[np.zeros(40), np.full(10, 1.0), np.full(10, 3.0)])
     for low, high, true in ((0, 1, 50), (1, 3, 20), (1e-9, np.inf, 20), (-np.inf, 0, 40)):
         exact = mf.eigenvalue_count(low_rank, low, high, max_matvecs=60)
         assert (exact.method, exact.value, exact.half_width()) == ("exact", true, 0)
 
 
-def test_a_tolerance_is_met_or_the_advice_is_to_take_more_steps():
+def test_a_tolerance_is_met_or_the_warning_advises_more_steps():
     count = mf.eigenvalue_count(WISHART, 0.5, 1.5, atol=60, max_matvecs=400, num_steps=8, seed=0)
     assert count.converged
     assert count.half_width() <= 60
@@ -92,11 +92,13 @@ def test_it_runs_on_every_backend(backend, dtype):
     A = complex_hermitian(60) if np.issubdtype(dtype, np.complexfloating) else WISHART
     A = A.astype(dtype)
     for options in ({"num_probes": 3}, {"max_matvecs": len(A)}):
-        here, there = (
+        expected, found = (
             mf.eigenvalue_count(B, 0.5, 1.4, num_steps=8, seed=1, **options)
             for B in (A, backend.asarray(A))
         )
-        assert there.value == pytest.approx(here.value, abs=1e-3 if dtype == np.float32 else 1e-9)
+        assert found.value == pytest.approx(
+            expected.value, abs=1e-3 if dtype == np.float32 else 1e-9
+        )
 
 
 def test_bad_arguments_are_refused():
@@ -110,7 +112,7 @@ def test_bad_arguments_are_refused():
 
 
 def test_a_density_counts_an_eigenvalue_at_an_end_like_the_estimator():
-    A = np.diag(np.repeat([1.0, 2.0, 5.0, 10.0], [40, 30, 20, 10]))  # signs see it exactly
+    A = np.diag(np.repeat([1.0, 2.0, 5.0, 10.0], [40, 30, 20, 10]))  # no variance for random signs
     density = mf.spectral_density(A, num_probes=2, seed=0)
     for low, high, true in [(2, 5, 50), (-np.inf, 2, 70), (2, 2, 30), (5, np.inf, 30)]:
         read = density.count(low, high)
@@ -121,15 +123,17 @@ def test_a_density_counts_an_eigenvalue_at_an_end_like_the_estimator():
     assert density.mass_below(2.0).value == pytest.approx(0.4)
 
 
-def test_one_eigenvalue_of_many_is_not_overlooked_by_its_interval():
+def test_intervals_cover_a_single_eigenvalue_among_many():
     A, inside = with_spectrum(np.r_[np.linspace(0, 1, 149), 9.0]), 0
-    for seed in range(100):  # samples are like a chi-square of one degree of freedom
+    for seed in range(
+        100
+    ):  # samples have about a chi-square distribution with one degree of freedom
         low, high = mf.eigenvalue_count(A, 5, 10, num_steps=12, seed=seed).interval()
         inside += low <= 1 <= high
     assert inside >= 90
 
 
-def test_an_eigenvalue_at_the_end_counts_in_the_exact_answer():
+def test_the_exact_answer_includes_an_eigenvalue_at_the_end():
     A = complex_hermitian(40)
     exact = mf.eigenvalue_count(A, np.linalg.eigvalsh(A)[10], np.inf, max_matvecs=40)
     assert exact.method == "exact"

@@ -1,4 +1,4 @@
-"""The spectral density: exact where Lanczos ends, and its summaries against exact answers."""
+"""The spectral density: exact after a breakdown, and summaries that match exact values."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_a_matrix_of_rank_three_has_four_nodes(backend, dtype):
         assert abs(weights.sum() - 1) < 1e-12
 
 
-def test_summaries_are_those_of_the_spectrum():
+def test_summaries_match_the_spectrum():
     spectrum = np.repeat([-1.0, 1.0, 4.0], [10, 30, 10])
     density = mf.spectral_density(np.diag(spectrum), num_probes=3, num_steps=10, seed=0)
     np.testing.assert_allclose(density.cdf([-2, -1, 0, 1, 5]), [0, 0.2, 0.2, 0.8, 1], atol=1e-12)
@@ -81,11 +81,11 @@ def test_merged_runs_are_one_run():
     assert merged.probe_ranges == whole.probe_ranges == ((0, 4),)
     with pytest.raises(ValueError, match="occur in two of the runs"):
         whole.merge(parts[0])
-    with pytest.raises(ValueError, match="one num_steps"):
+    with pytest.raises(ValueError, match="same num_steps"):
         whole.merge(mf.spectral_density(A, num_probes=1, first_probe=4, num_steps=9, seed=1))
 
 
-def test_callback_and_interruption_keep_what_is_done():
+def test_callback_and_interruption_return_the_finished_blocks():
     A = np.diag(np.linspace(0, 1, 40))
     options = {"num_probes": 6, "num_steps": 5, "block_size": 2, "seed": 0}
     assert mf.spectral_density(A, callback=lambda d: True, **options).num_probes == 2
@@ -116,7 +116,7 @@ def test_residuals_are_those_of_the_ritz_vectors(backend, dtype):
         assert np.abs(density.residuals[p] - expected).max() <= 10 * tolerance(dtype) * 9
 
 
-def test_residuals_are_zero_where_lanczos_broke_down():
+def test_residuals_are_zero_after_a_breakdown():
     A = np.diag(np.repeat([1.0, 2.0, 5.0], 10))
     density = mf.spectral_density(A, num_probes=2, num_steps=10, seed=0)
     assert all((r == 0).all() for r in density.residuals)
@@ -134,7 +134,7 @@ def test_deflated_eigenvalues_are_exact_and_the_rest_is_sampled(backend, dtype):
             seed=0,
             reorthogonalize=reorthogonalize,
         )
-        residual_squared = 1e-11  # what eigenvalues may be off by
+        residual_squared = 1e-11  # the error of the eigenvalues
         slack = 8 * max(tolerance(dtype), residual_squared)
         np.testing.assert_allclose(density.known, [-8.0, 3.0, 5.0, 7.0], rtol=0, atol=slack)
         for nodes, weights in zip(density.nodes, density.weights, strict=True):
@@ -151,7 +151,7 @@ def test_one_set_of_eigenpairs_serves_trace_diagonal_and_density(tmp_path):
     density = mf.spectral_density(A, eigenpairs=pairs, num_probes=2, num_steps=20, seed=0)
     trace = mf.trace(A, method="deflated", eigenpairs=pairs, num_probes=20, seed=0)
     mf.diagonal(A, method="deflated", eigenpairs=pairs, num_probes=20, seed=0)
-    assert density.num_matvecs == 2 * 20 + 1  # one product tells that they belong to A
+    assert density.num_matvecs == 2 * 20 + 1  # one matvec verifies that they belong to A
     assert 120 * density.moment(1).value == pytest.approx(float(trace), abs=2.0)
     own = mf.spectral_density(A, eigenpairs=10, num_probes=2, num_steps=20, seed=0)
     alone = mf.eigsh(A, 10, verify=False, seed=0)
@@ -159,7 +159,7 @@ def test_one_set_of_eigenpairs_serves_trace_diagonal_and_density(tmp_path):
     assert_close(own.known, density.known)
 
 
-def test_known_eigenvalues_do_not_creep_back_within_many_steps():
+def test_known_eigenvalues_do_not_reappear_within_many_steps():
     spectrum = np.r_[np.linspace(0, 1, 390), np.geomspace(1e3, 1e6, 10)]
     A = with_spectrum(spectrum)
     density = mf.spectral_density(A, eigenpairs=10, num_steps=120, num_probes=1, seed=0)
@@ -168,7 +168,7 @@ def test_known_eigenvalues_do_not_creep_back_within_many_steps():
     assert weights[nodes > 2] == pytest.approx(np.full(10, 1 / 400))
 
 
-def test_eigenpairs_that_are_poor_or_of_another_operator_are_refused():
+def test_inaccurate_eigenpairs_and_those_of_another_operator_are_refused():
     A, B = with_spectrum(nn_spectrum(100), 1), with_spectrum(nn_spectrum(100), 2)
     with pytest.raises(ValueError, match="not those of this operator"):
         mf.spectral_density(A, eigenpairs=mf.eigsh(B, 3, seed=0), seed=0)
@@ -176,7 +176,7 @@ def test_eigenpairs_that_are_poor_or_of_another_operator_are_refused():
         mf.spectral_density(A, eigenpairs=mf.eigsh(np.eye(5), 3, seed=0), seed=0)
     with pytest.warns(mf.ConvergenceWarning):
         rough = mf.eigsh(laplacian_2d(15), 3, max_matvecs=6, verify=False, seed=0)
-    with pytest.raises(ValueError, match="no pair with a residual within"):
+    with pytest.raises(ValueError, match="a pair with a residual of at most"):
         mf.spectral_density(laplacian_2d(15), eigenpairs=rough, seed=0)
     for wrong in (-1, 2.5, True, "4"):
         with pytest.raises((ValueError, TypeError), match="eigenpairs"):
@@ -196,7 +196,7 @@ def test_with_all_eigenvalues_known_there_is_nothing_to_sample():
 
 
 def noisy(A, eta, seed=0):
-    """Products with a relative error eta that differs each time."""
+    """An operator whose matvecs have a random relative error eta."""
     rng = np.random.default_rng(seed)
 
     def matvec(x):
@@ -207,7 +207,7 @@ def noisy(A, eta, seed=0):
 
 
 @pytest.mark.parametrize("method", ["lanczos", "kpm"])
-def test_the_noise_floor_of_a_noisy_operator_is_its_noise(method):
+def test_the_noise_floor_is_the_noise_of_the_operator(method):
     A, eta = with_spectrum(nn_spectrum(300)), 1e-2
     options = {"method": method, "num_steps": 30, "num_probes": 2, "seed": 0}
     quiet = mf.spectral_density(A, measure_noise=True, **options)
@@ -215,12 +215,14 @@ def test_the_noise_floor_of_a_noisy_operator_is_its_noise(method):
     assert quiet.num_matvecs == unmeasured.num_matvecs + 1
     assert quiet.noise_floor <= 1e-12
     density = mf.spectral_density(noisy(A, eta), measure_noise=True, **options)
-    assert 0.3 * eta * 150 <= density.noise_floor <= 3 * eta * 150  # two errors, at random
+    assert (
+        0.3 * eta * 150 <= density.noise_floor <= 3 * eta * 150
+    )  # the difference of two random errors
     assert density.mass_below(-density.noise_floor).value < 1e-3
     assert f"{density.noise_floor:.2g}" in str(density)
 
 
-def test_an_unsymmetric_operator_is_refused_however_its_noise_is_measured():
+def test_an_unsymmetric_operator_is_refused_although_its_noise_is_measured():
     A = np.random.default_rng(0).standard_normal((60, 60))
     with pytest.raises(mf.NotHermitianError):
         mf.spectral_density(A, measure_noise=True, seed=0)
@@ -275,7 +277,7 @@ def test_an_unknown_method_is_refused():
         mf.spectral_density(np.eye(3), method="slq")
 
 
-# P33, table 7.4 of the plan: medians of W1 / range that are to be reached within a factor 1.5
+# P33: reference medians of W1 / range, to be reached within a factor 1.5
 @pytest.mark.parametrize(
     ("problem", "num_probes", "num_steps", "atoms", "spread"),
     [
@@ -285,7 +287,7 @@ def test_an_unknown_method_is_refused():
         ("wishart", 4, 16, 1.6e-2, 5.7e-3),
     ],
 )
-def test_continuous_spectra_are_as_near_as_the_table_says(
+def test_errors_of_continuous_spectra_are_those_of_the_reference(
     problem, num_probes, num_steps, atoms, spread
 ):
     if problem == "lap2d":
@@ -301,7 +303,7 @@ def test_continuous_spectra_are_as_near_as_the_table_says(
     assert np.median(read) <= 1.5 * spread
 
 
-def test_a_deflated_spectrum_with_outliers_is_forty_times_nearer():
+def test_deflation_improves_a_spectrum_with_outliers_fortyfold():
     spectrum = nn_spectrum(2000)
     A = scipy.sparse.diags_array(spectrum).tocsr()
     distances = []

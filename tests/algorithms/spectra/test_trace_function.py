@@ -1,4 +1,4 @@
-"""Traces of functions, norms and determinants against closed forms."""
+"""Traces of functions, norms and determinants match closed forms."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_intervals_of_named_functions_hold_the_closed_form(name):
+def test_intervals_of_named_functions_cover_the_closed_form(name):
     inside = 0
     for seed in range(20):
         low, high = mf.trace_function(A, name, num_steps=40, num_probes=10, seed=seed).interval()
@@ -31,7 +31,7 @@ def test_intervals_of_named_functions_hold_the_closed_form(name):
     assert inside >= 17
 
 
-def test_too_few_steps_show_in_the_bias_not_in_the_standard_error():
+def test_too_few_steps_increase_the_bias_and_not_the_standard_error():
     few = mf.trace_function(A, "inverse", num_steps=8, num_probes=10, seed=0)
     assert few.bias > few.stderr
     assert abs(few.value - EXACT["inverse"]) <= few.half_width()
@@ -68,7 +68,7 @@ def test_norms_of_rectangular_matrices():
         mf.schatten_norm(M, 0)
 
 
-def test_a_budget_that_the_quadrature_wastes_is_told_to_take_more_steps():
+def test_the_warning_advises_more_steps_if_the_bias_exceeds_the_tolerance():
     with pytest.warns(mf.ConvergenceWarning, match="raise num_steps, because"):
         mf.trace_function(A, "inverse", num_steps=8, rtol=1e-3, max_matvecs=200, seed=0)
 
@@ -80,7 +80,7 @@ def test_the_inverse_of_a_negative_definite_operator_has_its_trace():
         assert abs(estimate.value + EXACT["inverse"]) <= 1e-9 + estimate.half_width()
 
 
-def test_the_inverse_across_zero_is_refused_but_where_all_eigenvalues_are_known():
+def test_the_inverse_across_zero_is_refused_unless_all_eigenvalues_are_known():
     B = with_spectrum(np.r_[np.linspace(-3, -0.5, 20), np.linspace(0.25, 2, 40)])
     refusal = r"least Ritz value is -\d.*those next to 0 are -0\.5 and 0\.25; .*max_matvecs"
     with pytest.raises(ValueError, match=refusal):
@@ -129,7 +129,7 @@ def test_schatten_norms_are_those_of_the_singular_values(p):
         assert mf.schatten_norm(A, p, max_matvecs=25).value == pytest.approx(exact, rel=1e-10)
 
 
-def test_the_frobenius_norm_samples_to_a_tolerance_or_is_exact():
+def test_the_frobenius_norm_meets_a_tolerance_or_is_exact():
     M = haar(300, 0)[:, :200] * np.linspace(0.5, 3, 200)
     norm = np.linalg.norm(M)
     inside = 0
@@ -152,7 +152,7 @@ def test_the_frobenius_norm_samples_to_a_tolerance_or_is_exact():
         assert not mf.frobenius_norm(M.T, rtol=1e-6, max_matvecs=50, seed=0).converged
 
 
-def test_a_tolerance_counts_the_bias_too():
+def test_a_tolerance_includes_the_bias():
     estimate = mf.trace_function(A, "log", rtol=0.02, max_matvecs=800, seed=0)
     assert estimate.converged
     assert estimate.half_width() <= 0.02 * estimate.value
@@ -170,7 +170,7 @@ def test_as_many_steps_as_there_are_eigenvalues_leave_no_bias(name):
 
 
 @pytest.mark.parametrize("p", [0.5, 1, 4])
-def test_tolerances_of_schatten_norms_are_those_of_the_norm(p):
+def test_tolerances_of_schatten_norms_refer_to_the_norm(p):
     spectrum = np.linspace(1, 4, 300)
     estimate = mf.schatten_norm(with_spectrum(spectrum), p, num_steps=10, rtol=0.02, seed=0)
     assert estimate.converged
@@ -181,7 +181,7 @@ def test_tolerances_of_schatten_norms_are_those_of_the_norm(p):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_the_shift_that_a_refusal_proposes_is_of_the_operators_size(scale):
+def test_the_shift_proposed_by_the_error_scales_with_the_operator(scale):
     B = scale * np.diag([0.0, 1.0, 2.0])
     with pytest.raises(ValueError, match=rf"A\.shift\({2e-8 * scale:.2g}\)".replace("+", r"\+")):
         mf.trace_function(B, "log", num_steps=3, seed=0)

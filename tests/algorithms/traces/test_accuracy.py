@@ -1,7 +1,8 @@
-"""Medians over seeds reach those of independent implementations (the benchmarks do it in full).
+"""Median errors over seeds are those of independent implementations.
 
-A median over 50 seeds carries 15 %, and so does its reference: 1.5 times is what chance does not
-explain. Seeds are fixed, so a test passes or fails for good.
+A median over 50 seeds has an error of 15 %, and so has its reference, so that a ratio of 1.5 is
+significant. The seeds are fixed, which makes the tests deterministic. The benchmarks contain the
+full comparison.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ def poly():
 
 
 def median_error(estimator, A, exact, num_seeds=SEEDS, **options):
-    """The median relative error, and how many entries their intervals cover."""
+    """The median relative error, and the fraction of entries within their intervals."""
     errors, covered = [], []
     for seed in range(1000, 1000 + num_seeds):
         estimate = estimator(A, seed=seed, **options)
@@ -73,12 +74,12 @@ def test_diagonals_of_a_decaying_spectrum(poly, method, reference):
 
 
 @pytest.mark.parametrize(("block_size", "num_vectors", "reference"), [(1, 22, 22), (4, 48, 36)])
-def test_products_to_ten_eigenpairs(block_size, num_vectors, reference):
+def test_matvecs_for_ten_eigenpairs(block_size, num_vectors, reference):
     A = scipy.sparse.diags_array(POLY).tocsr()
-    products = []
+    num_matvecs = []
     for seed in range(SEEDS):
         options = {"block_size": block_size, "num_vectors": num_vectors, "verify": False}
         result = mf.eigsh(A, 10, seed=seed, **options)
         assert np.abs(result.values - POLY[:10]).max() < 1e-6
-        products.append(result.num_matvecs)
-    assert np.median(products) <= 1.25 * reference
+        num_matvecs.append(result.num_matvecs)
+    assert np.median(num_matvecs) <= 1.25 * reference

@@ -1,4 +1,4 @@
-"""Traces and diagonals of diagonal blocks: each its own, in any company."""
+"""Traces and diagonals of diagonal blocks do not depend on the other blocks."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def test_averaging_over_all_sign_vectors_gives_each_blocks_trace_and_variance(jo
         assert abs(traces[name].value - np.trace(block)) <= 1e-13
         S = (block + block.T) / 2
         variance = 2 * (np.sum(S**2) - np.sum(np.diag(S) ** 2))
-        if joint:  # what the other columns of the block's rows add
+        if joint:  # the other columns of the block row
             variance += np.sum(np.delete(G[part, :], np.r_[part], axis=1) ** 2)
         assert abs(traces[name].stderr ** 2 * 63 - variance) <= 1e-12
 
@@ -73,13 +73,15 @@ def test_a_block_has_the_probes_of_the_whole_operator():
     assert_close(samples, np.sum(w * (A[5:40, 5:40] @ w), axis=0))
 
 
-def test_one_probe_for_all_blocks_has_a_larger_variance_and_says_so():
+def test_joint_probes_have_a_larger_variance_and_standard_error():
     alone = mf.block_traces(A, PARTS, num_probes=200, seed=1)
     joint = mf.block_traces(A, PARTS, joint=True, num_probes=200, seed=1)
     for name, part in PARTS.items():
         assert joint[name].stderr > alone[name].stderr
         assert abs(joint[name].value - exact(A, part)) <= 4 * joint[name].stderr
-    blocks = np.kron(np.eye(3), np.ones((4, 4)) + np.eye(4))  # without coupling they are alike
+    blocks = np.kron(
+        np.eye(3), np.ones((4, 4)) + np.eye(4)
+    )  # without coupling, both give the same samples
     parts = {str(i): slice(4 * i, 4 * i + 4) for i in range(3)}
     alone = mf.block_traces(blocks, parts, num_probes=11, seed=1)
     joint = mf.block_traces(blocks, parts, joint=True, num_probes=11, seed=1)
@@ -104,7 +106,7 @@ def test_a_tolerance_is_met_block_by_block_and_small_blocks_are_exact():
         assert_close(hard[name].value, exact(A, part), scale=150)
 
 
-def test_a_budget_that_ends_first_says_which_blocks_are_open():
+def test_an_exhausted_budget_names_the_blocks_that_have_not_converged():
     with pytest.warns(mf.ConvergenceWarning, match="2 of 3 blocks met the tolerance"):
         traces = mf.block_traces(A, PARTS, rtol=1e-3, max_matvecs=47, seed=1)
     assert traces["a"].converged
@@ -116,21 +118,21 @@ def test_a_budget_that_ends_first_says_which_blocks_are_open():
 
 @pytest.mark.parametrize("cuts", [(70, 20), (13, 31, 46)])
 @pytest.mark.parametrize("joint", [False, True])
-def test_pieces_of_vectors_give_the_numbers_of_the_whole(cuts, joint):
+def test_sharded_vectors_give_the_same_estimates(cuts, joint):
     def run(B):
         return mf.block_traces(B, PARTS, joint=joint, num_probes=8, seed=1)
 
     whole = run(A)
-    for piece in run_sharded(cuts, MAKERS["numpy"](), A, run):
+    for shard in run_sharded(cuts, MAKERS["numpy"](), A, run):
         for name in PARTS:
-            assert_close(piece[name].samples, whole[name].samples, scale=150)
+            assert_close(shard[name].samples, whole[name].samples, scale=150)
 
 
 class Killed(BaseException):
     pass
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
+def test_a_killed_run_resumes_from_its_checkpoint(tmp_path):
     def dying(last):
         calls = iter(range(last))
 
@@ -166,7 +168,7 @@ def test_runs_over_other_probes_merge():
         assert_close(halves[0][name].merge(halves[1][name]).stderr, whole[name].stderr)
 
 
-def test_diagonals_of_blocks_are_those_of_the_blocks():
+def test_diagonals_of_blocks_match_the_matrix():
     for joint in (False, True):
         found = mf.block_diagonals(A, PARTS, joint=joint, num_probes=300, seed=1)
         for name, part in PARTS.items():
@@ -208,12 +210,12 @@ def test_the_partition_of_a_networks_hessian_is_one(needs_torch):
         ({"x": slice(0, 8, 2)}, "0 <= start < stop"),
     ],
 )
-def test_a_partition_that_is_none_is_refused(partition, message):
+def test_an_invalid_partition_is_refused(partition, message):
     with pytest.raises(ValueError, match=message):
         mf.block_traces(A, partition)
 
 
-def test_joint_probes_give_way_to_unit_vectors_where_those_are_fewer():
+def test_joint_probes_are_replaced_by_unit_vectors_if_those_are_fewer():
     traces = mf.block_traces(A, PARTS, joint=True, rtol=1e-9, max_matvecs=300, seed=1)
     for name, part in PARTS.items():
         assert traces[name].method == "exact"
@@ -225,9 +227,9 @@ def test_joint_probes_give_way_to_unit_vectors_where_those_are_fewer():
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_diagonals_of_blocks_go_on_from_their_checkpoints(joint, tmp_path):
+def test_diagonals_of_blocks_resume_from_their_checkpoints(joint, tmp_path):
     options = {"joint": joint, "seed": 1, "checkpoint": tmp_path / "run"}
-    parts = {"a": slice(0, 30), "b": slice(30, 60)}  # alike in size
+    parts = {"a": slice(0, 30), "b": slice(30, 60)}  # of equal size
     few = mf.block_diagonals(A, parts, num_probes=5, **options)
     more = mf.block_diagonals(A, parts, num_probes=9, **options)
     once = mf.block_diagonals(A, parts, joint=joint, num_probes=9, seed=1)
@@ -236,7 +238,7 @@ def test_diagonals_of_blocks_go_on_from_their_checkpoints(joint, tmp_path):
         assert_close(more[name].value, once[name].value)
 
 
-def test_a_run_that_a_callback_stops_says_no_word_of_a_tolerance():
+def test_the_reason_of_a_run_stopped_by_a_callback_names_no_tolerance():
     stopped = mf.block_traces(
         A, PARTS, num_probes=9, block_size=4, seed=1, callback=lambda estimates: True
     )
@@ -244,10 +246,10 @@ def test_a_run_that_a_callback_stops_says_no_word_of_a_tolerance():
     assert "tolerance" not in stopped["c"].reason
 
 
-def test_pieces_of_vectors_have_their_rows_of_the_blocks_diagonals():
+def test_sharded_vectors_give_the_local_rows_of_the_diagonals_of_blocks():
     def run(B):
         return mf.block_diagonals(B, PARTS, joint=True, num_probes=8, seed=1)
 
-    whole, pieces = run(A), run_sharded((20, 70), MAKERS["numpy"](), A, run)
+    whole, shards = run(A), run_sharded((20, 70), MAKERS["numpy"](), A, run)
     for name in PARTS:
-        assert_close(np.concatenate([piece[name].value for piece in pieces]), whole[name].value)
+        assert_close(np.concatenate([shard[name].value for shard in shards]), whole[name].value)

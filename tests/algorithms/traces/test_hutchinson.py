@@ -1,4 +1,4 @@
-"""Traces and diagonals by sampling: what is spent, when it stops, and what it then claims."""
+"""Traces and diagonals by sampling: budgets, stopping tests and standard errors."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TRACE_METHODS = ["hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"]
 DIAGONAL_METHODS = ["hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"]
 
 
-def test_ten_runs_to_two_per_cent_are_right_at_least_nine_times_and_never_lie():
+def test_nine_of_ten_runs_meet_two_per_cent_and_all_intervals_are_consistent():
     right = 0
     for seed in range(10):
         estimate = mf.trace(A, rtol=0.02, seed=seed)
@@ -25,7 +25,7 @@ def test_ten_runs_to_two_per_cent_are_right_at_least_nine_times_and_never_lie():
 
 
 # P31
-def test_a_budget_that_ends_first_says_so_and_what_would_do():
+def test_an_exhausted_budget_warns_with_a_sufficient_budget():
     B = with_spectrum(nn_spectrum(400))
     with pytest.warns(mf.ConvergenceWarning, match=r"raise max_matvecs to about \d+"):
         estimate = mf.trace(B, rtol=0.01, max_matvecs=100, seed=0)
@@ -35,7 +35,7 @@ def test_a_budget_that_ends_first_says_so_and_what_would_do():
 
 
 @pytest.mark.parametrize("method", TRACE_METHODS)
-def test_a_budget_without_tolerance_is_spent_and_not_exceeded(method):
+def test_a_budget_without_tolerance_is_used_but_not_exceeded(method):
     estimate = mf.trace(A, method=method, max_matvecs=60, seed=0)
     assert 50 <= estimate.num_matvecs <= 60
     assert estimate.converged
@@ -43,7 +43,7 @@ def test_a_budget_without_tolerance_is_spent_and_not_exceeded(method):
 
 
 @pytest.mark.parametrize("method", TRACE_METHODS)
-def test_block_size_changes_nothing_but_speed(method):
+def test_block_size_does_not_change_the_estimate(method):
     for options in ({"num_probes": 33}, {"rtol": 0.05, "max_matvecs": 300}):
         values = [mf.trace(A, method=method, block_size=b, seed=1, **options) for b in (1, 7, 32)]
         for other in values[1:]:
@@ -53,7 +53,7 @@ def test_block_size_changes_nothing_but_speed(method):
 
 
 @pytest.mark.parametrize("method", DIAGONAL_METHODS)
-def test_block_size_changes_no_diagonal_either(method):
+def test_block_size_does_not_change_the_diagonal(method):
     values = [
         mf.diagonal(A, method=method, num_probes=20, block_size=b, seed=1).value for b in (1, 7, 32)
     ]
@@ -66,7 +66,7 @@ def test_every_method_runs_on_every_backend_in_every_precision(backend, dtype, m
     B = (with_spectrum(0.8 ** np.arange(60.0)) + 0.01 * np.eye(60)).astype(dtype)
     estimate = mf.trace(backend.asarray(B), method=method, num_probes=16, seed=0)
     exact = np.trace(B).real
-    # the jackknife and t-bars hold with room; 6 standard errors for a fixed seed
+    # 6 standard errors leave a margin for a fixed seed
     assert abs(complex(estimate.value) - exact) <= 6 * estimate.stderr + 1e-5 * exact
 
 
@@ -75,11 +75,11 @@ def test_every_diagonal_runs_on_every_backend_in_every_precision(backend, dtype,
     B = (with_spectrum(0.8 ** np.arange(60.0)) + 0.01 * np.eye(60)).astype(dtype)
     estimate = mf.diagonal(backend.asarray(B), method=method, num_probes=40, seed=0)
     error = np.asarray(mf.arrays.to_host(estimate.value)) - np.diag(B)
-    bars = mf.arrays.to_host(estimate.stderr)
-    assert np.mean(np.abs(error) <= 3 * bars + 1e-5) > 0.9
+    stderr = mf.arrays.to_host(estimate.stderr)
+    assert np.mean(np.abs(error) <= 3 * stderr + 1e-5) > 0.9
 
 
-def test_a_budget_of_n_gives_the_exact_answer_and_says_so():
+def test_a_budget_of_n_gives_the_exact_answer_and_its_reason():
     for run in (mf.trace, mf.diagonal):
         estimate = run(A, max_matvecs=400, seed=0)
         assert estimate.method == "exact"
@@ -89,27 +89,27 @@ def test_a_budget_of_n_gives_the_exact_answer_and_says_so():
     assert_close(mf.diagonal(A, max_matvecs=400).value, np.diag(A))
 
 
-def test_sampling_comes_before_the_exact_answer_where_both_are_affordable():
+def test_sampling_precedes_the_exact_answer_if_the_budget_allows_both():
     assert mf.trace(A, rtol=0.05, max_matvecs=1000, seed=0).method == "hutchinson"
     tight = mf.trace(A, rtol=1e-9, max_matvecs=1000, seed=0)
     assert tight.method == "exact"
     assert tight.num_matvecs <= 1000
 
 
-def test_an_explicit_number_of_probes_is_honoured_even_beyond_n():
+def test_an_explicit_number_of_probes_is_used_even_beyond_n():
     estimate = mf.trace(np.diag([1.0, 2.0]) + 1, num_probes=50, seed=0)
     assert estimate.num_probes == 50
     assert estimate.method == "hutchinson"
 
 
-def test_a_diagonals_bars_cover_its_entries():
+def test_intervals_of_a_diagonal_cover_its_entries():
     estimate = mf.diagonal(A, num_probes=40, seed=0)
     low, high = estimate.interval()
     covered = np.mean((low <= np.diag(A)) & (np.diag(A) <= high))
     assert covered > 0.92  # 400 nearly independent entries at 95 %: 2.7 sigma
 
 
-def test_callbacks_see_every_block_and_may_stop():
+def test_callbacks_are_called_after_every_block_and_may_stop_the_run():
     seen = []
     mf.trace(A, num_probes=10, block_size=3, seed=0, callback=lambda e: seen.append(e.num_probes))
     assert seen == [3, 6, 9, 10]
@@ -124,7 +124,7 @@ def test_callbacks_see_every_block_and_may_stop():
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace", "hutch++"])
-def test_an_interrupted_run_loses_nothing_that_was_finished(method):
+def test_an_interrupted_run_returns_all_finished_blocks(method):
     def interrupt(estimate):
         if estimate.num_probes >= 8:
             raise KeyboardInterrupt
@@ -154,7 +154,7 @@ def test_runs_that_do_not_belong_together_are_not_merged():
     run = mf.trace(A, num_probes=5, seed=5)
     with pytest.raises(ValueError, match="probes 3 to 4 occur in two"):
         run.merge(mf.trace(A, num_probes=5, first_probe=3, seed=5))
-    with pytest.raises(ValueError, match="one seed"):
+    with pytest.raises(ValueError, match="same seed"):
         run.merge(mf.trace(A, num_probes=5, first_probe=5, seed=6))
     x = [mf.trace(A, method="xtrace", num_probes=5, first_probe=f, seed=5) for f in (0, 5)]
     with pytest.raises(ValueError, match="cannot be merged"):
@@ -177,19 +177,19 @@ def test_runs_that_do_not_belong_together_are_not_merged():
         ({"seed": -3}, "seed must be in"),
     ],
 )
-def test_bad_arguments_are_refused_by_both_doors(options, message):
+def test_bad_arguments_are_refused_by_both_functions(options, message):
     for run in (mf.trace, mf.diagonal):
         with pytest.raises(ValueError, match=message):
             run(A, **options)
 
 
-def test_one_probe_of_a_complex_operator_has_a_diagonal_without_a_bar():
+def test_one_probe_of_a_complex_operator_has_an_infinite_standard_error():
     estimate = mf.diagonal(np.diag([1.0, 2j]), num_probes=1, kind="z4", seed=0)
     assert np.array_equal(estimate.value, [1.0, 2j])
     assert np.all(np.isinf(estimate.stderr))
 
 
-def test_progress_shows_a_bar_with_the_value(capsys):
+def test_progress_shows_a_bar_named_after_the_method(capsys):
     pytest.importorskip("tqdm")
     mf.trace(A, num_probes=8, block_size=2, seed=0, progress=True)
     assert "hutchinson" in capsys.readouterr().err
@@ -197,7 +197,7 @@ def test_progress_shows_a_bar_with_the_value(capsys):
 
 @pytest.mark.parametrize("method", ["hutchinson", "diag++", "xdiag", "xnysdiag", "deflated"])
 @pytest.mark.parametrize("scale", [2.0**-90, 2.0**90])
-def test_bars_of_a_diagonal_in_single_precision_are_those_of_any_scale(backend, method, scale):
+def test_standard_errors_in_single_precision_scale_with_the_operator(backend, method, scale):
     A = with_spectrum(np.arange(1.0, 61) ** -2)
     options = {"method": method, "num_probes": 12, "eigenpairs": 3, "seed": 0}
     one = mf.diagonal(backend.asarray(A, np.float32), **options)

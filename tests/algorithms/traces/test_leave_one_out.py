@@ -1,4 +1,4 @@
-"""XTrace, XNysTrace, XDiag: the fast formulas equal leaving one probe out by hand."""
+"""XTrace, XNysTrace and XDiag: the fast formulas equal a direct computation without a probe."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from support.matrices import complex_hermitian, with_spectrum
 import matfree as mf
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.traces.range_sketch import spread
+from matfree.algorithms.traces.range_sketch import jackknife_stderr
 from matfree.algorithms.traces.xnystrace import XNysTrace
 from matfree.algorithms.traces.xtrace import XTrace
 
@@ -23,17 +23,17 @@ def general(dtype):
 
 
 def run(estimator_type, A, kind, num_probes=K):
-    product = CountedOperator(A)
+    counted = CountedOperator(A)
     options = {"num_probes": num_probes, "block_size": 5, "kind": kind}
-    plan = Plan.make(product, options, seed=1)
-    estimator = estimator_type(product, plan)
+    plan = Plan.make(counted, options, seed=1)
+    estimator = estimator_type(counted, plan)
     for start in range(0, num_probes, 5):
         estimator.advance(start, min(5, num_probes - start))
-    return estimator, product.space.probes(num_probes, seed=1, kind=kind)
+    return estimator, counted.space.probes(num_probes, seed=1, kind=kind)
 
 
-def by_hand_xtrace(A, W, resphere):
-    """est_i with every projector made anew."""
+def direct_xtrace(A, W, resphere):
+    """The estimates est_i, each with a newly computed projector."""
     estimates = []
     for i in range(W.shape[1]):
         Q = np.linalg.qr(A @ np.delete(W, i, axis=1))[0]
@@ -46,15 +46,15 @@ def by_hand_xtrace(A, W, resphere):
 # P08
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 @pytest.mark.parametrize("kind", ["sphere", "rademacher"])
-def test_xtrace_equals_leaving_out_by_hand(dtype, kind):
+def test_xtrace_equals_the_direct_computation(dtype, kind):
     A = general(dtype)
     estimator, W = run(XTrace, A, kind)
-    expected = by_hand_xtrace(A, W, resphere=kind == "sphere")
+    expected = direct_xtrace(A, W, resphere=kind == "sphere")
     np.testing.assert_allclose(estimator.summary().samples, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("complex_matrix", [False, True])
-def test_xnystrace_equals_leaving_out_by_hand(complex_matrix):
+def test_xnystrace_equals_the_direct_computation(complex_matrix):
     if complex_matrix:
         C = complex_hermitian(N)
         A = C @ C + 0.1 * np.eye(N)
@@ -73,17 +73,17 @@ def test_xnystrace_equals_leaving_out_by_hand(complex_matrix):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 @pytest.mark.parametrize("kind", ["sphere", "rademacher"])
-def test_the_bar_of_xtrace_equals_running_without_each_probe(dtype, kind):
+def test_the_standard_error_of_xtrace_is_the_jackknife_over_probes(dtype, kind):
     A = general(dtype)
     estimator, W = run(XTrace, A, kind)
     resphere = kind == "sphere"
-    means = [by_hand_xtrace(A, np.delete(W, i, axis=1), resphere).mean() for i in range(K)]
+    means = [direct_xtrace(A, np.delete(W, i, axis=1), resphere).mean() for i in range(K)]
     expected = np.sqrt(np.sum(np.abs(means - np.mean(means)) ** 2))
     assert estimator.summary().stderr == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("num_probes", [6, 7, 12])
-def test_the_bar_of_xtrace_is_rounding_where_leaving_two_out_loses_no_direction(num_probes):
+def test_the_standard_error_of_xtrace_is_rounding_for_low_rank(num_probes):
     L = np.random.default_rng(0).standard_normal((200, 5))
     estimate = mf.trace(L @ L.T, method="xtrace", num_probes=num_probes, seed=0)
     low, high = estimate.interval()
@@ -91,14 +91,14 @@ def test_the_bar_of_xtrace_is_rounding_where_leaving_two_out_loses_no_direction(
     assert high - low <= 1e-10 * np.sum(L * L)
 
 
-def test_one_probe_has_no_bar():
-    assert spread(np.ones(1)) == np.inf
+def test_one_probe_has_an_infinite_standard_error():
+    assert jackknife_stderr(np.ones(1)) == np.inf
     estimator, _ = run(XTrace, general(np.float64), "rademacher", num_probes=1)
     assert estimator.summary().stderr == np.inf
 
 
-def by_hand_xnystrace(A, W, resphere):
-    """est_i with every approximation made anew."""
+def direct_xnystrace(A, W, resphere):
+    """The estimates est_i, each with a newly computed approximation."""
     estimates, k = [], W.shape[1]
     scale = (N - k + 1) * np.diag(np.linalg.inv(W.conj().T @ W)).real if resphere else np.ones(k)
     for i in range(k):
@@ -111,23 +111,23 @@ def by_hand_xnystrace(A, W, resphere):
 
 @pytest.mark.parametrize("complex_matrix", [False, True])
 @pytest.mark.parametrize("kind", ["sphere", "rademacher"])
-def test_the_bar_of_xnystrace_equals_running_without_each_probe(complex_matrix, kind):
+def test_the_standard_error_of_xnystrace_is_the_jackknife_over_probes(complex_matrix, kind):
     A = with_spectrum(0.8 ** np.arange(N) + 0.01)
     if complex_matrix:
         C = complex_hermitian(N)
         A = C @ C + 0.1 * np.eye(N)
     estimator, W = run(XNysTrace, A, kind)
     resphere = kind == "sphere"
-    means = [by_hand_xnystrace(A, np.delete(W, i, axis=1), resphere).mean() for i in range(K)]
+    means = [direct_xnystrace(A, np.delete(W, i, axis=1), resphere).mean() for i in range(K)]
     expected = np.sqrt(np.sum((means - np.mean(means)) ** 2))
     summary = estimator.summary()
-    np.testing.assert_allclose(summary.samples, by_hand_xnystrace(A, W, resphere), rtol=1e-9)
+    np.testing.assert_allclose(summary.samples, direct_xnystrace(A, W, resphere), rtol=1e-9)
     assert summary.stderr == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("num_probes", [70, 80, 100, 160])
-def test_xnystrace_says_what_it_misses_where_its_core_matrix_is_singular_to_rounding(num_probes):
-    spectrum = 0.7 ** np.arange(300)  # a core of that many probes is cut at rounding
+def test_intervals_of_xnystrace_cover_if_its_core_matrix_is_singular_to_rounding(num_probes):
+    spectrum = 0.7 ** np.arange(300)  # the core matrix is numerically singular
     A, inside = with_spectrum(spectrum), 0
     for seed in range(20):
         estimate = mf.trace(A, method="xnystrace", num_probes=num_probes, seed=seed)
@@ -138,7 +138,7 @@ def test_xnystrace_says_what_it_misses_where_its_core_matrix_is_singular_to_roun
 
 
 # P09
-def test_low_rank_operators_are_seen_exactly():
+def test_low_rank_operators_are_exact():
     L = np.random.default_rng(0).standard_normal((200, 5))
     indefinite, psd = L * [3.0, -2, 1, 1, -1] @ L.T, L @ L.T
     scale = np.linalg.norm(indefinite)
@@ -158,7 +158,7 @@ def test_low_rank_operators_are_seen_exactly():
     )
 
 
-def test_a_scale_of_1e_20_is_no_rank_deficiency():
+def test_a_scale_of_1e_20_does_not_count_as_rank_deficiency():
     A = 1e-20 * with_spectrum(1.0 / np.arange(1, 101) ** 2)
     estimate = mf.trace(A, method="xtrace", num_probes=20, seed=0)
     assert abs(estimate.value / np.trace(A) - 1) < 0.01
@@ -176,7 +176,7 @@ def test_xtrace_with_resphering_is_unbiased():
 # P23
 @pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
 @pytest.mark.parametrize("decay", ["poly", "slowexp", "fastexp"])
-def test_bars_of_leave_one_out_methods_cover_what_they_promise(method, decay):
+def test_intervals_of_leave_one_out_methods_have_their_nominal_coverage(method, decay):
     i = np.arange(300)
     spectrum = {"poly": (i + 1.0) ** -2, "slowexp": 0.9**i, "fastexp": 0.7**i}[decay]
     A = with_spectrum(spectrum)
@@ -203,7 +203,7 @@ def test_diagonal_methods_for_hermitian_operators_refuse_others():
             mf.diagonal(general(np.float64), method=method, num_probes=12, seed=0)
 
 
-def test_diag_plus_plus_is_unbiased_where_the_one_sided_formula_is_not():
+def test_diag_plus_plus_is_unbiased_unlike_the_one_sided_formula():
     A = with_spectrum(np.r_[5.0, 3.0, np.linspace(-1, 1, 28)])
     values = np.array(
         [mf.diagonal(A, method="diag++", num_probes=6, seed=s).value for s in range(2000)]
@@ -218,9 +218,9 @@ def test_the_eigenpairs_of_a_nearby_operator_deflate_without_a_bias():
     now = now + 0.05 * with_spectrum(np.linspace(-1, 1, 80), seed=2)
     pairs = mf.eigsh(before, 3, seed=0)
     own = mf.trace(before, method="deflated", eigenpairs=pairs, num_probes=20, seed=0)
-    assert own.num_matvecs == 20 + 1  # one product says that the values hold
+    assert own.num_matvecs == 20 + 1  # one matvec verifies the values
     other = mf.trace(now, method="deflated", eigenpairs=pairs, num_probes=400, seed=0)
-    assert other.num_matvecs == 400 + 1 + 3  # and one each where they do not
+    assert other.num_matvecs == 400 + 1 + 3  # and one per pair if they have changed
     assert abs(other.value - np.trace(now)) <= 4 * other.stderr
     plain = mf.trace(now, num_probes=400, seed=0)
     assert other.stderr < plain.stderr / 5

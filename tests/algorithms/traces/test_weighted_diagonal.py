@@ -1,4 +1,4 @@
-"""The diagonal from probes that are not signs: least squares, entry by entry."""
+"""The diagonal from probes without unit modulus: least squares, entry by entry."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def general(dtype, n=40):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_the_ratio_of_sums_and_the_fits_error_on_every_backend(backend, dtype, kind):
+def test_it_is_the_ratio_of_sums_with_the_error_of_the_fit_on_every_backend(backend, dtype, kind):
     A, m = general(dtype), 9
     estimate = mf.diagonal(backend.asarray(A), num_probes=m, kind=kind, seed=1, block_size=4)
     W = to_host(mf.aslinearoperator(backend.asarray(A)).space.probes(m, seed=1, kind=kind))
@@ -36,7 +36,7 @@ def test_it_is_the_ratio_of_sums_and_the_fits_error_on_every_backend(backend, dt
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("dtype", [np.float32, np.complex128])
-def test_a_diagonal_matrix_is_seen_exactly_at_every_scale(dtype, scale, kind):
+def test_a_diagonal_matrix_is_exact_at_every_scale(dtype, scale, kind):
     d = (dtype(scale) * np.r_[1e-6, 1.0, -3.0, 0.0, 1e6]).astype(dtype)
     for num_probes, block_size in ((1, 1), (7, 3)):
         estimate = mf.diagonal(
@@ -58,18 +58,18 @@ def test_a_diagonal_matrix_is_seen_exactly_at_every_scale(dtype, scale, kind):
     ],
     ids=["gaussian", "sphere", "not symmetric", "complex"],
 )
-def test_every_entrys_interval_holds_as_often_as_it_says(A, kind):
+def test_every_interval_has_its_nominal_coverage(A, kind):
     runs, exact = 400, np.diag(A).real
     inside = np.zeros(len(A))
     for seed in range(runs):
         estimate = mf.diagonal(A, num_probes=6, kind=kind, seed=seed)
         inside += np.abs(estimate.value.real - exact) <= estimate.half_width()
-    # binomial: 0.95 +- 5 sigma for an entry, and the mean over entries much nearer
+    # binomial: 0.95 +- 5 sigma for an entry; the mean over all entries is more accurate
     assert np.all(inside / runs >= 0.95 - 5 * np.sqrt(0.95 * 0.05 / runs))
     assert inside.mean() / runs <= 1.0 if np.iscomplexobj(A) else inside.mean() / runs < 0.97
 
 
-def test_it_needs_fewer_probes_than_the_average_that_is_not_normalised():
+def test_it_needs_fewer_probes_than_the_unweighted_average():
     A = np.diag(np.linspace(1, 100, 50)) + 0.1 * general(np.float64, 50)
     W = mf.space_like(A, 50).probes(30, seed=0, kind="gaussian")
     plain = np.mean(W * (A @ W), axis=1)
@@ -95,26 +95,26 @@ def test_tolerances_exact_answers_checkpoints_and_blocks_work_as_for_signs(tmp_p
     mf.diagonal(A, num_probes=8, kind="sphere", seed=1, block_size=4, checkpoint=path)
     more = mf.diagonal(A, num_probes=20, kind="sphere", seed=1, block_size=4, checkpoint=path)
     np.testing.assert_allclose(more.value, values[0].value, rtol=1e-11)
-    with pytest.raises(ValueError, match="kind is 'sphere' there"):
+    with pytest.raises(ValueError, match="kind is 'sphere' in the file"):
         mf.diagonal(A, num_probes=20, seed=1, checkpoint=path)
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])
-def test_pieces_give_the_rows_of_the_whole(name):
+def test_sharded_vectors_give_the_local_rows(name):
     A = general(np.float64)
 
     def run(B):
         return mf.diagonal(B, num_probes=5, kind="sphere", seed=1)
 
-    pieces = run_sharded((13, 27), MAKERS[name](), A, run)
+    shards = run_sharded((13, 27), MAKERS[name](), A, run)
     for what in ("value", "stderr"):
-        got = np.concatenate([to_host(getattr(piece, what)) for piece in pieces])
+        got = np.concatenate([to_host(getattr(shard, what)) for shard in shards])
         assert_close(got, getattr(run(A), what))
 
 
-def test_what_cannot_be_normalised_is_refused():
+def test_methods_without_weights_and_merging_are_refused():
     for method in ("diag++", "xdiag", "xnysdiag", "deflated"):
-        with pytest.raises(ValueError, match='only "hutchinson" normalises'):
+        with pytest.raises(ValueError, match='only "hutchinson" normalizes'):
             mf.diagonal(np.eye(9), method=method, kind="gaussian")
     with pytest.raises(ValueError, match="kind must be"):
         mf.diagonal(np.eye(9), kind="cauchy")
