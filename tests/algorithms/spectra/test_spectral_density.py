@@ -268,7 +268,7 @@ def test_merged_runs_keep_residuals_and_one_set_of_known_eigenvalues():
         assert_close(a, b, scale=150)
     assert_close(merged.cdf_band(0.5)[1], whole.cdf_band(0.5)[1])
     bare = mf.spectral_density(A, num_probes=1, first_probe=7, num_steps=10, seed=1)
-    with pytest.raises(ValueError, match="one set of known eigenvalues"):
+    with pytest.raises(ValueError, match="same set of known eigenvalues"):
         whole.merge(bare)
 
 
