@@ -60,7 +60,61 @@ def test_a_filter_on_the_users_module_applies() -> None:
         _as_if_in("matfree.x", _issue)()
 
 
-def test_an_estimate_that_did_not_converge_warns_at_the_call() -> None:
+GAUSSIAN = np.random.default_rng(0).standard_normal((80, 80))
+SYMMETRIC = (GAUSSIAN + GAUSSIAN.T) / 2
+GRID = np.linspace(-1, 1, 10_000)
+DENSE_SPECTRUM = mf.FunctionOperator(lambda x: GRID * x, space=mf.space_like(GRID, len(GRID)))
+POSITIVE = np.eye(80) + GAUSSIAN @ GAUSSIAN.T / 80
+TOO_FEW: Any = {"rtol": 1e-6, "max_matvecs": 60, "seed": 0}
+
+
+class Chunked:
+    """``SYMMETRIC`` as a matrix that is stored in one chunk larger than a slab."""
+
+    shape, dtype, ndim, chunks = (80, 80), np.dtype(float), 2, (80, 80)
+
+    def __getitem__(self, index: Any) -> Any:
+        return SYMMETRIC[index]
+
+
+WARNING_CALLS: dict[str, Callable[[], Any]] = {
+    "SlabOperator": lambda: mf.SlabOperator(Chunked(), slab_bytes=800),
+    "block_traces": lambda: mf.block_traces(SYMMETRIC, {"all": slice(0, 80)}, **TOO_FEW),
+    "block_diagonals": lambda: mf.block_diagonals(SYMMETRIC, {"all": slice(0, 80)}, **TOO_FEW),
+    "diagonal": lambda: mf.diagonal(SYMMETRIC, **TOO_FEW),
+    "eigenvalue_count": lambda: mf.eigenvalue_count(POSITIVE, 2.0, 3.0, **TOO_FEW),
+    "eigsh": lambda: mf.eigsh(SYMMETRIC, 3, max_matvecs=12, seed=0),
+    "frobenius_norm": lambda: mf.frobenius_norm(SYMMETRIC, **TOO_FEW),
+    "logdet": lambda: mf.logdet(POSITIVE, num_steps=10, **TOO_FEW),
+    "power_iteration": lambda: mf.power_iteration(SYMMETRIC, max_steps=3, seed=0),
+    "schatten_norm": lambda: mf.schatten_norm(SYMMETRIC, 3, num_steps=10, **TOO_FEW),
+    "spectral_density": lambda: mf.spectral_density(
+        DENSE_SPECTRUM, eigenpairs=1, num_probes=1, seed=0
+    ),
+    "svds": lambda: mf.svds(GAUSSIAN, 2, max_matvecs=12, seed=0),
+    "trace": lambda: mf.trace(SYMMETRIC, **TOO_FEW),
+    "trace_function": lambda: mf.trace_function(POSITIVE, "log", num_steps=10, **TOO_FEW),
+}
+
+
+@pytest.mark.parametrize("name", WARNING_CALLS)
+def test_every_public_function_warns_at_the_line_of_its_call(name: str) -> None:
+    call = WARNING_CALLS[name]
+    with pytest.warns(RuntimeWarning) as caught:
+        call()
+    lines = {line for *_, line in call.__code__.co_lines()}
+    for warning in caught:
+        assert warning.filename == __file__
+        assert warning.lineno in lines
+
+
+@pytest.mark.parametrize("method", ["xtrace", "hutch++", "deflated"])
+def test_every_method_of_trace_warns_at_the_line_of_its_call(method: Any) -> None:
     with pytest.warns(mf.ConvergenceWarning) as caught:
-        mf.trace(np.ones((50, 50)), rtol=1e-3, max_matvecs=20, seed=0)
+        mf.trace(SYMMETRIC, method=method, **TOO_FEW)
     assert caught[0].filename == __file__
+
+
+def test_every_public_function_that_documents_a_warning_is_called() -> None:
+    documented = {name for name in mf.__all__ if "Warns\n" in (getattr(mf, name).__doc__ or "")}
+    assert documented <= set(WARNING_CALLS)

@@ -1,4 +1,4 @@
-"""eigsh: complete where a residual alone could not tell."""
+"""``eigsh`` finds all wanted eigenpairs, including those that small residuals do not reveal."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_it_finds_the_wanted_pairs_on_every_backend(backend, dtype):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_pairs_of_equal_eigenvalues_are_complete(seed):
+def test_no_copy_of_a_multiple_eigenvalue_is_missed(seed):
     A, exact = laplacian_2d(25), laplacian_2d_spectrum(25)
     result = mf.eigsh(A, 10, seed=seed, max_matvecs=3000)
     assert np.abs(result.values - exact[::-1][:10]).max() < 1e-5
@@ -42,7 +42,7 @@ def test_pairs_of_equal_eigenvalues_are_complete(seed):
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_what_a_low_rank_operator_leaves_is_rounding_and_no_asymmetry(k):
+def test_rounding_errors_of_a_low_rank_operator_are_not_taken_for_asymmetry(k):
     A = with_spectrum(np.r_[1.0, 0.5, -0.25, np.zeros(57)])
     result = mf.eigsh(A, k, rtol=1e-10, seed=0)
     assert result.verified
@@ -58,13 +58,13 @@ def test_a_tenfold_eigenvalue_is_found_ten_times(block_size):
     assert result.verified
 
 
-def test_without_the_search_nothing_is_claimed():
+def test_a_result_without_the_verification_search_is_not_verified():
     result = mf.eigsh(with_spectrum(nn_spectrum(100)), 3, verify=False, seed=0)
     assert result.converged.all()
     assert not result.verified
 
 
-def test_a_warm_start_saves_most_of_the_work():
+def test_a_warm_start_saves_most_matvecs():
     A = with_spectrum(np.linspace(0, 1, 400) ** 3)
     cold = mf.eigsh(A, 3, seed=0, verify=False)
     warm = mf.eigsh(A, 3, start=cold, seed=0, verify=False)
@@ -72,22 +72,22 @@ def test_a_warm_start_saves_most_of_the_work():
     assert_close(warm.values, cold.values, scale=1e6)
 
 
-def test_memory_is_bounded_by_the_restart_length():
+def test_eigenpairs_converge_with_few_vectors_per_restart():
     A = laplacian_2d(25)
     short = mf.eigsh(A, 4, num_vectors=12, seed=0, max_matvecs=5000)
     assert short.converged.all()
     assert np.abs(short.values - laplacian_2d_spectrum(25)[::-1][:4]).max() < 1e-5
 
 
-def test_a_budget_that_ends_first_warns_and_returns_what_there_is():
+def test_an_insufficient_budget_warns_and_returns_the_pairs_so_far():
     A = np.diag(np.linspace(1, 1.001, 500))
     with pytest.warns(mf.ConvergenceWarning, match="pass this result as start"):
         result = mf.eigsh(A, 4, rtol=1e-12, max_matvecs=40, seed=0)
     assert not result.converged.all()
-    assert result.num_matvecs <= 40 + 4  # and four to say how far it got
+    assert result.num_matvecs <= 40 + 4  # and four to recompute the residuals
 
 
-def test_an_interrupted_run_keeps_its_pairs():
+def test_an_interrupted_run_returns_its_pairs():
     def interrupt(step):
         if step.num_matvecs > 60:
             raise KeyboardInterrupt
@@ -137,7 +137,7 @@ def test_both_ends_of_a_spectrum_with_few_distinct_values_do_not_overlap():
 
 @pytest.mark.filterwarnings("ignore::matfree.ConvergenceWarning")
 @pytest.mark.parametrize("budget", range(20, 120, 7))
-def test_the_search_for_what_was_missed_stays_within_the_budget(budget):
+def test_the_verification_search_stays_within_the_budget(budget):
     A = with_spectrum(np.r_[np.full(4, 3.0), np.linspace(-1, 2, 60)])
     result = mf.eigsh(A, 4, block_size=4, max_matvecs=budget, seed=0)
     assert result.num_matvecs <= budget + 4  # and four to recompute the residuals

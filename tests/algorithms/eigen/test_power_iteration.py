@@ -1,4 +1,4 @@
-"""Power iteration: the textbook method, and when it must not claim success."""
+"""Power iteration: convergence, and spectra for which it must not report convergence."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ import matfree as mf
 from matfree.arrays import to_host
 
 
-def test_it_finds_the_largest_in_magnitude_in_order(backend, dtype):
+def test_it_finds_the_eigenvalues_of_largest_magnitude_in_order(backend, dtype):
     spectrum = np.r_[-9.0, 7.0, 4.0, np.linspace(-1, 1, 27)]
     A = with_spectrum(spectrum).astype(dtype)
     result = mf.power_iteration(backend.asarray(A), 3, rtol=1e-4, seed=0)
-    # an eigenvalue is wrong by at most the residual, and usually by its square
+    # The error of an eigenvalue is at most the residual, and usually of the order of its square.
     np.testing.assert_allclose(result.values, [-9.0, 7.0, 4.0], atol=1e-4 * 9)
     assert result.converged.all()
     U = to_host(result.vectors)
@@ -27,7 +27,7 @@ def test_a_complex_hermitian_matrix_has_real_values():
     assert abs(result.values[0] - exact[np.argmax(np.abs(exact))]) < 1e-5 * np.abs(exact).max()
 
 
-def test_plus_and_minus_one_are_not_claimed_to_have_converged():
+def test_eigenvalues_of_equal_magnitude_and_opposite_sign_are_reported_as_unconverged():
     A = with_spectrum(np.r_[1.0, -1.0, np.linspace(-0.5, 0.5, 18)])
     with pytest.warns(mf.ConvergenceWarning, match="equal magnitude and opposite sign"):
         result = mf.power_iteration(A, 1, max_steps=200, seed=0)
@@ -35,7 +35,7 @@ def test_plus_and_minus_one_are_not_claimed_to_have_converged():
     assert result.residuals[0] > 0.1
 
 
-def test_history_holds_every_step_and_the_residual_falls_by_the_gap():
+def test_history_contains_every_step_and_the_residual_decreases_by_the_ratio_of_eigenvalues():
     A = np.diag(np.r_[1.0, 0.5, np.linspace(-0.2, 0.2, 30)])
     result = mf.power_iteration(A, 1, rtol=1e-10, seed=1)
     assert len(result.history) == result.num_steps == result.num_matvecs
@@ -44,13 +44,13 @@ def test_history_holds_every_step_and_the_residual_falls_by_the_gap():
     np.testing.assert_allclose(late[1:] / late[:-1], 0.5, rtol=0.05)  # |lambda_2 / lambda_1|
 
 
-def test_repeated_eigenvalues_and_all_of_them_at_once():
+def test_all_eigenpairs_of_a_matrix_with_repeated_eigenvalues_are_found():
     result = mf.power_iteration(np.diag([3.0, 3.0, 3.0, 1.0]), 4, rtol=1e-8, seed=0)
     assert_close(result.values, [3.0, 3.0, 3.0, 1.0], scale=1e5)
     assert_close(result.vectors.T @ result.vectors, np.eye(4))
 
 
-def test_a_callback_sees_the_steps_and_may_end_a_pair():
+def test_a_callback_is_given_the_steps_and_may_end_the_iteration_of_a_pair():
     seen = []
 
     def stop(step):
@@ -62,7 +62,7 @@ def test_a_callback_sees_the_steps_and_may_end_a_pair():
     assert [step.pair for step in seen] == [0, 1]
 
 
-def test_interrupting_keeps_the_pairs_already_found():
+def test_an_interrupted_run_returns_the_pairs_found_so_far():
     def interrupt(step):
         if step.pair == 1:
             raise KeyboardInterrupt

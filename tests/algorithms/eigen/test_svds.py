@@ -1,4 +1,4 @@
-"""svds against NumPy's dense decomposition, where squares lose half of the digits and elsewhere."""
+"""``svds`` compared with NumPy's dense SVD, also for singular values whose squares are lost."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def with_singular_values(m, n, values, dtype=np.float64):
 
 
 def assert_triplets(A, result, slack, loss=None):
-    """The result is a part of the decomposition, and says truly how good a one."""
-    loss = tolerance(A.dtype) if loss is None else loss
+    """The triplets agree with the dense SVD, and the residuals are the actual ones."""
+    loss = tolerance(A.dtype) if loss is None else loss  # allowed loss of orthogonality
     k, exact = len(result.values), np.linalg.svd(A, compute_uv=False)
     U, V = to_host(result.left), to_host(result.right)
     assert U.shape == (A.shape[0], k)
@@ -32,17 +32,17 @@ def assert_triplets(A, result, slack, loss=None):
     scale = exact[0]
     assert np.abs(result.values - exact[:k]).max() <= slack * scale
     assert np.all(np.diff(result.values) <= 0)
-    ahead = np.linalg.norm(A @ V - U * result.values, axis=0)
-    back = np.linalg.norm(A.conj().T @ U - V * result.values, axis=0)
-    true = np.maximum(ahead, back)
-    assert np.all(np.abs(true - result.residuals * result.norm) <= loss * scale)
+    forward = np.linalg.norm(A @ V - U * result.values, axis=0)
+    adjoint = np.linalg.norm(A.conj().T @ U - V * result.values, axis=0)
+    actual = np.maximum(forward, adjoint)
+    assert np.all(np.abs(actual - result.residuals * result.norm) <= loss * scale)
 
 
 SHAPES = [(60, 35), (35, 60), (40, 40)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_finds_the_largest_on_every_backend(backend, dtype, shape):
+def test_it_finds_the_largest_singular_values_on_every_backend(backend, dtype, shape):
     A = with_singular_values(*shape, 1 / np.arange(1.0, 31), dtype)
     result = mf.svds(backend.asarray(A, dtype), 5, seed=0)
     assert result.converged.all()
@@ -57,25 +57,28 @@ def test_small_singular_values_keep_the_digits_that_their_squares_lose(shape):
     assert result.converged.all()
     assert_triplets(A, result, 1e-14, loss=1e-12)
     squares = mf.eigsh(A.T @ A, 5, rtol=1e-12, seed=0).values
-    assert abs(squares[4]) > 1e-20  # and is 1e-22
+    assert abs(squares[4]) > 1e-20  # the exact square is 1e-22
 
 
 CASES = {
-    "rank 3, six wanted": (with_singular_values(50, 30, [3.0, 2, 1]), 6),
-    "four times the same": (with_singular_values(50, 30, [3.0] * 4 + [1] * 26), 6),
-    "everything": (with_singular_values(20, 14, np.linspace(1, 2, 14)), 14),
-    "everything, over 8 orders": (with_singular_values(14, 20, 0.25 ** np.arange(14)), 14),
-    "half of it zero": (with_singular_values(20, 20, np.linspace(1, 2, 10)), 20),
+    "rank 3, six requested": (with_singular_values(50, 30, [3.0, 2, 1]), 6),
+    "a fourfold singular value": (with_singular_values(50, 30, [3.0] * 4 + [1] * 26), 6),
+    "all triplets": (with_singular_values(20, 14, np.linspace(1, 2, 14)), 14),
+    "all triplets, over 8 orders of magnitude": (
+        with_singular_values(14, 20, 0.25 ** np.arange(14)),
+        14,
+    ),
+    "half of the values zero": (with_singular_values(20, 20, np.linspace(1, 2, 10)), 20),
     "one row": (np.arange(1.0, 9)[None, :], 1),
     "one column": (np.arange(1.0, 9)[:, None], 1),
-    "one number": (np.array([[-7.0]]), 1),
+    "a single entry": (np.array([[-7.0]]), 1),
     "zero": (np.zeros((12, 9)), 4),
-    "a rotation": (np.array([[0.0, -1], [1, 0]]), 2),
+    "an orthogonal matrix": (np.array([[0.0, -1], [1, 0]]), 2),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_degenerate_operators_are_no_exception(name):
+def test_degenerate_operators_converge_and_are_verified(name):
     A, k = CASES[name]
     result = mf.svds(A, k, seed=0)
     assert result.converged.all()
@@ -85,7 +88,7 @@ def test_degenerate_operators_are_no_exception(name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scale", [2.0**100, 1e-30, 1e30])
-def test_scale_changes_nothing_but_the_scale(dtype, scale):
+def test_a_scaled_operator_takes_the_same_steps(dtype, scale):
     A = with_singular_values(40, 25, 1 / np.arange(1.0, 26), dtype)
     plain, scaled = (mf.svds(c * A, 4, seed=0) for c in (dtype(1), dtype(scale)))
     np.testing.assert_allclose(scaled.values / scale, plain.values, rtol=30 * np.finfo(dtype).eps)
@@ -95,7 +98,7 @@ def test_scale_changes_nothing_but_the_scale(dtype, scale):
         assert np.array_equal(scaled.values, scale * plain.values)
 
 
-def test_sparse_matrices_linear_operators_and_chains_are_taken():
+def test_sparse_matrices_linear_operators_and_adjoints_are_accepted():
     S = scipy.sparse.random_array((80, 30), density=0.2, rng=np.random.default_rng(0))
     exact = np.linalg.svd(S.toarray(), compute_uv=False)[:3]
     L = scipy.sparse.linalg.aslinearoperator(S)
@@ -105,7 +108,7 @@ def test_sparse_matrices_linear_operators_and_chains_are_taken():
 
 
 class Counting:
-    """A matrix that counts columns, and may lack an adjoint or have a wrong one."""
+    """A matrix that counts its matvecs. Its adjoint may be missing or wrong."""
 
     def __init__(self, A, adjoint):
         self.shape, self.dtype, self.A, self.count = A.shape, A.dtype, A, 0
@@ -120,7 +123,7 @@ class Counting:
         return self._counted(self.A @ x)
 
 
-def test_products_of_both_kinds_are_counted():
+def test_matvecs_with_the_operator_and_its_adjoint_are_counted():
     A = with_singular_values(40, 25, 0.5 ** np.arange(25))
     for B in (A, A.T):
         result = mf.svds(operator := Counting(B, B.T), 8, seed=0)
@@ -128,7 +131,7 @@ def test_products_of_both_kinds_are_counted():
         assert_triplets(B, result, 1e-6)
 
 
-def test_a_missing_adjoint_is_said_before_any_product():
+def test_a_missing_adjoint_is_reported_before_the_first_matvec():
     operator = Counting(np.ones((5, 4)), None)
     with pytest.raises(mf.OperatorError, match=r"give it rmatvec \(A\^H x\)"):
         mf.svds(operator, 2)
@@ -142,20 +145,20 @@ def test_a_missing_adjoint_is_said_before_any_product():
         assert mf.check_operator(foreign).adjoint is None
 
 
-def test_a_wrong_adjoint_is_found():
+def test_a_wrong_adjoint_is_detected():
     A = with_singular_values(30, 20, np.linspace(1, 2, 20))
     with pytest.raises(mf.OperatorError, match="fix rmatvec"):
         mf.svds(Counting(A, np.roll(A.T, 1, axis=0)), 3, seed=0)
 
 
-def test_a_product_with_nan_is_named():
+def test_a_matvec_with_nan_is_reported():
     A = np.ones((6, 5))
     A[2, 3] = np.nan
     with pytest.raises(mf.NonFiniteError, match="product"):
         mf.svds(A, 2, seed=0)
 
 
-def test_a_budget_that_ends_first_warns_and_returns_what_there_is():
+def test_an_insufficient_budget_warns_and_returns_the_triplets_so_far():
     A = with_singular_values(300, 200, np.linspace(1, 1.001, 200))
     with pytest.warns(mf.ConvergenceWarning, match="pass this result as start"):
         rough = mf.svds(A, 4, rtol=1e-10, max_matvecs=100, seed=0)
@@ -165,7 +168,7 @@ def test_a_budget_that_ends_first_warns_and_returns_what_there_is():
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300)], ids=str)
-def test_a_warm_start_saves_work(shape):
+def test_a_warm_start_saves_half_of_the_matvecs(shape):
     A = with_singular_values(*shape, np.linspace(1, 0, 200) ** 3)
     cold = mf.svds(A, 3, seed=0, verify=False)
     warm = mf.svds(A, 3, seed=0, verify=False, start=cold)
@@ -174,7 +177,7 @@ def test_a_warm_start_saves_work(shape):
     assert_close(warm.values, cold.values, scale=1e3)
 
 
-def test_a_callback_sees_singular_values_and_may_stop_the_run():
+def test_a_callback_is_given_singular_values_and_may_stop_the_run():
     A = with_singular_values(60, 40, np.linspace(4, 0.1, 40))
     seen = []
     with pytest.warns(mf.ConvergenceWarning):
@@ -186,7 +189,7 @@ def test_a_callback_sees_singular_values_and_may_stop_the_run():
     assert 0.1 < seen[-1].residuals[0] / result.residuals[0] < 10
 
 
-def test_an_interrupted_run_keeps_its_triplets():
+def test_an_interrupted_run_returns_its_triplets():
     def interrupt(step):
         if step.num_matvecs > 80:
             raise KeyboardInterrupt
@@ -199,7 +202,7 @@ def test_an_interrupted_run_keeps_its_triplets():
     assert_triplets(A, result, 0.1)
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
+def test_a_killed_run_resumes_from_its_checkpoint(tmp_path):
     class Killed(BaseException):
         pass
 
@@ -207,7 +210,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
     whole = mf.svds(A, 9, seed=0)
     for last in (10, whole.num_matvecs // 2, whole.num_matvecs - 30):
 
-        class Mortal(Counting):
+        class Killer(Counting):
             def _counted(self, y, last=last):
                 if self.count == last:
                     raise Killed
@@ -215,35 +218,35 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
 
         path = tmp_path / f"{last}"
         with pytest.raises(Killed):
-            mf.svds(Mortal(A, A.T), 9, seed=0, checkpoint=path)
+            mf.svds(Killer(A, A.T), 9, seed=0, checkpoint=path)
         resumed = mf.svds(A, 9, seed=0, checkpoint=path)
         assert_close(resumed.values, whole.values)
         assert_close(resumed.residuals, whole.residuals, scale=1.0)
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])
-def test_triplets_of_pieces_are_those_of_the_whole(name):
+def test_triplets_of_sharded_operators_are_those_of_whole_ones(name):
     rows, columns = (30, 20), (7, 13)
     for A, cuts, column_cuts in (
         (with_singular_values(50, 20, 1 / np.arange(1.0, 21)), rows, columns),
         (with_singular_values(20, 50, 1 / np.arange(1.0, 21)), columns, rows),
     ):
         whole = mf.svds(A, 3, seed=0)
-        pieces = run_sharded(
+        shards = run_sharded(
             cuts,
             MAKERS[name](),
             A,
             lambda B: mf.svds(B, 3, seed=0),
             column_shard_sizes=column_cuts,
         )
-        assert all(piece.num_matvecs == whole.num_matvecs for piece in pieces)
+        assert all(shard.num_matvecs == whole.num_matvecs for shard in shards)
         for side in ("left", "right"):
-            Q = np.concatenate([to_host(getattr(piece, side)) for piece in pieces])
+            Q = np.concatenate([to_host(getattr(shard, side)) for shard in shards])
             assert_close(np.abs(np.sum(Q * getattr(whole, side), axis=0)), np.ones(3))
-        assert_close(pieces[1].values, whole.values)
+        assert_close(shards[1].values, whole.values)
 
 
-def test_a_result_prints_and_is_saved(tmp_path):
+def test_a_result_is_printed_and_saved(tmp_path):
     result = mf.svds(np.diag([3.0, 2.0, 1.0]), 2, seed=0)
     assert "singular value 1  3" in str(result)
     assert np.array_equal(mf.load(result.save(tmp_path / "result")).left, result.left)
@@ -267,7 +270,7 @@ def test_bad_arguments_are_refused(options, message):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_values_over_many_scales_take_as_many_rounds_as_the_budget_pays_for(seed):
+def test_values_over_many_orders_of_magnitude_take_several_rounds_within_the_budget(seed):
     A = with_singular_values(60, 40, np.geomspace(1, 1e-14, 30))
     result = mf.svds(A, 20, rtol=1e-13, seed=seed)
     assert result.converged.all()

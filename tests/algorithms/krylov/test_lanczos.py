@@ -1,4 +1,4 @@
-"""Lanczos: the factorization in its docstring is what is asserted here."""
+"""The Lanczos factorization satisfies the equations of its docstring."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_the_factorization_holds_and_the_basis_is_orthonormal(backend, dtype):
         assert_close(V[0] * T.start_norms[p], to_host(start)[:, p], dtype)
 
 
-def test_a_batch_gives_the_numbers_of_separate_runs(backend):
+def test_a_block_of_start_vectors_gives_the_results_of_separate_runs(backend):
     A = backend.asarray(hermitian(np.float64))
     start = mf.space_like(A, 60).probes(3, seed=0)
     batch = mf.lanczos(A, start, 15)
@@ -41,11 +41,11 @@ def test_a_batch_gives_the_numbers_of_separate_runs(backend):
     assert batch.num_matvecs == 45
 
 
-def test_a_batch_of_runs_of_different_lengths_cuts_each_where_it_ends():
+def test_every_run_of_a_block_ends_when_its_own_krylov_space_is_invariant():
     A = np.diag(np.r_[1.0, 2.0, 3.0, np.linspace(4, 9, 27)])
     start = np.zeros((30, 3))
     start[0, 0] = 5.0  # an eigenvector
-    start[:3, 1] = 1.0  # three of them
+    start[:3, 1] = 1.0  # a sum of three
     start[:, 2] = 1.0
     T = mf.lanczos(A, start, 20)
     assert [len(a) for a in T.alphas] == [1, 3, 20]
@@ -54,7 +54,7 @@ def test_a_batch_of_runs_of_different_lengths_cuts_each_where_it_ends():
     assert_close(T.quadrature(1)[1], np.ones(3) / 3)
 
 
-def test_without_reorthogonalisation_the_distribution_is_the_same():
+def test_moments_without_reorthogonalization_are_the_same():
     A = with_spectrum(np.linspace(1, 2, 200))
     v = mf.space_like(A, 200).probes(1, seed=0)
     full, bare = (mf.lanczos(A, v, 25, reorthogonalize=r) for r in ("full", "none"))
@@ -87,7 +87,7 @@ def test_bad_arguments_are_refused(start, steps, message):
 
 
 class Stepping:
-    """An operator of somebody else's that makes the steps of the recurrence itself."""
+    """A user's operator with a ``lanczos_step`` method."""
 
     shape, dtype, calls = (60, 60), np.float64, 0
 
@@ -107,14 +107,14 @@ class Stepping:
         return R, alpha, np.linalg.norm(R, axis=0)
 
 
-def test_an_operator_may_make_the_steps_of_the_bare_recurrence_itself():
+def test_the_lanczos_step_of_an_operator_is_used_without_reorthogonalization():
     start = mf.space_like(np.empty(0), 60).probes(3, seed=0)
-    there, steps = Stepping(), 10
-    T = mf.lanczos(there, start, steps, reorthogonalize="none")
-    plain = mf.lanczos(there.matrix, start, steps, reorthogonalize="none")
-    assert there.calls == steps - 1  # the second product tells what the operator is
+    operator, steps = Stepping(), 10
+    T = mf.lanczos(operator, start, steps, reorthogonalize="none")
+    plain = mf.lanczos(operator.matrix, start, steps, reorthogonalize="none")
+    assert operator.calls == steps - 1  # the second step checks that the operator is Hermitian
     assert T.num_matvecs == plain.num_matvecs
     assert_close(T.alphas, plain.alphas, scale=1e3)
     assert_close(T.betas, plain.betas, scale=1e3)
-    mf.lanczos(there, start, steps)
-    assert there.calls == steps - 1  # none where the whole basis is projected off
+    mf.lanczos(operator, start, steps)
+    assert operator.calls == steps - 1  # none if the whole basis is projected out

@@ -1,4 +1,4 @@
-"""Lanczos vectors within a budget of memory: what is chosen, what it takes, what it costs."""
+"""Memory budgets of Lanczos runs: the chosen scheme, its peak memory, and its accuracy."""
 
 import tracemalloc
 
@@ -25,7 +25,7 @@ def large(dtype):
 
 @pytest.fixture(params=["numpy", "torch"])
 def with_half(request):
-    """The backends that have 16-bit numbers."""
+    """The backends with 16-bit numbers."""
     return MAKERS[request.param]()
 
 
@@ -54,7 +54,7 @@ RUNS = {
 
 
 def few_pairs(A):
-    """Eigenpairs of the diagonal operator above, without computing anything."""
+    """Exact eigenpairs of ``large``."""
     vectors = np.zeros((N, 3), dtype=A.space.dtype)
     vectors[[-1, -2, -3], [0, 1, 2]] = 1
     values = np.linspace(0.5, 1.0, N)[[-1, -2, -3]]
@@ -74,7 +74,7 @@ def few_pairs(A):
 
 
 def measured(function, *args, **options):
-    """A result, and the most memory that was in use on the way to it."""
+    """The result of a function, and the peak memory of the call in bytes."""
     tracemalloc.start()
     try:
         return function(*args, **options), tracemalloc.get_traced_memory()[1]
@@ -87,7 +87,7 @@ def measured(function, *args, **options):
     [(name, np.float32) for name in RUNS]
     + [("density", np.complex128), ("known eigenvalues", np.float64), ("lanczos", np.float64)],
 )
-def test_the_peak_is_within_the_budget_and_what_was_predicted(name, dtype):
+def test_the_peak_is_within_the_budget_and_as_predicted(name, dtype):
     run, A = RUNS[name], large(dtype)
     vector, budget, chosen = N * np.dtype(dtype).itemsize, 1 << 40, set()
     while budget >= 14 * vector:
@@ -95,15 +95,17 @@ def test_the_peak_is_within_the_budget_and_what_was_predicted(name, dtype):
             result, peak = measured(run, A, memory=budget)
         except MemoryError:
             break
-        told = result.memory
-        assert told["predicted"] <= told["budget"] == budget
-        assert 0.6 * told["predicted"] <= peak <= 1.02 * told["predicted"]  # T and the like
-        chosen.add((told["basis"], told["at_once"]))
-        budget = int(0.6 * told["predicted"])
+        scheme = result.memory
+        assert scheme["predicted"] <= scheme["budget"] == budget
+        assert (
+            0.6 * scheme["predicted"] <= peak <= 1.02 * scheme["predicted"]
+        )  # 2 % for T and other small arrays
+        chosen.add((scheme["basis"], scheme["at_once"]))
+        budget = int(0.6 * scheme["predicted"])
     assert len(chosen) >= (1 if name == "kernel polynomials" else 2)
 
 
-SPECTRA = {  # outliers, clusters, repeated eigenvalues, many scales, and none of it
+SPECTRA = {
     "outliers": nn_spectrum(400),
     "clusters": np.r_[np.linspace(0, 1, 300), np.repeat([5.0, 5.00005, 20.0], [2, 3, 30])],
     "many scales": np.geomspace(1e-9, 1, 300),
@@ -113,7 +115,7 @@ SPECTRA = {  # outliers, clusters, repeated eigenvalues, many scales, and none o
 }
 
 
-def test_a_checkpoint_copies_what_it_writes_and_that_is_predicted(tmp_path):
+def test_the_copies_that_a_checkpoint_makes_are_predicted(tmp_path):
     A = large(np.float32)
     for number, kind in enumerate(("full", "half")):
         result, peak = measured(
@@ -127,9 +129,7 @@ def test_a_checkpoint_copies_what_it_writes_and_that_is_predicted(tmp_path):
 
 
 @pytest.mark.parametrize("name", SPECTRA)
-def test_nodes_from_a_basis_in_16_bits_are_as_near_to_eigenvalues_as_they_say(
-    with_half, dtype, name
-):
+def test_errors_of_nodes_from_a_basis_in_16_bits_are_within_their_bounds(with_half, dtype, name):
     spectrum = SPECTRA[name]
     n, norm = len(spectrum), np.abs(spectrum).max()
     A = with_half.asarray(with_spectrum(spectrum).astype(dtype))
@@ -138,13 +138,15 @@ def test_nodes_from_a_basis_in_16_bits_are_as_near_to_eigenvalues_as_they_say(
     assert half.bases == ()
     for p in range(2):
         nodes, weights, residuals = half.ritz(p)
-        assert 0 < half.node_error(p) <= 2e-6 * norm  # the docstring's 1e-8 with room for the bound
+        assert (
+            0 < half.node_error(p) <= 2e-6 * norm
+        )  # errors of 1e-8, times the factor of the bound
         distance = np.abs(nodes[:, None] - spectrum[None, :]).min(axis=1)
         assert (distance <= residuals + 100 * np.finfo(dtype).eps * norm).all()
         assert weights.sum() == pytest.approx(1)
 
 
-def test_sixteen_bits_find_outliers_once_and_the_bulk_as_well_as_full_bases_do():
+def test_a_basis_in_16_bits_finds_outliers_once_and_the_bulk_as_accurately_as_a_full_basis():
     spectrum = nn_spectrum(2000)
     A = scipy.sparse.diags_array(spectrum).tocsr()
     start = mf.space_like(np.zeros(1), 2000).probes(1, seed=0, kind="gaussian")
@@ -156,12 +158,12 @@ def test_sixteen_bits_find_outliers_once_and_the_bulk_as_well_as_full_bases_do()
         cdf = (weights[None, :] * (nodes[kind][None, :] <= grid[:, None])).sum(axis=1)
         bulk[kind] = np.abs(cdf - np.searchsorted(np.sort(spectrum), grid) / 2000).mean()
     assert [(nodes[kind] > 0.9).sum() for kind in ("full", "half")] == [10, 10]
-    assert (nodes["none"] > 0.9).sum() >= 30  # copies, which take the steps of the bulk
+    assert (nodes["none"] > 0.9).sum() >= 30  # copies, which use up steps that the bulk needs
     assert errors["half"] <= 1e-8  # measured: 2e-9
     assert bulk["half"] <= 1.01 * bulk["full"]
 
 
-def test_a_few_distinct_eigenvalues_end_the_run_in_16_bits_too(with_half, dtype):
+def test_a_run_in_16_bits_ends_at_an_invariant_krylov_space(with_half, dtype):
     A = with_half.asarray(np.diag(np.repeat([1.0, 2.0, 5.0, 10.0], 25)).astype(dtype))
     density = mf.spectral_density(A, num_probes=2, reorthogonalize="half", seed=0)
     for nodes, weights in zip(density.nodes, density.weights, strict=True):
@@ -170,7 +172,7 @@ def test_a_few_distinct_eigenvalues_end_the_run_in_16_bits_too(with_half, dtype)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_scale_does_not_matter_in_16_bits(scale):
+def test_errors_in_16_bits_do_not_depend_on_the_scale(scale):
     A = with_spectrum(nn_spectrum(150))
     options = {"num_steps": 40, "num_probes": 2, "reorthogonalize": "half", "seed": 0}
     plain, scaled = (mf.spectral_density(c * A, **options) for c in (1.0, scale))
@@ -178,13 +180,13 @@ def test_scale_does_not_matter_in_16_bits(scale):
     assert scaled.storage_error == pytest.approx(plain.storage_error, rel=0.2)
 
 
-def test_an_unsymmetric_operator_is_refused_in_16_bits_too():
+def test_an_unsymmetric_operator_is_detected_in_16_bits_too():
     A = np.random.default_rng(0).standard_normal((60, 60))
     with pytest.raises(mf.NotHermitianError):
         mf.lanczos(A, np.ones(60), 30, reorthogonalize="half")
 
 
-def test_the_noise_floor_and_the_bias_hold_what_16_bits_cost():
+def test_the_noise_floor_and_the_bias_include_the_error_of_16_bits():
     A = with_spectrum(np.geomspace(1e-5, 1, 300))
     options = {"num_steps": 60, "num_probes": 2, "seed": 0}
     full, half = (
@@ -199,7 +201,7 @@ def test_the_noise_floor_and_the_bias_hold_what_16_bits_cost():
     assert exact.bias < 1e-4
 
 
-def test_a_count_in_16_bits_holds_the_truth():
+def test_the_interval_of_a_count_in_16_bits_contains_the_exact_count():
     spectrum = nn_spectrum(300)
     for seed in range(5):
         count = mf.eigenvalue_count(
@@ -209,21 +211,21 @@ def test_a_count_in_16_bits_holds_the_truth():
         assert low <= 10 <= high
 
 
-def test_the_order_of_choices_is_fewer_at_once_then_16_bits_then_no_basis():
-    need = MemoryModel(mf.space_like(np.zeros(1), N), M)
+def test_schemes_are_preferred_in_the_order_fewer_at_once_then_16_bits_then_no_basis():
+    model = MemoryModel(mf.space_like(np.zeros(1), N), M)
     wanted = StorageScheme("full", 4, keep_basis=False)
-    ways = []
+    schemes = []
     for vectors in range(200, 8, -3):
-        way = choose_storage(need, wanted, vectors * 8 * N)
-        assert way.predicted <= vectors * 8 * N
-        ways.append((way.reorthogonalize, way.at_once))
+        scheme = choose_storage(model, wanted, vectors * 8 * N)
+        assert scheme.predicted <= vectors * 8 * N
+        schemes.append((scheme.reorthogonalize, scheme.at_once))
     rank = {"full": 0, "half": 1, "none": 2}
-    order = [(rank[basis], -at_once) for basis, at_once in ways]
+    order = [(rank[basis], -at_once) for basis, at_once in schemes]
     assert order == sorted(order)
-    assert {("full", 4), ("full", 1), ("half", 1), ("none", 1)} <= set(ways)
+    assert {("full", 4), ("full", 1), ("half", 1), ("none", 1)} <= set(schemes)
 
 
-def test_fewer_at_once_change_no_number():
+def test_fewer_start_vectors_at_once_do_not_change_the_results():
     A = with_spectrum(nn_spectrum(200))
     options = {"num_steps": 20, "num_probes": 4, "seed": 0}
     whole = mf.spectral_density(A, **options)
@@ -235,7 +237,7 @@ def test_fewer_at_once_change_no_number():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_budget_too_small_for_anything_names_the_least_that_is_enough(name):
+def test_an_insufficient_budget_is_refused_with_the_minimum(name):
     run, A = RUNS[name], large(np.float32)
     with pytest.raises(MemoryError, match="the minimum is") as caught:
         run(A, memory=1000)
@@ -246,12 +248,12 @@ def test_a_budget_too_small_for_anything_names_the_least_that_is_enough(name):
 
 
 @pytest.mark.parametrize("memory", [-1, 2.5, True, "2 GB"])
-def test_a_budget_is_a_number_of_bytes(memory):
+def test_a_budget_that_is_not_a_number_of_bytes_is_refused(memory):
     with pytest.raises(ValueError, match="memory must be a number of bytes"):
         mf.spectral_density(np.eye(5), memory=memory)
 
 
-def test_a_library_without_16_bits_goes_on_to_the_next_choice():
+def test_a_library_without_16_bit_numbers_uses_the_next_scheme():
     strict = MAKERS["strict"]()
     A = strict.asarray(with_spectrum(nn_spectrum(300)))
     start = mf.space_like(A, 300).probes(1, seed=0)
@@ -261,7 +263,7 @@ def test_a_library_without_16_bits_goes_on_to_the_next_choice():
     assert T.memory["basis"] == T.reorthogonalize == "none"
 
 
-def test_the_choice_is_printed_and_survives_saving(tmp_path):
+def test_the_scheme_is_printed_and_saved(tmp_path):
     A = large(np.float32)
     for name in ("density", "trace of a function", "lanczos"):
         run = RUNS[name]
@@ -273,7 +275,7 @@ def test_the_choice_is_printed_and_survives_saving(tmp_path):
 
 
 @pytest.mark.parametrize("cuts", [(70, 50), (1, 118, 1)])
-def test_every_process_makes_the_same_choice_and_the_numbers_are_those_of_the_whole(
+def test_every_process_chooses_the_same_scheme_and_results_are_those_of_whole_vectors(
     with_half, cuts
 ):
     A = with_spectrum(nn_spectrum(120))
@@ -282,9 +284,9 @@ def test_every_process_makes_the_same_choice_and_the_numbers_are_those_of_the_wh
         return mf.spectral_density(B, num_steps=20, num_probes=3, seed=0, reorthogonalize="half")
 
     whole = run(mf.aslinearoperator(A))
-    for piece in run_sharded(cuts, with_half, A, run):
-        assert_close(piece.nodes[1], whole.nodes[1], np.float32)
-        assert piece.storage_error == pytest.approx(whole.storage_error, rel=0.3)
+    for shard in run_sharded(cuts, with_half, A, run):
+        assert_close(shard.nodes[1], whole.nodes[1], np.float32)
+        assert shard.storage_error == pytest.approx(whole.storage_error, rel=0.3)
     largest = 8 * max(cuts)
     choices = [
         run_sharded(
@@ -295,8 +297,8 @@ def test_every_process_makes_the_same_choice_and_the_numbers_are_those_of_the_wh
         )
         for memory in (60 * largest, 24 * largest)
     ]
-    for pieces in choices:
-        assert len({(piece["basis"], piece["at_once"]) for piece in pieces}) == 1
+    for shards in choices:
+        assert len({(shard["basis"], shard["at_once"]) for shard in shards}) == 1
     assert choices[0][0]["basis"] == "full"
     assert choices[1][0]["basis"] != "full"
     with pytest.raises(MemoryError):
@@ -306,12 +308,12 @@ def test_every_process_makes_the_same_choice_and_the_numbers_are_those_of_the_wh
 
 
 @pytest.mark.parametrize("kind", ["full", "half", "none"])
-def test_ritz_vectors_come_without_a_basis(backend, dtype, kind):
+def test_ritz_vectors_do_not_require_a_basis(backend, dtype, kind):
     if kind == "half" and half_type(backend.xp) is None:
         pytest.skip("the library has no 16-bit numbers")
     if np.issubdtype(dtype, np.complexfloating):
         A = complex_hermitian(150).astype(dtype)
-        A = A @ A  # its largest eigenvalues stand apart
+        A = A @ A  # its largest eigenvalues are well separated
     else:
         A = with_spectrum(nn_spectrum(150)).astype(dtype)
     operator = backend.asarray(A)
@@ -324,14 +326,14 @@ def test_ritz_vectors_come_without_a_basis(backend, dtype, kind):
     U = to_host(pairs.vectors)
     assert_close(U.conj().T @ U, np.eye(3), dtype)
     actual = np.linalg.norm(A @ U - U * pairs.values, axis=0) / np.abs(exact[0])
-    # vectors are as good as they are orthogonal: to 1e-4 or so in 16 bits, while values are better
+    # Vectors are as accurate as they are orthogonal, to about 1e-4 in 16 bits; values are better.
     reached = max(tolerance(dtype), 1e-6 if kind != "half" else 2e-4)
     assert_close(pairs.residuals, actual, dtype, scale=1.0)
     assert (pairs.residuals <= reached).all()
     assert pairs.num_matvecs == 2 * 60 + 3
 
 
-def test_ritz_vectors_are_cut_like_the_vectors(with_half):
+def test_ritz_vectors_are_sharded_like_the_operator(with_half):
     A = with_spectrum(nn_spectrum(120))
 
     def run(B):
@@ -340,13 +342,13 @@ def test_ritz_vectors_are_cut_like_the_vectors(with_half):
         return mf.ritz_vectors(B, T, start=start, k=3)
 
     whole = run(mf.aslinearoperator(A))
-    pieces = run_sharded((70, 50), with_half, A, run)
-    U = np.concatenate([to_host(piece.vectors) for piece in pieces])
-    assert_close(pieces[1].values, whole.values, np.float32)
+    shards = run_sharded((70, 50), with_half, A, run)
+    U = np.concatenate([to_host(shard.vectors) for shard in shards])
+    assert_close(shards[1].values, whole.values, np.float32)
     assert_close(np.abs(np.sum(U * whole.vectors, axis=0)), np.ones(3), np.float32)
 
 
-def test_ritz_vectors_read_off_a_basis_cost_no_second_run_and_are_the_same():
+def test_ritz_vectors_from_a_basis_need_no_second_run_and_are_the_same():
     A = with_spectrum(nn_spectrum(200))
     start = mf.space_like(A, 200).probes(3, seed=1)
     kept = mf.lanczos(A, start, 40)
@@ -360,7 +362,7 @@ def test_ritz_vectors_read_off_a_basis_cost_no_second_run_and_are_the_same():
     assert_close(np.abs(np.sum(first.vectors * second.vectors, axis=0)), np.ones(5))
 
 
-def test_ritz_vectors_refuse_what_does_not_belong_together():
+def test_ritz_vectors_refuses_arguments_that_do_not_belong_together():
     A = with_spectrum(nn_spectrum(80))
     start = mf.space_like(A, 80).probes(2, seed=1)
     T = mf.lanczos(A, start, 20, keep_basis=False)
