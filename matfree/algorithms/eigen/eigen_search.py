@@ -137,6 +137,7 @@ class EigenSearch:
                 if enough or self._must_stop(krylov) or self._stopped_by_callback():
                     return
                 if krylov.restart_if_full(values, Y, self.which, self.k):
+                    # The columns of V are now Ritz vectors, the wanted ones first.
                     wanted = np.eye(krylov.size)[:, : len(best)]
                 self.run.save()
         finally:  # an interrupted run returns its Ritz vectors too
@@ -150,7 +151,7 @@ class EigenSearch:
         """
         ends: list[tuple[Which, int | None]] = [(self.which, None)]
         if self.which == "BE":
-            ends = [("LA", 0), ("SA", 1)]
+            ends = [("LA", 0), ("SA", 1)]  # the order of "BE" alternates between the ends
         self._begin_verification(self.end)
         while self.end < len(ends):
             found = self._search_complement(block_size, *ends[self.end])
@@ -276,6 +277,7 @@ class EigenSearch:
             self.run.save()
 
     def _capacity(self, width: int) -> int:
+        # Three blocks more than the wanted vectors, or a restart would leave no space to expand.
         return min(self.space.size, max(self.capacity, self.k + 3 * width))
 
     def _must_stop(self, krylov: KrylovDecomposition) -> bool:

@@ -104,7 +104,7 @@ class PowerSearch:
             entries.append(_rayleigh_residual(space, v, w, self._project_out_found(w)))
             if step == 1 and pair == 0:
                 first = v, w
-            elif step == 2 and first is not None:
+            elif step == 2 and first is not None:  # once is enough: A does not change
                 self._check_symmetry(*first, v, w)
             checks = step % _STEPS_PER_POWER_CHECK == 0 or step in (2, self.max_steps)
             if checks and self._is_done(pair, step, entries):

@@ -157,6 +157,7 @@ class SingularSearch:
     def _round(self, start: Array | None, rtol: float) -> bool:
         """Improve the triplets that are not locked; return whether the run must stop."""
         left = self.k - self.num_locked
+        # A^H A costs two matvecs; the residuals of A and those of eigsh are paid in advance.
         budget = (self.budget - self.num_matvecs - 2 * self.k) // 2 - left
         path = self.checkpoint
         if path is not None and self.num_rounds:
@@ -185,9 +186,8 @@ class SingularSearch:
                 self.verified, self.reason = False, StoppingReason.ROUNDING
                 return True
             raise OperatorError(
-                f"the adjoint of {self.forward.operator!r} contradicts its matvecs, because "
-                f"A^H A is not Hermitian ({cause}); fix rmatvec, and use matfree.check_operator "
-                "to test it."
+                f"the adjoint of {self.forward.operator!r} contradicts its matvecs: A^H A is not "
+                "Hermitian; fix rmatvec, and test it with matfree.check_operator."
             ) from cause
         self.num_rounds += 1
         self.verified = self.verified and pairs.verified

@@ -79,6 +79,8 @@ class Coefficients:
         scale = xp.maximum(xp.abs(alpha), beta)
         if self.scale is not None:
             scale = xp.maximum(self.scale, scale)
+        # Beta is compared with rounding errors: of the matvec, relative to the entries of T, and of
+        # the projections, relative to what they subtracted.
         alive = beta > xp.maximum(self.factor * scale, self.share * defect)
         if self.alive is not None:  # an ended run produces only rounding errors
             alive = alive & self.alive

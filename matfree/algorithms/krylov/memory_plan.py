@@ -130,6 +130,7 @@ class MemoryModel:
 
     def _num_working_vectors(self, storage: StorageScheme) -> int:
         """The vectors in addition to the basis, at the moment when there are most of them."""
+        # Counted in the code of ``Recurrence``; a test compares them with the allocated memory.
         runs, k = storage.at_once, self.num_projected
         projecting = runs + k if k else 0
         return (6 * runs + 2 if storage.reorthogonalize == "full" else 8 * runs) + projecting

@@ -150,10 +150,10 @@ class Recurrence:
             self.step += 1
             last = self.step == self.num_steps
             checked = last or self.step % STEPS_PER_CHECK == 0 or self.step in (1, 3)
-            if checked:  # steps 1 and 3: errors of operators are found early
+            if checked:  # steps 1 and 3 as well, to detect faulty operators early
                 self.coefficients.check_point()
             if not last:
-                if not self.full:
+                if not self.full:  # Gram-Schmidt reads the previous vectors from the basis
                     self._previous = self._newest
                 self._newest = ScaledBlock(
                     self.space, R, reciprocal_of_beta(self.space, beta, alive)
@@ -177,6 +177,7 @@ class Recurrence:
             if fused is not None:
                 return fused
         V, beta = self.V, self.coefficients.beta
+        # three_term_step overwrites the previous vectors, which a basis in 16 bits still needs.
         before = self.space.xp.asarray(self.previous, copy=True) if half else self.previous
         if isinstance(self.bases, Bases) and self.full:
             R, alpha, defect = self.bases.orthogonalize(self.A(V), self.step, beta)
@@ -187,9 +188,9 @@ class Recurrence:
             )
         if isinstance(self.bases, HalfBases):
             defect = self.space.xp.maximum(defect, self.bases.project_out(R))
-            alpha = alpha + project_out_columns(
-                self.space, R, V
-            )  # otherwise T has an error of first order
+            # The basis in 16 bits lacks the last two vectors. What is projected out along V belongs
+            # to alpha; without it, T would have an error of first order.
+            alpha = alpha + project_out_columns(self.space, R, V)
             project_out_columns(self.space, R, before)
             norms = self.space.norms(R)
         return R, norms, self.coefficients.add(alpha, norms, defect)
@@ -199,10 +200,10 @@ class Recurrence:
         V, previous = self._newest, self._previous
         beta = self.coefficients.beta
         back = self.space.xp.zeros_like(V.scale) if beta is None else beta * previous.scale
-        made = self.A.lanczos_step(V.block, previous.block, back, V.scale)
-        if made is None:
+        fused = self.A.lanczos_step(V.block, previous.block, back, V.scale)
+        if fused is None:
             return None
-        R, alpha, norms = made
+        R, alpha, norms = fused
         alive = self.coefficients.add(alpha, norms, self.space.xp.zeros_like(norms))
         return R, norms, alive
 

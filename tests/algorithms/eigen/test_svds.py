@@ -154,7 +154,7 @@ def test_a_wrong_adjoint_is_detected():
 def test_a_matvec_with_nan_is_reported():
     A = np.ones((6, 5))
     A[2, 3] = np.nan
-    with pytest.raises(mf.NonFiniteError, match="product"):
+    with pytest.raises(mf.NonFiniteError, match="NaN or infinity"):
         mf.svds(A, 2, seed=0)
 
 
