@@ -86,7 +86,7 @@ def test_the_row_of_a_library_that_is_missing_or_fails_states_the_reason(report)
 
 
 def test_the_bytes_and_operations_of_a_matvec_agree_with_a_count_by_hand():
-    matrix = peers.peers_sums.laplacian_3d(2).matrix  # 8 rows of 4 entries
+    matrix = peers.peers_matrices.laplacian_3d(2).matrix  # 8 rows of 4 entries
     assert roofline.csr_matvec(matrix, 1) == (32 * 8 + 32 * 4 + 8 * 4 + 2 * 8 * 8, 64)
     single, block = (roofline.lanczos_step(matrix, size) for size in (1, 8))
     assert single.computed == block.computed == 64 + 9 * 8

@@ -13,6 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import contest
+import peers_matrices
 import peers_pairs
 import peers_sums
 import roofline
@@ -78,7 +79,7 @@ def run(report, sizes=None):
 
 
 def sums(report, sizes, machines):
-    problem = peers_sums.laplacian_3d(sizes.side)
+    problem = peers_matrices.laplacian_3d(sizes.side)
     runs = []
     for machine in machines:
         with contest.threads(machine.threads):
@@ -86,7 +87,7 @@ def sums(report, sizes, machines):
                 runs += peers_sums.quadrature(report, problem, name, machine, sizes.rounds)
     with contest.threads(1):
         runs += peers_sums.hutchinson(report, problem, machines[0], sizes.rounds)
-        dense = peers_sums.decaying(sizes.dense)
+        dense = peers_matrices.decaying(sizes.dense)
         runs += peers_sums.xtrace(report, dense, machines[0], sizes.rounds)
         runs += peers_pairs.laplacian(report, sizes.grid, machines[0], sizes.rounds)
     return runs
