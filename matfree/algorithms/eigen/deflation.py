@@ -10,7 +10,7 @@ import numpy as np
 
 from matfree.algorithms.eigen.eigsh import eigsh
 from matfree.algorithms.running.checkpoint import Checkpoint
-from matfree.algorithms.running.counted_operator import CountedOperator, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.state_file import discard
 from matfree.arguments import slices
@@ -87,7 +87,7 @@ class Deflation:
         one matvec per vector then yields the Rayleigh quotients of A.
         """
         self.values = np.asarray(pairs.values, dtype=np.float64)
-        self.vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
+        self.vectors = converted_block(self.space, pairs.vectors, "eigenpairs.vectors")
         residual = sampled_residual(self.A, self.values, self.vectors, self.plan.seed)
         allowed = 2 * float(np.linalg.norm(pairs.residuals))
         allowed += rounding(self.space.xp, self.space.dtype)

@@ -262,11 +262,11 @@ class EigenSearch:
     @property
     def _has_stored_krylov(self) -> bool:
         """Whether the checkpoint contains a decomposition that was not restored yet."""
-        return self.run.checkpoint.holds("krylov")
+        return self.run.checkpoint.has_object("krylov")
 
     def _resumed(self, krylov: KrylovDecomposition) -> KrylovDecomposition:
         """The decomposition, restored from the checkpoint if it contains one."""
-        self.run.checkpoint.take_up("krylov", krylov)
+        self.run.checkpoint.resume_object("krylov", krylov)
         self.krylov = krylov
         return krylov
 

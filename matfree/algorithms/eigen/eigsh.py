@@ -14,7 +14,7 @@ from matfree.algorithms.eigen.arguments import (
 )
 from matfree.algorithms.eigen.eigen_search import EigenSearch
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
-from matfree.algorithms.running.counted_operator import CountedOperator, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
 from matfree.algorithms.running.run import Run
 from matfree.arguments import Which
 from matfree.protocol import Array, Seed
@@ -164,4 +164,6 @@ def _start_vectors(
     space = A.space
     if start is None:
         return space.probes(width, seed=seed, kind="gaussian", stream=probes.START)
-    return adopted(space, start.vectors if isinstance(start, EigenResult) else start, "start")
+    return converted_block(
+        space, start.vectors if isinstance(start, EigenResult) else start, "start"
+    )

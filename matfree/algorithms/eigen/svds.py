@@ -15,7 +15,7 @@ from matfree.algorithms.eigen.arguments import (
 )
 from matfree.algorithms.eigen.singular_search import SingularSearch
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
-from matfree.algorithms.running.counted_operator import CountedOperator, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
 from matfree.algorithms.running.run import interruptible
 from matfree.arrays import to_host
 from matfree.errors import OperatorError
@@ -181,6 +181,6 @@ def _start_on_shorter_side(
     wide = operator.shape[0] < operator.shape[1]
     if isinstance(start, SingularResult):
         space = operator.space if wide else operator.domain
-        return adopted(space, start.left if wide else start.right, "start"), 0
-    block = adopted(operator.domain, start, "start")
+        return converted_block(space, start.left if wide else start.right, "start"), 0
+    block = converted_block(operator.domain, start, "start")
     return (operator.matmat(block), block.shape[1]) if wide else (block, 0)

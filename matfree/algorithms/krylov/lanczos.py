@@ -25,7 +25,7 @@ from matfree.algorithms.krylov.recurrence import (
     require_reorthogonalize,
     tridiagonalize,
 )
-from matfree.algorithms.running.counted_operator import CountedOperator, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
 from matfree.arguments import slices
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
@@ -172,4 +172,4 @@ def start_block(space: VectorSpace, start: Array) -> Array:
             "length of the operator's, one per column."
         )
     block = start[:, None] if ndim == 1 else start
-    return adopted(space, block, "start")
+    return converted_block(space, block, "start")

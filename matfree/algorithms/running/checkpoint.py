@@ -127,17 +127,17 @@ class Checkpoint:
             axes,
         )
 
-    def holds(self, name: str) -> bool:
+    def has_object(self, name: str) -> bool:
         """Whether the file has a state under this name that was not restored yet."""
         return any(key.startswith(f"{name}.") for key in self.state)
 
-    def take_up(self, name: str, holder: Any) -> None:
+    def resume_object(self, name: str, holder: Any) -> None:
         """Restore the state of an object that is created during the run.
 
         Only the first object of that name gets the stored state.
         """
         prefix = f"{name}."
-        if self.holds(name) and self._fits(holder, prefix):
+        if self.has_object(name) and self._fits(holder, prefix):
             restore(holder, self.state, self.A.space, prefix)
         self.state = {k: value for k, value in self.state.items() if not k.startswith(prefix)}
 

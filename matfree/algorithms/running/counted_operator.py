@@ -162,7 +162,7 @@ class CountedOperator:
             )
 
 
-def adopted(space: VectorSpace, block: Any, name: str) -> Array:
+def converted_block(space: VectorSpace, block: Any, name: str) -> Array:
     """Convert a block of vectors to the array library, dtype and device of a space.
 
     Parameters

@@ -21,7 +21,7 @@ import numpy as np
 from matfree.algorithms.eigen.deflation import sampled_residual
 from matfree.algorithms.eigen.eigsh import eigsh
 from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
-from matfree.algorithms.running.counted_operator import CountedOperator, adopted
+from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray, ProbeKind
 from matfree.results import EigenResult, Quadrature
@@ -123,7 +123,7 @@ class DeflatedOperator:
                 f"the smallest is {least:.1e} ||A||; compute them with a smaller rtol."
             )
         good = good[np.argsort(pairs.values[good], kind="stable")]
-        vectors = adopted(self.space, pairs.vectors, "eigenpairs.vectors")
+        vectors = converted_block(self.space, pairs.vectors, "eigenpairs.vectors")
         select = self.space.xp.asarray(good, device=self.space.device)
         self.U = self.space.xp.take(vectors, select, axis=1)
         self.values = np.asarray(pairs.values[good], dtype=np.float64)

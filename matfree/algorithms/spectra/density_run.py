@@ -118,7 +118,7 @@ class DensityRun:
                 self.deflated, num_steps, self.storage.reorthogonalize
             )
         if method == "kpm":
-            checkpoint.take_up("quadrature", self.quadrature)
+            checkpoint.resume_object("quadrature", self.quadrature)
         if self.measure_noise:
             self.A.watch()
 

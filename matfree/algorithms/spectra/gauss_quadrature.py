@@ -67,7 +67,7 @@ class LanczosQuadrature:
             reorthogonalize=self.reorthogonalize,
             keep_basis=False,
         )
-        checkpoint.take_up("quadrature.recurrence", recurrence)
+        checkpoint.resume_object("quadrature.recurrence", recurrence)
         self.recurrence = recurrence
         while not recurrence.finished:
             recurrence.advance()

@@ -114,7 +114,7 @@ class QuadratureEstimator(TraceEstimator):
         recurrence = Recurrence(
             self.A, W, self.cost, reorthogonalize=self.reorthogonalize, keep_basis=False
         )
-        self.checkpoint.take_up("recurrence", recurrence)
+        self.checkpoint.resume_object("recurrence", recurrence)
         self.recurrence = recurrence
         while not recurrence.finished:
             recurrence.advance()
