@@ -99,7 +99,7 @@ def find_ports(
 
     for number, x in enumerate(filter(_is_floating, pytree.tree_leaves(batch.inputs))):
         operations.remember(x, (-1, number))
-    with _hooked(names, at, record, operations):
+    with visited_ports(names, at, record, operations):
         outputs = objective.outputs(batch)
     ports = [
         Port(
@@ -159,7 +159,7 @@ def perturbed_outputs(
     inputs = pytree.tree_map(
         lambda x: operations.visit(x, (-1, next(numbers))) if _is_floating(x) else x, batch.inputs
     )
-    with _hooked(counts, at, add, operations):
+    with visited_ports(counts, at, add, operations):
         return objective.outputs(batch._replace(inputs=inputs))
 
 
@@ -223,13 +223,14 @@ class _OperationCounter(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _hooked(
+def visited_ports(
     modules: Mapping[nn.Module, Any],
     at: Where,
     visit: Callable[[nn.Module, Tensor], Tensor],
-    operations: _OperationCounter,
+    operations: _OperationCounter | None = None,
 ) -> Iterator[None]:
     """Replace the tensor at the port of every call by what ``visit`` returns for it."""
+    operations = operations or _OperationCounter()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
         with operations.paused():

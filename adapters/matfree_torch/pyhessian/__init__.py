@@ -2,8 +2,10 @@
 
     from matfree_torch.pyhessian import hessian, get_esd_plot
 
-Names, arguments and the shapes of results are those of PyHessian. The computations are those of
-this package. The following differs, because PyHessian's meaning had to change:
+Names, arguments and the shapes of results are those of PyHessian, and its modules can be imported
+under their names (``utils``, ``hessian_with_activation``, ``density_plot``). The classes may be
+subclassed. The computations are those of this package. The following differs, because
+PyHessian's meaning had to change:
 
 - The model keeps its mode, whereas PyHessian switches it to ``eval()`` permanently. If the mode
   makes a difference to a layer, there is an error or a warning. Gradients, buffers, the random
@@ -17,6 +19,11 @@ this package. The following differs, because PyHessian's meaning had to change:
 - The weight of a batch is what the loss divides by, which includes class weights and ignored
   targets, whereas PyHessian counts samples.
 - Probes are determined by ``seed``. Without a seed every call draws new ones.
+- The activation Hessian of a layer is that of the layer's own input. On residual branches,
+  PyHessian differentiates the gradient with respect to this input through the other branches as
+  well, which is no Hessian; a warning says so once. The first layer is included.
+- ``insert_hook("conv")`` also takes "conv1", "conv2" ..., with a warning, if no name ends in "conv".
+- Random vectors of activations consist of signs, not of zeros and ones.
 - Tensors are moved to the device of the model. ``cuda=True`` only checks that this is a GPU.
 
 References
@@ -25,12 +32,19 @@ Z. Yao, A. Gholami, K. Keutzer, M. W. Mahoney (2020), PyHessian: neural networks
 lens of the Hessian, arXiv:1912.07145.
 """
 
-from matfree_torch.pyhessian.activations import ActivationComputation, hessian_with_activation
-from matfree_torch.pyhessian.hessian import (
-    HessianComputation,
-    get_esd_plot,
+from matfree_torch.pyhessian.density_plot import get_esd_plot
+from matfree_torch.pyhessian.hessian import HessianComputation, hessian
+from matfree_torch.pyhessian.hessian_with_activation import (
+    ActivationComputation,
+    hessian_with_activation,
+)
+from matfree_torch.pyhessian.utils import (
     get_params_grad,
-    hessian,
+    group_add,
+    group_product,
+    hessian_vector_product,
+    normalization,
+    orthnormal,
 )
 
 __all__ = [
@@ -38,6 +52,11 @@ __all__ = [
     "HessianComputation",
     "get_esd_plot",
     "get_params_grad",
+    "group_add",
+    "group_product",
     "hessian",
+    "hessian_vector_product",
     "hessian_with_activation",
+    "normalization",
+    "orthnormal",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from matfree.errors import warn
 from matfree_torch.objective import isolation
 
 Criterion = Callable[[Any, Any], Tensor]
@@ -27,11 +27,10 @@ def resolve_data(model: nn.Module, data: Any, dataloader: Any, cuda: bool) -> An
         raise ValueError(f"cuda=True, but the model is on {device}: {missing}; or pass cuda=False.")
     layer = isolation.layer_with_batch_statistics(model)
     if layer is not None:
-        warnings.warn(
+        warn(
             f"{layer} is in training mode and stays so, whereas PyHessian would have called "
             "model.eval(); call model.eval() to get the same numbers.",
             UserWarning,
-            stacklevel=3,
         )
     if dataloader is None:
         batch = _to_device(data, device)

@@ -1,31 +1,30 @@
-"""PyHessian's ``hessian`` with respect to parameters, and its plot of a spectral density."""
+"""PyHessian's class ``hessian``, the Hessian with respect to parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import matfree
-from matfree import plotting
+from matfree import Operator
 from matfree.protocol import Seed
-from matfree.results import SpectralDensity
 from matfree_torch.curvature.hessian import HessianOperator
 from matfree_torch.curvature.hessian import hessian as hessian_operator
 from matfree_torch.pyhessian.data import Criterion, resolve_data
+from matfree_torch.pyhessian.density_plot import NodeLists
+from matfree_torch.pyhessian.list_operator import ListOperator, ParameterLists
+from matfree_torch.pyhessian.utils import group_product, hessian_vector_product, require_shapes
 
 
-def hessian(
-    model: nn.Module,
-    criterion: Criterion,
-    data: Any = None,
-    dataloader: Any = None,
-    cuda: bool = False,
-) -> HessianComputation:
-    """The Hessian of a loss, with PyHessian's methods.
+class hessian:  # noqa: N801 - the name is PyHessian's
+    """The Hessian of a loss with respect to the parameters, with PyHessian's methods.
+
+    The class may be subclassed. As in PyHessian, a ``dataloader_hv_product`` of a subclass is what
+    all methods compute with if there is a ``dataloader``, and assigned ``params`` and ``gradsH``
+    if there is one batch.
 
     Parameters
     ----------
@@ -37,11 +36,11 @@ def hessian(
     cuda : bool
         Whether the model must be on a GPU.
 
-    Returns
-    -------
-    HessianComputation
-        An object with the methods ``eigenvalues``, ``trace`` and ``density``. Its attribute
-        ``operator`` can be passed to every function of matfree.
+    Attributes
+    ----------
+    model, criterion, data, full_dataset, device, inputs, targets
+        As in PyHessian: ``full_dataset`` says whether there is a ``dataloader``; ``inputs`` and
+        ``targets`` are those of one batch.
 
     Raises
     ------
@@ -67,28 +66,89 @@ def hessian(
     (4.0, torch.Size([1, 2]))
     >>> float(np.mean(hessian_comp.trace()))
     5.0
+    >>> hessian_comp.dataloader_hv_product([torch.tensor([[1.0, 1.0]])])
+    (5.0, [tensor([[1., 4.]])])
+    >>> density_eigen, density_weight = hessian_comp.density(iter=2)
+    >>> [round(node, 4) for node in density_eigen[0]]
+    [1.0, 4.0]
     """
-    batches = resolve_data(model, data, dataloader, cuda)
-    return HessianComputation(hessian_operator(model, criterion, batches))
 
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        data: Any = None,
+        dataloader: Any = None,
+        cuda: bool = False,
+    ) -> None:
+        self.data = resolve_data(model, data, dataloader, cuda)
+        self.model, self.criterion = model, criterion
+        self.full_dataset = data is None
+        if not self.full_dataset:
+            is_pair = isinstance(self.data, tuple) and len(self.data) == 2
+            self.inputs, self.targets = self.data if is_pair else (self.data, self.data)
+        self._lists = self._lists_of(None)
+        self._assigned_gradients: Sequence[Tensor] | None = None
+        self.device = str(self._lists.operator.layout.device)
 
-@final
-class HessianComputation:
-    """The object that PyHessian's ``hessian`` returns, and :func:`hessian` of this module."""
-
-    def __init__(self, operator: HessianOperator) -> None:
-        self.operator = operator
-        """The Hessian as an operator of matfree."""
+    @property
+    def operator(self) -> Operator:
+        """The Hessian as an operator of matfree, with what a subclass changes about it."""
+        return self._matrix()
 
     @property
     def params(self) -> list[Tensor]:
-        """The parameters that the Hessian is with respect to."""
-        return list(self.operator.layout.tensors)
+        """The parameters that the Hessian is with respect to. Some of them may be assigned."""
+        return self._lists.tensors()
+
+    @params.setter
+    def params(self, chosen: Sequence[Tensor]) -> None:
+        named = list(self.model.named_parameters())
+        known = {id(p): name for name, p in named}
+        for number, p in enumerate(chosen):
+            if id(p) not in known:
+                raise ValueError(
+                    f"params[{number}], of shape {tuple(p.shape)}, is no parameter of the model; "
+                    "select from model.parameters(), and copy none of them."
+                )
+        self._lists = self._lists_of([known[id(p)] for p in chosen])
+        self._assigned_gradients = None
 
     @property
-    def gradsH(self) -> list[Tensor]:  # PyHessian's name
-        """The gradient over all of the data, in the shapes of the parameters."""
-        return self._by_parameter(self.operator.gradient())
+    def gradsH(self) -> Sequence[Tensor]:  # PyHessian's name
+        """The gradient over all of the data, in the shapes of the parameters.
+
+        For one batch it has a graph, which ``hessian_vector_product(gradsH, params, v)``
+        differentiates. It is computed anew at each access. If a gradient with a graph is assigned,
+        for example that of another loss, all methods differentiate this one.
+        """
+        if self._assigned_gradients is not None:
+            return self._assigned_gradients
+        operator = self._lists.operator
+        if self.full_dataset:
+            return self._lists.from_flat(operator.gradient())
+        layout, objective = operator.layout, operator.objective
+        with objective.isolated(), objective.parameters(self._lists.names).differentiable():
+            (batch,) = objective.batches
+            gradients = objective.gradients(batch, layout.tensors, create_graph=True)
+        by_name = dict(zip(layout.names, gradients, strict=True))
+        return [by_name[name] for name in self._lists.names]
+
+    @gradsH.setter
+    def gradsH(self, gradients: Sequence[Tensor]) -> None:
+        require_shapes(gradients, self.params, "gradsH")
+        self._assigned_gradients = gradients
+
+    def dataloader_hv_product(self, v: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        """v^T H v and H v over all of the data, for a list v in the shapes of ``params``.
+
+        Raises
+        ------
+        ValueError
+            v does not have one tensor for each parameter, in its shape.
+        """
+        Hv = self._lists.from_flat(self._lists.operator @ self._lists.to_flat(v))
+        return float(group_product([x.to(y) for x, y in zip(v, Hv, strict=True)], Hv)), Hv
 
     def eigenvalues(
         self, maxIter: int = 100, tol: float = 1e-3, top_n: int = 1, *, seed: Seed = None
@@ -100,7 +160,8 @@ class HessianComputation:
         maxIter : int
             The budget of matvecs per eigenpair.
         tol : float
-            The bound on the residual relative to ||H||.
+            The bound on the residual relative to ||H||. 0 stands for 100 times the machine
+            epsilon, about the rounding error.
         top_n : int
             The number of eigenvalues.
         seed : int, None or numpy.random.Generator
@@ -109,10 +170,10 @@ class HessianComputation:
         -------
         A list of floats, and for each a list of tensors in the shapes of the parameters.
         """
-        found = matfree.eigsh(
-            self.operator, top_n, rtol=tol, max_matvecs=maxIter * top_n, seed=seed
-        )
-        return found.values.tolist(), [self._by_parameter(v) for v in found.vectors.T]
+        A = self._matrix()
+        rtol, budget = tol or 100 * torch.finfo(A.dtype).eps, maxIter * top_n
+        found = matfree.eigsh(A, top_n, rtol=rtol, max_matvecs=budget, seed=seed)
+        return found.values.tolist(), [self._lists.from_flat(v) for v in found.vectors.T]
 
     def trace(self, maxIter: int = 100, tol: float = 1e-3, *, seed: Seed = None) -> list[float]:
         """One estimate of the trace per probe. Their mean is the estimate of the trace.
@@ -123,10 +184,14 @@ class HessianComputation:
             The budget of matvecs. If it is at least the number of parameters, the list may
             hold the exact trace alone.
         tol : float
-            The half-width of the 95 % interval to reach, relative to the trace.
+            The half-width of the 95 % interval to reach, relative to the trace. With 0 there
+            are ``maxIter`` probes.
         seed : int, None or numpy.random.Generator
         """
-        found = matfree.trace(self.operator, rtol=tol, max_matvecs=maxIter, seed=seed)
+        if tol == 0:
+            found = matfree.trace(self._matrix(), num_probes=maxIter, seed=seed)
+        else:
+            found = matfree.trace(self._matrix(), rtol=tol, max_matvecs=maxIter, seed=seed)
         return [float(found)] if found.samples is None else list(map(float, found.samples))
 
     def density(
@@ -143,95 +208,28 @@ class HessianComputation:
             The number of probes.
         seed : int, None or numpy.random.Generator
         """
-        found = matfree.spectral_density(self.operator, num_steps=iter, num_probes=n_v, seed=seed)
-        nodes = _NodeLists(node.tolist() for node in found.nodes)
+        found = matfree.spectral_density(self._matrix(), num_steps=iter, num_probes=n_v, seed=seed)
+        nodes = NodeLists(node.tolist() for node in found.nodes)
         nodes.density = found
         return nodes, [weight.tolist() for weight in found.weights]
 
-    def _by_parameter(self, v: Tensor) -> list[Tensor]:
-        return list(self.operator.unflatten(v).values())
+    def _lists_of(self, names: Sequence[str] | None) -> ParameterLists:
+        operator = hessian_operator(self.model, self.criterion, self.data, params=names)
+        return ParameterLists(operator, operator.names if names is None else names)
+
+    def _matrix(self) -> HessianOperator | ListOperator:
+        """The operator that the methods compute with."""
+        lists, gradients = self._lists, self._assigned_gradients
+        if self.full_dataset:
+            method = self.dataloader_hv_product
+            if getattr(method, "__func__", None) is not hessian.dataloader_hv_product:
+                return ListOperator(lists, lambda v: method(v)[1])
+        elif gradients is not None:
+            return ListOperator(
+                lists, lambda v: hessian_vector_product(gradients, lists.tensors(), v)
+            )
+        return lists.operator
 
 
-class _NodeLists(list[list[float]]):
-    """Lists of nodes together with their density, which holds more than the lists for a plot."""
-
-    density: SpectralDensity
-
-
-def get_esd_plot(
-    eigenvalues: Sequence[Sequence[float]],
-    weights: Sequence[Sequence[float]],
-    *,
-    size: int | None = None,
-    ax: Any = None,
-) -> Any:
-    """Plot a spectral density from the lists that ``density`` returns.
-
-    Parameters
-    ----------
-    eigenvalues, weights : lists of nodes and weights, one per probe
-    size : int, optional
-        The number of parameters. Required for lists from another source, such as a file.
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    The Axes drawn on. The plot is neither shown nor written to a file; call
-    ``ax.figure.savefig("example.pdf")``.
-
-    Raises
-    ------
-    ValueError
-        The lists are not those of ``density``, and ``size`` is missing.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from matfree_torch.pyhessian import get_esd_plot, hessian
-    >>> data = torch.ones(4, 3), torch.zeros(4, 1)
-    >>> hessian_comp = hessian(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data=data)
-    >>> get_esd_plot(*hessian_comp.density()).get_xlabel()
-    'eigenvalue'
-    """
-    if isinstance(eigenvalues, _NodeLists):
-        return plotting.plot_density(eigenvalues.density, ax=ax)
-    if size is None:
-        raise ValueError(
-            "the number of parameters, which determines the lower end of the plot, is unknown for "
-            "these lists; pass size=, or the lists that density() returned."
-        )
-    pairs = [_sorted_nodes(*pair) for pair in zip(eigenvalues, weights, strict=True)]
-    density = SpectralDensity(
-        nodes=tuple(nodes for nodes, _ in pairs),
-        weights=tuple(mass / mass.sum() for _, mass in pairs),
-        size=size,
-        num_steps=max(len(nodes) for nodes, _ in pairs),
-        num_matvecs=sum(len(nodes) for nodes, _ in pairs),
-        epsilon=float(np.finfo(np.float32).eps),
-        seed=0,
-    )
-    return plotting.plot_density(density, ax=ax)
-
-
-def get_params_grad(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that require gradients, and copies of their gradients.
-
-    Call it after ``loss.backward()``. Missing gradients are zero.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from matfree_torch.pyhessian import get_params_grad
-    >>> model = torch.nn.Linear(2, 1, bias=False)
-    >>> model(torch.ones(1, 2)).sum().backward()
-    >>> get_params_grad(model)[1]
-    [tensor([[1., 1.]])]
-    """
-    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    return params, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
-
-
-def _sorted_nodes(nodes: Any, weights: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    x, mass = np.asarray(nodes, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    ascending = np.argsort(x)
-    return x[ascending], mass[ascending]
+HessianComputation = hessian
+"""The former name of the class."""

@@ -202,6 +202,8 @@ class _SamplingLoop:
             advice = "give atol, because a tolerance relative to 0 cannot be met"
         elif bias >= target:
             advice = f"raise num_steps, because the quadrature bias alone is {bias:.3g}"
+        elif math.isinf(half):
+            advice = "raise max_matvecs, because one probe says nothing about the error"
         else:
             factor = ((half - bias) / (target - bias)) ** 2
             advice = f"raise max_matvecs to about {math.ceil(1.1 * num_matvecs * factor)}"

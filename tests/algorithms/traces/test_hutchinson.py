@@ -34,6 +34,14 @@ def test_an_exhausted_budget_warns_with_a_sufficient_budget():
     assert abs(estimate.value - np.trace(B)) <= 5 * estimate.stderr
 
 
+def test_a_budget_of_one_probe_warns_that_it_says_nothing_about_the_error():
+    B = with_spectrum(nn_spectrum(40))
+    with pytest.warns(mf.ConvergenceWarning, match=r"half-width of inf.* one probe says nothing"):
+        estimate = mf.trace(B, rtol=0.01, max_matvecs=1, seed=0)
+    assert len(estimate.samples) == 1
+    assert estimate.value == mf.trace(B, num_probes=1, seed=0).value
+
+
 @pytest.mark.parametrize("method", TRACE_METHODS)
 def test_a_budget_without_tolerance_is_used_but_not_exceeded(method):
     estimate = mf.trace(A, method=method, max_matvecs=60, seed=0)
