@@ -22,7 +22,7 @@ PyHessian's meaning had to change:
 - The activation Hessian of a layer is that of the layer's own input. On residual branches,
   PyHessian differentiates the gradient with respect to this input through the other branches as
   well, which is no Hessian; a warning says so once. The first layer is included.
-- ``insert_hook("conv")`` also takes "conv1", "conv2" ..., with a warning, if no name ends in "conv".
+- If no name ends in "conv", ``insert_hook("conv")`` takes "conv1", "conv2" ..., with a warning.
 - Random vectors of activations consist of signs, not of zeros and ones.
 - Tensors are moved to the device of the model. ``cuda=True`` only checks that this is a GPU.
 

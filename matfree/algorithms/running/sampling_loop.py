@@ -92,6 +92,11 @@ class _SamplingLoop:
             return self._exact()
         if not self.plan.adaptive:
             return self.result(StoppingReason.ALL_PROBES, converged=True)
+        if not self.history:
+            raise ValueError(
+                f"max_matvecs={self.plan.budget} is too small for {self.estimator.method}, in "
+                f"which every probe takes {self.estimator.cost} matvecs; raise it to at least that."
+            )
         self._warn()
         return self.result(StoppingReason.BUDGET, converged=False)
 

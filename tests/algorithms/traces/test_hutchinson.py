@@ -42,6 +42,21 @@ def test_a_budget_of_one_probe_warns_that_it_says_nothing_about_the_error():
     assert estimate.value == mf.trace(B, num_probes=1, seed=0).value
 
 
+@pytest.mark.parametrize("function", ["xtrace", "logdet", "trace_function"])
+def test_a_budget_below_the_first_estimate_is_refused(function):
+    B = with_spectrum(nn_spectrum(400)) + 2 * np.eye(400)
+    compute = {
+        "xtrace": lambda budget: mf.trace(B, method="xtrace", rtol=1e-9, max_matvecs=budget),
+        "logdet": lambda budget: mf.logdet(B, rtol=1e-9, max_matvecs=budget),
+        "trace_function": lambda n: mf.trace_function(B, np.exp, rtol=1e-9, max_matvecs=n),
+    }[function]
+    with pytest.raises(ValueError, match=r"max_matvecs=1 is too small .* takes \d+") as error:
+        compute(1)
+    least = int(str(error.value).split(" takes ")[1].split()[0])
+    with pytest.warns(mf.ConvergenceWarning):
+        assert compute(least).num_matvecs <= least
+
+
 @pytest.mark.parametrize("method", TRACE_METHODS)
 def test_a_budget_without_tolerance_is_used_but_not_exceeded(method):
     estimate = mf.trace(A, method=method, max_matvecs=60, seed=0)
