@@ -64,6 +64,7 @@ class CountedOperator:
         Y = self.operator.matmat(X)
         if self._blocks_to_watch:
             self._blocks_to_watch -= 1
+            # Copies, because algorithms may overwrite both blocks.
             copy = self.space.xp.asarray
             self._sample = copy(X[:, :1], copy=True), copy(Y[:, :1], copy=True)
             if not self._blocks_to_watch:
@@ -85,6 +86,7 @@ class CountedOperator:
         if step is None or not self._may_use_fused:
             return None
         result = step(V, previous, beta, scale)
+        # None stands for a block width that the operator declines; nothing was computed then.
         self.num_matvecs += V.shape[1] if result is not None else 0
         return result
 
@@ -151,6 +153,7 @@ class CountedOperator:
         defect : float
             |u^H A v - conj(v^H A u)| / ||A|| for unit vectors u and v of the algorithm.
         """
+        # Far above rounding, and far below the asymmetry of a matrix without any symmetry.
         limit = epsilon(self.space.xp, self.space.dtype) ** (1 / 3)
         limit = max(limit, _NOISE_FACTOR * self.relative_noise)
         if defect > limit:

@@ -113,6 +113,7 @@ class Estimator(ABC):
     def check_points(self, limit: int) -> Iterator[int]:
         """The numbers of probes at which convergence is checked, ending with ``limit``."""
         check_point = float(self.first_check)
+        # Independent of the block size and of interruptions, so that these change no result.
         while self.plan.adaptive and check_point < limit:
             yield int(check_point)
             check_point *= self.check_growth

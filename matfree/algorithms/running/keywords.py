@@ -52,12 +52,13 @@ def declares(keywords: Any, **defaults: Any) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
-        own = list(signature.parameters.values())[:-1]
+        own = list(signature.parameters.values())[:-1]  # without **options
         shared = [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=(_DEFAULTS | defaults).get(name),
+                # A TypedDict stores annotations as ForwardRef; help() shows their source text.
                 annotation=getattr(hint, "__forward_arg__", hint),
             )
             for name, hint in keywords.__annotations__.items()

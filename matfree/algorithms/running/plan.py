@@ -72,7 +72,7 @@ class Plan:
         for name, count in (("num_probes", num_probes), ("max_matvecs", max_matvecs)):
             require_whole(name, count)
         for name, tolerance in (("rtol", rtol), ("atol", atol)):
-            if tolerance is not None and not 0 <= tolerance < math.inf:
+            if tolerance is not None and not 0 <= tolerance < math.inf:  # NaN fails as well
                 raise ValueError(f"{name} must be finite and not negative: got {tolerance}.")
         adaptive = rtol is not None or atol is not None
         if num_probes is not None and (adaptive or max_matvecs is not None):
@@ -80,12 +80,14 @@ class Plan:
                 "give either num_probes (a fixed number) or rtol/atol with max_matvecs (as many "
                 "as needed), not both."
             )
+        # A known number of probes is divided into blocks of nearly equal width.
+        block_size = A.block_size(options.get("block_size"))
         return cls(
             num_probes,
             max_matvecs or (DEFAULT_BUDGET if adaptive else DEFAULT_PROBES),
             rtol,
             atol,
-            block_size_for(A.space.size, A.block_size(options.get("block_size")), num_probes),
+            block_size_for(A.space.size, block_size, num_probes),
             seed,
             options.get("kind") or kind,
             eigenpairs,

@@ -102,6 +102,7 @@ class _SamplingLoop:
 
     def _advance_to(self, check_point: int) -> bool:
         """Send probes up to the next convergence check; whether the callback stopped the run."""
+        # At once for all blocks up to the check, because growing a basis copies it.
         self.estimator.reserve(check_point)
         while self.done < check_point:
             count = min(self.plan.block_size, check_point - self.done)
@@ -152,6 +153,7 @@ class _SamplingLoop:
         if self.plan.num_probes is not None or budget < size:
             return budget, False
         before = min(size, budget - size) if self.plan.adaptive else 0
+        # Without enough matvecs for the first check, sampling could not end the run.
         enough = before >= self.estimator.first_check * self.estimator.cost
         return (before if enough else 0), True
 
@@ -210,6 +212,7 @@ class _SamplingLoop:
         elif math.isinf(half):
             advice = "raise max_matvecs, because one probe says nothing about the error"
         else:
+            # The sampling error decreases like the square root of the matvecs, the bias does not.
             factor = ((half - bias) / (target - bias)) ** 2
             advice = f"raise max_matvecs to about {math.ceil(1.1 * num_matvecs * factor)}"
         warn(

@@ -60,6 +60,8 @@ class StateFile:
         self.path, self.space = path, space
         self.values: archive.Values = {}
         """The values when the file was opened, restricted to the rows of this process."""
+        # A new run gets a random identity, so that shards of an earlier run at the same path are
+        # never mistaken for its own.
         answers = space.all_gather_object(lambda: (self._read(), secrets.token_hex(8)))
         versions = [version for version, _ in answers]
         others = [rank for rank, version in enumerate(versions) if version != versions[0]]
@@ -82,6 +84,7 @@ class StateFile:
         generation, shards = self.generation + 1, []
         if self.space.is_sharded and axes:
             local = {name: values[name] for name in axes}
+            # The gather is also a barrier: all shards exist when process 0 commits.
             shards = self.space.all_gather_object(lambda: self._write_shard(local, generation))
             values = {name: value for name, value in values.items() if name not in axes}
         contents = {
@@ -128,7 +131,7 @@ class StateFile:
             axes = file.value("axes") if "axes" in file.names else {}
             shards = file.value("pieces") if "pieces" in file.names else ()
             self.values = {name: file.value(name) for name in file.names if name not in axes}
-        run, generation = self.values.pop("stamp", ("", 0))
+        run, generation = self.values.pop("stamp", ("", 0))  # absent in early files
         self.values = {k: v for k, v in self.values.items() if k not in ("axes", "pieces")}
         sources = [(self.path, range(self.space.size))]
         if shards:

@@ -155,6 +155,7 @@ class DensityRun:
     def result(self, reason: StoppingReason) -> SpectralDensity:
         """The density from the probes so far."""
         assert self.quadrature is not None
+        # Extreme Ritz values estimate ||A||, which makes the errors below relative.
         norm = max(abs(rule.nodes[end]) for rule in self.rules for end in (0, -1))
         return SpectralDensity(
             nodes=tuple(rule.nodes for rule in self.rules),

@@ -188,4 +188,4 @@ def eigenvalue_count(
         known(eigenvalue_count, options),
         reorthogonalize="full",
     )
-    return replace(count, limits=(0.0, float(count.size)))
+    return replace(count, limits=(0.0, float(count.size)))  # the interval is clipped to [0, n]

@@ -125,7 +125,7 @@ class BlockLoop:
     def _left(self) -> int:
         """Matvecs that are left of the budget."""
         if not self.plan.adaptive:
-            return 1 << 62
+            return 1 << 62  # no limit
         return self.plan.budget + self.run.checkpoint.overhead - self.A.num_matvecs
 
     def _jobs(self, target: int) -> list[Job]:
@@ -233,6 +233,7 @@ class BlockLoop:
         done = self.samples[b].values.size
         if self.num_units[b] == self.blocks[b].size or not self.plan.adaptive:
             return self._within(b)
+        # Checks between these numbers would let the block size decide when sampling stops.
         check_point = float(FIRST_CHECK)
         while int(check_point) < done:
             check_point *= CHECK_GROWTH

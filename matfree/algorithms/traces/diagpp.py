@@ -83,10 +83,11 @@ class DiagPlusPlus(ResidualDiagonal):
             Z = self.A(Q)
             fresh = to_host(self.space.gram(sketch.Q, Z))
             self.H = np.hstack((self.H, fresh)) if part.start else fresh
+            # diag(P A + A P) = 2 Re diag(Q (A Q)^H), because A is Hermitian.
             self.twice = self.twice + 2 * row_dots(self.space, Q, Z)
             self.block_done()
         require_hermitian_core(self.A, self.H)
-        self.known = self.twice
+        self.known = self.twice  # minus diag(P A P) = diag(Q H Q^H)
         for part in slices(sketch.rank, self.plan.block_size):
             QH = sketch.Q @ self.space.asarray(self.H[:, part])
             self.known = self.known - row_dots(self.space, QH, sketch.Q[:, part])

@@ -62,6 +62,7 @@ class DiagonalEstimator(Estimator):
 
     def exact(self) -> Summary:
         for E, Y in self.units.remaining():
+            # Row i of E has a 1 in the column of unit vector i, if the block contains it.
             self.units.add(self.space.xp.sum(E * Y, axis=1), E.shape[1])
             self.A.require_finite(self._norm(self.units.total))
             self.block_done()
@@ -162,6 +163,7 @@ class Samples:
         mean, count = samples.mean().item(), samples.size
         stderr = math.inf
         if count > 1:
+            # For complex samples, the variances of both parts are added.
             deviations = np.abs(samples - mean)
             stderr = math.sqrt(float(deviations @ deviations) / (count * (count - 1)))
         return Summary(mean, stderr, abs(mean), stderr, count - 1, samples)

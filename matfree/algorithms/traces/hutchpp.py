@@ -90,6 +90,7 @@ class HutchPlusPlus(ResidualTrace):
             self.block_done()
         if self.plan.num_probes is not None:
             return self.plan.num_probes - columns
+        # The sketch took one matvec per column, and tr(Q^H A Q) one per vector of the basis.
         return max(0, budget - columns - self.sketch.rank)
 
 

@@ -114,6 +114,7 @@ class RangeSketch:
             self.basis.append(self.space.orthonormalize(Y, against=self.Q))
             columns = to_host(self.space.gram(self.Q, Y))
             self.A.require_finite(columns)
+            # The new basis vectors are orthogonal to the earlier columns of Y.
             rows = np.zeros((self.rank - self.R.shape[0], self.R.shape[1]), columns.dtype)
             self.R = np.hstack((np.vstack((self.R, rows)), columns))
         self.num_probes += count
