@@ -6,7 +6,7 @@ This module is public, so that adapters treat the same arguments in the same way
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -66,6 +66,56 @@ def slices(size: int, block_size: int, start: int = 0) -> Iterator[slice]:
     """Consecutive slices of at most ``block_size`` from ``start`` to ``size``."""
     for begin in range(start, size, block_size):
         yield slice(begin, min(begin + block_size, size))
+
+
+def spectral_values(f: Callable[[HostArray], Any], nodes: HostArray) -> HostArray:
+    """The values f(x) at all nodes, (nodes,) float64 or complex128.
+
+    Raises
+    ------
+    ValueError
+        f does not map the array of nodes to an array of the same shape, or a value is not finite.
+    """
+    values = elementwise_values(f, nodes)
+    if not np.all(np.isfinite(values)):
+        bad = float(nodes[~np.isfinite(values)][0])
+        raise ValueError(
+            f"f is not finite at the Ritz value {bad:.6g} (the least is {nodes.min():.6g}); shift "
+            "the operator, or choose an f that is finite on its spectrum."
+        )
+    return values
+
+
+def elementwise_values(f: Callable[[HostArray], Any], points: HostArray) -> HostArray:
+    """As ``spectral_values``, for points at which f need not be finite."""
+    try:
+        with np.errstate(all="ignore"):  # NumPy's warnings would be less precise than the errors
+            result = f(points.copy())  # f may overwrite its argument
+    except (TypeError, ValueError) as cause:
+        error = TypeError if isinstance(cause, TypeError) else ValueError
+        reason = f"raised {type(cause).__name__} ({cause})"
+        raise error(_not_elementwise(f, points, reason)) from cause
+    if isinstance(result, np.ma.MaskedArray):  # a masked value is not defined
+        result = np.where(np.ma.getmaskarray(result), np.nan, result.data)
+    values = np.asarray(result)
+    if values.shape != points.shape:
+        what = (
+            f"an array of shape {values.shape}" if values.ndim else f"one {type(result).__name__}"
+        )
+        raise ValueError(_not_elementwise(f, points, f"returned {what}"))
+    if not np.issubdtype(values.dtype, np.number) and values.dtype != np.bool_:
+        reason = f"returned an array of dtype {values.dtype}"
+        raise ValueError(_not_elementwise(f, points, reason))
+    return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+
+
+def _not_elementwise(f: Callable[[HostArray], Any], points: HostArray, reason: str) -> str:
+    name = getattr(f, "__qualname__", None) or getattr(f, "__name__", None) or repr(f)
+    return (
+        f"f ({name}) must map an array of Ritz values to an array of the same shape: for shape "
+        f"{points.shape} it {reason}; numpy.vectorize(f) applies a function of one number to "
+        "arrays."
+    )
 
 
 def order(values: HostArray, which: Which, k: int) -> HostArray:

@@ -70,6 +70,10 @@ class PlottableDensity(Protocol):
         """The magnitude below which the sign of an eigenvalue is not determined."""
 
     @property
+    def node_rounding(self) -> float:
+        """The rounding error of the nodes, up to which they count as at a point."""
+
+    @property
     def support(self) -> tuple[float, float]:
         """The smallest and the largest node."""
 

@@ -164,13 +164,14 @@ def plot_cdf(
     jumps = np.unique(np.concatenate([*density.nodes, eigenvalues]))
     reach = 0.05 * (jumps[-1] - jumps[0]) or 0.05 * abs(jumps[0]) or 1.0
     ends = np.concatenate(([jumps[0] - reach], jumps, [jumps[-1] + reach]))
-    x = np.unique(np.concatenate((np.nextafter(ends, -np.inf), ends)))  # both sides of a jump
+    x = np.unique(np.concatenate((_before(density, ends), ends)))  # both sides of a jump
     estimate = density.cdf(x, reading=reading)
     if band:
         _draw_cdf_band(ax, density, ends)
     ax.plot(x, estimate, color=BLUE, label="estimate")
     if exact is not None:
-        exact_cdf = np.searchsorted(eigenvalues, x, side="right") / eigenvalues.size
+        rounded = x + density.node_rounding  # as in ``density.cdf``
+        exact_cdf = np.searchsorted(eigenvalues, rounded, side="right") / eigenvalues.size
         draw_exact(ax, x, exact_cdf)
         ax.fill_between(
             x, estimate, exact_cdf, color=VERMILLION, alpha=0.5, linewidth=0, label="difference"
@@ -229,9 +230,14 @@ def _draw_density_band(
 def _draw_cdf_band(ax: Axes, density: PlottableDensity, ends: HostArray) -> None:
     """Draw the band just below, at, and half-way between the nodes, where it is widest."""
     between = (ends[:-1] + ends[1:]) / 2
-    x = np.unique(np.concatenate((ends, np.nextafter(ends, -np.inf), between)))
+    x = np.unique(np.concatenate((ends, _before(density, ends), between)))
     low, high = density.cdf_band(x)
     ax.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="95 % band")
+
+
+def _before(density: PlottableDensity, jumps: HostArray) -> HostArray:
+    """The next points at which the distribution function does not include the jumps."""
+    return np.nextafter(jumps - 2 * density.node_rounding, -np.inf)
 
 
 def _draw_noise_floor(ax: Axes, floor: float, grid: HostArray) -> None:

@@ -123,6 +123,11 @@ class IntervalMass(NamedTuple):
     """(probes,)"""
 
 
+def node_rounding(rules: list[Quadrature], model: ErrorModel) -> float:
+    """The rounding error of the nodes, in units of the eigenvalues."""
+    return model.rounding * max(float(np.abs(nodes).max(initial=0.0)) for nodes, _, _ in rules)
+
+
 def interval_mass(
     rules: list[Quadrature], model: ErrorModel, low: float, high: float, side: Side
 ) -> IntervalMass:
@@ -131,7 +136,7 @@ def interval_mass(
     An end that is included is moved outwards by the rounding error, and one that is not is
     moved inwards, because an eigenvalue 2 may be computed as 2 + 1e-15.
     """
-    slack = model.rounding * max(float(np.abs(nodes).max(initial=0.0)) for nodes, _, _ in rules)
+    slack = node_rounding(rules, model)
     low, high = low - slack, high - slack if side == "left" else high + slack
     below = np.less if side == "left" else np.less_equal
     inside = [(low <= nodes) & below(nodes, high) for nodes, _, _ in rules]
@@ -157,9 +162,13 @@ def interval_mass(
 def cdf_band(
     rules: list[Quadrature], model: ErrorModel, points: HostArray, level: float
 ) -> tuple[HostArray, HostArray]:
-    """Bounds that contain the distribution function at each of the points."""
+    """Bounds that contain the distribution function at each of the points.
+
+    Nodes that exceed a point by no more than their rounding error count as at the point.
+    """
     require_level(level)
     z = student_quantile(level, math.inf)
+    points = points + node_rounding(rules, model)
     num_known = np.searchsorted(model.known, points, side="right")
     low, high = (np.mean(bound, axis=0) for bound in _brackets(rules, points, "right", model))
     below, stderr_below = model.proportion(low, num_known, z)

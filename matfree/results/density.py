@@ -10,6 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from matfree import plotting
+from matfree.arguments import spectral_values
 from matfree.protocol import HostArray
 from matfree.results.bands import ErrorModel
 from matfree.results.distribution import Distribution
@@ -158,26 +159,16 @@ class SpectralDensity(Distribution):
 
         Parameters
         ----------
-        f : function of a float64 array, applied to the Ritz values elementwise.
+        f : function of a float64 array
+            It maps an array of Ritz values to an array of the same shape, float64 or complex128.
 
         Raises
         ------
         ValueError
-            f is not finite at a Ritz value (the logarithm of a negative one, for example).
+            f is not finite at a Ritz value (the logarithm of a negative one, for example), or
+            does not return one number per Ritz value.
         """
-        sums = []
-        for node, weight, _ in self._rules():
-            # NumPy's warnings would be less precise than the error below.
-            with np.errstate(all="ignore"):
-                values = np.asarray(f(node), dtype=np.float64)
-            if not np.all(np.isfinite(values)):
-                bad = float(node[~np.isfinite(values)][0])
-                raise ValueError(
-                    f"f is not finite at the Ritz value {bad:.6g} (the least is "
-                    f"{self.support[0]:.6g}); shift the operator, or choose an f that is finite on "
-                    "its spectrum."
-                )
-            sums.append(float(weight @ values))
+        sums = [weight @ spectral_values(f, node) for node, weight, _ in self._rules()]
         return self._mean(self.size * np.asarray(sums), "tr f(A) by quadrature")
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
@@ -252,7 +243,7 @@ class SpectralDensity(Distribution):
         count = samples.size
         stderr = float(samples.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
         return Estimate(
-            value=float(samples.mean()),
+            value=samples.mean().item(),
             stderr=stderr,
             method=method,
             num_probes=count,

@@ -44,6 +44,12 @@ class Distribution(Record, ABC):
             max(float(rule.nodes[-1]) for rule in self._rules()),
         )
 
+    @property
+    def node_rounding(self) -> float:
+        """The rounding error of the nodes: closer numbers are not distinguished by ``cdf``,
+        ``cdf_band``, ``mass_below``, ``mass_between`` and ``count``."""
+        return bands.node_rounding(self._rules(), self._error_model)
+
     def grid(self, width: float | None = None) -> HostArray:
         """Points that resolve the density smoothed by ``width``.
 
@@ -167,6 +173,9 @@ class Distribution(Record, ABC):
     def cdf(self, x: Any, *, reading: Reading = "atoms") -> HostArray:
         """The fraction of eigenvalues at or below x, estimated; x scalar or (m,).
 
+        Nodes that exceed x by at most ``node_rounding`` count as at x, because an eigenvalue 2
+        may be computed as 2 + 1e-15.
+
         Examples
         --------
         >>> import matfree as mf, numpy as np
@@ -174,7 +183,8 @@ class Distribution(Record, ABC):
         >>> density.cdf([-1.0, 0.5, 2.0]).round(6)
         array([0.  , 0.25, 1.  ])
         """
-        return interpretations.cdf(self.pieces(reading), np.asarray(x, dtype=np.float64))
+        points = np.asarray(x, dtype=np.float64) + self.node_rounding
+        return interpretations.cdf(self.pieces(reading), points)
 
     def cdf_band(self, x: Any, level: float = 0.95) -> tuple[HostArray, HostArray]:
         r"""Bounds (low, high) that contain the distribution function at each x, at ``level``.
@@ -185,7 +195,8 @@ class Distribution(Record, ABC):
         .. math:: z \sqrt{\frac{2 \Phi (1 - \Phi)}{(n + 2) \, \mathrm{probes}}},
 
         so that a single probe has a band as well; see ``matfree.results.bands``. There is no
-        resolution error if Lanczos broke down.
+        resolution error if Lanczos broke down. As in ``cdf``, nodes within their rounding error
+        of x count as at x.
 
         Examples
         --------

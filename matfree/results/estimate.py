@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree import plotting
+from matfree.arrays import is_complex
 from matfree.protocol import Array
 from matfree.results.intervals import require_level, student_quantile
 from matfree.results.merging import (
@@ -102,7 +104,8 @@ class Estimate(Record):
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
         """The confidence interval (low, high), from Student's t distribution.
 
-        For a complex value it is the interval of the real part.
+        For a complex value it is the interval of the real part, ``self.real.interval(level)``;
+        that of the imaginary part is ``self.imag.interval(level)``.
 
         Parameters
         ----------
@@ -115,12 +118,42 @@ class Estimate(Record):
         >>> low, high  # the trace of a diagonal matrix is exact with probes of random signs
         (6.0, 6.0)
         """
-        half, center = self.half_width(level), _real_part(self.value)
+        if _is_complex(self.value):
+            return self.real.interval(level)
+        half, center = self.half_width(level), self.value
         if self.limits is None:
             return center - half, center + half
         # Clipping to values that are possible does not reduce the coverage.
         lowest, highest = self.limits
         return max(center - half, lowest), min(center + half, highest)
+
+    @property
+    def real(self) -> Estimate:
+        """The estimate of the real part, with its own standard error where samples allow it."""
+        return self._part("real")
+
+    @property
+    def imag(self) -> Estimate:
+        """The estimate of the imaginary part.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> A = np.diag([1.0, 2.0]) + 1
+        >>> resolvent = mf.trace_function(A, lambda x: 1 / (x - 1j), num_probes=8, seed=0)
+        >>> low, high = resolvent.imag.interval()
+        >>> bool(low < np.sum(1 / (np.linalg.eigvalsh(A) - 1j)).imag < high)
+        True
+        """
+        return self._part("imag")
+
+    def _part(self, part: Literal["real", "imag"]) -> Estimate:
+        samples = None if self.samples is None else _part_of(self.samples, part)
+        stderr = self.stderr  # of both parts together, which bounds that of each
+        if self.mergeable and samples is not None and len(samples) > 1:
+            stderr = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
+        value = _part_of(self.value, part)
+        return replace(self, value=value, stderr=stderr, samples=samples, history=())
 
     def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
         """Draw the samples of a trace, or the intervals of a diagonal, and return the Axes.
@@ -204,6 +237,9 @@ class Estimate(Record):
         else:
             value, (low, high) = f"{self.value:.8g}", self.interval()
             error = f"{self.stderr:.2g}, 95 % interval [{low:.6g}, {high:.6g}]"
+            if _is_complex(self.value):
+                low, high = self.imag.interval()
+                error += f" of the real part, [{low:.6g}, {high:.6g}] of the imaginary part"
         if self.bias:
             error += f", including a quadrature error of at most {self.bias:.2g}"
         return [
@@ -238,5 +274,18 @@ def _squared_deviations(run: Estimate, center: Any) -> Any:
     return within + m * abs(run.value - center) ** 2
 
 
-def _real_part(value: Any) -> Any:
-    return value.real if isinstance(value, complex) else value
+def _is_complex(value: Any) -> bool:
+    """Whether a number, or the entries of an array, are of a complex type."""
+    if not is_array_api_obj(value):
+        return isinstance(value, complex)
+    return is_complex(array_namespace(value), value.dtype)
+
+
+def _part_of(value: Any, part: Literal["real", "imag"]) -> Any:
+    """The real or imaginary part of a number or an array of any library."""
+    if not is_array_api_obj(value):
+        return getattr(value, part)
+    xp = array_namespace(value)
+    if is_complex(xp, value.dtype):
+        return getattr(xp, part)(value)
+    return value if part == "real" else xp.zeros_like(value)

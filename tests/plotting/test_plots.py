@@ -79,6 +79,16 @@ def test_the_distribution_function_drawn_is_right_between_its_corners(
     assert np.allclose(np.interp(points, x, y), density.cdf(points, reading=reading), atol=1e-12)
 
 
+def test_the_distribution_function_drawn_jumps_at_a_multiple_eigenvalue(ax: Any) -> None:
+    # The nodes are eigenvalues up to rounding, which differs between the probes.
+    density = mf.spectral_density(np.ones((60, 60)), num_probes=8, seed=0)
+    x, y = _curve(density.plot_cdf(ax, exact=np.r_[np.zeros(59), 60.0], band=True)).T
+    assert np.interp(-0.1, x, y) == pytest.approx(0.0, abs=1e-12)
+    assert np.interp(0.1, x, y) == pytest.approx(density.cdf(0.0))
+    _, exact = next(c for c in ax.lines if c.get_label() == "exact").get_xydata().T
+    assert set(np.round(exact, 12)) == {0.0, round(59 / 60, 12), 1.0}
+
+
 def test_an_unknown_reading_is_refused(ax: Any) -> None:
     with pytest.raises(ValueError, match='"atoms" or "spread"'):
         _density().plot(ax, reading="smooth")

@@ -11,6 +11,8 @@ from support.matrices import haar, nn_spectrum, wishart, with_spectrum
 import matfree as mf
 from matfree.results import Quadrature, bands
 
+SIDES = ("left", "right")
+
 FREE = {"size": 10**12, "known": np.zeros(0), "num_probes": 1, "kind": "sphere"}
 """So many eigenvalues that the sampling error is negligible."""
 
@@ -180,6 +182,33 @@ def test_the_interval_of_the_negative_fraction_contains_it_for_a_peak_at_zero():
         low, high = density.mass_below(-density.noise_floor).interval()
         assert low <= np.mean(spectrum < 0) <= high
         assert high < 1
+
+
+def hypercube(dimension):
+    """The adjacency matrix of a hypercube: eigenvalues dimension - 2 k, C(dimension, k) times."""
+    corners = np.arange(2**dimension)
+    differing = np.bitwise_count(corners[:, None] ^ corners)
+    return (differing == 1).astype(float)
+
+
+@pytest.mark.parametrize("x", [-4.0, 0.0, 2.0, 6.0])
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+def test_distribution_functions_at_an_eigenvalue_include_it(x, reorthogonalize):
+    A = hypercube(6)  # an integer matrix, so that the eigenvalues are known exactly
+    below, up_to = (exact_cdf(6 - 2.0 * np.bitwise_count(np.arange(64)), x, s) for s in SIDES)
+    inside = 0
+    for seed in range(40):
+        density = mf.spectral_density(A, num_probes=8, reorthogonalize=reorthogonalize, seed=seed)
+        low, high = density.cdf_band(x)
+        inside += low - 1e-9 <= up_to <= high + 1e-9
+        cdf = density.cdf(x)
+        assert low - 1e-9 <= cdf <= high + 1e-9
+        assert cdf == pytest.approx(density.mass_between(-np.inf, x).value, abs=1e-12)
+        assert density.cdf(x, reading="spread") == pytest.approx(cdf, abs=1e-9)
+        assert density.cdf(x - 1e-6) == pytest.approx(density.mass_below(x).value, abs=1e-12)
+        assert density.cdf(x - 1e-6) < cdf
+    assert below < up_to
+    assert inside >= 35
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])

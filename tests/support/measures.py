@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from matfree.results import interpretations
+
 
 def _gaps(x, wx, y, wy):
     points = np.concatenate((x, y))
@@ -41,8 +43,9 @@ def distance_to_cdf(cdf, breaks, spectrum):
     return float(np.sum(area * np.diff(points)))
 
 
-def relative_distance(density, spectrum, **reading):
+def relative_distance(density, spectrum, *, reading="atoms"):
     """W1 between a spectral density and the exact spectrum, relative to the range of the latter."""
-    breaks = np.concatenate(density.nodes)
-    area = distance_to_cdf(lambda x: density.cdf(x, **reading), breaks, spectrum)
+    breaks, measures = np.concatenate(density.nodes), density.pieces(reading)
+    # ``density.cdf`` includes nodes that exceed a point by their rounding error.
+    area = distance_to_cdf(lambda x: interpretations.cdf(measures, x), breaks, spectrum)
     return area / (np.max(spectrum) - np.min(spectrum))

@@ -51,6 +51,9 @@ RUNS = {
     "trace of a function": lambda B, path: mf.trace_function(
         B, "exp", num_probes=6, num_steps=8, block_size=2, checkpoint=path, seed=1
     ),
+    "trace of a complex function": lambda B, path: mf.trace_function(
+        B, lambda x: 1 / (x - 1j), num_probes=6, num_steps=8, block_size=2, checkpoint=path, seed=1
+    ),
     "exact trace of a function": lambda B, path: mf.trace_function(
         B, np.abs, rtol=0.0, num_steps=8, max_matvecs=N, block_size=9, checkpoint=path, seed=1
     ),
@@ -93,6 +96,7 @@ RUNS = {
 
 BLOCKS_BETWEEN_SAVES = {  # matmats; Lanczos saves every 8 steps, "kpm" after all of a block
     "trace of a function": 8,
+    "trace of a complex function": 8,
     "eigenvalue count": 8,
     "density": 8,
     "density in 16 bits": 8,

@@ -204,7 +204,7 @@ class _SamplingLoop:
 
     def _warn(self) -> None:
         num_matvecs, level, half = self.history[-1]
-        target, bias = self.plan.tolerance(abs(level)), self._summary().bias
+        target, bias = self.plan.tolerance(self._summary().norm), self._summary().bias
         if target == 0:
             advice = "give atol, because a tolerance relative to 0 cannot be met"
         elif bias >= target:

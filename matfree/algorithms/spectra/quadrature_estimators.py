@@ -85,8 +85,8 @@ class QuadratureEstimator(TraceEstimator):
         """Record the quadrature of the p-th probe of a block."""
 
     @abstractmethod
-    def sum_over(self, eigenvalues: HostArray) -> float:
-        """The exact answer, from all eigenvalues."""
+    def sum_over(self, eigenvalues: HostArray) -> complex:
+        """The exact answer, a float or a complex number, from all eigenvalues."""
 
     def advance(self, start: int, count: int) -> None:
         T = self._factorized(self.probes(start, count))
@@ -146,7 +146,7 @@ class QuadratureTrace(QuadratureEstimator):
         self.exponent, self.method = exponent, method
         self.mergeable = exponent == 1  # the mean of two roots is not the root of the mean
         self.samples = Samples()
-        self.changes: list[float] = []
+        self.changes: list[float | HostArray] = []
         """The change of every sample during the second half of its steps: its bias."""
         self.moved: list[float] = []
         """The change of every sample when its nodes move by the error of a 16-bit basis."""
@@ -159,21 +159,25 @@ class QuadratureTrace(QuadratureEstimator):
         rule, squared = gauss_rule(T, p, self.cost, self.rounding), T.start_norms[p] ** 2
         half, error = math.ceil(len(rule.nodes) / 2), T.node_error(p)
         fewer, vectors = scipy.linalg.eigh_tridiagonal(T.alphas[p][:half], T.betas[p][: half - 1])
-        full = squared * float(rule.weights @ self.evaluate(rule.nodes))
-        partial = squared * float(vectors[0, :] ** 2 @ self.evaluate(fewer))
+        full = squared * (rule.weights @ self.evaluate(rule.nodes))
+        partial = squared * (vectors[0, :] ** 2 @ self.evaluate(fewer))
         exact = not (rule.residuals > error).any()
-        self.changes.append(0.0 if exact else full - partial)
+        change = np.asarray(0.0 if exact else full - partial)
+        # Checkpoints store complex numbers in arrays only.
+        self.changes.append(change if np.iscomplexobj(change) else float(change))
         if T.node_errors:  # move nodes inwards: f may be undefined outside the spectrum
             middle = (rule.nodes[0] + rule.nodes[-1]) / 2
             inwards = rule.nodes + error * np.sign(middle - rule.nodes)
-            self.moved.append(abs(squared * float(rule.weights @ self.evaluate(inwards)) - full))
+            moved = squared * (rule.weights @ self.evaluate(inwards)) - full
+            self.moved.append(float(abs(moved)))
         self.samples.add(np.asarray([full]))
 
-    def sum_over(self, eigenvalues: HostArray) -> float:
-        return float(np.sum(self.evaluate(eigenvalues, complete=True)))
+    def sum_over(self, eigenvalues: HostArray) -> complex:
+        total: complex = np.sum(self.evaluate(eigenvalues, complete=True)).item()
+        return total
 
     def summary(self) -> Summary:
-        bias = abs(float(np.mean(self.changes))) + float(np.mean(self.moved or [0.0]))
+        bias = float(abs(np.mean(np.asarray(self.changes)))) + float(np.mean(self.moved or [0.0]))
         return power_of(self.samples.summary()._replace(bias=bias), self.exponent)
 
     def exact(self) -> Summary:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, final
 
 import numpy as np
 
+from matfree.arguments import elementwise_values, spectral_values
 from matfree.protocol import HostArray
 
 Function: TypeAlias = Callable[[HostArray], HostArray]
@@ -27,7 +28,7 @@ class SpectralFunction:
 
     Parameters
     ----------
-    f : function of a float64 array, or the name of one
+    f : function of a float64 array with real or complex values, or the name of one
     eps : float
         The machine precision of the vectors. Eigenvalues within eps ||A|| of 0 count as 0,
         because rounding determines their sign.
@@ -45,8 +46,14 @@ class SpectralFunction:
 
     def values_at(self, points: HostArray) -> tuple[float, ...]:
         """f at the points, NaN where it is undefined, to compare two functions."""
-        with np.errstate(all="ignore"):
-            return tuple(np.asarray(self.f(points), dtype=np.float64).tolist())
+        try:
+            values = elementwise_values(self.f, points)
+        except ValueError as refusal:
+            if refusal.__cause__ is None:
+                raise
+            # f itself may refuse points that the spectrum does not contain.
+            values = np.full(len(points), math.nan)
+        return tuple(values.view(np.float64).tolist())
 
     def __call__(self, nodes: HostArray, *, complete: bool = False) -> HostArray:
         """f of the nodes.
@@ -71,15 +78,7 @@ class SpectralFunction:
             nodes = np.maximum(nodes, 0.0)
         if self.name == "inverse":
             self._require_invertible(nodes, noise, complete)
-        with np.errstate(all="ignore"):
-            values = np.asarray(self.f(nodes), dtype=np.float64)
-        if not np.all(np.isfinite(values)):
-            bad = float(nodes[~np.isfinite(values)][0])
-            raise ValueError(
-                f"f is not finite at the Ritz value {bad:.6g}; shift the operator, or pass a "
-                "function that is finite on its spectrum."
-            )
-        return values
+        return spectral_values(self.f, nodes)
 
     def _require_invertible(self, nodes: HostArray, noise: float, complete: bool) -> None:
         """Raise ValueError for a node 0, or for nodes on both sides of 0.

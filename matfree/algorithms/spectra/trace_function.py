@@ -40,11 +40,11 @@ def trace_function(
     A : (n, n) Hermitian operator, or anything ``aslinearoperator`` accepts
         Real symmetric or complex Hermitian.
     f : function of a float64 array, or {"log", "inverse", "sqrt", "exp"}
-        A real function that is applied to arrays of Ritz values elementwise. The named
-        functions check their domain and raise a ValueError outside it. "inverse" takes
-        definite operators of either sign; if there are Ritz values on both sides of 0, the
-        error of a quadrature has no bound, and only the exact answer (max_matvecs >= n) is
-        available.
+        It maps an array of Ritz values to an array of the same shape, float64 or complex128
+        (a resolvent 1 / (x - z), for example). The named functions check their domain and
+        raise a ValueError outside it. "inverse" takes definite operators of either sign; if
+        there are Ritz values on both sides of 0, the error of a quadrature has no bound, and
+        only the exact answer (max_matvecs >= n) is available.
     num_steps : int
         Lanczos steps per probe. 20 to 40 suffice for smooth f and moderate condition numbers;
         ``bias`` of the result is large if they did not.
@@ -73,17 +73,18 @@ def trace_function(
     Returns
     -------
     Estimate
-        ``value``, ``stderr`` and ``bias`` are floats, and ``samples`` is a NumPy array
+        ``value``, ``stderr`` and ``bias`` are floats (for a complex f, ``value`` is complex,
+        and ``real`` and ``imag`` have an interval each), and ``samples`` is a NumPy array
         (num_probes,). ``stderr`` is the sampling error, and ``bias`` an estimate of the
         quadrature error, which is added to the interval.
 
     Raises
     ------
     ValueError
-        f is not finite at a Ritz value, or a Ritz value is outside the domain of a named
-        function; or an argument is out of range.
+        f is not finite at a Ritz value, or does not return one number per Ritz value; a Ritz
+        value is outside the domain of a named function; or an argument is out of range.
     TypeError
-        There is no such keyword.
+        There is no such keyword, or f raises a TypeError for an array.
     NotHermitianError, NonFiniteError, OperatorError
         As for :func:`matfree.spectral_density`.
     MemoryError

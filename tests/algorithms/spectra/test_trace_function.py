@@ -1,5 +1,7 @@
 """Traces of functions, norms and determinants match closed forms."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.special
@@ -55,6 +57,98 @@ def test_a_function_that_is_not_finite_is_refused():
         mf.trace_function(np.diag([-1.0, 1.0]), np.log, num_probes=1, seed=0)
     with pytest.raises(ValueError, match="f must be a function or one of"):
         mf.trace_function(A, "cosine")
+
+
+Z = 3.0 + 0.5j
+RESOLVENT = (1 / (SPECTRUM - Z)).sum()
+
+
+def resolvent(x):
+    return 1 / (x - Z)
+
+
+@pytest.mark.parametrize("estimate", ["trace_function", "density"])
+def test_real_and_imaginary_part_of_a_resolvent_have_an_interval_each(estimate):
+    inside = np.zeros(2)
+    for seed in range(20):
+        if estimate == "density":
+            run = mf.spectral_density(A, num_steps=60, num_probes=8, seed=seed)
+            result = run.trace_function(resolvent)
+        else:
+            result = mf.trace_function(A, resolvent, num_steps=60, num_probes=8, seed=seed)
+        for j, (part, exact) in enumerate(
+            ((result.real, RESOLVENT.real), (result.imag, RESOLVENT.imag))
+        ):
+            low, high = part.interval()
+            inside[j] += low <= exact <= high
+            assert part.stderr < result.stderr
+    assert (inside >= 17).all()
+    assert result.interval() == result.real.interval()
+    assert "of the imaginary part" in str(result)
+
+
+def test_a_budget_of_n_gives_the_exact_trace_of_a_complex_function():
+    exact = mf.trace_function(A, resolvent, max_matvecs=900)
+    assert exact.value == pytest.approx(RESOLVENT, rel=1e-12)
+    assert exact.imag.interval() == (exact.value.imag, exact.value.imag)
+
+
+def test_too_few_steps_of_a_complex_function_show_in_the_bias():
+    few = mf.trace_function(A, resolvent, num_steps=6, num_probes=10, seed=0)
+    assert few.bias > 0
+    assert abs(few.value - RESOLVENT) <= few.half_width()
+
+
+def test_the_traces_of_a_complex_operator_have_intervals_of_both_parts():
+    C = with_spectrum(np.linspace(1, 3, 30)) * (1 + 2j)
+    for part, exact in (("real", 60), ("imag", 120)):
+        low, high = getattr(mf.trace(C, num_probes=30, seed=0), part).interval()
+        assert low <= exact <= high
+    diagonal = mf.diagonal(C, num_probes=200, seed=0)
+    low, high = diagonal.imag.interval(0.9999)
+    assert ((low <= np.diag(C).imag) & (np.diag(C).imag <= high)).all()
+    assert np.array_equal(diagonal.interval()[0], diagonal.real.interval()[0])
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (lambda x: 1.0, "<lambda>"),
+        (lambda x: x.sum(), "<lambda>"),
+        (lambda x: x[:-1], "<lambda>"),
+        (lambda x: x[:, None] * x, "<lambda>"),
+        (lambda x: np.array(["one"] * len(x)), "<lambda>"),
+        (lambda x: 0.0 if x < 0 else 1.0, "<lambda>"),
+        (math.log, "log"),
+    ],
+)
+def test_a_function_that_is_not_elementwise_is_refused_under_its_name(f, name):
+    density = mf.spectral_density(A, num_steps=5, num_probes=1, seed=0)
+    for call in (
+        lambda: mf.trace_function(A, f, num_steps=5, num_probes=1, seed=0),
+        lambda: density.trace_function(f),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"f \({name}\) must map an array"):
+            call()
+
+
+def test_a_function_that_refuses_points_outside_of_the_spectrum_is_accepted():
+    def positive_only(x):
+        if (x <= 0).any():
+            raise ValueError("x must be positive")
+        return 1 / x
+
+    estimate = mf.trace_function(A, positive_only, seed=0)
+    assert estimate.value == mf.trace_function(A, "inverse", seed=0).value
+
+
+def test_functions_may_overwrite_their_argument_and_masked_values_are_not_finite():
+    density = mf.spectral_density(A, num_steps=5, num_probes=1, seed=0)
+    before = density.nodes[0].copy()
+    density.trace_function(lambda x: np.negative(x, out=x))
+    assert np.array_equal(density.nodes[0], before)
+    with pytest.raises(ValueError, match="not finite at the Ritz value"):
+        mf.trace_function(mf.aslinearoperator(A).shift(-1.0), np.ma.log, num_probes=1, seed=0)
 
 
 def test_norms_of_rectangular_matrices():
