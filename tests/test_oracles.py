@@ -311,7 +311,7 @@ def test_methods_for_hermitian_operators_refuse_others(A):
         lambda: mf.spectral_density(A, num_probes=2, reorthogonalize="none", seed=0),
         lambda: mf.lanczos(A, np.ones(n) + np.eye(n)[0], n),
     ):
-        with pytest.raises(mf.NotHermitianError, match="symmetrise it"):
+        with pytest.raises(mf.NotHermitianError, match="symmetrize it"):
             run()
 
 

@@ -235,7 +235,7 @@ DRIVERS = {
 @pytest.mark.parametrize("run", DRIVERS.values(), ids=DRIVERS.keys())
 def test_nan_is_refused_immediately_and_the_matvec_is_named(run, at):
     operator = Poisoned(at)
-    with pytest.raises(mf.NonFiniteError, match=rf"(product|matvec) {at} .*NaN"):
+    with pytest.raises(mf.NonFiniteError, match=rf"matvec {at} .*NaN"):
         run(operator)
     assert operator.calls <= at + 1
 
