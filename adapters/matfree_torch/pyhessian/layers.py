@@ -95,9 +95,10 @@ def print_layers(recorded: Recorded) -> None:
 
 def warn_of_branches(names: Sequence[str]) -> None:
     """Warn that PyHessian's values for layers with these names are not those of a Hessian."""
-    more = f" and of {len(names) - 1} more layers" * (len(names) > 1)
+    more = f" (as are those of {', '.join(names[1:6])}{' ...' * (len(names) > 6)})"
     warn(
-        f"the input of {names[0]}{more} is read by other operations as well (a residual branch). "
+        f"the input of {names[0]} is read by other operations as well, in a residual branch"
+        f"{more * (len(names) > 1)}. "
         "PyHessian differentiates the layer's gradient through all of them, which does not give a "
         "Hessian: the matrix is not symmetric. The values here are second derivatives of the loss "
         "with respect to what each layer alone reads; pass at='tensor' for the tensor that all of "
