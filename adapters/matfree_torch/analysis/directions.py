@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from matfree import EigenResult
 from matfree_torch.curvature.over_batches import ParameterCurvature
+from matfree_torch.vectors.entries import real_view
 from matfree_torch.vectors.layout import Layout
 
 Direction: TypeAlias = Any
@@ -173,7 +174,8 @@ class DirectionResolver:
                     f"{tuple(p.shape)}: got {got}; pass a checkpoint of the same architecture."
                 )
             # Weights of similar size cancel; double precision keeps the digits that are left.
-            differences.append(state[name].to(p.device, torch.float64) - p.detach().double())
+            wide = torch.promote_types(p.dtype, torch.float64)
+            differences.append(state[name].to(p.device, wide) - p.detach().to(wide))
         buffers = {
             name: state[name].to(b.device, b.dtype) - b
             for name, b in self.curvature.model.named_buffers()
@@ -209,8 +211,8 @@ def filter_normalized(displacement: Displacement, layout: Layout) -> Displacemen
         if p.ndim < 2:
             scaled.append(torch.zeros_like(d))
             continue
-        wanted = p.detach().to(torch.float64).flatten(1).norm(dim=1)
-        own = d.to(torch.float64).flatten(1).norm(dim=1)
+        wanted = real_view(p.detach()).to(torch.float64).flatten(1).norm(dim=1)
+        own = real_view(d).to(torch.float64).flatten(1).norm(dim=1)
         scale = torch.where(own > 0, wanted / own, 0.0)
         scaled.append(d * scale.reshape(-1, *[1] * (p.ndim - 1)).to(d.dtype))
     return displacement._replace(vector=layout.pack(scaled, displacement.vector.dtype))

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from matfree.arguments import require_whole
@@ -25,7 +24,6 @@ from matfree_torch.analysis.directions import DirectionResolver, Displacement, f
 from matfree_torch.analysis.landscape_result import LossLandscape
 from matfree_torch.curvature.hessian import hessian
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
-from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Normalizer
 from matfree_torch.vectors.layout import Patterns
 
@@ -168,48 +166,32 @@ def _evaluate(
 ) -> HostArray:
     """The loss at every row of the grid, in one pass over the data."""
     objective, totals = curvature.objective, np.zeros(len(grid))
-    with objective.isolated(), torch.no_grad():
+    with objective.isolated():
         for number, batch in enumerate(objective.batches):
-            # All points see the same random numbers, or noise would look like curvature.
-            state = isolation.get_random_state(objective.model)
             for i, multiples in enumerate(grid):
-                isolation.set_random_state(state)
-                outputs = objective.outputs(batch, _state_at(curvature, moves, multiples))
-                value = objective.value(outputs, batch.targets)
-                totals[i] += batch.weight * float(value)
+                steps, buffers = _state_at(curvature, moves, multiples)
+                with curvature.layout.moved(steps):
+                    totals[i] += batch.weight * objective.loss_of(batch, buffers)
             bar.show(number + 1)
     totals /= objective.batches.divisor
     if curvature.weight_decay:
-        totals += [_penalty(curvature, _state_at(curvature, moves, row)) for row in grid]
+        totals += [curvature.decay_term(_state_at(curvature, moves, row)[0]) for row in grid]
     return totals
 
 
 def _state_at(
     curvature: ParameterCurvature, moves: list[Displacement], multiples: HostArray
-) -> dict[str, Tensor]:
-    """The parameters, and the buffers that change, at a point of the grid."""
-    layout = curvature.layout
-    own = {name: p.detach() for name, p in zip(layout.names, layout.tensors, strict=True)}
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The steps of the parameters, and the buffers that change, at a point of the grid."""
     active = [(float(x), move) for x, move in zip(multiples, moves, strict=True) if x]
     if not active:
-        return own
+        return {}, {}
     offset = sum(x * move.vector for x, move in active)
     assert isinstance(offset, Tensor)  # the sum is not empty
-    state = {
-        name: (own[name] + change).to(own[name].dtype)
-        for name, change in layout.unflatten(offset).items()
-    }
+    buffers: dict[str, Tensor] = {}
     for x, move in active:
         for name, change in (move.buffers or {}).items():
-            before = state.get(name, curvature.model.get_buffer(name))
+            before = buffers.get(name, curvature.model.get_buffer(name))
             # Extrapolated batch statistics could have negative variances.
-            state[name] = before + min(max(x, 0.0), 1.0) * change
-    return state
-
-
-def _penalty(curvature: ParameterCurvature, state: dict[str, Tensor]) -> float:
-    """The weight decay term lambda / 2 ||theta||^2."""
-    return sum(
-        decay / 2 * float(state[name].to(torch.float64).square().sum())
-        for name, decay in curvature.weight_decay.items()
-    )
+            buffers[name] = before + min(max(x, 0.0), 1.0) * change
+    return curvature.layout.unflatten(offset), buffers

@@ -48,6 +48,38 @@ class Replaced(TorchFunctionMode):
         return self._replacements.get(func, func)(*args, **(kwargs or {}))
 
 
+@final
+class Substituted(TorchFunctionMode):
+    """A context in which functions of torch get other tensors in place of some of their arguments.
+
+    Parameters
+    ----------
+    tensors : dict
+        The tensors to pass, by the ``id`` of the tensors that they replace.
+    """
+
+    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = {name: self._exchanged(x) for name, x in (kwargs or {}).items()}
+        return func(*map(self._exchanged, args), **named)
+
+    def _exchanged(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._tensors.get(id(x), x)
+        if type(x) in (tuple, list):  # of torch.cat, or the weights of a recurrent layer
+            return type(x)(map(self._exchanged, x))
+        return x
+
+
 def composites() -> Replaced:
     """A context in which functions without a correct second derivative are composites."""
     return Replaced(_COMPOSITES)

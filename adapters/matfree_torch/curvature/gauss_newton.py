@@ -23,6 +23,7 @@ from torch import Tensor
 
 from matfree import OperatorError
 from matfree_torch.autograd.convolutions import fast_double_backward
+from matfree_torch.autograd.graph_nodes import leaves_behind
 from matfree_torch.curvature.output_hessians import OutputMatrix
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
 from matfree_torch.hvp.strategies import GraphStrategy, graph_cache_policy, require_strategy
@@ -111,6 +112,7 @@ class GaussNewtonOperator(ParameterCurvature):
         require_strategy(strategy, GraphStrategy, memory)
         policy = graph_cache_policy(strategy, memory)
         super().__init__(objective, parameters, weight_decay, strategy, policy)
+        self._loss_checked = False
 
     @abstractmethod
     def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
@@ -119,7 +121,30 @@ class GaussNewtonOperator(ParameterCurvature):
     def _prepare(self, batch: Batch) -> Linearized:
         with fast_double_backward():
             outputs = self.objective.outputs(batch)
+        if not self._loss_checked:
+            self._require_loss_of_outputs(batch, outputs)
+            self._loss_checked = True
         return Linearized.make(output_tensor(outputs), self.layout, self._matrix(batch, outputs))
+
+    def _require_loss_of_outputs(self, batch: Batch, outputs: Any) -> None:
+        """Raise OperatorError if the loss also reads parameters itself, as a penalty does."""
+        if isinstance(outputs, Tensor):  # the graph does not have to extend to the network
+            outputs = outputs.detach().requires_grad_()
+        value = self.objective.value(outputs, batch.targets)
+        names = {id(p): name for name, p in zip(self.names, self.layout.tensors, strict=True)}
+        read = [
+            names[id(leaf)]
+            for leaf in leaves_behind(value, output_tensor(outputs))
+            if id(leaf) in names
+        ]
+        if read:
+            raise OperatorError(
+                f"the loss depends on the parameter {min(read)!r} in another way than through the "
+                f"outputs, as a penalty does, and a {self.title} contains the outputs alone; pass "
+                "the loss without this term and add its Hessian: weight_decay= for an L2 penalty, "
+                "otherwise ggn(...) + hessian_of(penalty, dict(model.named_parameters())); or use "
+                "hessian(...)."
+            )
 
     def _multiply(
         self, prepared: Linearized, v: dict[str, Tensor], rows: Layout

@@ -68,7 +68,8 @@ def ggn(
         As for :func:`hessian`.
     OperatorError
         The loss is not a scalar, the outputs contain no tensor or do not depend on the
-        parameters, or torch cannot differentiate the backward pass of a module.
+        parameters, torch cannot differentiate the backward pass of a module, or the loss depends
+        on parameters in another way than through the outputs.
 
     Cost
     ----

@@ -58,7 +58,8 @@ def hessian(
     loss : function (outputs, targets) -> scalar tensor, or None
         The ``reduction`` of a loss module determines how batches are combined: "sum", or "mean"
         over what the loss counts (samples, elements, class weights, targets that are not
-        ignored). A plain function is assumed to be a mean over samples. None stands for the loss
+        ignored). A plain function is assumed to be a mean over samples. It may read the model's
+        parameters itself, for a penalty on the weights. None stands for the loss
         that the model returns as ``outputs.loss``, like the models of Hugging Face. If the
         outputs are not a tensor, torch's own losses are applied to ``outputs.logits``.
     data : a batch, or a re-iterable of batches
@@ -69,7 +70,9 @@ def hessian(
         every pass.
     params : str or sequence of str, optional
         Names of the parameters to include, or patterns such as ``"layer1.*"``; by default all
-        that require gradients. A subset yields the principal submatrix.
+        that require gradients. A subset yields the principal submatrix. A complex parameter
+        counts as real numbers: the real and the imaginary part of its first entry, then those
+        of its second, as in ``torch.view_as_real``.
     normalizer : function, optional
         Maps a batch to the number by which the loss divides its sum, for losses of your own
         that average.
@@ -203,10 +206,11 @@ def hessian_of(
     parameters : mapping of names to tensors
         The point at which to differentiate, such as ``dict(model.named_parameters())``. The
         tensors are shared, not copied, so that the operator follows in-place training steps. They
-        are left unchanged.
+        are left unchanged. Complex tensors count as real and imaginary parts, as for
+        :func:`hessian`.
     params : str or sequence of str, optional
         Names of the tensors with respect to which to differentiate, or patterns; by default all
-        that are floating point.
+        that are real or complex.
     weight_decay : float or mapping of patterns to floats
     strategy : {"auto", "recompute", "forward", "folded", "finite-difference"}
     memory : int, optional
@@ -244,8 +248,8 @@ def hessian_of(
     tensor([[4., 2.],
             [2., 0.]])
     """
-    model = FunctionModule(function, parameters)
     # The function takes the place of the model, and the data are one batch without a meaning.
+    model = FunctionModule(lambda tensors, _: function(tensors), parameters)
     dummy = torch.zeros(1)
     objective = Objective(model, lambda value, _: value, (dummy, dummy), allow_tf32=allow_tf32)
     return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)

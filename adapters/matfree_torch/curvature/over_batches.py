@@ -28,6 +28,7 @@ from matfree_torch.hvp.graph_cache import CachePolicy, GraphCache, GraphMemory
 from matfree_torch.objective import faulty_modules
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
+from matfree_torch.vectors.entries import real_view
 from matfree_torch.vectors.layout import Layout, Parameters, match_names
 
 WeightDecay: TypeAlias = float | Mapping[str, float]
@@ -130,31 +131,34 @@ class ParameterCurvature(ShardableCurvature):
         >>> round(H.loss(2 - model.weight.detach()[0]), 6)
         4.0
         """
-        moved, given = dict(zip(self.names, self.layout.tensors, strict=True)), None
+        steps, given = dict[str, Tensor](), None
         if direction is not None:
             steps = self.layout.unflatten(direction)
             given = self.layout.pack(list(steps.values()), self.dtype)[:, None]
-            moved = {name: p.detach() + steps[name].to(p.dtype) for name, p in moved.items()}
 
         def local_sum() -> Tensor:
             total = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
             with self.objective.isolated():
                 for batch in self.batches:
-                    with self.objective.isolated(), torch.no_grad():
-                        parameters = None if direction is None else moved
-                        outputs = self.objective.outputs(batch, parameters)
-                        value = self.objective.value(outputs, batch.targets)
-                    # float64, because many batches of float32 values are summed
-                    total += batch.weight * float(value)
+                    with self.layout.moved(steps):
+                        # float64, because many batches of float32 values are summed
+                        total += batch.weight * self.objective.loss_of(batch)
             return total
 
         like = torch.zeros(1, dtype=torch.float64, device=self.layout.device)
         communicator = self.objective.communicator
         reduce = None if communicator is None else communicator.all_reduce
         total = float(self.objective.average(local_sum, like, given, reduce))
-        for name, decay in self.weight_decay.items():
-            square = full_tensor(moved[name].detach().to(torch.float64).square().sum())
-            total += decay / 2 * float(square)
+        return total + self.decay_term(steps)
+
+    def decay_term(self, steps: Mapping[str, Tensor]) -> float:
+        """Half the sum of lambda theta^2 over the parameters, moved by these steps."""
+        total = 0.0
+        for name, p in zip(self.names, self.layout.tensors, strict=True):
+            if name in self.weight_decay:
+                moved = p.detach() + steps[name] if name in steps else p.detach()
+                square = full_tensor(real_view(moved).to(torch.float64).square().sum())
+                total += self.weight_decay[name] / 2 * float(square)
         return total
 
     def gradient(self) -> Tensor:
@@ -172,7 +176,8 @@ class ParameterCurvature(ShardableCurvature):
         total = self.objective.average(local_sum, self._zeros(self.layout))
         for name, p in zip(self.names, self.layout.tensors, strict=True):
             decay = self.weight_decay.get(name, 0.0)
-            total[self.layout.local_slices[name]] += decay * local_tensor(p.detach()).reshape(-1)
+            shard = real_view(local_tensor(p.detach()))
+            total[self.layout.local_slices[name]] += decay * shard.reshape(-1)
         return self.layout.to_rows(total[:, None])[:, 0]
 
     def _apply_block(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:

@@ -15,7 +15,6 @@ difference. No strategy uses forward mode inside reverse mode, nor ``jacrev``: b
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import warnings
@@ -30,10 +29,11 @@ from torch import Tensor, nn
 from matfree import OperatorError
 from matfree_torch.autograd.composites import decomposed_losses
 from matfree_torch.autograd.convolutions import fast_double_backward
-from matfree_torch.distributed.dtensors import is_dtensor, local_tensor
+from matfree_torch.distributed.dtensors import local_tensor
 from matfree_torch.hvp.graph_cache import CachePolicy
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
+from matfree_torch.vectors.entries import real_view
 from matfree_torch.vectors.layout import Layout
 
 Strategy: TypeAlias = Literal["auto", "recompute", "forward", "folded", "finite-difference"]
@@ -182,22 +182,21 @@ class FiniteDifference(HvpStrategy):
         eps = max(torch.finfo(x.dtype).eps for x, _ in moved)
         scale = self._norm([x for x, _ in moved]) or 1.0  # the origin has no scale
         step = eps ** (1 / 3) * scale / length
-        up = self._gradient_at(prepared, moved, step, rows)
-        down = self._gradient_at(prepared, moved, -step, rows)
+        up = self._gradient_at(prepared, v, step, rows)
+        down = self._gradient_at(prepared, v, -step, rows)
         return tuple((a - b) / (2 * step) for a, b in zip(up, down, strict=True))
 
     def _gradient_at(
-        self, batch: Batch, moved: list[tuple[Tensor, Tensor]], step: float, rows: Layout
+        self, batch: Batch, v: dict[str, Tensor], step: float, rows: Layout
     ) -> tuple[Tensor, ...]:
-        """The gradient after a step; the model's own parameters are moved and restored exactly."""
-        with contextlib.ExitStack() as stack:
-            for x, direction in moved:
-                stack.enter_context(_moved_by(x, step * direction))
-            with self.objective.isolated():  # both gradients draw the same random numbers
-                return self.objective.gradients(batch, rows.tensors)
+        """The gradient after a step; both gradients draw the same random numbers."""
+        steps = {name: step * direction for name, direction in v.items()}
+        with self.layout.moved(steps), self.objective.isolated():
+            return self.objective.gradients(batch, rows.tensors)
 
     def _norm(self, tensors: list[Tensor]) -> float:
-        squares = [local_tensor(x.detach()).to(torch.float64).square().sum() for x in tensors]
+        shards = [real_view(local_tensor(x.detach())) for x in tensors]
+        squares = [x.to(torch.float64).square().sum() for x in shards]
         square = torch.stack(squares).sum()
         # The local shards do not make up the whole vector.
         redistribution = self.layout.redistribution
@@ -219,7 +218,7 @@ def gradient_along(
         # The model updates running statistics in place. The copies have to be made inside the
         # differentiated function, because functorch forbids writing to tensors from outside.
         buffers = {name: x.clone() for name, x in objective.model.named_buffers()}
-        return objective.value(objective.outputs(batch, parameters | buffers), batch.targets)
+        return objective.value_at(batch, parameters | buffers)
 
     def multiply(v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         direction = {n: v[n] if n in v else torch.zeros_like(x) for n, x in theta.items()}
@@ -268,25 +267,3 @@ def require_strategy(strategy: str, known: Any, memory: int | None) -> None:
 def graph_cache_policy(strategy: str, memory: int | None) -> CachePolicy:
     """The cache policy of the strategies that need graphs: "recompute" keeps none of them."""
     return CachePolicy(0 if strategy == "recompute" else memory)
-
-
-@contextmanager
-def _moved_by(x: Tensor, step: Tensor) -> Iterator[None]:
-    """Add a step to a parameter within the context, and restore its exact values afterwards."""
-    original = x.data
-    if not is_dtensor(x):
-        try:
-            x.data = original + step
-            yield
-        finally:
-            x.data = original
-        return
-    # fully_shard gathers parameters from the storage of their shards, so that the values have to
-    # change in that storage.
-    local = local_tensor(original)
-    before = local.clone()
-    try:
-        local += local_tensor(step)
-        yield
-    finally:
-        local.copy_(before)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ def isolated_model(
     * Gradients are recorded, whatever the mode of the caller.
     * Attention uses its mathematical kernel, because the fused ones have no second derivative, and
       functions without a correct second derivative are replaced by composites.
+    * Compiled models, modules and losses run eagerly; compiled code has no second derivative.
     * Float32 products are computed in float32, unless ``allow_tf32`` keeps torch's settings.
     """
     owners = [module for module in model.modules() if module._buffers]
@@ -53,12 +55,17 @@ def isolated_model(
             _without_fused_recurrences(model),
             composites(),
             twice_differentiable(),
+            _without_compilation(),
         ):
             yield
     finally:
         set_random_state(before)
         for module, buffers in zip(owners, originals, strict=True):
-            module._buffers.update(buffers)
+            for (
+                name,
+                buffer,
+            ) in buffers.items():  # the buffers of a scripted module have no update()
+                module._buffers[name] = buffer
         for module, name, x in attributes:
             module.__dict__[name] = x
 
@@ -68,6 +75,13 @@ def _without_fused_recurrences(model: nn.Module) -> contextlib.AbstractContextMa
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return without_cudnn()
     return contextlib.nullcontext()
+
+
+def _without_compilation() -> contextlib.AbstractContextManager[None]:
+    """A context in which everything that ``torch.compile`` has compiled runs eagerly."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        return contextlib.nullcontext()
+    return cast(contextlib.AbstractContextManager[None], torch.compiler.set_stance("force_eager"))
 
 
 def _plain_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -10,15 +10,16 @@ from torch.nn import functional
 
 from matfree import OperatorError
 from matfree_torch.distributed.dtensors import full_tensor
+from matfree_torch.vectors.entries import is_differentiable
 
 
 @final
 class FunctionModule(nn.Module):
-    """A function of a dictionary of tensors as a model.
+    """A function of named tensors and inputs as a model.
 
     Parameters
     ----------
-    function : function (dict of tensors by name) -> scalar tensor
+    function : function (dict of tensors by name, inputs) -> outputs
     tensors : mapping
         The point at which the function is differentiated; shared, not copied.
     """
@@ -27,10 +28,14 @@ class FunctionModule(nn.Module):
         super().__init__()
         self.function = function
         for name, x in tensors.items():  # register_parameter refuses names with dots
-            self._parameters[name] = nn.Parameter(x.detach(), x.is_floating_point())
+            self._parameters[name] = nn.Parameter(x.detach(), is_differentiable(x))
 
-    def forward(self, tensors: Mapping[str, Tensor] | None) -> Any:
-        return self.function({**dict(self.named_parameters()), **(tensors or {})})
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.evaluate({}, args, kwargs)
+
+    def evaluate(self, tensors: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The function with some tensors replaced by others."""
+        return self.function({**dict(self.named_parameters()), **tensors}, *args, **kwargs)
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -62,6 +67,33 @@ def tensor_entry(outputs: Any, name: str) -> Any:
     """The tensor of this name in outputs that are a mapping or an object; None if there is none."""
     found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
     return found if isinstance(found, Tensor) else None
+
+
+def scalar_loss(loss: Any, outputs: Any, targets: Any) -> Tensor:
+    """A loss as a real scalar tensor; None stands for ``outputs.loss``.
+
+    Raises
+    ------
+    OperatorError
+        It is not a real scalar, or the outputs contain no loss.
+    """
+    if loss is None:
+        value: Any = tensor_entry(outputs, "loss")
+        if value is None:
+            raise OperatorError(
+                "loss=None requires a model that returns outputs.loss, and this one does not; "
+                "pass a loss, or labels in the batch."
+            )
+    else:
+        value = loss(outputs if loss_module(loss) is None else output_tensor(outputs), targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise OperatorError(
+            f"the loss must be a scalar tensor: got {shape}; use reduction='mean' or 'sum'."
+        )
+    if value.is_complex():
+        raise OperatorError(f"the loss must be real: got {value.dtype}; return its real part.")
+    return full_tensor(value).reshape(())
 
 
 def loss_module(loss: Any) -> nn.Module | None:

@@ -24,19 +24,18 @@ from torch.func import functional_call
 from matfree import OperatorError
 from matfree.probes import resolve_seed
 from matfree.protocol import Seed, T
+from matfree_torch.autograd.composites import Substituted
 from matfree_torch.autograd.precision import full_precision
 from matfree_torch.distributed.checksums import Checksum, checksum_of_vectors
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import full_tensor, mesh_communicator, require_disjoint
+from matfree_torch.distributed.dtensors import mesh_communicator, require_disjoint
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch, Batches, Loss, Normalizer
 from matfree_torch.objective.fsdp import FullySharded, Unsharded
 from matfree_torch.objective.model_calls import (
     FunctionModule,
     call_arguments,
-    loss_module,
-    output_tensor,
-    tensor_entry,
+    scalar_loss,
 )
 from matfree_torch.objective.model_checksums import ModelChecksums, require_same_batch
 from matfree_torch.vectors.layout import Parameters, Patterns
@@ -125,34 +124,45 @@ class Objective:
         """A context in which float32 products are computed in float32, unless TF32 is allowed."""
         return nullcontext() if self.allow_tf32 else full_precision()
 
-    def outputs(self, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Any:
-        """The outputs of the model for a batch, at its own parameters or at given ones."""
-        if isinstance(self.model, FunctionModule):
-            return self.model(parameters)
+    def outputs(self, batch: Batch) -> Any:
+        """The outputs of the model for a batch."""
         args, kwargs = call_arguments(batch.inputs)
-        if parameters is None:
-            return self.model(*args, **kwargs)
-        return functional_call(self.model, dict(parameters), args, kwargs)
+        return self.model(*args, **kwargs)
+
+    def value_at(self, batch: Batch, tensors: dict[str, Tensor]) -> Tensor:
+        """The loss of a batch with other tensors in place of parameters and buffers.
+
+        They also replace the parameters that the loss reads itself, as a penalty does.
+        """
+        args, kwargs = call_arguments(batch.inputs)
+        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        with Substituted({id(own[name]): x for name, x in tensors.items()}):
+            if isinstance(self.model, FunctionModule):
+                outputs = self.model.evaluate(tensors, args, kwargs)
+            else:
+                outputs = functional_call(self.model, tensors, args, kwargs)
+            return self.value(outputs, batch.targets)
+
+    def loss_of(self, batch: Batch, buffers: Mapping[str, Tensor] | None = None) -> float:
+        """The loss of a batch as a number, with some buffers replaced.
+
+        No graph is recorded, unless the forward pass itself differentiates, as it does for forces
+        and for the residuals of differential equations.
+        """
+        for mode in (torch.no_grad, torch.enable_grad):
+            with self.isolated(), mode():
+                for name, buffer in (buffers or {}).items():
+                    self.model.get_buffer(name).copy_(buffer)  # a copy, which is dropped on exit
+                try:
+                    return float(self.value(self.outputs(batch), batch.targets).detach())
+                except RuntimeError as cause:
+                    if mode is torch.enable_grad or "does not require grad" not in str(cause):
+                        raise
+        raise AssertionError("unreachable")
 
     def value(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of a batch as a differentiable scalar."""
-        if self.loss is None:
-            value = tensor_entry(outputs, "loss")
-            if value is None:
-                raise OperatorError(
-                    "loss=None requires a model that returns outputs.loss, and this one does not; "
-                    "pass a loss, or labels in the batch."
-                )
-        elif loss_module(self.loss) is not None:
-            value = self.loss(output_tensor(outputs), targets)
-        else:
-            value = self.loss(outputs, targets)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise OperatorError(
-                f"the loss must be a scalar tensor: got {shape}; use reduction='mean' or 'sum'."
-            )
-        return full_tensor(value).reshape(())
+        return scalar_loss(self.loss, outputs, targets)
 
     def average(
         self,
@@ -178,7 +188,7 @@ class Objective:
             return local() / self.batches.divisor
         checksums = self._model_checksums()
         if self._fully_sharded is not None:  # the backward pass has reduced the local sum already
-            reduce, like = reduce or _identity, like.new_zeros(like.shape[1:])
+            reduce, like = reduce or (lambda x: x), like.new_zeros(like.shape[1:])
         elif vectors is not None:
             checksums += (checksum_of_vectors("vectors", _REMEDY_ARGUMENTS, vectors),)
         total, weight = self.communicator.reduce_checked(
@@ -286,7 +296,3 @@ class Objective:
         return torch.autograd.grad(
             value, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x

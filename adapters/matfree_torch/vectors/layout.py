@@ -11,6 +11,10 @@ processes there are two distributions of one vector, and every vector is in one 
     form.
 
 Without sharded tensors the two are the same.
+
+A complex entry counts as two real ones, its real part followed by its imaginary part, in the order
+of ``torch.view_as_real``. A real function of complex parameters thereby has an ordinary gradient
+and a symmetric Hessian.
 """
 
 from __future__ import annotations
@@ -27,12 +31,18 @@ from torch import Tensor, nn
 
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import (
-    dtensor_like,
     local_tensor,
     mesh_communicator,
     shard_like,
 )
 from matfree_torch.distributed.redistribution import Redistribution, even_rows
+from matfree_torch.vectors.entries import (
+    is_differentiable,
+    moved_by,
+    num_real,
+    real_view,
+    shaped_like,
+)
 
 Patterns: TypeAlias = str | Sequence[str]
 """Names, or patterns with the wildcards ``*`` and ``?``."""
@@ -68,12 +78,12 @@ class Layout:
         self.noun = noun
         self.tensors = list(tensors.values())
         self.names = tuple(tensors)
-        self.sizes = [math.prod(p.shape) for p in self.tensors]
+        self.sizes = [num_real(p) for p in self.tensors]
         self.size = sum(self.sizes)
         self.device = self.tensors[0].device
         self.partition = _consecutive_slices(self.names, self.sizes)
         self.redistribution = _redistribution(self.tensors, communicator)
-        self._local_shapes = [local_tensor(p).shape for p in self.tensors]
+        self._local_shapes = [(*local_tensor(p).shape, *[2] * p.is_complex()) for p in self.tensors]
         self._local_sizes = [math.prod(shape) for shape in self._local_shapes]
         self.local_size = sum(self._local_sizes)
         """Number of entries in the local shards; ``size`` if nothing is sharded."""
@@ -82,10 +92,10 @@ class Layout:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The data type of flat vectors: the widest among the tensors, float32 at least."""
+        """The data type of flat vectors, which is real: the widest, float32 at least."""
         widest = torch.float32  # inner products in half precision would lose all accuracy
         for p in self.tensors:
-            widest = torch.promote_types(widest, p.dtype)
+            widest = torch.promote_types(widest, p.dtype.to_real())
         return widest
 
     def subset(self, patterns: Patterns) -> Layout:
@@ -112,7 +122,7 @@ class Layout:
         """
         target = dtype or self.dtype
         shards = [shard_like(x.detach(), p) for x, p in zip(tensors, self.tensors, strict=True)]
-        return torch.cat([x.reshape(-1).to(target) for x in shards])
+        return torch.cat([real_view(x).reshape(-1).to(target) for x in shards])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat vector (rows,) as tensors by name, sharded like the layout's tensors."""
@@ -128,7 +138,14 @@ class Layout:
         if set(tensors) != set(self.names):
             different = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"tensors must name every {self.noun} once: {different} do not match.")
-        return self.to_rows(self.pack([tensors[name] for name in self.names])[:, None])[:, 0]
+        given = [tensors[name] for name in self.names]
+        for name, x, p in zip(self.names, given, self.tensors, strict=True):
+            if x.is_complex() != p.is_complex():
+                raise ValueError(
+                    f"the {self.noun} {name!r} is {p.dtype}: got a tensor of {x.dtype}; real and "
+                    "complex numbers are not converted to each other."
+                )
+        return self.to_rows(self.pack(given)[:, None])[:, 0]
 
     def to_shards(self, X: Tensor) -> Tensor:
         """Redistribute a block from rows, (rows, k), to local shards, (local_size, k)."""
@@ -140,9 +157,22 @@ class Layout:
 
     def _split(self, vector: Tensor, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
         """Split local shards (local_size,) into tensors of these dtypes."""
-        local = torch.split(vector, self._local_sizes)
+        local = torch.split(vector.contiguous(), self._local_sizes)
         parts = zip(local, self._local_shapes, dtypes, self.tensors, strict=True)
-        return [dtensor_like(x.reshape(shape).to(dtype), p) for x, shape, dtype, p in parts]
+        return [shaped_like(x.reshape(shape), dtype, p) for x, shape, dtype, p in parts]
+
+    @contextlib.contextmanager
+    def moved(self, steps: Mapping[str, Tensor]) -> Iterator[None]:
+        """Add steps to some of the tensors within the context; restore them exactly afterwards.
+
+        The tensors themselves are moved, so that everything that reads them sees the new values,
+        such as a penalty in the loss.
+        """
+        with contextlib.ExitStack() as stack:
+            for name, x in zip(self.names, self.tensors, strict=True):
+                if name in steps:
+                    stack.enter_context(moved_by(x, steps[name]))
+            yield
 
 
 @final
@@ -178,11 +208,12 @@ class Parameters(Layout):
         else:
             chosen = match_names(available, patterns, "parameter")
         # Quantized and counting parameters have no derivative.
-        chosen = {name: p for name, p in chosen.items() if p.is_floating_point()}
+        chosen = {name: p for name, p in chosen.items() if is_differentiable(p)}
         if not chosen:
             raise ValueError(
                 f"the model has no parameter to differentiate: it has {len(available)}, and none "
-                "of them requires a gradient; unfreeze some, or name them with params=."
+                "of those selected is real or complex and requires a gradient; unfreeze some, or "
+                "name them with params=."
             )
         super().__init__(chosen, "parameter", communicator)
 
@@ -234,5 +265,11 @@ def _redistribution(
     communicator = communicator or mesh_communicator(tensors)
     if communicator is None:
         return None
-    size = sum(math.prod(p.shape) for p in tensors)
+    if any(p.is_complex() for p in tensors):
+        raise ValueError(
+            "vectors of complex parameters cannot be divided over processes; hold real and "
+            "imaginary parts in a real parameter, and use torch.view_as_complex in the forward "
+            "pass."
+        )
+    size = sum(map(num_real, tensors))
     return Redistribution(communicator, tensors, even_rows(size, communicator.size))
