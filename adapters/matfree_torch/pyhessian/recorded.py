@@ -40,7 +40,8 @@ def record(A: ActivationHessian) -> Recorded:
         calls[module] += 1
         # The sum is a new tensor that requires a gradient, also if the activation does not.
         tensors[name], copies[name] = x, x + torch.zeros_like(x, requires_grad=True)
-        return x if A.at == "tensor" else copies[name]
+        # The module may work in place, on a clone, so that what is recorded stays its input.
+        return x if A.at == "tensor" else copies[name].clone()
 
     with A.differentiating(), A.objective.isolated():
         with visited_ports(calls, A.at, visit):

@@ -301,3 +301,41 @@ def test_a_subclass_can_override_a_method_about_activations():
         hessian_comp.insert_hook("fc")
         hessian_comp.get_activ_rand_v()
     assert torch.equal(2 * ours.hv_activ()[0], theirs.hv_activ()[0])
+
+
+@pytest.mark.parametrize("at", ["input", "output"])
+def test_modules_that_work_in_place_do_not_change_what_is_recorded(at):
+    torch.manual_seed(0)
+    first, last = nn.Linear(3, 4).to(DOUBLE), nn.Linear(4, 3).to(DOUBLE)
+    model = nn.Sequential(first, nn.ReLU(inplace=True), last)
+    data = torch.randn(5, 3, dtype=DOUBLE), torch.tensor([0, 1, 2, 0, 1])
+    layer = "1" if at == "input" else "0"  # the tensor that the ReLU overwrites, in both cases
+    hessian_comp = hessian_with_activation(model, criterion, data=data, at=at)
+    hessian_comp.insert_hook(layer)
+    read = first(data[0]).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(criterion(last(torch.relu(read)), data[1]), read)
+    assert torch.allclose(hessian_comp.activations[layer][0], read, atol=1e-14)
+    assert torch.allclose(hessian_comp.activation_grads[layer][0], gradient, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward", "ignore:Using a non-full backward hook")
+@pytest.mark.parametrize("kind", [Residual, Plain])
+def test_hooks_give_the_same_matrix_without_a_branch_and_an_asymmetric_one_with_it(kind):
+    model, inputs, targets, hessian_comp = prepared(kind)
+    read, flowed = [], []
+    handles = [
+        model.conv2.register_forward_hook(lambda module, args, output: read.append(args[0])),
+        model.conv2.register_backward_hook(lambda module, grads, _: flowed.append(grads[0])),
+    ]
+    criterion(model(inputs), targets).backward(create_graph=True)
+    for handle in handles:
+        handle.remove()
+    units = torch.eye(read[0].numel(), dtype=DOUBLE).reshape(-1, *read[0].shape)
+    rows = [torch.autograd.grad(flowed, read, [unit], retain_graph=True)[0] for unit in units]
+    by_hooks = torch.stack(rows).reshape(len(units), -1)
+    block = hessian_comp.operator.block("conv2").to_dense()
+    assert torch.allclose(block, block.T, atol=1e-14)
+    if kind is Plain:
+        assert torch.allclose(by_hooks, block, atol=1e-14)
+    else:
+        assert float((by_hooks - by_hooks.T).norm() / by_hooks.norm()) > 0.5
