@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -51,7 +50,7 @@ def adapt(obj: Any) -> Operator | None:
         # SciPy 1.17 lets matvec take (n, 1); 1.18 deprecates that and reads a 2-D argument of
         # matvec as a batch of rows. Blocks through matmat and vectors of shape (n,) mean the
         # same in both.
-        return from_declaration(obj, rmatmat=partial(_rmatmat, obj))
+        return from_declaration(obj)
     return None
 
 
@@ -73,14 +72,6 @@ class SparseOperator(CsrOperator):
 
     def _kernels_for(self, matrix: Any, space: VectorSpace) -> CsrStrategies:
         return CsrStrategies(matrix)
-
-
-def _rmatmat(operator: Any, X: Array) -> Any:
-    try:
-        return operator.rmatmat(X)
-    except TypeError:  # without an adjoint, SciPy's rmatmat calls None,
-        operator.rmatvec(X[:, 0])  # and its rmatvec raises NotImplementedError, which is clearer
-        raise
 
 
 def to_scipy(operator: Any) -> Any:

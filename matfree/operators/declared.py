@@ -10,14 +10,13 @@ import numpy as np
 from matfree.arrays import describe
 from matfree.errors import OperatorError
 from matfree.operators.base import spaces_like
-from matfree.operators.function import Apply, FunctionOperator
+from matfree.operators.function import FunctionOperator
+from matfree.operators.inherited_blocks import takes_blocks
 from matfree.protocol import Array
 from matfree.spaces import VectorSpace, require_space
 
 
-def from_declaration(
-    obj: Any, *, like: Array | None = None, rmatmat: Apply | None = None
-) -> FunctionOperator:
+def from_declaration(obj: Any, *, like: Array | None = None) -> FunctionOperator:
     """An object with ``shape``, ``dtype`` and ``matvec``, or with ``shape`` and ``@``.
 
     Parameters
@@ -25,8 +24,6 @@ def from_declaration(
     obj : object
     like : array, optional
         An example vector, if the declared dtype and device do not determine the array library.
-    rmatmat : function, optional
-        Used instead of ``obj.rmatmat``.
 
     Raises
     ------
@@ -52,9 +49,9 @@ def from_declaration(
         matvec,
         space=space,
         domain=domain,
-        matmat=getattr(obj, "matmat", None),
+        matmat=obj.matmat if takes_blocks(obj, "matmat") else None,
         rmatvec=getattr(obj, "rmatvec", None),
-        rmatmat=rmatmat or getattr(obj, "rmatmat", None),
+        rmatmat=obj.rmatmat if takes_blocks(obj, "rmatmat") else None,
         lanczos_step=getattr(obj, "lanczos_step", None),
         quadratic_forms=getattr(obj, "quadratic_forms", None),
         name=name,
