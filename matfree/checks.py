@@ -9,9 +9,11 @@ import numpy as np
 
 from matfree import probes
 from matfree.arrays import epsilon, to_host
+from matfree.errors import NonFiniteError
 from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import Array
 from matfree.results import Record
+from matfree.spaces import VectorSpace
 
 
 @final
@@ -24,7 +26,7 @@ class OperatorReport(Record):
     >>> import matfree as mf, numpy as np
     >>> report = mf.check_operator(np.diag([1.0, 2.0, 3.0]))
     >>> report.ok, report.hermitian, report.determinism, report.num_matvecs
-    (True, True, 0.0, 8)
+    (True, True, 0.0, 9)
     """
 
     operator: str
@@ -36,7 +38,8 @@ class OperatorReport(Record):
     determinism: float
     """The norm of the difference of A x computed twice: the noise of the operator."""
     consistency: float
-    """The norm of the difference between a block of matvecs and matvecs of its columns."""
+    """The norm of the difference between a block of matvecs and matvecs of its columns, for the
+    operator and its adjoint, whose vectors and blocks may be computed by different functions."""
     symmetry: float | None
     """|x^H A y - conj(y^H A x)| relative to ||A x|| ||y||; None for a rectangular operator."""
     adjoint: float | None
@@ -97,7 +100,7 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
 
     Cost
     ----
-    7 matvecs, and 1 with the adjoint if it is known.
+    7 matvecs, and 2 with the adjoint if it is known.
 
     Examples
     --------
@@ -116,18 +119,19 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     again = operator.matmat(X)
     combined = operator.matmat(x + 2 * y)
     columns = [operator.matvec(X[:, j])[:, None] for j in range(2)]
+    _require_finite_blocks(operator, operator.space, AX, again, combined, *columns)
     Ax, Ay = AX[:, :1], AX[:, 1:]
     symmetry = None
     if operator.shape[0] == operator.shape[1]:
         symmetry = _mismatch(operator, x, Ay, y, Ax)
-    adjoint, count = _adjoint_defect(operator, x, Ax, seed)
+    adjoint, split, count = _adjoint_defects(operator, x, Ax, seed)
     return OperatorReport(
         operator=repr(operator),
         tolerance=eps ** (2 / 3) if tolerance is None else tolerance,
-        linearity=_distance(operator, combined, Ax + 2 * Ay),
-        determinism=_distance(operator, again, AX),
+        linearity=_distance(operator.space, combined, Ax + 2 * Ay),
+        determinism=_distance(operator.space, again, AX),
         consistency=max(
-            _distance(operator, column, AX[:, j : j + 1]) for j, column in enumerate(columns)
+            split, *(_distance(operator.space, c, AX[:, j : j + 1]) for j, c in enumerate(columns))
         ),
         symmetry=symmetry,
         adjoint=adjoint,
@@ -156,16 +160,22 @@ def asymmetry(operator: Operator, *, seed: int = 0) -> float:
     return _mismatch(operator, X[:, :1], Y[:, 1:], X[:, 1:], Y[:, :1])
 
 
-def _adjoint_defect(operator: Operator, x: Array, Ax: Array, seed: int) -> tuple[float | None, int]:
+def _adjoint_defects(
+    operator: Operator, x: Array, Ax: Array, seed: int
+) -> tuple[float | None, float, int]:
+    """The defects ``adjoint`` and ``consistency`` of the adjoint, and the number of matvecs."""
     z = operator.space.probes(1, seed=seed, start=2, kind="gaussian", stream=probes.CHECK)
     try:
         Az = operator.rmatmat(z)
+        single = operator.rmatvec(z[:, 0])[:, None]
     except NotImplementedError:
-        return None, 0
+        return None, 0.0, 0
+    _require_finite_blocks(operator, operator.domain, Az, single)
     forward = to_host(operator.space.dots(z, Ax))[0]
     backward = to_host(operator.domain.dots(x, Az))[0]
     size = to_host(operator.space.norms(z) * operator.space.norms(Ax))[0]
-    return _relative(abs(forward - np.conj(backward)), size), 1
+    defect = _relative(abs(forward - np.conj(backward)), size)
+    return defect, _distance(operator.domain, single, Az), 2
 
 
 def _mismatch(operator: Operator, x: Array, Ay: Array, y: Array, Ax: Array) -> float:
@@ -175,8 +185,17 @@ def _mismatch(operator: Operator, x: Array, Ay: Array, y: Array, Ax: Array) -> f
     return _relative(gap, to_host(sizes)[0])
 
 
-def _distance(operator: Operator, left: Array, right: Array) -> float:
-    norms = operator.space.norms
+def _require_finite_blocks(operator: Operator, space: VectorSpace, *blocks: Array) -> None:
+    xp = space.xp
+    wrong = [xp.sum(xp.astype(~xp.isfinite(block), xp.float32)) for block in blocks]
+    if to_host(space.all_reduce(xp.stack(wrong))).any():
+        raise NonFiniteError(
+            f"a matvec of {operator!r} contains NaN or infinity; fix the operator first."
+        )
+
+
+def _distance(space: VectorSpace, left: Array, right: Array) -> float:
+    norms = space.norms
     gap, size = to_host(norms(left - right)).max(), to_host(norms(left) + norms(right)).max()
     return _relative(gap, size)
 

@@ -1,6 +1,8 @@
 """``check_operator`` distinguishes correct operators from incorrect ones and names the defect."""
 
 import numpy as np
+import pytest
+import scipy.sparse.linalg as sla
 from support.matrices import complex_hermitian
 
 import matfree as mf
@@ -46,6 +48,65 @@ def test_blocks_that_disagree_with_their_columns_are_found():
     report = mf.check_operator(bad)
     assert report.consistency > 0.1
     assert not report.ok
+
+
+class Counting:
+    """An operator whose functions for vectors and blocks have a factor each."""
+
+    shape, dtype = (20, 20), np.dtype(float)
+
+    def __init__(self, **factors):
+        self.factors, self.calls = factors, dict.fromkeys(FUNCTIONS, 0)
+
+    def _apply(self, name, x):
+        self.calls[name] += x.shape[1] if x.ndim == 2 else 1
+        return self.factors.get(name, 2.0) * x
+
+
+FUNCTIONS = ("matvec", "matmat", "rmatvec", "rmatmat")
+for _name in FUNCTIONS:
+    setattr(Counting, _name, lambda self, x, name=_name: self._apply(name, x))
+
+
+def as_given(operator):
+    return operator
+
+
+def as_scipys(operator):
+    functions = {name: getattr(operator, name) for name in FUNCTIONS}
+    return sla.LinearOperator((20, 20), dtype=float, **functions)
+
+
+@pytest.mark.parametrize("form", [as_given, as_scipys])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vectors_and_blocks_that_disagree_are_found_in_both_directions(name, form):
+    assert mf.check_operator(form(Counting())).ok
+    report = mf.check_operator(form(Counting(**{name: 3.0})))
+    assert report.consistency > 0.1
+    assert not report.ok
+
+
+def test_the_number_of_matvecs_is_the_number_of_columns_that_were_multiplied():
+    operator = Counting()
+    report = mf.check_operator(operator)
+    assert operator.calls == {"matvec": 2, "matmat": 5, "rmatvec": 1, "rmatmat": 1}
+    assert report.num_matvecs == sum(operator.calls.values()) == 9
+    assert mf.check_operator(function(lambda x: A @ x)).num_matvecs == 7
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", [*FUNCTIONS, "matrix", "later"])
+def test_matvecs_that_are_not_finite_are_an_error(name, bad):
+    if name == "matrix":
+        operator = np.where(np.eye(20) > 0, bad, A)
+    elif name == "later":  # only functions of the first matvec are checked elsewhere
+        factors = iter([2.0, 2.0, bad] + 10 * [2.0])
+        operator = Counting()
+        operator.matmat = lambda X: next(factors) * X
+    else:
+        operator = Counting(**{name: bad})
+    with pytest.raises(mf.NonFiniteError, match="NaN or infinity"):
+        mf.check_operator(operator)
 
 
 def test_a_wrong_adjoint_is_found_and_a_missing_one_is_reported():

@@ -64,12 +64,20 @@ class BlockMap(ABC):
             f"{self!r} has no adjoint; define rmatvec (A^H x) to use .H, .T or rmatvec."
         )
 
+    def _apply_to_vector(self, x: Array) -> Array:
+        """A @ x for a checked x of shape (n, 1), by a function for vectors if there is one."""
+        return self._apply(x)
+
+    def _apply_adjoint_to_vector(self, x: Array) -> Array:
+        """A^H @ x for a checked x of shape (m, 1), likewise."""
+        return self._apply_adjoint(x)
+
     @final
     def matvec(self, x: Array) -> Array:
         """A @ x for x of shape (n,); for x of shape (n, 1), the result has shape (m, 1)."""
         if getattr(x, "ndim", None) == 2:
             return self.matmat(x)
-        return self.matmat(_as_column(x, self.domain))[:, 0]
+        return self._apply_to_vector(_checked(_as_column(x, self.domain), self.domain, "x"))[:, 0]
 
     @final
     def matmat(self, X: Array) -> Array:
@@ -81,7 +89,9 @@ class BlockMap(ABC):
         """A^H @ x for x of shape (m,)."""
         if getattr(x, "ndim", None) == 2:
             return self.rmatmat(x)
-        return self.rmatmat(_as_column(x, self.space))[:, 0]
+        return self._apply_adjoint_to_vector(_checked(_as_column(x, self.space), self.space, "x"))[
+            :, 0
+        ]
 
     @final
     def rmatmat(self, X: Array) -> Array:

@@ -90,6 +90,12 @@ class FunctionOperator(Operator):
     def _apply_adjoint(self, X: Array) -> Array:
         return self._adjoint(X) if self._adjoint is not None else super()._apply_adjoint(X)
 
+    def _apply_to_vector(self, x: Array) -> Array:
+        return self._forward.columns(x)
+
+    def _apply_adjoint_to_vector(self, x: Array) -> Array:
+        return self._adjoint.columns(x) if self._adjoint is not None else self._apply_adjoint(x)
+
     def __repr__(self) -> str:
         rows, columns = self.shape
         return f"<{rows}x{columns} operator {self.name} of dtype {self.dtype}>"
@@ -114,13 +120,16 @@ class _CheckedMap:
         self._first_result: tuple[Array, Array] | None = None  # the returned array and its copy
 
     def __call__(self, X: Array) -> Array:
-        if self.on_block is not None:
+        return self.columns(X) if self.on_block is None else self._block(X)
+
+    def columns(self, X: Array) -> Array:
+        """The map applied to one column at a time, if there is a function for vectors."""
+        if self.on_vector is None:
             return self._block(X)
         xp, columns = self.target.xp, []
         on_host = str(getattr(X, "device", "cpu")) == "cpu"
         for j in range(X.shape[1]):
             x = xp.asarray(X[:, j], copy=True)  # contiguous, and the function may modify it
-            assert self.on_vector is not None
             y = self._received(self.on_vector(x), (len(self.target.rows),))
             if self.num_matvecs == 0 or on_host:  # on a device, every check synchronizes
                 self._require_finite(y)

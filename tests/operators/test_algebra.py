@@ -101,7 +101,7 @@ def test_operators_of_different_precision_cannot_be_combined():
     ("x", "message"),
     [
         (np.ones(4), r"must have shape \(3, k\)"),
-        (np.ones(3) * 1j, "X is complex, but the operator is real"),
+        (np.ones(3) * 1j, "x is complex, but the operator is real"),
         ([1.0, 2.0, 3.0], "takes a vector"),
     ],
 )
