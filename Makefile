@@ -44,6 +44,7 @@ check: $(VENV)/installed ## Run the formatter, the linter, the type checker and 
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy $(if $(filter 3.11,$(VERSION)),,--exclude adapters/matfree_torch)
+	$(RUN) -m mypy tests/typing/calls.py
 	$(VENV)/bin/lint-imports
 
 # Subprocesses are measured as well. The report is printed even if a test fails, because tests of time and
