@@ -164,6 +164,8 @@ def start_block(space: VectorSpace, start: Array) -> Array:
     ValueError
         The shape is neither (rows,) nor (rows, k).
     """
+    if isinstance(start, list | tuple):
+        start = space.xp.asarray(start, device=space.device)
     ndim, rows = getattr(start, "ndim", None), len(space.rows)
     if ndim not in (1, 2) or start.shape[0] != rows:
         shape = getattr(start, "shape", type(start).__name__)

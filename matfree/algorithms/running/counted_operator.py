@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
-from matfree.arrays import epsilon, to_host
+from matfree.arrays import epsilon, is_complex, to_host
 from matfree.errors import NonFiniteError, NotHermitianError, OperatorError
 from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import Array, HostArray
@@ -178,10 +178,18 @@ def converted_block(space: VectorSpace, block: Any, name: str) -> Array:
     Raises
     ------
     ValueError
-        The block has another shape.
+        The block has another shape, or is complex although the space is real.
     """
+    if isinstance(block, list | tuple):
+        block = space.xp.asarray(block, device=space.device)
     rows, shape = len(space.rows), tuple(getattr(block, "shape", ()))
     if len(shape) != 2 or shape[0] != rows or not shape[1]:
         found = shape if hasattr(block, "shape") else type(block).__name__
         raise ValueError(f"{name} must have shape ({rows}, k), like the operator: got {found}.")
-    return space.xp.astype(space.xp.asarray(block, device=space.device), space.dtype)
+    converted = space.xp.asarray(block, device=space.device)
+    if is_complex(space.xp, converted.dtype) and not is_complex(space.xp, space.dtype):
+        raise ValueError(
+            f"{name} is complex ({converted.dtype}), but the operator is real ({space.dtype}): "
+            "pass its real part, or give the operator a complex dtype."
+        )
+    return space.xp.astype(converted, space.dtype)
