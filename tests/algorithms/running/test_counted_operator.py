@@ -35,7 +35,7 @@ def test_complex_eigenpairs_of_another_operator_are_refused_for_a_real_one():
     for call in (
         lambda: mf.eigsh(A, 2, start=pairs, seed=0),
         lambda: mf.svds(A, 2, start=triplets, seed=0),
-        lambda: mf.trace(A, method="deflated", eigenpairs=pairs, seed=0),
+        lambda: mf.trace(A, method="deflated", eigenpairs=pairs, num_probes=9, seed=0),
         lambda: mf.spectral_density(A, eigenpairs=pairs, seed=0),
     ):
         with pytest.raises(ValueError, match="is complex"):
