@@ -30,9 +30,11 @@ def num_real(x: Tensor) -> int:
 def shaped_like(x: Tensor, dtype: torch.dtype, p: Tensor) -> Tensor:
     """The tensor like p with these real entries, of the dtype or of its complex counterpart."""
     if not p.is_complex():
-        # The network may read pairs of numbers by torch.view_as_complex, which needs alignment.
-        aligned = x if x.storage_offset() % 2 == 0 or p.shape[-1:] != (2,) else x.clone()
-        return dtensor_like(aligned.to(dtype), p)
+        if p.shape[-1:] == (2,):
+            # The network may read such pairs by torch.view_as_complex, which needs them contiguous
+            # and aligned.
+            x = x.clone(memory_format=torch.contiguous_format)
+        return dtensor_like(x.to(dtype), p)
     return torch.complex(x[..., 0], x[..., 1]).to(dtype.to_complex())
 
 

@@ -157,7 +157,7 @@ class Layout:
 
     def _split(self, vector: Tensor, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
         """Split local shards (local_size,) into tensors of these dtypes."""
-        local = torch.split(vector.contiguous(), self._local_sizes)
+        local = torch.split(vector, self._local_sizes)
         parts = zip(local, self._local_shapes, dtypes, self.tensors, strict=True)
         return [shaped_like(x.reshape(shape), dtype, p) for x, shape, dtype, p in parts]
 
