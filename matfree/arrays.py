@@ -51,6 +51,18 @@ def is_floating(xp: Any, dtype: DType) -> bool:
     return bool(xp.isdtype(dtype, ("real floating", "complex floating")))
 
 
+def vector_dtype(xp: Any, dtype: DType) -> DType:
+    """The floating-point type of vectors for data of this type; see ``matfree.space_like``."""
+    if not is_floating(xp, dtype):
+        return xp.float64
+    bits = xp.finfo(dtype).bits
+    if bits > 64:  # long double, which neither LAPACK nor other libraries know
+        return xp.complex128 if is_complex(xp, dtype) else xp.float64
+    if bits < 32:
+        return xp.float32
+    return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
+
+
 def epsilon(xp: Any, dtype: DType) -> float:
     """The machine epsilon of a data type."""
     return float(xp.finfo(dtype).eps)

@@ -8,6 +8,7 @@ from one abstract method, ``all_reduce``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ class Reductions(ABC):
 
     def __init__(self, xp: Any, size: int, dtype: DType, device: Any, rows: range) -> None:
         self.xp, self.size, self.dtype, self.device, self.rows = xp, size, dtype, device, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes, with the array namespace by its name: modules cannot be pickled."""
+        return {**vars(self), "xp": self.xp.__name__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, xp=import_module(state["xp"]))
 
     @abstractmethod
     def all_reduce(self, partial: Array) -> Array:

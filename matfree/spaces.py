@@ -13,7 +13,7 @@ from typing import Any, final
 import array_api_compat
 
 from matfree import probes
-from matfree.arrays import describe, is_floating, slabs
+from matfree.arrays import describe, slabs, vector_dtype
 from matfree.errors import OperatorError
 from matfree.orthonormal import orthonormal_range
 from matfree.probe_kinds import draw
@@ -214,7 +214,8 @@ def space_like(example: Array, size: int, *, peers: Peers | None = None) -> Arra
     """The space of whole vectors of length ``size`` with the library and dtype of an example array.
 
     Integers and booleans are replaced by the library's double precision, and 16-bit floating
-    point by 32-bit, because sums over rows would lose all accuracy in less.
+    point by 32-bit, because sums over rows would lose all accuracy in less. NumPy's long double
+    is replaced by double, and foreign byte order by the native one.
 
     Parameters
     ----------
@@ -241,11 +242,7 @@ def space_like(example: Array, size: int, *, peers: Peers | None = None) -> Arra
             "only the matrix as a Dask array, whose vectors are NumPy arrays."
         )
     xp = array_api_compat.array_namespace(example)
-    dtype = example.dtype
-    if not is_floating(xp, dtype):
-        dtype = xp.float64
-    elif xp.finfo(dtype).bits < 32:
-        dtype = xp.float32
+    dtype = vector_dtype(xp, example.dtype)
     return ArraySpace(xp, size, dtype, array_api_compat.device(example), peers=peers)
 
 

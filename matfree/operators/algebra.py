@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
 
 from matfree.arrays import conjugate
 from matfree.errors import OperatorError
-from matfree.operators.base import BlockMap
+from matfree.operators.base import (
+    BlockMap,
+    NamesOfSciPy,
+    as_operand,
+    complex_space,
+    has_complex_vectors,
+    require_compatible,
+    require_exponent,
+    resized,
+)
 from matfree.protocol import Array
-from matfree.spaces import VectorSpace
 
 
-class Operator(BlockMap):
+class Operator(BlockMap, NamesOfSciPy):
     """The base class of linear operators.
 
     A subclass implements ``_apply(X)``, which maps a block of vectors (n, k) to A @ X, and
     ``_apply_adjoint(X)`` if the adjoint is known. It inherits ``matvec``, ``matmat``,
     ``rmatvec`` and ``rmatmat``, which check the shape, the library and the data type of
-    their arguments; the algebra of ``@``, ``+``, ``-``, ``*``, ``/``, ``.H``, ``.T``,
-    ``shift`` and ``restrict``, whose results are operators again; and ``to_dense``.
+    their arguments; the algebra of ``@``, ``+``, ``-``, ``*``, ``/``, ``**``, ``.H``, ``.T``,
+    ``shift`` and ``restrict``, whose results are operators again; and ``to_dense``. SciPy's
+    names ``dot``, ``adjoint()``, ``transpose()`` and ``toarray()`` are available as well.
+    Operators can be pickled if what they consist of can.
 
     Parameters
     ----------
@@ -66,17 +77,24 @@ class Operator(BlockMap):
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Operator):
-            return Composition(self, other)
+            return Composition(*_promoted(self, other))
+        other = as_operand(other, self.domain)
         return self.matvec(other) if getattr(other, "ndim", 2) == 1 else self.matmat(other)
 
     def __rmatmul__(self, other: Any) -> Any:
         """x^T @ A for an array: a row vector (m,), or rows (k, m)."""
-        return (self.T @ other.T).T if other.ndim == 2 else self.T @ other
+        other = as_operand(other, self.space)
+        return (self.T @ other.T).T if getattr(other, "ndim", 1) == 2 else self.T @ other
+
+    def __pow__(self, exponent: int) -> Operator:
+        return Power(self, exponent)
 
     def __mul__(self, factor: complex) -> Operator:
         if not isinstance(factor, int | float | complex | np.number):
             return NotImplemented
-        return Scaled(self, factor)
+        if not np.iscomplexobj(factor):
+            return Scaled(self, float(factor.real))
+        return Scaled(self if has_complex_vectors(self) else Complexified(self), complex(factor))
 
     __rmul__ = __mul__
 
@@ -87,7 +105,7 @@ class Operator(BlockMap):
         return self * -1
 
     def __add__(self, other: Any) -> Operator:
-        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+        return Sum(*_promoted(self, other)) if isinstance(other, Operator) else NotImplemented
 
     def __sub__(self, other: Any) -> Operator:
         return self + -other if isinstance(other, Operator) else NotImplemented
@@ -108,19 +126,55 @@ class Identity(Operator):
 
 
 @final
+class Complexified(Operator):
+    """A real operator on complex vectors, whose real and imaginary parts form one block."""
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__(complex_space(operator.space), complex_space(operator.domain))
+        self.operator = operator
+
+    def _apply(self, X: Array) -> Array:
+        return self._by_parts(self.operator.matmat, X)
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        return self._by_parts(self.operator.rmatmat, X)
+
+    def _by_parts(self, apply: Callable[[Array], Array], X: Array) -> Array:
+        xp, k = self.space.xp, X.shape[1]
+        Y = apply(xp.concat((xp.real(X), xp.imag(X)), axis=1))
+        return xp.astype(Y[:, :k], self.dtype) + 1j * xp.astype(Y[:, k:], self.dtype)
+
+
+@final
+class Power(Operator):
+    """A^p for a square operator and a whole number p >= 0."""
+
+    def __init__(self, operator: Operator, exponent: int) -> None:
+        super().__init__(operator.space)
+        if operator.shape[0] != operator.shape[1]:
+            raise OperatorError(f"only a square operator has powers: got {operator!r}.")
+        self.operator, self.exponent = operator, require_exponent(exponent)
+
+    def _apply(self, X: Array) -> Array:
+        return self._repeated(self.operator.matmat, X)
+
+    def _apply_adjoint(self, X: Array) -> Array:
+        return self._repeated(self.operator.rmatmat, X)
+
+    def _repeated(self, apply: Callable[[Array], Array], X: Array) -> Array:
+        X = self.space.xp.asarray(X, copy=self.exponent == 0)
+        for _ in range(self.exponent):
+            X = apply(X)
+        return X
+
+
+@final
 class Scaled(Operator):
-    """c A for a number c, which must be real if A is real."""
+    """c A for a number c, real or of the type of A."""
 
     def __init__(self, operator: Operator, factor: complex) -> None:
         super().__init__(operator.space, operator.domain)
-        xp = self.space.xp
-        if isinstance(factor, complex) and not xp.isdtype(self.dtype, "complex floating"):
-            raise OperatorError(
-                f"a complex factor ({factor}) needs a complex operator: got {operator!r}; give the "
-                "operator a complex dtype."
-            )
-        self.operator = operator
-        self.factor = complex(factor) if isinstance(factor, complex) else float(factor)
+        self.operator, self.factor = operator, factor
 
     def _apply(self, X: Array) -> Array:
         return self.operator.matmat(X) * self.factor
@@ -137,7 +191,7 @@ class Sum(Operator):
         super().__init__(left.space, left.domain)
         if left.shape != right.shape:
             raise OperatorError(f"shapes {left.shape} and {right.shape} cannot be added.")
-        _require_compatible(left.space, right.space)
+        require_compatible(left.space, right.space)
         self.left, self.right = left, right
 
     def _apply(self, X: Array) -> Array:
@@ -155,7 +209,7 @@ class Composition(Operator):
         super().__init__(left.space, right.domain)
         if left.shape[1] != right.shape[0]:
             raise OperatorError(f"shapes {left.shape} and {right.shape} cannot be multiplied.")
-        _require_compatible(left.domain, right.space)
+        require_compatible(left.domain, right.space)
         self.left, self.right = left, right
 
     def _apply(self, X: Array) -> Array:
@@ -223,7 +277,7 @@ class Restricted(Operator):
                 f"an operator on sharded vectors cannot be restricted: got {operator!r}; "
                 "block_traces and block_diagonals estimate blocks without restriction."
             )
-        super().__init__(_resized(space, len(rows)))
+        super().__init__(resized(space, len(rows)))
         self.operator, self.chosen = operator, slice(rows.start, rows.stop)
 
     def _apply(self, X: Array) -> Array:
@@ -238,16 +292,8 @@ class Restricted(Operator):
         return padded
 
 
-def _resized(space: VectorSpace, size: int) -> VectorSpace:
-    return type(space)(space.xp, size, space.dtype, space.device, peers=space.peers)
-
-
-def _require_compatible(left: VectorSpace, right: VectorSpace) -> None:
-    """Refuse to combine vectors of different libraries, data types or devices."""
-    if left.xp is right.xp and left.dtype == right.dtype and left.device == right.device:
-        return
-    sides = [f"{s.xp.__name__} {s.dtype} on {s.device}" for s in (left, right)]
-    raise OperatorError(
-        f"the vectors of the two operators differ in library, dtype or device ({sides[0]}; "
-        f"{sides[1]}); convert one of the operators first."
-    )
+def _promoted(left: Operator, right: Operator) -> tuple[Operator, Operator]:
+    """The operands of a sum or product, of which a real one becomes complex if the other is."""
+    if has_complex_vectors(left) == has_complex_vectors(right):
+        return left, right
+    return (left, Complexified(right)) if has_complex_vectors(left) else (Complexified(left), right)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from typing import Any, final
 
+import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree.arrays import describe, is_complex
 from matfree.errors import OperatorError
+from matfree.operators.containers import as_plain_array
 from matfree.protocol import Array, DType, LanczosStep, QuadraticForms
 from matfree.spaces import ArraySpace, VectorSpace, require_space, space_like
 
@@ -135,10 +138,81 @@ class BlockMap(ABC):
         return f"<{rows}x{columns} {type(self).__name__} of dtype {self.dtype}>"
 
 
+class NamesOfSciPy:
+    """SciPy's names for ``.H``, ``.T``, ``@`` and ``to_dense``."""
+
+    def adjoint(self) -> Any:
+        """The adjoint A^H, as ``.H``."""
+        return self.H  # type: ignore[attr-defined]
+
+    def transpose(self) -> Any:
+        """The transpose A^T, as ``.T``."""
+        return self.T  # type: ignore[attr-defined]
+
+    def dot(self, other: Any) -> Any:
+        """A @ other for a vector, a block or an operator."""
+        return self @ other
+
+    def toarray(self) -> Any:
+        """The matrix, as ``to_dense()``."""
+        return self.to_dense()  # type: ignore[attr-defined]
+
+
 def require_matrix(obj: Any) -> None:
-    """Refuse arrays and sparse matrices that do not have two dimensions."""
+    """Refuse arrays and sparse matrices that do not have two dimensions, or no numbers."""
     if len(obj.shape) != 2:
         raise OperatorError(f"a matrix has 2 dimensions: got {describe(obj)}.")
+    if isinstance(obj.dtype, np.dtype) and obj.dtype.kind not in "biufc":
+        raise OperatorError(
+            f"a matrix has real or complex numbers as entries: got {describe(obj)}; convert it "
+            "to numbers, with astype(float) for example."
+        )
+
+
+def as_operand(x: Any, space: VectorSpace) -> Any:
+    """The right operand of ``@``, converted from a list or another container to an array."""
+    if isinstance(x, list | tuple):
+        return space.xp.asarray(x, device=space.device)
+    return as_plain_array(x)
+
+
+def has_complex_vectors(operator: BlockMap) -> bool:
+    """Whether the vectors of an operator are complex."""
+    return is_complex(operator.space.xp, operator.dtype)
+
+
+def resized(space: VectorSpace, size: int) -> VectorSpace:
+    """A space of the same kind whose vectors have another length."""
+    return type(space)(space.xp, size, space.dtype, space.device, peers=space.peers)
+
+
+def complex_space(space: VectorSpace) -> VectorSpace:
+    """The space with complex vectors of the same precision."""
+    precise = space.xp.finfo(space.dtype).bits > 32
+    changed = copy(space)
+    changed.dtype = space.xp.complex128 if precise else space.xp.complex64
+    return changed
+
+
+def require_exponent(exponent: Any) -> int:
+    """The exponent of a power of an operator, which is a whole number from 0."""
+    if not hasattr(exponent, "__index__") or exponent < 0:
+        raise ValueError(
+            f"the exponent of an operator must be a whole number, at least 0: got {exponent!r}; "
+            "pass a solver x -> A^-1 x as an operator for a negative power."
+        )
+    return int(exponent)
+
+
+def require_compatible(left: VectorSpace, right: VectorSpace) -> None:
+    """Refuse to combine vectors of different libraries, data types or devices."""
+    if left.xp is right.xp and left.dtype == right.dtype and left.device == right.device:
+        return
+    sides = [f"{s.xp.__name__} {s.dtype} on {s.device}" for s in (left, right)]
+    raise OperatorError(
+        f"the vectors of the two operators differ in library, dtype or device ({sides[0]}; "
+        f"{sides[1]}); convert one of the operators first."
+    )
 
 
 def spaces_like(example: Array, shape: tuple[int, ...]) -> tuple[ArraySpace, ArraySpace]:

@@ -65,6 +65,10 @@ class CsrOperator(Operator):
         xp = self.space.xp
         return conjugate(xp, self._transpose_kernels.matmat(conjugate(xp, X)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The operator as its class and matrix: kernels are not sent to other processes."""
+        return type(self), (self.matrix,)
+
     def __repr__(self) -> str:
         plain, description = super().__repr__(), self._kernels.description
         return f"{plain[:-1]}, {description}>" if description else plain

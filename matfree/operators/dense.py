@@ -7,6 +7,7 @@ from typing import final
 from matfree.arrays import conjugate
 from matfree.operators.algebra import Operator
 from matfree.operators.base import require_matrix, spaces_like
+from matfree.operators.containers import as_plain_array
 from matfree.protocol import Array
 
 
@@ -39,6 +40,7 @@ class DenseOperator(Operator):
     """
 
     def __init__(self, matrix: Array) -> None:
+        matrix = as_plain_array(matrix)
         require_matrix(matrix)
         super().__init__(*spaces_like(matrix, matrix.shape))
         same = matrix.dtype == self.dtype

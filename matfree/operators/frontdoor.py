@@ -11,6 +11,7 @@ import array_api_compat
 from matfree.arrays import describe
 from matfree.operators.algebra import Operator
 from matfree.operators.base import spaces_like
+from matfree.operators.containers import unwrapped
 from matfree.operators.declared import declared_shape, from_declaration
 from matfree.operators.dense import DenseOperator
 from matfree.operators.function import FunctionOperator
@@ -37,6 +38,8 @@ def aslinearoperator(
         The first of the following that applies:
 
         * a matfree operator, which is returned unchanged;
+        * ``numpy.matrix``, a DataFrame of pandas or polars, a DataArray of xarray, an array of
+          PyData sparse, or a nested list, in the form of an array or a sparse matrix;
         * an object of a library with an installed adapter: sparse matrices and
           LinearOperators of SciPy and CuPy, torch tensors, Dask arrays;
         * a ``numpy.memmap``, which is streamed by :class:`SlabOperator` whatever its size
@@ -66,7 +69,8 @@ def aslinearoperator(
         The object is none of the above, or declares a ``space`` that does not derive from
         :class:`matfree.VectorSpace`.
     OperatorError
-        The shape, data type or space that the object declares cannot be used.
+        The shape, data type or space that the object declares cannot be used, or the object is
+        a masked array.
 
     Cost
     ----
@@ -84,6 +88,7 @@ def aslinearoperator(
         return obj
     if like is not None:
         _adapters_of(like)  # loads adapters, which may have probe kernels for this library
+    obj = unwrapped(obj)
     # Adapters come first: torch tensors and CuPy arrays also satisfy the rules below, but need
     # their own checks of layout and device, and sparse matrices their own kernels.
     adapted = _from_adapter(obj)

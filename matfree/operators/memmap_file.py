@@ -101,3 +101,19 @@ class MemmapFile:
             if not count:
                 raise EOFError(f"the file ends before byte {position + target.size}.")
             done += count
+
+
+def reopening_of(matrix: Any) -> Any:
+    """The arguments of ``numpy.memmap`` that map a whole file again; else the matrix itself."""
+    mapped = isinstance(matrix, np.memmap) and isinstance(matrix.base, mmap.mmap)
+    if not mapped or matrix.mode == "c" or matrix.filename is None:
+        return matrix
+    order = "C" if matrix.flags["C_CONTIGUOUS"] else "F"
+    return {
+        "filename": os.path.abspath(matrix.filename),
+        "dtype": matrix.dtype,
+        "mode": "r",
+        "offset": matrix.offset,
+        "shape": matrix.shape,
+        "order": order,
+    }

@@ -23,7 +23,7 @@ from matfree.arrays import conjugate, describe
 from matfree.errors import OperatorError, warn
 from matfree.operators.algebra import Operator
 from matfree.operators.base import require_matrix, spaces_like
-from matfree.operators.memmap_file import MemmapFile
+from matfree.operators.memmap_file import MemmapFile, reopening_of
 from matfree.protocol import Array
 
 SLAB_BYTES = 1 << 26
@@ -92,13 +92,17 @@ class SlabOperator(Operator):
             raise ValueError(f"slab_bytes must be at least 1: got {slab_bytes}.")
         example = np.empty(0, dtype=matrix.dtype)
         super().__init__(*spaces_like(example.astype(example.dtype.newbyteorder("=")), shape))
-        self.matrix = matrix
+        self.matrix, self.slab_bytes = matrix, slab_bytes
         self.preferred_block_size = vectors_per_pass(shape)
         converted = np.dtype(matrix.dtype) != self.dtype
         width = np.dtype(self.dtype).itemsize + converted * np.dtype(matrix.dtype).itemsize
         self.by_columns, self.height = _layout(matrix, shape, width, slab_bytes)
         self._file = MemmapFile.of(matrix)
         self._copies = self._file is not None or converted
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The operator as its arguments: a memory map by the name of its file."""
+        return _reopened, (reopening_of(self.matrix), self.slab_bytes)
 
     def _apply(self, X: Array) -> Array:
         return self._sum_over_slabs(X) if self.by_columns else self._stack_slabs(X)
@@ -188,6 +192,12 @@ class SlabOperator(Operator):
 def vectors_per_pass(shape: tuple[int, int]) -> int:
     """The preferred block size of a matrix that takes longer to read than to multiply."""
     return max(1, min(_VECTORS_PER_PASS, _MAX_ENTRIES_PER_BLOCK // max(1, *shape)))
+
+
+def _reopened(matrix: Any, slab_bytes: int) -> SlabOperator:
+    """A pickled operator in another process."""
+    matrix = np.memmap(**matrix) if isinstance(matrix, dict) else matrix
+    return SlabOperator(matrix, slab_bytes=slab_bytes)
 
 
 def _layout(matrix: Any, shape: tuple[int, int], width: int, slab_bytes: int) -> tuple[bool, int]:

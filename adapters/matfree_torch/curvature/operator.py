@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import Any, NoReturn, final
 
 import numpy as np
 import torch
@@ -53,6 +53,12 @@ class CurvatureOperator(Operator):
         self.objective, self.layout = objective, layout
         self._inspected, self._noise = False, 0.0
         self._max_columns: int | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            f"{self!r} can neither be copied nor pickled, because it holds a model, data and "
+            "graphs of this process; build it again where it is needed."
+        )
 
     @property
     def noise(self) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 
 import numpy as np
 import pytest
@@ -367,3 +368,13 @@ def test_tensors_that_require_gradients_are_detached():
     W = torch.eye(5, requires_grad=True)
     assert mf.trace(W, num_probes=1, seed=0).value == 5.0
     assert not mf.diagonal(W, num_probes=1, seed=0).value.requires_grad
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_the_operator_of_a_network_can_neither_be_copied_nor_pickled_and_says_so(way):
+    model = nn.Linear(3, 2).to(DOUBLE)
+    A = hessian(model, nn.MSELoss(), (torch.ones(4, 3, dtype=DOUBLE), torch.ones(4, 2).to(DOUBLE)))
+    for operator in (A, A.shift(1.0)):
+        if way is not copy.copy or operator is A:  # a shallow copy of the sum shares its terms
+            with pytest.raises(TypeError, match="can neither be copied nor pickled"):
+                way(operator)
