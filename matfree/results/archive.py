@@ -7,6 +7,7 @@ arrays. Arrays of every library are read back as NumPy arrays.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -26,6 +27,7 @@ FORMAT = 1
 Values = dict[str, Any]
 
 _HEADER_NAME = "header"
+_LONGEST_NAME = 255  # bytes, on all common file systems
 _PARSE_LOCK = threading.Lock()
 """NumPy parses array headers as Python literals, which is not thread-safe in some versions of
 Python (3.11.7)."""
@@ -39,6 +41,28 @@ def npz_path(path: str | os.PathLike[str]) -> Path:
     """The path with ``.npz`` appended if it is missing."""
     target = Path(path)
     return target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
+
+
+def file_path(path: str | os.PathLike[str]) -> Path:
+    """The path of the file that a checkpoint is written to: with ``.npz``, and no symbolic link.
+
+    Files next to it are then next to the target of the link, on the same file system.
+    """
+    return Path(os.path.realpath(npz_path(path)))
+
+
+def sibling(path: Path, suffix: str) -> Path:
+    """The path of another ``.npz`` file next to this one, with ``suffix`` appended to its stem.
+
+    If the name would be too long for a file system, a hash replaces the end of the stem.
+    """
+    name = f"{path.stem}{suffix}.npz"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        checksum = hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:16]
+        room = _LONGEST_NAME - len(os.fsencode(f"-{checksum}{suffix}.npz"))
+        stem = os.fsencode(path.stem)[:room].decode("utf-8", errors="ignore")
+        name = f"{stem}-{checksum}{suffix}.npz"
+    return path.with_name(name)
 
 
 def write_archive(target: Path, kind: str, values: Mapping[str, Any]) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 
-from matfree.algorithms.eigen.eigsh import eigsh
+from matfree.algorithms.eigen.arguments import Tolerance
+from matfree.algorithms.eigen.eigsh import BLOCK_SIZE, find_eigenpairs
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.state_file import discard
-from matfree.arguments import slices
+from matfree.arguments import require_whole, slices
 from matfree.arrays import rounding, to_host
-from matfree.errors import ConvergenceWarning
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult
 
@@ -43,6 +42,9 @@ class Deflation:
     by_row: ClassVar = {"vectors": 0}
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
+        pairs = plan.eigenpairs
+        if not isinstance(pairs, EigenResult):
+            require_whole("eigenpairs, unless it is an EigenResult,", pairs)
         self.A, self.space, self.plan = A, A.space, plan
         self.found = False
         """Whether U is known."""
@@ -50,6 +52,15 @@ class Deflation:
         """The number of matvecs spent on U."""
         self.values: HostArray = np.zeros(0)
         self.vectors: Array = self.space.zeros(0)
+
+    @property
+    def least_matvecs(self) -> int:
+        """The smallest number of matvecs for eigenpairs and one probe."""
+        return 1 + (1 if isinstance(self.plan.eigenpairs, EigenResult) else self._block_size)
+
+    @property
+    def _block_size(self) -> int:
+        return min(BLOCK_SIZE, self.space.size)
 
     def find(self, budget: int, checkpoint: Checkpoint) -> None:
         """Use the given eigenpairs, or compute some for at most half of the budget.
@@ -68,23 +79,25 @@ class Deflation:
             return
         before = self.A.num_matvecs
         if isinstance(self.plan.eigenpairs, EigenResult):
-            self._use(self.plan.eigenpairs)
+            self._use(self.plan.eigenpairs, budget)
             path = None
         else:
             path = checkpoint.sibling(".eigenpairs.npz")
             self._compute(self.plan.eigenpairs, budget, path)
-        self.cost = self.A.num_matvecs - before
+        # The matvec by which a checkpoint identifies the operator is not part of the budget.
+        self.cost = min(self.A.num_matvecs - before, budget - 1)
         self.found = True
         checkpoint.save()
         if path is not None:
             discard(path, self.space)
 
-    def _use(self, pairs: EigenResult) -> None:
+    def _use(self, pairs: EigenResult, budget: int) -> None:
         """Use given eigenpairs, whose values are recomputed if they belong to another operator.
 
         Eigenvectors of a nearby operator, such as that of the last epoch, still reduce the
         variance, but their eigenvalues would bias the estimate. One matvec detects this case;
-        one matvec per vector then yields the Rayleigh quotients of A.
+        one matvec per vector then yields the Rayleigh quotients of A, of as many vectors as the
+        budget permits besides one probe.
         """
         self.values = np.asarray(pairs.values, dtype=np.float64)
         self.vectors = converted_block(self.space, pairs.vectors, "eigenpairs.vectors")
@@ -93,27 +106,37 @@ class Deflation:
         allowed += rounding(self.space.xp, self.space.dtype)
         if residual <= allowed * pairs.norm:
             return
-        quotients = []
-        for part in slices(len(self.values), self.plan.block_size):
+        if self.plan.num_probes is None:
+            self.vectors = self.vectors[:, : max(0, budget - 2)]
+        quotients = [np.zeros(0)]
+        for part in slices(self.vectors.shape[1], self.plan.block_size):
             U = self.vectors[:, part]
             quotients.append(to_host(self.space.dots(U, self.A(U))).real)
         self.values = np.concatenate(quotients)
         self.A.require_finite(self.values)
 
     def _compute(self, num_pairs: int, budget: int, checkpoint: Path | None) -> None:
-        """Compute the eigenpairs that are largest in magnitude, to a loose tolerance."""
-        with warnings.catch_warnings():
-            # Inaccurate vectors cost variance only, so that the user need not be warned.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            pairs = eigsh(
-                self.A.operator,
-                min(num_pairs, self.space.size),
-                rtol=_DEFLATION_RTOL,
-                max_matvecs=None if self.plan.num_probes is not None else max(1, budget // 2),
-                verify=False,
-                seed=self.plan.seed,
-                checkpoint=checkpoint,
-            )
+        """Compute the eigenpairs that are largest in magnitude, to a loose tolerance.
+
+        They are at most as many as half of the budget suffices for.
+        """
+        limit = None
+        if self.plan.num_probes is None:
+            limit = max(self._block_size, budget // 2)
+            num_pairs = min(num_pairs, limit - limit % self._block_size)
+        # Inaccurate vectors cost variance only, so that there is no warning.
+        A = CountedOperator(self.A.operator)
+        pairs = find_eigenpairs(
+            A,
+            min(num_pairs, self.space.size),
+            which="LM",
+            tolerance=Tolerance.of(A, _DEFLATION_RTOL),
+            max_matvecs=limit,
+            verify=False,
+            recompute=False,
+            seed=self.plan.seed,
+            checkpoint=checkpoint,
+        )
         self.A.num_matvecs += pairs.num_matvecs
         self.values, self.vectors = pairs.values, pairs.vectors
 

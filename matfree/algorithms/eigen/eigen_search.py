@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, final
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.eigen.arguments import EigenStep
+from matfree.algorithms.eigen.arguments import EigenStep, Tolerance
 from matfree.algorithms.eigen.missed_eigenvalues import can_rule_out_missed, gain_over_worst
 from matfree.algorithms.krylov.rayleigh_ritz import rayleigh_ritz
 from matfree.algorithms.krylov.thick_restart import KrylovDecomposition
@@ -24,10 +24,6 @@ from matfree.algorithms.running.run import Run
 from matfree.arguments import Which, order
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult, StoppingReason
-
-_ACCEPTED_FRACTION = 0.9
-"""The fraction of the tolerance at which the search accepts an eigenpair. The rest is left to
-the final Rayleigh-Ritz rotation, which may increase residuals slightly."""
 
 _REFILLS_PER_SEARCH = 1 << 16
 """Every search draws random directions from a range of probe numbers of this length."""
@@ -43,8 +39,7 @@ class EigenSearch:
     run : Run
     k : int
     which : {"LM", "LA", "SA", "BE"}
-    rtol : float
-        The tolerance on residuals relative to ||A||.
+    tolerance : Tolerance
     capacity : int
         The number of Lanczos vectors at which the method restarts.
     budget : int
@@ -64,12 +59,12 @@ class EigenSearch:
         *,
         k: int,
         which: Which,
-        rtol: float,
+        tolerance: Tolerance,
         capacity: int,
         budget: int,
     ) -> None:
         self.A, self.space, self.run = A, A.space, run
-        self.k, self.which, self.rtol = k, which, rtol
+        self.k, self.which, self.tolerance = k, which, tolerance
         self.capacity, self.budget, self.seed = capacity, budget, run.checkpoint.seed
         self.phase: Literal["find", "verify"] = "find"
         self.end = 0  # index of the end of the spectrum that is being verified
@@ -86,7 +81,7 @@ class EigenSearch:
     @property
     def converged(self) -> HostArray:
         """(j,) bool: which residuals are within the tightened tolerance."""
-        return np.asarray(self.residuals <= _ACCEPTED_FRACTION * self.rtol * self.norm)
+        return np.asarray(self.residuals <= self.tolerance.accepted * self.norm)
 
     def resume(self, width: int) -> None:
         """Restore the state from the checkpoint, if there is one, for this block size."""
@@ -96,7 +91,7 @@ class EigenSearch:
             "seed": self.seed,
             "k": self.k,
             "which": self.which,
-            "rtol": self.rtol,
+            "rtol": self.tolerance.rtol,
             "block_size": width,
             "num_vectors": self.capacity,
         }
@@ -180,7 +175,7 @@ class EigenSearch:
         mine = self.values if offset is None else self.values[offset::2]
         if len(mine) == 0 or len(self.values) == self.space.size:
             return False
-        worst, margin = float(mine[-1]), self.rtol * self.norm
+        worst, margin = float(mine[-1]), self.tolerance.least_gain * self.norm
         krylov = self._resumed(self._fresh_decomposition(block_size))
         width = krylov.Q.shape[1]
         while not self._must_stop(krylov):
@@ -191,7 +186,9 @@ class EigenSearch:
             done = bool(residuals[best[0]] <= margin) or krylov.exhausted
             if gains[0] > margin:  # missed: continue until all better Ritz pairs converge
                 better = best[gains > margin]
-                if krylov.exhausted or np.all(residuals[better] <= _ACCEPTED_FRACTION * margin):
+                if krylov.exhausted or np.all(
+                    residuals[better] <= self.tolerance.accepted * self.norm
+                ):
                     self._insert(values[better], residuals[better], krylov.vectors(Y[:, better]))
                     return True
             elif done or can_rule_out_missed(krylov, values, worst, end):
@@ -246,13 +243,13 @@ class EigenSearch:
             values=values,
             vectors=U,
             residuals=relative,
-            converged=relative <= self.rtol,
+            converged=relative <= self.tolerance.rtol,
             norm=self.norm,
             which=self.which,
             method="thick-restart block Lanczos",
             num_matvecs=self.A.num_matvecs,
             num_steps=len(self.history),
-            reason=reason,
+            reason=self.tolerance.reason(reason, relative),
             seed=self.seed,
             verified=self.verified,
             history=tuple(self.history),

@@ -8,17 +8,22 @@ from typing import Any
 from matfree import probes
 from matfree.algorithms.eigen.arguments import (
     EigenStep,
+    Tolerance,
+    krylov_matvecs,
     require_counts,
-    residual_tolerance,
     warn_unconverged,
 )
 from matfree.algorithms.eigen.eigen_search import EigenSearch
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
+from matfree.algorithms.running.plan import require_budget
 from matfree.algorithms.running.run import Run
 from matfree.arguments import Which
 from matfree.protocol import Array, Seed
 from matfree.results import EigenResult
+
+BLOCK_SIZE = 2
+"""The default number of vectors per matmat."""
 
 
 def eigsh(
@@ -27,7 +32,7 @@ def eigsh(
     *,
     which: Which = "LM",
     rtol: float | None = None,
-    block_size: int = 2,
+    block_size: int = BLOCK_SIZE,
     num_vectors: int | None = None,
     max_matvecs: int | None = None,
     verify: bool = True,
@@ -68,7 +73,8 @@ def eigsh(
         The number of Lanczos vectors at which the method restarts, at least k + 2. The default
         is max(20, 4 k + 8), but at most n.
     max_matvecs : int, optional
-        The budget of matvecs for the Lanczos steps; max(1000, 100 k) by default.
+        The largest number of matvecs, those of the verification search and of the recomputed
+        residuals included; max(1000, 100 k) by default.
     verify : bool
         Whether to search the orthogonal complement until nothing better is found, and to
         recompute the residuals from matvecs with the eigenvectors. ``verified`` of the result
@@ -98,8 +104,9 @@ def eigsh(
     Raises
     ------
     ValueError
-        k is not in [1, n], ``which`` is unknown, another argument is out of range, ``start`` has
-        the wrong number of rows, or the checkpoint belongs to another run.
+        k is not in [1, n], ``which`` is unknown, another argument is out of range, max_matvecs
+        does not suffice for a Krylov space of k vectors, ``start`` has the wrong number of rows,
+        or the checkpoint belongs to another run.
     NotHermitianError
         The matvecs of the run contradict A = A^H.
     NonFiniteError
@@ -108,13 +115,13 @@ def eigsh(
     Warns
     -----
     ConvergenceWarning
-        An eigenpair did not reach rtol within the budget.
+        An eigenpair did not reach rtol within the budget, or within the rounding of the dtype.
 
     Cost
     ----
-    The number of Lanczos steps depends on the spectrum; max_matvecs bounds their matvecs, those
-    of the verification search included. The recomputed residuals cost k more, and a checkpoint
-    one per start of the run. All of them are counted in ``num_matvecs``. Memory: num_vectors +
+    The number of Lanczos steps depends on the spectrum. max_matvecs bounds their matvecs, those
+    of the verification search and k for the recomputed residuals. A checkpoint costs one more
+    per start of the run. All of them are counted in ``num_matvecs``. Memory: num_vectors +
     2 k + 8 block_size vectors, regardless of the number of restarts; k less without ``verify``.
 
     References
@@ -132,6 +139,57 @@ def eigsh(
     array([8., 8., 8., 5.])
     """
     A = CountedOperator(A)
+    tolerance = Tolerance.of(A, rtol)
+    result = find_eigenpairs(
+        A,
+        k,
+        which=which,
+        tolerance=tolerance,
+        block_size=block_size,
+        num_vectors=num_vectors,
+        max_matvecs=max_matvecs,
+        verify=verify,
+        recompute=verify,
+        start=start,
+        seed=seed,
+        progress=progress,
+        callback=callback,
+        checkpoint=checkpoint,
+    )
+    warn_unconverged(result, "eigenpairs", k, tolerance.rtol, str(A.space.dtype))
+    return result
+
+
+def find_eigenpairs(
+    A: CountedOperator,
+    k: int,
+    *,
+    which: Which,
+    tolerance: Tolerance,
+    verify: bool,
+    recompute: bool,
+    seed: Seed,
+    block_size: int = BLOCK_SIZE,
+    num_vectors: int | None = None,
+    max_matvecs: int | None = None,
+    start: Array | EigenResult | None = None,
+    progress: bool = False,
+    callback: Callable[[EigenStep], bool | None] | None = None,
+    checkpoint: PathLike | None = None,
+) -> EigenResult:
+    """The work of :func:`eigsh`, without a warning if it does not converge.
+
+    Parameters
+    ----------
+    tolerance : Tolerance
+        The bound on residuals relative to ||A||.
+    recompute : bool
+        Whether to recompute the residuals from k more matvecs, if the budget suffices.
+    A, k, which, verify, seed, block_size, num_vectors, max_matvecs, start
+        As for :func:`eigsh`.
+    progress, callback, checkpoint
+        As for :func:`eigsh`.
+    """
     n = A.space.size
     require_counts(A, k, block_size=block_size, num_vectors=num_vectors, max_matvecs=max_matvecs)
     if which not in ("LM", "LA", "SA", "BE"):
@@ -140,21 +198,23 @@ def eigsh(
             "spectrum, such as the smallest in magnitude, pass the operator of the inverse."
         )
     run = Run("eigsh", Checkpoint(checkpoint, A, seed), progress=progress, callback=callback)
+    V = _start_vectors(A, start, min(block_size, n), run.checkpoint.seed)
+    budget = max_matvecs or max(1000, 100 * k)
+    least = krylov_matvecs(k, V.shape[1], n)
+    require_budget(budget, least, f"a Krylov space of {k} vectors")
+    recompute = recompute and budget >= least + k
     search = EigenSearch(
         A,
         run,
         k=k,
         which=which,
-        rtol=residual_tolerance(A, rtol),
+        tolerance=tolerance,
         capacity=min(n, num_vectors or max(20, 4 * k + 8)),
-        budget=max_matvecs or max(1000, 100 * k),
+        budget=budget - k if recompute else budget,
     )
-    V = _start_vectors(A, start, min(block_size, n), search.seed)
     search.resume(V.shape[1])
     run.complete(k, lambda: search.complete(V, verify=verify), search.interrupted)
-    result = search.result(search.reason, recompute=verify)
-    warn_unconverged(result, "eigenpairs", k, search.rtol)
-    return result
+    return search.result(search.reason, recompute=recompute)
 
 
 def _start_vectors(

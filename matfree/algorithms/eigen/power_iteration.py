@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from matfree.algorithms.eigen.arguments import require_num_pairs
+from matfree.algorithms.eigen.arguments import Tolerance, require_num_pairs, rounding_advice
 from matfree.algorithms.eigen.power_search import PowerSearch, PowerStep
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.run import Run
+from matfree.arguments import require_whole
 from matfree.errors import ConvergenceWarning, warn
 from matfree.protocol import Seed
-from matfree.results import EigenResult
+from matfree.results import EigenResult, StoppingReason
 
 
 def power_iteration(
@@ -118,31 +119,26 @@ def power_iteration(
     """
     A = CountedOperator(A)
     require_num_pairs(A, k)
-    if not rtol > 0:
-        raise ValueError(
-            f"rtol must be positive: got {rtol}; it bounds the residuals relative to ||A||, so "
-            "pass a small number such as 1e-3."
-        )
-    if max_steps < 1:
-        raise ValueError(
-            f"max_steps must be at least 1: got {max_steps}; pass a positive whole number."
-        )
+    tolerance = Tolerance.of(A, rtol)
+    require_whole("max_steps", max_steps)
     run = Run(
         "power iteration", Checkpoint(checkpoint, A, seed), progress=progress, callback=callback
     )
-    search = PowerSearch(A, run, k, rtol, max_steps)
+    search = PowerSearch(A, run, k, tolerance, max_steps)
     result = run.complete(k, search.complete, search.interrupted)
     if not result.converged.all():
-        _warn_unconverged_pairs(result, rtol, max_steps)
+        _warn_unconverged_pairs(result, rtol, max_steps, str(A.space.dtype))
     return result
 
 
-def _warn_unconverged_pairs(result: EigenResult, rtol: float, max_steps: int) -> None:
-    missing = int(np.sum(~result.converged))
-    warn(
-        f"{missing} of {len(result.values)} eigenpairs did not reach rtol={rtol:g} within "
-        f"{max_steps} steps (largest residual {result.residuals.max():.1e} of ||A||): raise "
-        "max_steps or loosen rtol; if there are eigenvalues of equal magnitude and opposite sign, "
-        "which power iteration cannot separate, use eigsh.",
-        ConvergenceWarning,
-    )
+def _warn_unconverged_pairs(result: EigenResult, rtol: float, max_steps: int, dtype: str) -> None:
+    missing, worst = int(np.sum(~result.converged)), float(result.residuals.max())
+    reached = f"did not reach rtol={rtol:g} (largest residual {worst:.1e} of ||A||)"
+    if result.reason == StoppingReason.ROUNDING:
+        advice = rounding_advice(worst, dtype)
+    else:
+        advice = (
+            f"raise max_steps, which is {max_steps}, or loosen rtol; if there are eigenvalues of "
+            "equal magnitude and opposite sign, which power iteration cannot separate, use eigsh"
+        )
+    warn(f"{missing} of {len(result.values)} eigenpairs {reached}: {advice}.", ConvergenceWarning)

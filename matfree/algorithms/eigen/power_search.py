@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple, final
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.eigen.arguments import Tolerance
 from matfree.algorithms.krylov.rayleigh_ritz import rayleigh_ritz
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.run import Run
@@ -43,8 +44,7 @@ class PowerSearch:
     A : CountedOperator
     run : Run
     k : int
-    rtol : float
-        The tolerance on residuals relative to ||A||.
+    tolerance : Tolerance
     max_steps : int
         The maximum number of steps per eigenpair.
     """
@@ -53,10 +53,11 @@ class PowerSearch:
     by_row: ClassVar = {"U": 0, "AU": 0, "v": 0}
 
     def __init__(
-        self, A: CountedOperator, run: Run[PowerStep], k: int, rtol: float, max_steps: int
+        self, A: CountedOperator, run: Run[PowerStep], k: int, tolerance: Tolerance, max_steps: int
     ) -> None:
         self.A, self.space, self.run = A, A.space, run
-        self.k, self.rtol, self.max_steps, self.seed = k, rtol, max_steps, run.checkpoint.seed
+        self.k, self.max_steps, self.seed = k, max_steps, run.checkpoint.seed
+        self.tolerance, self.rtol = tolerance, tolerance.rtol
         self.found = 0
         self.U = self.space.zeros(k)
         self.AU = self.space.zeros(k)
@@ -79,9 +80,9 @@ class PowerSearch:
             self._find_pair(pair)
             self.run.save()
             self.run.bar.show(self.found)
-        result = self.result(StoppingReason.RESIDUALS)
-        if not result.converged.all():
-            result = replace(result, reason=StoppingReason.STEPS)
+        result = self.result(StoppingReason.STEPS)
+        if result.converged.all():
+            result = replace(result, reason=StoppingReason.RESIDUALS)
         return result
 
     def interrupted(self) -> EigenResult | None:
@@ -89,9 +90,10 @@ class PowerSearch:
         return self.result(StoppingReason.INTERRUPTED) if self.found else None
 
     def _find_pair(self, pair: int) -> None:
-        """Iterate one eigenpair to half of the tolerance.
+        """Iterate one eigenpair to half of the tolerance, or to eps.
 
-        The final rotation may increase residuals, which is what the other half is for.
+        The final rotation may increase residuals, which is what the other half is for. Residuals
+        below eps are rounding errors.
         """
         space = self.space
         if self.step == 0:
@@ -120,7 +122,9 @@ class PowerSearch:
     def _is_done(self, pair: int, step: int, entries: list[Array]) -> bool:
         """Whether the residual is small enough or the callback ends the iteration."""
         state = self._check(pair, step, entries)
-        return state.residual <= self.rtol / 2 or self.run.is_stopped(lambda: state)
+        return state.residual <= max(self.rtol / 2, self.tolerance.eps) or self.run.is_stopped(
+            lambda: state
+        )
 
     def result(self, reason: StoppingReason) -> EigenResult:
         """Rayleigh-Ritz on the vectors found, with residuals from the matvecs of the iteration."""
@@ -138,7 +142,7 @@ class PowerSearch:
             method="power iteration",
             num_matvecs=self.A.num_matvecs,
             num_steps=self.A.num_matvecs,
-            reason=reason,
+            reason=self.tolerance.reason(reason, relative),
             seed=self.seed,
             history=tuple(self.history),
             rows=self.space.row_range,

@@ -25,29 +25,34 @@ and the next round resolves further ones relative to the largest that remains.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from matfree.algorithms.eigen.arguments import EigenStep
-from matfree.algorithms.eigen.eigsh import eigsh
+from matfree.algorithms.eigen.arguments import EigenStep, Tolerance, krylov_matvecs
+from matfree.algorithms.eigen.eigsh import find_eigenpairs
 from matfree.algorithms.eigen.orthogonal_complement import complete_basis, project_onto_complement
+from matfree.algorithms.eigen.small_svd import block_svd
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arrays import epsilon, rounding, to_host
-from matfree.errors import ConvergenceWarning, Interrupted, NotHermitianError, OperatorError
+from matfree.errors import Interrupted, NotHermitianError, OperatorError
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray
-from matfree.results import SingularResult, StoppingReason
+from matfree.results import SingularResult, StoppingReason, archive
 
 _SPAN = 100.0
 """The ratio of the largest to the smallest singular value that one round resolves, if the
 precision permits."""
 
-_NOISE = 20.0
+_NOISE = 2.0
 """The smallest tolerance for an eigenpair of A^H A, in multiples of eps."""
+
+
+def round_matvecs(left: int, k: int, width: int, shape: tuple[int, int]) -> int:
+    """The smallest number of matvecs of a round for ``left`` triplets in blocks of this width."""
+    return 2 * krylov_matvecs(left, width, min(shape)) + 2 * k
 
 
 @final
@@ -59,19 +64,15 @@ class SingularSearch:
 
     Parameters
     ----------
-    operator : Operator
-        (m, n), of any shape.
+    operator : Operator, (m, n) of any shape
     scale : float
         The operator is divided by this number, so that its norm is of the order of 1.
-    k, rtol, seed, callback : as for ``svds``
-    budget : int
-        The maximum number of matvecs with A and A^H.
-    spent : int
-        The number of matvecs that were spent before.
-    options : dict
-        Keywords of ``eigsh`` for every round.
-    checkpoint : Path, optional
-        The file of the first round.
+    k, seed, callback : as for ``svds``
+    tolerance : Tolerance
+    budget, spent : int
+        The largest number of matvecs with A and A^H, and how many were spent before.
+    options : keywords of ``eigsh`` for every round
+    checkpoint : the file of the first round, or None
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SingularSearch:
         *,
         scale: float,
         k: int,
-        rtol: float,
+        tolerance: Tolerance,
         budget: int,
         spent: int,
         seed: int,
@@ -95,7 +96,8 @@ class SingularSearch:
         self.forward = CountedOperator(scaled, square=False)
         self.backward = CountedOperator(scaled.H, square=False)
         self.source, self.target = scaled.domain, scaled.space
-        self.k, self.rtol, self.budget, self.seed = k, rtol, budget, seed
+        self.k, self.budget, self.seed = k, budget, seed
+        self.tolerance, self.rtol = tolerance, tolerance.rtol
         self.options, self.callback, self.checkpoint = options, callback, checkpoint
         self.values: HostArray = np.zeros(0)
         self.residuals: HostArray = np.zeros(0)
@@ -119,6 +121,8 @@ class SingularSearch:
     def complete(self, start: Array | None) -> SingularResult:
         """Run all rounds and return the triplets."""
         self._run_rounds(start)
+        if self.reason == StoppingReason.ROUNDING and self.converged.all():
+            self.reason = StoppingReason.UNVERIFIED
         return self.result()
 
     def interrupted(self) -> SingularResult | None:
@@ -136,13 +140,14 @@ class SingularSearch:
             self._lock(inner)
             if self.num_locked == self.k:
                 break
-            least = 4 * (self.k - self.num_locked) + 2 * self.k  # the least cost of another round
+            start = self.V[:, self.num_locked :]
+            left, shape = self.k - self.num_locked, self.forward.operator.shape
+            least = round_matvecs(left, self.k, start.shape[1], shape)
             spent = self.num_matvecs + least > self.budget
             if self.num_locked == before and not stopped and not spent:
                 self.reason = StoppingReason.ROUNDING
             if stopped or spent or self.num_locked == before:
                 return
-            start = self.V[:, self.num_locked :]
         self.reason = StoppingReason.VERIFIED if self.verified else StoppingReason.RESIDUALS
 
     @property
@@ -156,28 +161,26 @@ class SingularSearch:
 
     def _round(self, start: Array | None, rtol: float) -> bool:
         """Improve the triplets that are not locked; return whether the run must stop."""
-        left = self.k - self.num_locked
-        # A^H A costs two matvecs; the residuals of A and those of eigsh are paid in advance.
-        budget = (self.budget - self.num_matvecs - 2 * self.k) // 2 - left
+        # A^H A costs two matvecs; the residuals of A are paid in advance.
+        budget = (self.budget - self.num_matvecs - 2 * self.k) // 2
         path = self.checkpoint
         if path is not None and self.num_rounds:
-            path = path.with_suffix(f".round{self.num_rounds + 1}.npz")
+            path = archive.sibling(path, f".round{self.num_rounds + 1}")
+        A = CountedOperator(self._squared())
         try:
-            with warnings.catch_warnings():
-                # Convergence is decided by the residuals of A, not by those of A^H A.
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                pairs = eigsh(
-                    self._squared(),
-                    left,
-                    which="LA",
-                    rtol=rtol,
-                    max_matvecs=max(1, budget),
-                    start=start,
-                    seed=self.seed,
-                    callback=None if self.callback is None else self._report,
-                    checkpoint=path,
-                    **self.options,
-                )
+            pairs = find_eigenpairs(
+                A,
+                self.k - self.num_locked,
+                which="LA",
+                tolerance=Tolerance.of(A, rtol),
+                max_matvecs=budget,
+                recompute=False,
+                start=start,
+                seed=self.seed,
+                callback=None if self.callback is None else self._report,
+                checkpoint=path,
+                **self.options,
+            )
         except Interrupted as stop:
             self._rayleigh_ritz(stop.result.vectors)
             raise
@@ -208,8 +211,10 @@ class SingularSearch:
             self.num_locked = self.k
             return
         top = float(self.values[self.num_locked])
-        least = 0.0 if top <= self.rtol * self.norm else inner * top**2 / (self.rtol * self.norm)
-        resolved = self.converged & (self.values >= min(least, top))
+        # A triplet may miss rtol by rounding, which must not keep the others from their rounds.
+        within = max(self.rtol, rounding(self.source.xp, self.source.dtype)) * self.norm
+        least = 0.0 if top <= within else inner * top**2 / within
+        resolved = (self.residuals <= within) & (self.values >= min(least, top))
         resolved[: self.num_locked] = True
         self.num_locked = self.k if resolved.all() else int(np.argmin(resolved))
 
@@ -247,15 +252,11 @@ class SingularSearch:
         fresh = source.orthonormalize(fresh, against=locked)
         V = complete_basis(source, source.xp.concat((locked, fresh), axis=1), self.k, self.seed)
         AV = self.forward(V)
-        Q = target.orthonormalize(AV)
-        C = to_host(target.gram(Q, AV))
-        self.forward.require_finite(C, to_host(target.norms(AV)))
-        X, values, Y = np.linalg.svd(C)
-        Y = source.asarray(Y.conj().T)
+        U, values, Y = block_svd(self.forward, AV)
         self.V, AV = V @ Y, AV @ Y
-        # Directions that Q omits are rounding errors: their values are 0, and any u is valid.
+        # U omits directions of rounding errors, whose values are 0, with any u.
         self.values = np.concatenate((values, np.zeros(self.k - len(values))))
-        self.U = complete_basis(target, Q @ target.asarray(X), self.k, self.seed)
+        self.U = complete_basis(target, U, self.k, self.seed)
         AU = self.backward(self.U)
         ahead = target.norms(AV - self.U * target.asarray(self.values)[None, :])
         back = source.norms(AU - self.V * source.asarray(self.values)[None, :])
@@ -276,7 +277,7 @@ class SingularSearch:
         return self.callback(EigenStep(self.num_matvecs, self.scale * values, residuals))
 
     def result(self) -> SingularResult:
-        """The triplets of the given operator: without scaling, and with the sides in order."""
+        """The triplets of the given operator, without scaling and with the sides in order."""
         relative = self.residuals / self.norm if self.norm > 0 else self.residuals
         left, right = (self.V, self.U) if self.wide else (self.U, self.V)
         rows = self.target.row_range, self.source.row_range
@@ -290,7 +291,7 @@ class SingularSearch:
             norm=self.scale * self.norm,
             method="block Lanczos on A^H A, Rayleigh-Ritz on A",
             num_matvecs=self.num_matvecs,
-            reason=self.reason,
+            reason=self.tolerance.reason(self.reason, relative),
             seed=self.seed,
             verified=self.verified and self.num_locked == self.k,
             left_rows=rows[0],

@@ -9,13 +9,14 @@ from typing import Any
 from matfree import probes
 from matfree.algorithms.eigen.arguments import (
     EigenStep,
+    Tolerance,
     require_counts,
-    residual_tolerance,
     warn_unconverged,
 )
-from matfree.algorithms.eigen.singular_search import SingularSearch
+from matfree.algorithms.eigen.singular_search import SingularSearch, round_matvecs
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
+from matfree.algorithms.running.plan import require_budget
 from matfree.algorithms.running.run import interruptible
 from matfree.arrays import to_host
 from matfree.errors import OperatorError
@@ -65,7 +66,8 @@ def svds(
     block_size, num_vectors, verify
         As for :func:`matfree.eigsh`.
     max_matvecs : int, optional
-        The budget of matvecs with A and with A^H together; max(2000, 200 k) by default.
+        The largest number of matvecs with A and with A^H together, those of the verification
+        search and of the residuals included; max(2000, 200 k) by default.
     start : (n, b) array or SingularResult, optional
         Start vectors, whose number replaces ``block_size``, or the triplets of a nearby
         operator. The default is a Gaussian block.
@@ -89,8 +91,9 @@ def svds(
     Raises
     ------
     ValueError
-        k is not in [1, min(m, n)], another argument is out of range, ``start`` has the wrong
-        number of rows, or the checkpoint belongs to another run.
+        k is not in [1, min(m, n)], another argument is out of range, max_matvecs does not
+        suffice for k vectors and their residuals, ``start`` has the wrong number of rows, or the
+        checkpoint belongs to another run.
     OperatorError
         A has no adjoint, or its adjoint contradicts its matvecs.
     NonFiniteError
@@ -99,11 +102,12 @@ def svds(
     Warns
     -----
     ConvergenceWarning
-        A singular triplet did not reach rtol within the budget.
+        A singular triplet did not reach rtol within the budget, or within the rounding of the
+        dtype.
 
     Cost
     ----
-    2 matvecs per Lanczos vector, 4 k per round for values and residuals, and 1 for the scale of
+    2 matvecs per Lanczos vector, 2 k per round for values and residuals, and 1 for the scale of
     A, all counted in ``num_matvecs``. Memory: as for ``eigsh`` with vectors of length
     min(m, n), plus 4 k vectors.
 
@@ -124,17 +128,24 @@ def svds(
     A = CountedOperator(A, square=False)
     operator = A.operator
     require_counts(A, k, block_size=block_size, num_vectors=num_vectors, max_matvecs=max_matvecs)
-    rtol = residual_tolerance(A, rtol)
+    tolerance = Tolerance.of(A, rtol)
+    budget = max_matvecs or max(2000, 200 * k)
+    block, to_multiply = _start_on_shorter_side(operator, start)
+    width = min(block_size, *operator.shape) if block is None else block.shape[1]
+    spent = 1 + (width if to_multiply else 0)
+    least = spent + round_matvecs(k, k, width, operator.shape)
+    require_budget(budget, least, f"one search for k={k} singular triplets")
     seed = Checkpoint(checkpoint, A, seed).seed  # the rounds open the files themselves
     scale = _scale(operator, seed)
-    block, spent = _start_on_shorter_side(operator * (1 / scale), start)
+    if to_multiply:
+        block = (operator * (1 / scale)).matmat(block)
     search = SingularSearch(
         operator,
         scale=scale,
         k=k,
-        rtol=rtol,
-        budget=max_matvecs or max(2000, 200 * k),
-        spent=1 + spent,
+        tolerance=tolerance,
+        budget=budget,
+        spent=spent,
         seed=seed,
         options={
             "block_size": block_size,
@@ -143,10 +154,10 @@ def svds(
             "progress": progress,
         },
         callback=callback,
-        checkpoint=None if checkpoint is None else archive.npz_path(checkpoint),
+        checkpoint=None if checkpoint is None else archive.file_path(checkpoint),
     )
     result = interruptible(lambda: search.complete(block), search.interrupted)
-    warn_unconverged(result, "singular triplets", k, rtol)
+    warn_unconverged(result, "singular triplets", k, tolerance.rtol, str(A.space.dtype))
     return result
 
 
@@ -171,16 +182,16 @@ def _scale(operator: Operator, seed: int) -> float:
 
 def _start_on_shorter_side(
     operator: Operator, start: Array | SingularResult | None
-) -> tuple[Array | None, int]:
-    """The start block for the smaller one of A^H A and A A^H, and the matvecs that it costs.
+) -> tuple[Array | None, bool]:
+    """The start block for the smaller one of A^H A and A A^H.
 
-    A start of right singular vectors is multiplied by A if A has fewer rows than columns.
+    Right singular vectors have to be multiplied by A if A has fewer rows than columns: the
+    second value says so.
     """
     if start is None:
-        return None, 0
+        return None, False
     wide = operator.shape[0] < operator.shape[1]
     if isinstance(start, SingularResult):
         space = operator.space if wide else operator.domain
-        return converted_block(space, start.left if wide else start.right, "start"), 0
-    block = converted_block(operator.domain, start, "start")
-    return (operator.matmat(block), block.shape[1]) if wide else (block, 0)
+        return converted_block(space, start.left if wide else start.right, "start"), False
+    return converted_block(operator.domain, start, "start"), wide

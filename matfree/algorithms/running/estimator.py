@@ -78,6 +78,16 @@ class Estimator(ABC):
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         self.A, self.space, self.plan = A, A.space, plan
 
+    @property
+    def least_matvecs(self) -> int:
+        """The smallest number of matvecs that gives an estimate."""
+        return self.cost
+
+    @property
+    def unit(self) -> str:
+        """What ``least_matvecs`` are spent on, for error messages."""
+        return f"a probe of {self.method}"
+
     def block_done(self) -> None:
         """Save the state of the run. To be called after every block outside ``advance``."""
         self.checkpoint.save()

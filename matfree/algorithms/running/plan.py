@@ -94,11 +94,38 @@ class Plan:
             options.get("first_probe", 0),
         )
 
+    def require_budget(self, least: int, unit: str) -> None:
+        """Raise ValueError if the budget does not suffice for the smallest unit of work.
+
+        Parameters
+        ----------
+        least : int
+            The matvecs of one unit.
+        unit : str
+            What the unit is, for the error message.
+        """
+        if self.num_probes is None:
+            require_budget(self.budget, least, unit)
+
     @property
     def adaptive(self) -> bool:
         """Whether a tolerance was given."""
         return self.rtol is not None or self.atol is not None
 
+    @property
+    def looser(self) -> str:
+        """The name of the tolerance that was given, for advice."""
+        return "atol" if self.rtol is None else "rtol"
+
     def tolerance(self, size: float) -> float:
         """The half-width that an estimate of this absolute value has to reach."""
         return (self.atol or 0.0) + (self.rtol or 0.0) * size
+
+
+def require_budget(budget: int, least: int, unit: str) -> None:
+    """Raise ValueError if a budget of matvecs does not suffice for the smallest unit of work."""
+    if budget < least:
+        raise ValueError(
+            f"max_matvecs={budget} is too small for {unit}, which takes {least} matvecs; pass "
+            f"max_matvecs={least} or more."
+        )

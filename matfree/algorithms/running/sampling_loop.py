@@ -15,7 +15,7 @@ import numpy as np
 
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.estimator import Estimator, Summary
+from matfree.algorithms.running.estimator import FIRST_CHECK, Estimator, Summary
 from matfree.algorithms.running.keywords import Sampling
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.run import Run
@@ -73,6 +73,8 @@ class _SamplingLoop:
 
     def complete(self) -> Estimate:
         sampling_budget, exact_affordable = self._split_budget()
+        if not exact_affordable:
+            self.plan.require_budget(self.estimator.least_matvecs, self.estimator.unit)
         self._resume(sampling_budget)
         limit = self.estimator.prepare(sampling_budget) if sampling_budget else 0
         if self.done > limit and limit:
@@ -92,11 +94,6 @@ class _SamplingLoop:
             return self._exact()
         if not self.plan.adaptive:
             return self.result(StoppingReason.ALL_PROBES, converged=True)
-        if not self.history:
-            raise ValueError(
-                f"max_matvecs={self.plan.budget} is too small for {self.estimator.method}, in "
-                f"which every probe takes {self.estimator.cost} matvecs; raise it to at least that."
-            )
         self._warn()
         return self.result(StoppingReason.BUDGET, converged=False)
 
@@ -205,19 +202,29 @@ class _SamplingLoop:
     def _warn(self) -> None:
         num_matvecs, level, half = self.history[-1]
         target, bias = self.plan.tolerance(self._summary().norm), self._summary().bias
-        if target == 0:
-            advice = "give atol, because a tolerance relative to 0 cannot be met"
-        elif bias >= target:
-            advice = f"raise num_steps, because the quadrature bias alone is {bias:.3g}"
-        elif math.isinf(half):
-            advice = "raise max_matvecs, because one probe says nothing about the error"
-        else:
-            # The sampling error decreases like the square root of the matvecs, the bias does not.
-            factor = ((half - bias) / (target - bias)) ** 2
-            advice = f"raise max_matvecs to about {math.ceil(1.1 * num_matvecs * factor)}"
         warn(
             f"{self.estimator.method} stopped at its budget of {num_matvecs} matvecs with a "
             f"95 % half-width of {half:.3g}, but the tolerance is {target:.3g} "
-            f"(value {level:.6g}); {advice}, or loosen rtol.",
+            f"(value {level:.6g}); {self._advice(num_matvecs, half, target, bias)}.",
             ConvergenceWarning,
         )
+
+    def _advice(self, num_matvecs: int, half: float, target: float, bias: float) -> str:
+        """How to meet the tolerance: never more matvecs than the exact answer costs."""
+        n = self.A.space.size
+        loosen = f"loosen {self.plan.looser}"
+        exact = f"raise max_matvecs to {n}, which gives the exact answer"
+        if math.isinf(half):
+            least = min(n, num_matvecs + self.estimator.cost * FIRST_CHECK)
+            why = "because one probe says nothing about the error"
+            return f"raise max_matvecs, to {least} or more, {why}, or {loosen}"
+        if target == 0:
+            return f"give atol, because a tolerance relative to 0 cannot be met, or {exact}"
+        if bias >= target:
+            why = f"because the quadrature bias alone is {bias:.3g}"
+            return f"raise num_steps, {why}, or {exact}, or {loosen}"
+        # The sampling error decreases like the square root of the matvecs, the bias does not.
+        needed = 1.1 * num_matvecs * ((half - bias) / (target - bias)) ** 2
+        if needed >= n:
+            return f"{exact}, or {loosen}"
+        return f"raise max_matvecs to about {math.ceil(needed)}, or {loosen}"

@@ -77,6 +77,10 @@ class QuadratureEstimator(TraceEstimator):
         if memory is not None:
             self.plan = replace(plan, block_size=storage.at_once)
 
+    @property
+    def unit(self) -> str:
+        return f"a probe of {self.method} with num_steps={self.cost}"
+
     def identity(self, budget: int) -> dict[str, Any]:
         return {"num_steps": self.cost, "reorthogonalize": self.reorthogonalize}
 

@@ -80,7 +80,10 @@ class BlockLoop:
     @property
     def started(self) -> bool:
         """Whether there is an estimate of every block."""
-        return all(v.size or units for v, units in zip(self.values, self.num_units, strict=True))
+        return all(map(self._has_estimate, range(len(self.blocks))))
+
+    def _has_estimate(self, b: int) -> bool:
+        return bool(self.samples[b].values.size or self.num_units[b] == self.blocks[b].size)
 
     def problem(self) -> dict[str, Any]:
         """The arguments that a checkpoint must have in common with this run."""
@@ -133,15 +136,18 @@ class BlockLoop:
         left, jobs = self._left, []
         if self.joint:
             return self._joint_jobs(target, left)
+        waiting = sum(not self._has_estimate(b) for b in range(len(self.blocks)))
         for b, block in enumerate(self.blocks):
             done = self.samples[b].values.size
             if self._met(b):
                 continue
+            waiting -= not self._has_estimate(b)
+            free = left - waiting  # every later block without an estimate needs one matvec
             missing = block.size - self.num_units[b]
-            if self.plan.adaptive and target >= block.size and missing <= left:
+            if self.plan.adaptive and target >= block.size and missing <= free:
                 job = self._exact_job(b)  # at most as many matvecs as sampling would take
             else:
-                job = Job(b, range(done, min(target, done + left)), False)
+                job = Job(b, range(done, min(target, done + free)), False)
             left -= len(job.numbers)
             if len(job.numbers):
                 jobs.append(job)

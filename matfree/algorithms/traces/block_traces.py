@@ -17,13 +17,15 @@ from typing import Any, Unpack
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.keywords import Sampling, declares, known
-from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan
+from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan, require_budget
 from matfree.algorithms.running.run import Run
 from matfree.algorithms.traces.block_run import BlockLoop, Estimates
 from matfree.algorithms.traces.partition import blocks_of
 from matfree.arguments import require_whole
 from matfree.errors import ConvergenceWarning, warn
 from matfree.results import Estimate
+
+_UNIT = "one probe per block, or one for all blocks with joint=True"
 
 
 @declares(Sampling)
@@ -113,8 +115,8 @@ def block_traces(
     options = known(block_traces, options)
     A = CountedOperator(A)
     blocks = blocks_of(partition, A.space.size)
+    shares = 1 if joint else len(blocks)
     if all(options.get(key) is None for key in ("num_probes", "rtol", "atol")):
-        shares = 1 if joint else len(blocks)
         num_probes = _probes_per_block(options.get("max_matvecs"), shares)
         options = {**options, "num_probes": num_probes, "max_matvecs": None}
     checkpoint = Checkpoint(options.get("checkpoint"), A, options.get("seed"))
@@ -125,6 +127,7 @@ def block_traces(
         callback=options.get("callback"),
     )
     plan = Plan.make(A, options, seed=checkpoint.seed)
+    plan.require_budget(shares, _UNIT)
     loop = BlockLoop(A, plan, blocks, run, joint=joint)
     estimates = run.complete(len(blocks), loop.complete, loop.interrupted)
     _warn_of_unconverged(estimates, plan)
@@ -136,11 +139,7 @@ def _probes_per_block(max_matvecs: int | None, shares: int) -> int:
     require_whole("max_matvecs", max_matvecs)
     if max_matvecs is None:
         return DEFAULT_PROBES
-    if max_matvecs < shares:
-        raise ValueError(
-            f"max_matvecs must suffice for one probe per block: got {max_matvecs}; pass "
-            f"max_matvecs={shares} or more, or joint=True."
-        )
+    require_budget(max_matvecs, shares, _UNIT)
     return max_matvecs // shares
 
 
@@ -155,6 +154,6 @@ def _warn_of_unconverged(estimates: Estimates, plan: Plan) -> None:
         warn(
             f"block_traces stopped at its budget before {len(missed)} of {len(estimates)} blocks "
             f"met the tolerance ({names}; the widest interval is +- {worst.half_width():.3g} "
-            f"around {worst.value:.6g}); raise max_matvecs, or loosen rtol.",
+            f"around {worst.value:.6g}); raise max_matvecs, or loosen {plan.looser}.",
             ConvergenceWarning,
         )

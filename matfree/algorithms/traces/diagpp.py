@@ -113,6 +113,14 @@ class DeflatedDiagonal(ResidualDiagonal):
         super().__init__(A, plan)
         self.pairs = Deflation(A, plan)
 
+    @property
+    def least_matvecs(self) -> int:
+        return self.pairs.least_matvecs
+
+    @property
+    def unit(self) -> str:
+        return "a search for eigenpairs, or a test of given ones, with one probe"
+
     def prepare(self, budget: int) -> int:
         self.pairs.find(budget, self.checkpoint)
         self.U = self.pairs.vectors

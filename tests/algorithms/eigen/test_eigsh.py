@@ -15,6 +15,7 @@ from support.matrices import (
 
 import matfree as mf
 from matfree.arrays import to_host
+from matfree.results import StoppingReason
 
 
 def test_it_finds_the_wanted_pairs_on_every_backend(backend, dtype):
@@ -142,3 +143,27 @@ def test_the_verification_search_stays_within_the_budget(budget):
     result = mf.eigsh(A, 4, block_size=4, max_matvecs=budget, seed=0)
     assert result.num_matvecs <= budget + 4  # and four to recompute the residuals
     assert result.converged.all() or not result.verified
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(np.float32, 3e-7), (np.float32, 1e-8), (float, 1e-15)]
+)
+def test_a_tolerance_below_rounding_is_named_as_the_reason(dtype, rtol):
+    M = np.random.default_rng(0).standard_normal((200, 200))
+    A = ((M + M.T) / 2).astype(dtype)
+    calls = {
+        "eigsh": lambda: mf.eigsh(A, 4, which="LA", rtol=rtol, max_matvecs=20_000, seed=0),
+        "svds": lambda: mf.svds(A, 3, rtol=rtol / 10, max_matvecs=20_000, seed=0),
+        "power": lambda: mf.power_iteration(
+            np.diag([9, 1, 0.3]).astype(dtype) + dtype(0.1), 1, rtol=1e-18, seed=0
+        ),
+    }
+    for call in calls.values():
+        with pytest.warns(mf.ConvergenceWarning, match="rounding in float.. limits") as caught:
+            result = call()
+        assert not result.converged.all()
+        assert result.reason == StoppingReason.ROUNDING
+        assert result.num_matvecs < 2000  # no budget is spent on rounding errors
+        assert "raise max" not in str(caught[0].message)
+        reachable = float(str(caught[0].message).split("pass rtol=")[1].split()[0])
+        assert (result.residuals <= reachable).all()

@@ -1,5 +1,7 @@
 """``svds`` compared with NumPy's dense SVD, also for singular values whose squares are lost."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -9,7 +11,9 @@ from support.matrices import haar
 from support.sharded import run_sharded
 
 import matfree as mf
+from matfree.algorithms.eigen.small_svd import small_svd
 from matfree.arrays import to_host
+from matfree.results import StoppingReason
 
 
 def with_singular_values(m, n, values, dtype=np.float64):
@@ -280,3 +284,48 @@ def test_values_over_many_orders_of_magnitude_take_several_rounds_within_the_bud
         short = mf.svds(A, 20, rtol=1e-13, seed=seed, max_matvecs=300)
     assert short.num_matvecs <= 300
     assert not short.verified
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_tighter_tolerance_is_never_worse_than_rounding(dtype):
+    eps = float(np.finfo(dtype).eps)
+    for seed in range(10):
+        A = decaying(seed).astype(dtype)
+        exact = A.astype(float)
+        for factor in (2, 3, 5, 10, 100):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", mf.ConvergenceWarning)
+                r = mf.svds(A, 4, rtol=factor * eps, seed=seed)
+            ahead = np.linalg.norm(exact @ r.right - r.left * r.values, axis=0)
+            back = np.linalg.norm(exact.T @ r.left - r.right * r.values, axis=0)
+            # Single precision does not resolve the square of the third value, 1e-8.
+            assert max(ahead.max(), back.max()) <= (10 if dtype is np.float64 else 100) * eps
+            assert r.converged.all() != (r.reason == StoppingReason.ROUNDING)
+            assert r.converged.all() or factor < (10 if dtype is np.float64 else 100)
+
+
+def decaying(seed):
+    g = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(g.standard_normal((m, 20)))[0] for m in (21, 20))
+    return (left * 100.0 ** -np.arange(20)) @ right
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_single_precision_reaches_a_few_eps(seed):
+    A = np.random.default_rng(seed).standard_normal((200, 100)).astype(np.float32)
+    result = mf.svds(A, 4, rtol=6e-7, seed=seed)  # 5 eps
+    assert result.converged.all()
+    exact = np.linalg.svd(A.astype(float), compute_uv=False)[:4]
+    np.testing.assert_allclose(result.values, exact, rtol=3e-7)
+
+
+def test_the_small_decomposition_is_accurate_for_graded_matrices():
+    eps = np.finfo(float).eps
+    for seed in range(300):
+        g = np.random.default_rng(seed)
+        left, right = (np.linalg.qr(g.standard_normal((4, 4)))[0] for _ in range(2))
+        C = (left * 100.0 ** -np.arange(4)) @ right
+        X, values, Y = small_svd(C)
+        assert np.linalg.norm(C @ Y - X * values) <= 10 * eps
+        assert np.linalg.norm(C.T @ X - Y * values) <= 10 * eps
+        np.testing.assert_allclose(values, 100.0 ** -np.arange(4), atol=10 * eps)
