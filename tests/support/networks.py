@@ -167,6 +167,18 @@ def autograd_hessian(model, loss, data):
     return torch.autograd.functional.hessian(lambda f: loss(function(f), y), flat)
 
 
+def explicit_hessian(model, value):
+    """The dense Hessian of a function without arguments, by double backward by hand."""
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(value(), parameters, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    rows = [
+        torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
+        for entry in flat
+    ]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+
+
 def explicit_ggn(model, loss, data):
     """J^T H_z J from an explicit Jacobian and the explicit Hessian of the loss in the outputs."""
     x, y = data

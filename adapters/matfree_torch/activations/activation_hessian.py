@@ -33,6 +33,7 @@ def activation_hessian(
     *,
     modules: Selection,
     at: Where = "input",
+    batch: bool | None = None,
     allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> ActivationHessian | SharedActivationHessian:
@@ -44,7 +45,7 @@ def activation_hessian(
 
     Parameters
     ----------
-    model, loss, allow_tf32
+    model, loss, batch, allow_tf32
         As for :func:`hessian`.
     data : one batch
         Perturbations belong to samples, so the operator is that of one batch. For several
@@ -105,7 +106,13 @@ def activation_hessian(
     True
     """
     model, objective = build_objective(
-        model, loss, data, None, allow_tf32=allow_tf32, process_group=process_group
+        model,
+        loss,
+        data,
+        None,
+        batch=batch,
+        allow_tf32=allow_tf32,
+        process_group=process_group,
     )
     objective.require_unsharded("an activation Hessian")
     if not objective.batches.single:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ def activation_traces(
     seed: Seed = None,
     per_sample: bool = False,
     normalizer: Normalizer | None = None,
+    batch: bool | None = None,
     process_group: ProcessGroup | None = None,
 ) -> dict[str, Estimate]:
     r"""The trace of the activation Hessian at every chosen module, over all of the data.
@@ -48,7 +49,7 @@ def activation_traces(
     ----------
     model, loss, modules, at
         As for :func:`activation_hessian`.
-    data, normalizer
+    data, normalizer, batch
         As for :func:`hessian`: one batch or several.
     method : {"auto", "exact", "probes", "gauss-newton"}
         "exact": :math:`\sum_c \|J^T s_c\|^2`, the trace of the Gauss-Newton matrix, after one
@@ -109,7 +110,9 @@ def activation_traces(
     [('0', 'exact'), ('1', 'exact'), ('2', 'exact')]
     """
     TraceSettings.make(method, num_probes, 0, per_sample)  # fails before anything is computed
-    model, objective = build_objective(model, loss, data, normalizer, process_group=process_group)
+    model, objective = build_objective(
+        model, loss, data, normalizer, batch=batch, process_group=process_group
+    )
     objective.require_unsharded("an activation trace")
     settings = TraceSettings.make(method, num_probes, objective.agreed_seed(seed), per_sample)
     first = objective.number_samples()
@@ -117,11 +120,10 @@ def activation_traces(
     def local_traces() -> BatchTraces:
         batches: BatchTraces = []
         with objective.isolated():
-            for number, batch in enumerate(objective.batches, start=first):
-                is_mapping = isinstance(batch.targets, Mapping)
-                raw = batch.targets if is_mapping else (batch.inputs, batch.targets)
-                A = ActivationHessian(Objective(model, loss, raw, normalizer), modules, at)
-                batches.append((batch.weight, port_traces(A, settings, number)))
+            for number, one in enumerate(objective.batches, start=first):
+                alone = Objective(model, loss, one.raw, normalizer, batch=True)
+                A = ActivationHessian(alone, modules, at)
+                batches.append((one.weight, port_traces(A, settings, number)))
         return batches
 
     batches = objective.gather_items(local_traces)

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from matfree import OperatorError
+from matfree_torch.data.nested import floating_tensors_in, map_tensors
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Patterns, match_names
@@ -97,7 +98,7 @@ def find_ports(
         counts[module] += 1
         return x
 
-    for number, x in enumerate(filter(_is_floating, pytree.tree_leaves(batch.inputs))):
+    for number, x in enumerate(floating_tensors_in(batch.inputs)):
         operations.remember(x, (-1, number))
     with visited_ports(names, at, record, operations):
         outputs = objective.outputs(batch)
@@ -156,7 +157,7 @@ def perturbed_outputs(
         return x
 
     numbers = itertools.count()
-    inputs = pytree.tree_map(
+    inputs = map_tensors(
         lambda x: operations.visit(x, (-1, next(numbers))) if _is_floating(x) else x, batch.inputs
     )
     with visited_ports(counts, at, add, operations):

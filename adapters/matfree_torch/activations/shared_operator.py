@@ -50,7 +50,7 @@ class SharedActivationHessian(Operator):
     ) -> None:
         def build() -> tuple[ActivationHessian, float]:
             model, loss, data = objective.model, objective.loss, objective.batches.data
-            alone = Objective(model, loss, data, allow_tf32=objective.allow_tf32)
+            alone = Objective(model, loss, data, batch=True, allow_tf32=objective.allow_tf32)
             local = ActivationHessian(alone, modules, at)
             return local, alone.batches.divisor
 

@@ -39,6 +39,7 @@ def loss_landscape(
     filter_normalize: bool = False,
     params: Patterns | None = None,
     normalizer: Normalizer | None = None,
+    batch: bool | None = None,
     weight_decay: WeightDecay = 0.0,
     seed: Seed = None,
     progress: bool = False,
@@ -51,7 +52,7 @@ def loss_landscape(
 
     Parameters
     ----------
-    model, loss, data, params, normalizer, weight_decay
+    model, loss, data, params, normalizer, batch, weight_decay
         As for :func:`hessian`. The model is neither copied nor changed.
     directions : a direction, a sequence of two, or a mapping of names to directions
         One direction gives a curve. A sequence of two gives a surface. A mapping gives one
@@ -118,7 +119,13 @@ def loss_landscape(
     seed = resolve_seed(seed)
     axis = _axis(span, points)
     curvature = hessian(
-        model, loss, data, params=params, normalizer=normalizer, weight_decay=weight_decay
+        model,
+        loss,
+        data,
+        params=params,
+        normalizer=normalizer,
+        batch=batch,
+        weight_decay=weight_decay,
     )
     curvature.objective.require_single_process("a landscape")
     moves, is_surface = DirectionResolver(curvature, seed).resolve(directions)

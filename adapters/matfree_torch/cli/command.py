@@ -21,7 +21,7 @@ from matfree.cli.session import run_and_report
 from matfree.cli.study import Study
 from matfree.errors import MatfreeError
 from matfree_torch import HessianOperator, hessian
-from matfree_torch.objective.nested import map_tensors
+from matfree_torch.data.nested import map_tensors
 
 _EXPECTED = "it must return (model, loss, data), where loss(outputs, targets) is a scalar"
 

@@ -46,6 +46,7 @@ def fisher(
     seed: Seed = None,
     params: Patterns | None = None,
     normalizer: Normalizer | None = None,
+    batch: bool | None = None,
     weight_decay: WeightDecay = 0.0,
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
@@ -73,7 +74,7 @@ def fisher(
 
     Parameters
     ----------
-    model, loss, data, params, normalizer, weight_decay
+    model, loss, data, params, normalizer, batch, weight_decay
         As for :func:`hessian`. "exact" and "monte-carlo" need one of torch's losses that are
         -log p: cross-entropy, negative log-likelihood, squared error, or binary cross-entropy
         with logits. Squared error, (z - y)^2 without a factor 1/2, is -log p of N(z, 1/2) up to
@@ -138,6 +139,7 @@ def fisher(
         loss,
         data,
         normalizer,
+        batch=batch,
         ordered=kind == "monte-carlo",
         allow_tf32=allow_tf32,
         process_group=process_group,

@@ -26,6 +26,7 @@ def ggn(
     *,
     params: Patterns | None = None,
     normalizer: Normalizer | None = None,
+    batch: bool | None = None,
     weight_decay: WeightDecay = 0.0,
     strategy: GraphStrategy = "auto",
     memory: int | None = None,
@@ -48,7 +49,7 @@ def ggn(
 
     Parameters
     ----------
-    model, loss, data, params, normalizer, weight_decay
+    model, loss, data, params, normalizer, batch, weight_decay
         As for :func:`hessian`. The outputs must be one tensor, or have one as ``.logits``.
     strategy : {"auto", "recompute"}
         As for :func:`hessian`: graphs are kept as long as they fit into memory, or never.
@@ -93,7 +94,13 @@ def ggn(
     (True, True)
     """
     _, objective = build_objective(
-        model, loss, data, normalizer, allow_tf32=allow_tf32, process_group=process_group
+        model,
+        loss,
+        data,
+        normalizer,
+        batch=batch,
+        allow_tf32=allow_tf32,
+        process_group=process_group,
     )
     parameters = objective.parameters(params)
     return GeneralizedGaussNewton(objective, parameters, weight_decay, strategy, memory)

@@ -6,11 +6,10 @@ A matvec is the derivative of the inner product of the gradient with v,
 
     H v = \nabla_\theta \, \langle \nabla_\theta L(\theta), v \rangle,
 
-computed by differentiating the graph of the gradient backward (reverse over reverse). Every
-differentiable operation of torch supports this composition, and torch computes it correctly.
-Shorter compositions are not reliable: with ``jacrev`` inside, as in ``torch.func.hessian``, or
-with reverse over forward mode, torch 2.13 silently drops terms of layer and batch normalization,
-which amount to 6 % of the Hessian of a small network with LayerNorm.
+computed by differentiating the graph of the gradient backward (reverse over reverse), which torch
+supports for every operation and computes correctly. With ``jacrev`` inside, as in
+``torch.func.hessian``, or with reverse over forward mode, torch 2.13 silently drops terms of layer
+and batch normalization: 6 % of the Hessian of a small network with LayerNorm.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ def hessian(
     *,
     params: Patterns | None = None,
     normalizer: Normalizer | None = None,
+    batch: bool | None = None,
     weight_decay: WeightDecay = 0.0,
     strategy: Strategy = "auto",
     memory: int | None = None,
@@ -53,29 +53,29 @@ def hessian(
     model : nn.Module
         It is used in its present mode (training or evaluation) and left unchanged: gradients,
         buffers, hooks, modes and the global random state. Its parameters may be sharded by
-        tensor parallelism (DTensors) or ``fully_shard``. Each process then holds the rows
-        ``H.space.rows`` of vectors.
+        tensor parallelism or ``fully_shard``; each process then holds rows ``H.space.rows``.
     loss : function (outputs, targets) -> scalar tensor, or None
-        The ``reduction`` of a loss module determines how batches are combined: "sum", or "mean"
-        over what the loss counts (samples, elements, class weights, targets that are not
-        ignored). A plain function is assumed to be a mean over samples. It may read the model's
-        parameters itself, for a penalty on the weights. None stands for the loss
-        that the model returns as ``outputs.loss``, like the models of Hugging Face. If the
+        Batches are added if ``loss.reduction`` is "sum". Otherwise they are averaged, weighted
+        by what the loss counts (samples, elements, class weights, targets that are not ignored),
+        which is observed for losses of your own. The loss may read the model's parameters itself,
+        for a penalty. None stands for the loss that the model returns as ``outputs.loss``. If the
         outputs are not a tensor, torch's own losses are applied to ``outputs.logits``.
     data : a batch, or a re-iterable of batches
-        A batch is a pair (inputs, targets), where inputs is a tensor, a tuple that is unpacked
-        into the arguments of the model, or a mapping that is unpacked into its keyword
-        arguments. A batch may also be one mapping, which is passed as a whole to the model as
-        keyword arguments and to the loss as targets. A DataLoader must yield the same samples in
-        every pass.
+        A batch is a pair (inputs, targets). If the signature of the model allows it, inputs that
+        are a tuple are unpacked into its arguments, and a mapping into its keyword arguments. A
+        list is unpacked if it holds several inputs, as DataLoaders collate them, but not if it
+        holds one item per sample. Any other object is one argument. Targets may be any object. A
+        batch may also be one mapping or one object, such as a graph, that is passed to the model
+        as inputs and to the loss as targets. Every pass must yield the same samples.
     params : str or sequence of str, optional
         Names of the parameters to include, or patterns such as ``"layer1.*"``; by default all
         that require gradients. A subset yields the principal submatrix. A complex parameter
         counts as real numbers: the real and the imaginary part of its first entry, then those
         of its second, as in ``torch.view_as_real``.
     normalizer : function, optional
-        Maps a batch to the number by which the loss divides its sum, for losses of your own
-        that average.
+        Maps a batch to the number by which the loss divides its sum, if that is not recognized.
+    batch : bool, optional
+        Whether ``data`` is one batch, if its structure does not decide.
     weight_decay : float or mapping of patterns to floats
         The lambda of a term lambda / 2 ||theta||^2 that is added to the loss. It adds lambda I
         to the Hessian for these parameters, such as ``{"*.weight": 1e-4}``.
@@ -123,7 +123,7 @@ def hessian(
     ------
     ValueError
         No parameter is selected, a layer draws random numbers in its present mode, two passes
-        over the data differ, or there is no such strategy.
+        over the data differ, there is no such strategy, or ``batch`` or ``normalizer`` is needed.
     TypeError
         The data can be iterated over only once, or contain no batches.
     OperatorError
@@ -175,6 +175,7 @@ def hessian(
         loss,
         data,
         normalizer,
+        batch=batch,
         allow_tf32=allow_tf32,
         process_group=process_group,
         differences=strategy == "finite-difference",
@@ -205,9 +206,8 @@ def hessian_of(
         deterministic. Side effects, such as updates of running statistics, are not undone.
     parameters : mapping of names to tensors
         The point at which to differentiate, such as ``dict(model.named_parameters())``. The
-        tensors are shared, not copied, so that the operator follows in-place training steps. They
-        are left unchanged. Complex tensors count as real and imaginary parts, as for
-        :func:`hessian`.
+        tensors are shared and left unchanged; the operator follows in-place training steps.
+        Complex tensors count as real and imaginary parts, as for :func:`hessian`.
     params : str or sequence of str, optional
         Names of the tensors with respect to which to differentiate, or patterns; by default all
         that are real or complex.

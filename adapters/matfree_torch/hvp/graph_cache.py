@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from matfree.results.record import readable
 from matfree_torch.autograd.graph_memory import SavedTensors, available_memory
+from matfree_torch.data.nested import tensors_in
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch
-from matfree_torch.objective.nested import tensors_in
 from matfree_torch.objective.objective import Objective
 
 Prepare: TypeAlias = Callable[[Batch], Any]

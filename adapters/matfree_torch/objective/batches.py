@@ -16,42 +16,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from matfree_torch.data.nested import map_tensors, tensors_of_batch
+from matfree_torch.data.structure import BatchStructure, count_samples, split_batch
+from matfree_torch.data.weights import Batch, BatchWeights, Normalizer, Observe
 from matfree_torch.distributed.dtensors import full_tensor
 from matfree_torch.objective.model_calls import loss_module
-from matfree_torch.objective.nested import map_tensors, tensors_in
 
-Normalizer = Callable[[Any], float]
+__all__ = ["CHECKSUM_RTOL", "Batch", "Batches", "Loss", "Normalizer", "checksum_of_batch"]
+
 Loss = Callable[[Any, Any], Tensor]
 
 # Passes, and processes, add in different orders, which changes checksums only by rounding.
 CHECKSUM_RTOL = 1e-9
 _WEIGHT_RTOL = 1e-6
-_IGNORED_LABEL = -100  # the label that torch's losses and Hugging Face's models skip
-
-
-class Batch(NamedTuple):
-    """One batch of a pass."""
-
-    inputs: Any
-    """A tensor, a tuple of arguments, or a mapping of keyword arguments."""
-    targets: Any
-    """The second argument of the loss; the whole mapping if the batch is a mapping."""
-    weight: float
-    """The divisor in the mean that the loss computes; 1 if the loss is a sum."""
-    first: int
-    """The number of samples that precede the batch in the pass."""
-    checksum: tuple[float, float] | None
-    """The checksum of the batch and its magnitude; None if the batch is the only one."""
-
-    @property
-    def samples(self) -> int:
-        """The number of samples of the batch."""
-        return _num_samples(self.targets, self.inputs)
 
 
 @final
@@ -61,12 +43,18 @@ class Batches:
     Parameters
     ----------
     data : a batch, or a re-iterable of batches
-        A batch is (inputs, targets), where inputs is a tensor, a tuple of arguments or a
-        mapping of keyword arguments; or one mapping that holds both.
+        A batch is (inputs, targets), where inputs is an object, a tuple of arguments or a
+        mapping of keyword arguments; or one mapping or object that holds both.
     loss : function or None
         Its reduction determines the weights of the batches.
     normalizer : function, optional
         From a batch to the number that the loss divides its sum by.
+    model : nn.Module, optional
+        The signature of its ``forward`` helps to recognize a batch.
+    observe : function, optional
+        From a batch to the reduction of its loss, which determines its weight.
+    batch : bool, optional
+        Whether the data are one batch; by default their structure decides.
     ordered : bool
         Whether every pass must show the same batches in the same order. It must if random numbers
         are drawn per sample number, or if a layer normalizes over the batch.
@@ -77,6 +65,8 @@ class Batches:
     ------
     TypeError
         The data are neither a batch nor iterable, or can be iterated over only once.
+    ValueError
+        The structure of the data does not determine whether they are one batch.
     """
 
     def __init__(
@@ -85,10 +75,14 @@ class Batches:
         loss: Loss | None,
         normalizer: Normalizer | None = None,
         *,
+        model: nn.Module | None = None,
+        observe: Observe | None = None,
+        batch: bool | None = None,
         ordered: bool = False,
         share: bool = False,
     ) -> None:
-        self.single = _is_batch(data)
+        self._structure = BatchStructure(model, loss)
+        self.single = self._structure.is_one_batch(data, batch)
         if not self.single:
             if not isinstance(data, Iterable) or isinstance(data, Tensor | str | bytes | Mapping):
                 raise TypeError(
@@ -103,6 +97,8 @@ class Batches:
                 )
         self.data, self.normalizer, self.ordered, self.share = data, normalizer, ordered, share
         self.loss = loss_module(loss) or loss
+        several = share or not self.single  # otherwise the weight of the batch has no influence
+        self._weights = BatchWeights(self.loss, normalizer, observe, several=several)
         self.total: float | None = None
         """The sum of the weights; None before the first complete pass."""
         self.num_preceding = 0
@@ -126,18 +122,17 @@ class Batches:
         normalized; the caller divides its sum by ``divisor`` at the end.
         """
         total, first, checksums = 0.0, self.num_preceding, []
+        self._weights.start()
         for raw in [self.data] if self.single else self.data:
-            if not _is_batch(raw):
-                raise TypeError(
-                    f"a batch must be (inputs, targets) or a mapping: got {type(raw).__name__}; "
-                    "wrap the loader so that it yields pairs."
-                )
-            inputs, targets = _inputs_and_targets(raw)
-            weight = self._weight(raw) if self.averaged else 1.0
+            inputs, targets = split_batch(raw)
+            arguments = _recordable(self._structure.arguments(inputs, targets))
             checksum = None if self.single else checksum_of_batch(raw)
-            if weight:  # a mean over targets that are all ignored is 0 / 0
-                yield Batch(_recordable(inputs), _recordable(targets), weight, first, checksum)
-            total, first = total + weight, first + _num_samples(targets, inputs)
+            batch = Batch(arguments, _recordable(targets), 1.0, first, checksum, raw)
+            if self.averaged:
+                batch = batch._replace(weight=self._weights.weight(batch))
+            if batch.weight:  # a mean over targets that are all ignored is 0 / 0
+                yield batch
+            total, first = total + batch.weight, first + batch.samples
             if checksum is not None:
                 checksums.append(checksum)
         self._compare_with_previous_pass(total, checksums)
@@ -165,16 +160,15 @@ class Batches:
     def count(self) -> tuple[int, int]:
         """The numbers of samples and of batches, counted in a pass over the data."""
         samples = [
-            _num_samples(targets, inputs)
-            for inputs, targets in map(
-                _inputs_and_targets, [self.data] if self.single else self.data
-            )
+            count_samples(targets, inputs)
+            for inputs, targets in map(split_batch, [self.data] if self.single else self.data)
         ]
         return sum(samples), len(samples)
 
     def reset(self) -> None:
         """Do not compare the next pass with the previous one, because the data have changed."""
         self.total, self._checksums = None, []
+        self._weights.reset()
 
     def _refuse(self, difference: str) -> None:
         sampler = type(getattr(self.data, "sampler", None)).__name__
@@ -191,27 +185,6 @@ class Batches:
             "list(loader)."
         )
 
-    def _weight(self, batch: Any) -> float:
-        if self.normalizer is not None:
-            return float(self.normalizer(batch))
-        if isinstance(batch, Mapping):
-            return _weight_of_labels(batch, self.single)
-        inputs, targets = batch
-        if isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss):
-            return _weight_of_classes(self.loss, targets)
-        if not isinstance(self.loss, nn.Module):
-            # A function is assumed to be a mean over samples.
-            return float(_num_samples(targets, inputs))
-        if getattr(self.loss, "reduction", "mean") == "batchmean":
-            return float(_num_samples(targets, inputs))
-        counted = targets.numel() if isinstance(targets, Tensor) else _num_samples(targets, inputs)
-        return float(counted)
-
-
-def _inputs_and_targets(raw: Any) -> tuple[Any, Any]:
-    """The inputs and targets of a batch; a mapping serves as both."""
-    return (raw, raw) if isinstance(raw, Mapping) else tuple(raw)
-
 
 def _recordable(x: Any) -> Any:
     """The same tensors, with copies of those created in inference mode.
@@ -221,59 +194,37 @@ def _recordable(x: Any) -> Any:
     return map_tensors(lambda t: t.clone() if t.is_inference() else t, x)
 
 
-def _is_batch(data: Any) -> bool:
-    if isinstance(data, Mapping):
-        return any(isinstance(value, Tensor) for value in data.values())
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        return False
-    inputs, targets = data
-    # A pair of pairs may be a list of two batches, so that arguments need a tensor as targets.
-    several = isinstance(inputs, tuple | Mapping) and len(inputs) > 0
-    return isinstance(inputs, Tensor) or (several and isinstance(targets, Tensor))
-
-
-def _weight_of_classes(loss: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor) -> float:
-    """The sum of the class weights of all targets that are not ignored."""
-    if targets.is_floating_point():  # class probabilities: one target per sample and position
-        return float(targets.numel() / targets.shape[1 if targets.ndim > 1 else 0])
-    counted = targets[targets != loss.ignore_index]
-    if loss.weight is None:
-        return float(counted.numel())
-    return float(loss.weight.to(torch.float64)[counted].sum())
-
-
-def _weight_of_labels(batch: Mapping[str, Any], single: bool) -> float:
-    """The number of samples of a mapping batch whose labels are not ignored."""
-    labels = batch.get("labels")
-    several = isinstance(labels, Tensor) and labels.ndim > 1
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or (several and single):
-        return float(_num_samples(labels, batch))
-    if several:
-        raise ValueError(
-            f"the labels have shape {tuple(labels.shape)}, which does not determine how many of "
-            "them the loss of each batch averages over; pass normalizer=lambda batch: "
-            f"(batch['labels'] != {_IGNORED_LABEL}).sum(), or, for a model that predicts the next "
-            f"token, (batch['labels'][:, 1:] != {_IGNORED_LABEL}).sum()."
-        )
-    return float((labels != _IGNORED_LABEL).sum())
-
-
-def _num_samples(targets: Any, inputs: Any) -> int:
-    return next((len(x) for x in (*tensors_in(targets), *tensors_in(inputs)) if x.ndim > 0), 1)
-
-
 def checksum_of_batch(batch: Any) -> tuple[float, float]:
     """The checksum of a batch and its magnitude, which rounding errors are relative to.
 
     It is a sum over samples, so that it does not depend on their order.
     """
     total = torch.zeros(2, dtype=torch.float64)
-    for x in filter(torch.numel, map(full_tensor, tensors_in(batch))):
-        rows = x.detach().reshape(len(x) if x.ndim else 1, -1).to(torch.float64)
-        index = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
-        by_sample = rows @ torch.cos(index)
-        total += torch.stack([by_sample.sum(), by_sample.abs().sum()]).cpu()
+    for x in filter(torch.numel, map(full_tensor, tensors_of_batch(batch))):
+        for part in x.detach().unbind() if x.is_nested else [x.detach()]:
+            by_sample = _projected(part)
+            total += torch.stack([by_sample.sum(), by_sample.abs().sum()]).cpu()
     return float(total[0]), float(total[1])
+
+
+def _projected(x: Tensor) -> Tensor:
+    """The inner products of the rows of a dense or sparse tensor with a fixed vector."""
+    if x.is_complex():
+        x = torch.view_as_real(x if x.layout == torch.strided else x.to_dense())
+    if x.layout == torch.strided:
+        rows = x.reshape(len(x) if x.ndim else 1, -1).to(torch.float64)
+        index = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
+        return rows @ torch.cos(index)
+    entries = x.to_sparse().coalesce()
+    indices, values = entries.indices(), entries.values()
+    values = values.reshape(len(values), -1).to(torch.float64)
+    first = torch.ones_like(indices[0])  # the index of an entry in its row, as above
+    for d in range(1, len(indices)):
+        first = (first - 1) * x.shape[d] + indices[d] + 1
+    within = torch.arange(values.shape[1], device=x.device)
+    index = ((first - 1) * values.shape[1])[:, None] + within + 1
+    terms = (values * torch.cos(index.to(torch.float64))).sum(dim=1)
+    return terms.new_zeros(x.shape[0]).index_add(0, indices[0], terms)
 
 
 def _sum(checksums: list[tuple[float, float]]) -> tuple[float, float]:

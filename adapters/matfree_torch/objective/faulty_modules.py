@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from matfree import OperatorError
 from matfree.errors import warn
-from matfree_torch.objective.nested import floating_tensors_in, map_tensors
+from matfree_torch.data.nested import floating_tensors_in, map_tensors
 from matfree_torch.objective.objective import Objective
 
 _REFUSALS = re.compile(

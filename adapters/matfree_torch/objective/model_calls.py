@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from matfree import OperatorError
+from matfree.protocol import T
 from matfree_torch.distributed.dtensors import full_tensor
 from matfree_torch.vectors.entries import is_differentiable
 
@@ -38,11 +41,20 @@ class FunctionModule(nn.Module):
         return self.function({**dict(self.named_parameters()), **tensors}, *args, **kwargs)
 
 
-def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments with which a model is called on these inputs."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+def without_graph(function: Callable[[], T]) -> T:
+    """Call a function that evaluates a model, without recording a graph if that is possible.
+
+    It is not if the forward pass itself differentiates, as it does for forces and for the residuals
+    of differential equations.
+    """
+    try:
+        with torch.no_grad():
+            return function()
+    except RuntimeError as cause:
+        if "does not require grad" not in str(cause):
+            raise
+    with torch.enable_grad():
+        return function()
 
 
 def output_tensor(outputs: Any) -> Tensor:
@@ -103,6 +115,12 @@ def loss_module(loss: Any) -> nn.Module | None:
     """
     if isinstance(loss, nn.modules.loss._Loss):
         return loss
+    if isinstance(loss, functools.partial) and not loss.args:
+        module = None if isinstance(loss.func, nn.Module) else loss_module(loss.func)
+        try:
+            return None if module is None else type(module)(**loss.keywords)
+        except TypeError:  # an argument that the function has, and the module has not
+            return None
     # Compared by identity, because a loss may be an object that cannot be hashed.
     return next((module for function, module in _LOSS_MODULES.items() if function is loss), None)
 

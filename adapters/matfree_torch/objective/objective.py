@@ -26,17 +26,15 @@ from matfree.probes import resolve_seed
 from matfree.protocol import Seed, T
 from matfree_torch.autograd.composites import Substituted
 from matfree_torch.autograd.precision import full_precision
+from matfree_torch.data.reduction import Reduction, observed
+from matfree_torch.data.structure import call_arguments
 from matfree_torch.distributed.checksums import Checksum, checksum_of_vectors
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import mesh_communicator, require_disjoint
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch, Batches, Loss, Normalizer
 from matfree_torch.objective.fsdp import FullySharded, Unsharded
-from matfree_torch.objective.model_calls import (
-    FunctionModule,
-    call_arguments,
-    scalar_loss,
-)
+from matfree_torch.objective.model_calls import FunctionModule, scalar_loss, without_graph
 from matfree_torch.objective.model_checksums import ModelChecksums, require_same_batch
 from matfree_torch.vectors.layout import Parameters, Patterns
 
@@ -50,25 +48,18 @@ class Objective:
 
     Parameters
     ----------
-    model : nn.Module
-    loss : function (outputs, targets) -> scalar tensor, or None
-        For None, the model returns the loss as ``outputs.loss``.
-    data : a batch, or a re-iterable of batches
-    normalizer : function, optional
-    ordered : bool
-        Whether every pass must show the same batches in the same order.
+    model, loss, data, normalizer, batch, ordered : as for :class:`Batches`
     allow_tf32 : bool
         Whether torch's settings of TF32 are left unchanged.
     communicator : Communicator, optional
         The processes among which the data are divided.
     sharding : Unsharded or FullySharded, optional
-        The owner of the model if ``fully_shard`` was applied: an unsharded copy, or the sharded
-        model itself.
+        The owner of a model to which ``fully_shard`` was applied.
 
     Raises
     ------
     TypeError
-        The loss is not callable, or the data are neither a batch nor a re-iterable of batches.
+        The loss is not callable, or as for :class:`Batches`.
     """
 
     def __init__(
@@ -78,6 +69,7 @@ class Objective:
         data: Any,
         normalizer: Normalizer | None = None,
         *,
+        batch: bool | None = None,
         ordered: bool = False,
         allow_tf32: bool = False,
         communicator: Communicator | None = None,
@@ -99,7 +91,14 @@ class Objective:
         """The processes over which parameters are sharded; they compute each batch together."""
         require_disjoint(self.mesh_communicator, self.communicator)
         self.batches = Batches(
-            data, loss, normalizer, ordered=ordered, share=self.communicator is not None
+            data,
+            loss,
+            normalizer,
+            model=model,
+            observe=self._reduction if self._fully_sharded is None else None,
+            batch=batch,
+            ordered=ordered,
+            share=self.communicator is not None,
         )
         self._checksums = ModelChecksums(model, sharded=self._fully_sharded is not None)
         self._random_state = isolation.get_random_state(model)
@@ -126,7 +125,7 @@ class Objective:
 
     def outputs(self, batch: Batch) -> Any:
         """The outputs of the model for a batch."""
-        args, kwargs = call_arguments(batch.inputs)
+        args, kwargs = call_arguments(self.model, batch.inputs)
         return self.model(*args, **kwargs)
 
     def value_at(self, batch: Batch, tensors: dict[str, Tensor]) -> Tensor:
@@ -134,7 +133,7 @@ class Objective:
 
         They also replace the parameters that the loss reads itself, as a penalty does.
         """
-        args, kwargs = call_arguments(batch.inputs)
+        args, kwargs = call_arguments(self.model, batch.inputs)
         own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         with Substituted({id(own[name]): x for name, x in tensors.items()}):
             if isinstance(self.model, FunctionModule):
@@ -144,21 +143,24 @@ class Objective:
             return self.value(outputs, batch.targets)
 
     def loss_of(self, batch: Batch, buffers: Mapping[str, Tensor] | None = None) -> float:
-        """The loss of a batch as a number, with some buffers replaced.
+        """The loss of a batch as a number, with some buffers replaced."""
 
-        No graph is recorded, unless the forward pass itself differentiates, as it does for forces
-        and for the residuals of differential equations.
-        """
-        for mode in (torch.no_grad, torch.enable_grad):
-            with self.isolated(), mode():
+        def evaluate() -> float:
+            with self.isolated():
                 for name, buffer in (buffers or {}).items():
                     self.model.get_buffer(name).copy_(buffer)  # a copy, which is dropped on exit
-                try:
-                    return float(self.value(self.outputs(batch), batch.targets).detach())
-                except RuntimeError as cause:
-                    if mode is torch.enable_grad or "does not require grad" not in str(cause):
-                        raise
-        raise AssertionError("unreachable")
+                return float(self.value(self.outputs(batch), batch.targets).detach())
+
+        return without_graph(evaluate)
+
+    def _reduction(self, batch: Batch) -> Reduction:
+        """What the loss of a batch divides its sum by."""
+
+        def evaluate() -> Reduction:
+            with self.isolated():
+                return observed(self.value, self.outputs(batch), batch.targets)[1]
+
+        return without_graph(evaluate)
 
     def value(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of a batch as a differentiable scalar."""

@@ -298,7 +298,7 @@ ERRORS = {
     "not pairs": (
         lambda: hessian(nn.Linear(6, 3), CE, [torch.ones(2, 6)]).gradient(),
         TypeError,
-        r"must be \(inputs, targets\)",
+        r"must be a pair \(inputs, targets\)",
     ),
     "vector loss": (
         lambda: hessian(

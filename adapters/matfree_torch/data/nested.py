@@ -1,0 +1,92 @@
+"""Tensors in nested tuples, lists, mappings and dataclasses, as models take and return them.
+
+``torch.utils._pytree`` treats mappings other than plain dictionaries as leaves, such as the batches
+of Hugging Face's tokenizers, so that it would miss their tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def tensors_in(x: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses, in their order."""
+    if isinstance(x, Tensor):
+        yield x
+    else:
+        for item in _items(x).values():
+            yield from tensors_in(item)
+
+
+def tensors_of_batch(x: Any) -> Iterator[Tensor]:
+    """The same, and the tensors that are attributes of other objects, such as graphs."""
+    return _with_attributes(x, set())
+
+
+def floating_tensors_in(x: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested tuples, lists, mappings and dataclasses."""
+    return (tensor for tensor in tensors_in(x) if tensor.is_floating_point())
+
+
+def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
+    """A nested structure with every tensor replaced by ``function`` of it, with all types kept.
+
+    A part in which no tensor changes is returned as it is, and so is any other object.
+    """
+    if isinstance(x, Tensor):
+        return function(x)
+    before = _items(x)
+    after = {key: map_tensors(function, item) for key, item in before.items()}
+    if all(after[key] is item for key, item in before.items()):
+        return x
+    if isinstance(x, Mapping):
+        return _mapping_like(x, after)
+    if isinstance(x, tuple | list):
+        named = hasattr(x, "_fields")  # a named tuple takes its items as separate arguments
+        return type(x)(*after.values()) if named else type(x)(after.values())
+    changed = copy.copy(x)
+    for name, item in after.items():
+        object.__setattr__(changed, name, item)  # a dataclass may be frozen
+    return changed
+
+
+def _items(x: Any) -> dict[Any, Any]:
+    """The items of a container by key, index or field; none for anything else."""
+    if isinstance(x, Mapping):
+        return dict(x.items())
+    if isinstance(x, tuple | list):
+        return dict(enumerate(x))
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if hasattr(x, f.name)}
+    return {}
+
+
+def _mapping_like(x: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the type of ``x``, with its attributes and other items."""
+    if isinstance(x, MutableMapping):
+        changed = copy.copy(x)
+        for key, item in items.items():
+            changed[key] = item
+        return changed
+    try:
+        return type(x)(items)  # type: ignore[call-arg]  # such as types.MappingProxyType
+    except TypeError:
+        return items
+
+
+def _with_attributes(x: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+        return
+    items = _items(x)
+    if not items and not callable(x) and not isinstance(x, type | nn.Module):
+        items = dict(getattr(x, "__dict__", {}))
+    if items and id(x) not in seen:  # objects may refer to each other
+        seen.add(id(x))
+        for item in items.values():
+            yield from _with_attributes(item, seen)
