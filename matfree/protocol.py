@@ -1,32 +1,48 @@
 """The two contracts that every algorithm of matfree is written against.
 
-A randomized algorithm needs to know two things about a matrix:
+matfree estimates traces, diagonals, spectral densities, eigenvalue counts, norms, eigenpairs and
+singular triplets of matrices of which only matvecs are available, together with error estimates.
+An algorithm needs to know two things about a matrix A:
 
-* what it does to a vector. This is a :class:`LinearOperator`: ``shape``, ``dtype`` and
-  ``matvec``, with nothing to inherit from and nothing to register;
-* where its vectors live. This is a :class:`matfree.VectorSpace`: an abstract class with one
-  abstract method, ``all_reduce``, the sum over everything that holds rows of a vector.
-  Inner products, norms, Gram matrices, random probes and orthonormal bases follow from it.
+* how to apply it. A :class:`LinearOperator` has ``shape``, ``dtype`` and ``matvec``. There is
+  nothing to inherit from and nothing to register. Algorithms that need A = A^H check it;
+* how to sum over the rows of its vectors. A :class:`matfree.VectorSpace` is an abstract class with
+  one abstract method, ``all_reduce``, the sum of an array over all processes that hold rows. Inner
+  products, norms and Gram matrices (in ``matfree/reductions.py``) and orthonormal bases follow
+  from it.
 
-Every algorithm of the library runs on an implementation of these two. Nothing else is assumed:
-no array type, no device, and not even that one process holds a whole vector. An operator that
-declares no ``space`` gets the space of whole vectors of its data type and device.
+Nothing else is assumed: no array type, no device, and not that one process holds a whole vector.
+If several processes take part, a small third interface, :class:`Peers`, lets them agree on
+everything that is not a sum over rows, such as a seed. They make the same calls in the same order.
 
-Shapes and layout
------------------
+Vectors and blocks
+------------------
 A vector is an array of shape (n,). A block of k vectors is an array of shape (n, k) with one
 vector per column, in C order, so that multiplication by a sparse matrix reads the matrix once for
-all k columns. If vectors are sharded over several processes, every array holds the rows of its own
-process only, and only the space knows about the others.
+all k columns. If vectors are sharded over several processes, every array holds only the local
+rows, and only the space knows about the others.
 
-The rule
---------
-Algorithms combine columns with small matrices and with elementwise arithmetic, and they sum
-over rows *only* through the space. A space whose ``all_reduce`` sums over processes therefore
-runs every algorithm unchanged on vectors that no single machine could hold.
+Algorithms combine columns by small matrices and elementwise arithmetic, and they sum over rows
+*only* through the space. A space whose ``all_reduce`` sums over processes therefore runs every
+algorithm unchanged on vectors that no single machine could hold.
 
-Processes that share vectors, or a matrix, make the same calls in the same order. They agree
-on everything that is not a sum over rows, such as a seed, through ``all_gather_object``.
+Where things are
+----------------
+Each line may import the lines below it, never those above it::
+
+    cli                          the command line
+    checks                       check_operator, a test for operators of your own
+    algorithms/                  spectra, traces, eigen, krylov, running (in this order, too)
+    operators/                   aslinearoperator, dense, sparse and streamed matrices, algebra
+    spaces                       VectorSpace and ArraySpace
+    orthonormal, probe_kinds     orthonormal bases and random vectors in a space
+    probes                       the entries of random vectors, reproducible row by row
+    results/                     the frozen records that algorithms return
+    plotting/, arguments, arrays, progress      plots, and helpers without a vector space
+    protocol, errors             this module, and the exceptions
+
+The adapters of SciPy, CuPy, Dask and PyTorch (``adapters/matfree_*``) import matfree, but matfree
+never imports them; an entry point loads the adapter of an object's library.
 """
 
 from __future__ import annotations
@@ -64,10 +80,8 @@ Seed: TypeAlias = Any
 class LinearOperator(Protocol):
     """A linear map that is known only by its action on vectors.
 
-    Three members are required. The operators of SciPy, CuPy and PyLops have them, and a class
-    of your own needs three lines.
-
-    The following members are optional. They are looked up with ``getattr``:
+    Three members are required: ``shape``, ``dtype`` and ``matvec``. The operators of SciPy, CuPy
+    and PyLops have them. The following members are optional and looked up with ``getattr``:
 
     ``matmat(X)``
         The map applied to a block (n, k). Without it, columns are passed to ``matvec`` one
@@ -77,15 +91,20 @@ class LinearOperator(Protocol):
     ``lanczos_step(V, previous, beta, scale)``
         R = A U - previous diag(beta) - U diag(alpha) for the unit vectors U = V diag(scale),
         returned as (R, alpha, norms) with alpha_j = <u_j, A u_j - beta_j previous_j> and the
-        2-norms of the columns of R, both in double precision. One pass over memory can then
-        do the work of several. R may overwrite ``previous``. The method returns None for a
+        2-norms of the columns of R, both in double precision. A fused kernel computes all of
+        them in one pass over memory. R may overwrite ``previous``. The method returns None for a
         block for which it is not faster than ``matmat``.
     ``quadratic_forms(X)``
-        The numbers x_j^H A x_j, (k,) in double precision, if they cost less than A X. The
-        method returns None for a block for which they do not.
+        The numbers x_j^H A x_j, (k,) in double precision. The method returns None for a block
+        for which they do not cost less than A X.
     ``space``
-        The :class:`matfree.VectorSpace` of its vectors. Without it, the space follows from
-        ``dtype`` and ``device``. Anything else than a ``VectorSpace`` is a TypeError.
+        The :class:`matfree.VectorSpace` of A @ x. Without it, the space of whole vectors follows
+        from ``dtype`` and ``device``. Any other type raises TypeError.
+    ``domain``
+        The :class:`matfree.VectorSpace` of x, required next to ``space`` if A is not square.
+    ``device``
+        The device of the vectors. It is required, without ``space``, if ``dtype`` belongs to
+        a library such as torch, and not for NumPy's data types.
 
     Examples
     --------
@@ -115,7 +134,7 @@ class Peers(Protocol):
 
     @property
     def rank(self) -> int:
-        """The number of this process."""
+        """The index of this process, from 0."""
 
     def all_gather_object(self, local: Callable[[], T], /) -> list[T]:
         """Call ``local`` on every rank and return the results in rank order.

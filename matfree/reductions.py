@@ -1,8 +1,8 @@
-"""Sums over the rows of vectors, in double precision, wherever the rows are held.
+"""Sums over the rows of vectors, in double precision, over all processes that hold rows.
 
-:class:`Reductions` is the part of a vector space that the construction of random probes and
-of orthonormal bases is written against. It derives inner products, norms and Gram matrices
-from one abstract method, ``all_reduce``.
+:class:`Reductions` derives inner products, norms and Gram matrices from one abstract method,
+``all_reduce``. It is the base class of :class:`matfree.VectorSpace`, and all that the
+construction of random probes and of orthonormal bases needs to know of a space.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Reductions(ABC):
     ----------
     xp : array namespace
     size : int
-        The length n of a vector, counted over everything that holds rows.
+        The length n of a vector, including the rows of other processes.
     dtype : real or complex floating-point data type of ``xp``
     device : device of ``xp``
     rows : range
@@ -43,7 +43,7 @@ class Reductions(ABC):
 
     @abstractmethod
     def all_reduce(self, partial: Array) -> Array:
-        """The sum of ``partial`` over everything that holds rows, returned on every rank.
+        """The sum of ``partial`` over all processes that hold rows, returned on every rank.
 
         Parameters
         ----------
@@ -59,7 +59,7 @@ class Reductions(ABC):
         return self.xp.asarray(host, dtype=self.dtype, device=self.device)
 
     def gram(self, X: Array, Y: Array) -> Array:
-        """X^H Y, (j, k), accumulated in double precision whatever the dtype of the vectors."""
+        """X^H Y, (j, k), accumulated in double precision for every dtype of the vectors."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
         width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 16  # bytes, averaged over both
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)

@@ -1,8 +1,9 @@
-"""Vector spaces: where vectors live, and the only sums over their rows that algorithms use.
+"""Vector spaces: the data type and device of vectors, and the sums over their rows.
 
-:class:`VectorSpace` is the contract. A subclass implements ``all_reduce``, the sum over
-everything that holds rows, and inherits the rest. :class:`ArraySpace` keeps every vector whole
-in one array, so that its ``all_reduce`` has nothing to add.
+:class:`VectorSpace` is the contract. A subclass implements ``all_reduce``, the sum over all
+processes that hold rows, and inherits the rest: :mod:`matfree.reductions` derives ``gram``,
+``dots`` and ``norms`` from it. In :class:`ArraySpace` every vector is one whole array, so that
+``all_reduce`` returns its argument.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class VectorSpace(Reductions):
     ----------
     xp : array namespace
     size : int
-        The length n of a vector, counted over everything that holds rows.
+        The length n of a vector, including the rows of other processes.
     dtype : real or complex floating-point data type of ``xp``
     device : device of ``xp``
     rows : range, optional
         The coordinates held by this process, with step 1; all of them by default.
     peers : Peers, optional
-        The processes that make the same calls, whether each holds some of the rows or all of
-        them; none by default. Sharded vectors need it.
+        The processes that make the same calls, this one included; None if it is alone. It is
+        required if vectors are sharded.
 
     Examples
     --------
@@ -81,7 +82,7 @@ class VectorSpace(Reductions):
 
     @property
     def rank(self) -> int:
-        """The number of this process among those that make the same calls; 0 if it is alone."""
+        """The rank of this process among its peers; 0 if it is alone."""
         return 0 if self.peers is None else self.peers.rank
 
     @property
@@ -143,7 +144,7 @@ class VectorSpace(Reductions):
         num_probes : int
         seed : int in [0, 2**64)
         start : int
-            The number of the first probe of the block.
+            The index of the first probe of the block.
         kind : {"rademacher", "gaussian", "sphere", "z4"}
             Random signs; N(0, 1) entries (complex ones of variance 1 for a complex space);
             Gaussian vectors scaled to norm sqrt(n); fourth roots of unity (complex spaces).
@@ -159,32 +160,37 @@ class VectorSpace(Reductions):
     def orthonormalize(
         self, X: Array, *, against: Array | None = None, floor: float = 0.0
     ) -> Array:
-        r"""An orthonormal basis Q of the range of X, computed from Gram matrices alone.
+        """An orthonormal basis Q of the range of X, computed from Gram matrices only.
 
-        Each sweep orthonormalizes the directions that a Gram matrix resolves (it squares the
-        condition number) to the last digit, and leaves the rest to the next sweep.
+        A Gram matrix squares the condition number, so that it resolves only the directions of X
+        with singular values above about eps^(1/3) times the largest. A sweep orthonormalizes
+        these to working precision and projects them out of X; the next sweep continues with the
+        remainder.
 
         Parameters
         ----------
         X : (rows, k)
         against : (rows, j) with orthonormal columns, optional
-            A basis that Q is orthogonal to: Q spans what X adds to it.
+            A basis to which Q is orthogonal: Q then spans the range of (I - P) X, where P is
+            the projector onto the range of ``against``.
         floor : float
-            The length below which a direction counts as rounding, for callers that know of
-            rounding that the block does not show: eps ||A|| for the residual A V - V H.
+            Directions of X shorter than this length are regarded as rounding errors. X need not
+            show how large its rounding errors are: the residual A V - V H may be tiny, but has
+            errors of size eps ||A||.
 
         Returns
         -------
-        (rows, r) with Q^H Q = I. The rank r is the number of directions of X (of what it adds)
-        that are longer than 32 eps times its longest column, where rounding begins; r = 0 for a
-        zero block. The threshold is relative, so the scale of X does not matter.
+        (rows, r) with Q^H Q = I. The rank r is the number of directions of X, or of (I - P) X,
+        that are longer than ``floor`` and than 32 eps times the longest column of X; shorter
+        ones are rounding errors. r = 0 for a zero block. Without ``floor``, the scale of X does
+        not matter.
 
         Cost
         ----
         One sweep if the columns of X are far from linearly dependent, up to four otherwise, of
         two Gram matrices each. ``against`` is read twice, and twice more in every further sweep
         or if most of X lies in its range. Memory: 5 blocks including X and the result, and no
-        copy of ``against``. Each sweep brings k x k numbers to the host.
+        copy of ``against``. Each sweep copies k x k numbers to the host.
         """
         return orthonormal_range(self, X, against=against, floor=floor)
 
@@ -195,7 +201,7 @@ RowSpace = VectorSpace
 
 @final
 class ArraySpace(VectorSpace):
-    """Vectors held whole, each in one array on one device.
+    """The space of whole vectors, each in one array on one device.
 
     Examples
     --------
@@ -257,6 +263,7 @@ def require_space(space: Any, name: str = "space") -> VectorSpace:
     if not isinstance(space, VectorSpace):
         raise TypeError(
             f"{name} must derive from matfree.VectorSpace, which asks for one method, "
-            f"all_reduce(partial), the sum over everything that holds rows: got {describe(space)}."
+            "all_reduce(partial), the sum over all processes that hold rows: "
+            f"got {describe(space)}."
         )
     return space

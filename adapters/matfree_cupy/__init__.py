@@ -2,6 +2,8 @@
 
 Importing this package loads neither CuPy nor CUDA: ``matfree.aslinearoperator`` finds it by its
 entry point when the first CuPy object arrives, and CuPy has then been imported already.
+
+It may import ``matfree`` and its public modules, but not ``matfree.algorithms`` or another adapter.
 """
 
 from matfree import probes

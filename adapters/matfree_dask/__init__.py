@@ -2,6 +2,8 @@
 
 Importing this package does not load Dask: ``matfree.aslinearoperator`` finds it by its entry point
 when the first Dask array arrives, and Dask has then been imported already.
+
+It may import ``matfree`` and its public modules, but not ``matfree.algorithms`` or another adapter.
 """
 
 from matfree_dask.convert import DaskOperator, adapt

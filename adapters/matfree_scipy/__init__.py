@@ -2,6 +2,8 @@
 
 SciPy objects can be used without importing this package: ``matfree.aslinearoperator`` finds it by
 its entry point when the first SciPy object arrives.
+
+It may import ``matfree`` and its public modules, but not ``matfree.algorithms`` or another adapter.
 """
 
 from matfree_scipy.convert import adapt, to_scipy

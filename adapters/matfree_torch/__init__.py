@@ -2,6 +2,18 @@
 
 ``matfree.aslinearoperator`` loads this package through its entry point when it first gets a
 tensor. The curvatures, such as :func:`hessian`, are imported from here.
+
+The package may import ``matfree`` and its public modules, but not ``matfree.algorithms`` or another
+adapter. Its own packages import in one direction, each only those on later lines::
+
+    cli            the command ``matfree network``
+    pyhessian      PyHessian's API
+    analysis       studies of a network   | activations    curvature in the activations
+    curvature      curvature in the parameters, as operators
+    hvp            strategies for Hessian-vector products
+    objective      a loss over data, without side effects on the model
+    autograd       torch's derivatives, fixed or faster | vectors   named tensors as one vector
+    distributed    collectives and sharded vectors
 """
 
 from matfree_torch.activations.activation_hessian import activation_hessian

@@ -1,4 +1,8 @@
-"""Linear operators: conversion to them, dense, sparse and streamed matrices, functions, algebra."""
+"""Linear operators: conversion to them, dense, sparse and streamed matrices, functions, algebra.
+
+The modules may import ``matfree.spaces`` and everything below it (probes, results, arrays), but no
+algorithm.
+"""
 
 from matfree.operators.algebra import Operator
 from matfree.operators.dense import DenseOperator

@@ -1,1 +1,8 @@
-"""Second derivatives of a loss with respect to activations, as operators and traces."""
+"""Second derivatives of a loss with respect to activations, as operators and traces.
+
+A *port* is a place in a network where a perturbation can be added to an activation: the input or
+the output of a module. The derivatives are taken with respect to these perturbations.
+
+It may import :mod:`matfree_torch.curvature` and the packages below it (hvp, objective, autograd,
+vectors, distributed), but not ``analysis``, ``pyhessian`` or ``cli``.
+"""

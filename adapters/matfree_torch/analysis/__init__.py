@@ -1,1 +1,5 @@
-"""Studies of a network with an operator: loss landscape, training history, batch jackknife."""
+"""Studies of a network with an operator: loss landscape, training history, batch jackknife.
+
+It may import :mod:`matfree_torch.curvature` and the packages below it (hvp, objective, autograd,
+vectors, distributed), but not ``activations``, ``pyhessian`` or ``cli``.
+"""

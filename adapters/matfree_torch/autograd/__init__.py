@@ -1,1 +1,4 @@
-"""Replacements for what torch differentiates incorrectly, slowly or not at all."""
+"""Replacements for what torch differentiates incorrectly, slowly or not at all.
+
+It may import ``distributed`` and ``matfree_torch.tensors`` only.
+"""

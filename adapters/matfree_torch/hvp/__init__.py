@@ -1,1 +1,5 @@
-"""Strategies for computing Hessian-vector products."""
+"""Strategies for computing Hessian-vector products.
+
+It may import objective, autograd, vectors and distributed. The operators of ``curvature``
+import it.
+"""

@@ -1,1 +1,4 @@
-"""Named tensors as one flat vector."""
+"""Named tensors as one flat vector.
+
+It may import ``distributed`` and ``matfree_torch.tensors`` only.
+"""

@@ -1,1 +1,4 @@
-"""The HTML report: its records, tables, figures and page."""
+"""The HTML report: its records, tables, figures and page.
+
+It imports neither the sections nor the commands, which describe their results in its records.
+"""

@@ -1,4 +1,7 @@
-"""The sections of a study; each runs one algorithm and reports its result."""
+"""The sections of a study; each runs one algorithm and reports its result.
+
+The modules may import ``matfree.cli.study`` and ``matfree.cli.report``, but not the commands.
+"""
 
 from __future__ import annotations
 
