@@ -65,8 +65,8 @@ class ExactTraces:
             for _ in self.layout.names
         ]
         for a, b in self._cotangents():
-            left = self.network.pull(a, self.layout)
-            right = left if b is None else self.network.pull(b, self.layout)
+            left = self.network.vjp(a, self.layout)
+            right = left if b is None else self.network.vjp(b, self.layout)
             for total, x, y in zip(totals, left, right, strict=True):
                 terms = x.to(torch.float64) * y.to(torch.float64)
                 total += terms.reshape(*shape, -1).sum(dim=-1)
@@ -101,7 +101,7 @@ class ExactTraces:
                 Mu = self.network.matrix.matvec(self._masked(u, half))
                 if bool(self._masked(Mu, ~half).any()):
                     return True
-            sides = [self.network.pull(self._masked(u, m), self.layout) for m in (half, ~half)]
+            sides = [self.network.vjp(self._masked(u, m), self.layout) for m in (half, ~half)]
             if any(bool(((x != 0) & (y != 0)).any()) for x, y in zip(*sides, strict=True)):
                 return True
         return False

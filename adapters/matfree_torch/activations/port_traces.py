@@ -157,8 +157,8 @@ def _gauss_newton_gaps(A: PortCurvature, network: Linearized) -> dict[str, float
     """||H v - G v|| relative to the larger of the two, at each port, for one joint probe."""
     v = A.space.probes(1, seed=0, start=2, stream=CHECK)
     Hv = A.layout.unflatten(A.matmat(v)[:, 0])
-    tangent = network.push(dict(zip(A.names, A.layout.unpack(v[:, 0]), strict=True)))
-    Gv = network.pull(network.matrix.matvec(tangent), A.layout)
+    tangent = network.jvp(dict(zip(A.names, A.layout.unpack(v[:, 0]), strict=True)))
+    Gv = network.vjp(network.matrix.matvec(tangent), A.layout)
     gaps = {}
     for (name, h), g in zip(Hv.items(), Gv, strict=True):
         size = max(float(h.norm()), float(g.norm()))

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 
-def nodes_behind(value: Tensor, through: Tensor | None = None) -> Iterator[Any]:
-    """The nodes of the graph of a tensor, each once.
+def graph_nodes(value: Tensor, through: Tensor | None = None) -> Iterator[Any]:
+    """Iterate over the nodes of the autograd graph of a tensor, each once.
 
     Parameters
     ----------
     value : Tensor
     through : Tensor, optional
-        Paths that lead through this tensor are not followed beyond it.
+        The nodes from which only this tensor was computed are left out.
     """
     end = None if through is None else (through.grad_fn, through.output_nr)
     seen, waiting = set[Any](), [value.grad_fn]
@@ -28,8 +28,8 @@ def nodes_behind(value: Tensor, through: Tensor | None = None) -> Iterator[Any]:
         waiting += [child for child, number in node.next_functions if (child, number) != end]
 
 
-def leaves_behind(value: Tensor, through: Tensor | None = None) -> Iterator[Tensor]:
-    """The leaves that a tensor depends on, not counting paths that lead through another tensor."""
-    for node in nodes_behind(value, through):
+def graph_leaves(value: Tensor, through: Tensor | None = None) -> Iterator[Tensor]:
+    """Iterate over the leaves of the graph, except those reached only via ``through``."""
+    for node in graph_nodes(value, through):
         if hasattr(node, "variable"):
             yield node.variable

@@ -6,11 +6,12 @@ Gauss-Newton and Fisher matrices are sums over samples
 
     A = \sum_i J_i^T M_i J_i, \qquad J_i = \frac{\partial z_i}{\partial \theta},
 
-with the outputs z_i and a small symmetric matrix M_i on them, which is known in closed form for
-the usual losses. No second derivative of the network is needed. J^T u is a backward pass. J v
-is the derivative of <J^T u, v> with respect to u: since J^T u is linear in u, this is exact,
-and it needs no forward mode, so that the same operations are supported as for the Hessian. If
-M is a sum of outer products r r^T, A is positive semidefinite.
+where z_i are the outputs for sample i and M_i is a small symmetric matrix on them, known in closed
+form for the usual losses. No second derivative of the network is needed. J^T u is a backward pass,
+and J v is the derivative of <J^T u, v> with respect to u, which is exact because J^T u is linear
+in u. Since this uses no forward-mode differentiation, every operation with a double backward is
+supported. A is positive semidefinite if every M_i is, as for Fisher matrices and for losses that
+are convex in the outputs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from matfree import OperatorError
 from matfree_torch.autograd.convolutions import fast_double_backward
-from matfree_torch.autograd.graph_nodes import leaves_behind
+from matfree_torch.autograd.graph_nodes import graph_leaves
 from matfree_torch.curvature.output_hessians import OutputMatrix
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
 from matfree_torch.hvp.strategies import GraphStrategy, graph_cache_policy, require_strategy
@@ -34,17 +35,19 @@ from matfree_torch.vectors.layout import Layout, Parameters
 
 
 class Linearized(NamedTuple):
-    """The linearization of a network for one batch: its outputs z, and J^T u, with graphs."""
+    """The linearization of a network for one batch: z and J^T u, with their autograd graphs."""
 
     z: Tensor
+    """The outputs of the network."""
     u: Tensor
-    pulled: dict[str, Tensor]
+    """A tensor of the shape of z, of which only the graph matters."""
+    vjp_graph: dict[str, Tensor]
     """J^T u by name, as a differentiable function of u."""
     matrix: OutputMatrix
 
     @classmethod
     def make(cls, z: Tensor, layout: Layout, matrix: OutputMatrix) -> Linearized:
-        """Build the graph of J^T u for the Jacobian of z in the layout's tensors."""
+        """Build the graph of J^T u, where J is the Jacobian of z in the layout's tensors."""
         if not z.requires_grad:
             raise OperatorError(
                 f"the model's outputs do not depend on the {layout.noun}s in a differentiable way; "
@@ -52,18 +55,18 @@ class Linearized(NamedTuple):
             )
         # The value of u does not matter, because J^T u is linear in u.
         u = torch.zeros_like(z).requires_grad_()
-        pulled = torch.autograd.grad(
+        vjp_graph = torch.autograd.grad(
             z, layout.tensors, u, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        return cls(z, u, dict(zip(layout.names, pulled, strict=True)), matrix)
+        return cls(z, u, dict(zip(layout.names, vjp_graph, strict=True)), matrix)
 
-    def push(self, v: dict[str, Tensor]) -> Tensor:
+    def jvp(self, v: dict[str, Tensor]) -> Tensor:
         """J v, the derivative of <J^T u, v> with respect to u."""
-        used = [name for name in v if self.pulled[name].requires_grad]
+        used = [name for name in v if self.vjp_graph[name].requires_grad]
         if not used:
             return torch.zeros_like(self.z)
         (tangent,) = torch.autograd.grad(
-            [self.pulled[name] for name in used],
+            [self.vjp_graph[name] for name in used],
             self.u,
             [v[name] for name in used],
             retain_graph=True,
@@ -72,11 +75,11 @@ class Linearized(NamedTuple):
         )
         return tangent
 
-    def pull(self, cotangent: Tensor, rows: Layout) -> tuple[Tensor, ...]:
-        """J^T applied to a cotangent, one tensor for each tensor of ``rows``."""
+    def vjp(self, cotangent: Tensor, output_layout: Layout) -> tuple[Tensor, ...]:
+        """J^T applied to a cotangent, one tensor for each tensor of ``output_layout``."""
         return torch.autograd.grad(
             self.z,
-            rows.tensors,
+            output_layout.tensors,
             cotangent,
             retain_graph=True,
             allow_unused=True,
@@ -100,6 +103,7 @@ class GaussNewtonOperator(ParameterCurvature):
     """
 
     positive_semidefinite = True
+    """Whether every M_i is positive semidefinite. A subclass with other matrices overrides it."""
 
     def __init__(
         self,
@@ -127,14 +131,14 @@ class GaussNewtonOperator(ParameterCurvature):
         return Linearized.make(output_tensor(outputs), self.layout, self._matrix(batch, outputs))
 
     def _require_loss_of_outputs(self, batch: Batch, outputs: Any) -> None:
-        """Raise OperatorError if the loss also reads parameters itself, as a penalty does."""
+        """Raise OperatorError if the loss depends on parameters directly, as a penalty does."""
         if isinstance(outputs, Tensor):  # the graph does not have to extend to the network
             outputs = outputs.detach().requires_grad_()
         value = self.objective.value(outputs, batch.targets)
         names = {id(p): name for name, p in zip(self.names, self.layout.tensors, strict=True)}
         read = [
             names[id(leaf)]
-            for leaf in leaves_behind(value, output_tensor(outputs))
+            for leaf in graph_leaves(value, output_tensor(outputs))
             if id(leaf) in names
         ]
         if read:
@@ -149,4 +153,4 @@ class GaussNewtonOperator(ParameterCurvature):
     def _multiply(
         self, prepared: Linearized, v: dict[str, Tensor], rows: Layout
     ) -> tuple[Tensor, ...]:
-        return prepared.pull(prepared.matrix.matvec(prepared.push(v)), rows)
+        return prepared.vjp(prepared.matrix.matvec(prepared.jvp(v)), rows)

@@ -6,15 +6,14 @@ A matvec is the derivative of the inner product of the gradient with v,
 
     H v = \nabla_\theta \, \langle \nabla_\theta L(\theta), v \rangle,
 
-computed by differentiating the graph of the gradient backward (reverse over reverse), which torch
-supports for every operation and computes correctly. With ``jacrev`` inside, as in
-``torch.func.hessian``, or with reverse over forward mode, torch 2.13 silently drops terms of layer
-and batch normalization: 6 % of the Hessian of a small network with LayerNorm.
+computed by differentiating the graph of the gradient backward (reverse over reverse), which most
+operations of torch support; the first matvec checks its symmetry. Forward over reverse is correct,
+too, but in reverse over forward, and with ``jacrev`` as in ``torch.func.hessian``, torch 2.13 drops
+terms of layer and batch normalization: 6 % of the Hessian of a small network with LayerNorm.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from matfree.errors import warn
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
 from matfree_torch.hvp.select import make_strategy
 from matfree_torch.hvp.strategies import Strategy
@@ -56,10 +56,10 @@ def hessian(
         tensor parallelism or ``fully_shard``; each process then holds rows ``H.space.rows``.
     loss : function (outputs, targets) -> scalar tensor, or None
         Batches are added if ``loss.reduction`` is "sum". Otherwise they are averaged, weighted
-        by what the loss counts (samples, elements, class weights, targets that are not ignored),
-        which is observed for losses of your own. The loss may read the model's parameters itself,
-        for a penalty. None stands for the loss that the model returns as ``outputs.loss``. If the
-        outputs are not a tensor, torch's own losses are applied to ``outputs.logits``.
+        by the loss's denominator (the number of samples or elements, or the sum of class weights,
+        without ignored targets), which is observed for custom losses. It may also depend on
+        parameters directly, as a penalty does. None stands for ``outputs.loss``, computed by the
+        model. If the outputs are not a tensor, torch's own losses get ``outputs.logits``.
     data : a batch, or a re-iterable of batches
         A batch is a pair (inputs, targets). If the signature of the model allows it, inputs that
         are a tuple are unpacked into its arguments, and a mapping into its keyword arguments. A
@@ -88,14 +88,14 @@ def hessian(
         "recompute"
             Double backward with nothing kept between blocks.
         "forward"
-            The derivative of the gradient in forward mode. Every matvec starts from the forward
-            pass. Fewer operations support it.
+            The derivative of the gradient in forward mode. It reruns the forward pass in every
+            matvec, and fewer operations have forward-mode rules.
         "folded"
-            The same, traced once for each batch, with everything evaluated that does not depend
-            on the vector. Tracing takes some seconds, and the constants take 1.5 times as much
-            memory as a graph. A matvec with a convolutional network then takes a tenth to a sixth
-            less time. On a GPU it is captured in a CUDA graph. The fewest operations support it,
-            and branches that depend on values are fixed to those taken at these weights.
+            The same, traced once for each batch and constant-folded: all that does not depend on
+            the vector is evaluated in advance. Tracing takes seconds, and the constants 1.5 times
+            the memory of a graph. A matvec with a convolutional network then takes 10 to 17 % less
+            time. On a GPU it is captured in a CUDA graph. The fewest operations support it, and
+            branches that depend on values are fixed to those taken at these weights.
         "finite-difference"
             Central differences of gradients, for operations without second derivatives. The
             relative error is about eps^(2/3), and much larger if the gradient jumps (ReLU).
@@ -103,14 +103,14 @@ def hessian(
         Bytes that may be kept between matvecs, for "auto" and "folded"; half of the free memory
         by default. It does not affect the results. ``H.memory`` reports the actual use.
     allow_tf32 : bool
-        If True, torch's own settings determine whether a GPU rounds the factors of float32
-        matrix products to ten bits. By default it does not. ``H.noise`` shows the resulting
-        error.
+        If True, torch's settings determine whether a GPU uses TF32 (mantissas of 10 bits) for
+        the factors of float32 matrix products. By default it does not. ``H.noise`` shows the
+        resulting error.
     process_group : torch.distributed.ProcessGroup, optional
         The processes over which the data are distributed;
         ``torch.distributed.group.WORLD`` for all. Each process calls this function with its own
-        part of the data, which may be empty, and otherwise the same arguments. Every matvec
-        ends with an all-reduce, weighted by what the loss counts in each process, and all
+        shard of the data, which may be empty, and otherwise the same arguments. Every matvec
+        ends with an all-reduce, weighted by each process's denominator of the loss, and all
         processes hold the same result. If vectors are too long for one process, see the method
         ``sharded``.
 
@@ -151,7 +151,8 @@ def hessian(
     graph is measured; then a matvec takes the time of two to three gradients. Batches whose
     graphs do not fit take a forward pass and a gradient for every block of vectors. A matvec with
     "forward" takes the time of three to five gradients, with "folded" or "finite-difference" of
-    two. The first block has two additional vectors, in half precision three. If all graphs are
+    two. The first block has two additional vectors (three in half precision), which test
+    the symmetry. If all graphs are
     kept, the data are read twice; the second pass only checks that they are the same.
 
     References
@@ -248,7 +249,7 @@ def hessian_of(
     tensor([[4., 2.],
             [2., 0.]])
     """
-    # The function takes the place of the model, and the data are one batch without a meaning.
+    # The function takes the place of the model, and the data are one dummy batch.
     model = FunctionModule(lambda tensors, _: function(tensors), parameters)
     dummy = torch.zeros(1)
     objective = Objective(model, lambda value, _: value, (dummy, dummy), allow_tf32=allow_tf32)
@@ -287,14 +288,13 @@ class HessianOperator(ParameterCurvature):
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         return self._hvp.multiply(prepared, v, rows)
 
-    def _refuse_asymmetry(self, defect: float) -> None:
+    def _report_asymmetry(self, defect: float) -> None:
         if self.strategy != "finite-difference":
-            super()._refuse_asymmetry(defect)
+            super()._report_asymmetry(defect)
             return
-        warnings.warn(
+        warn(
             f"the finite differences are asymmetric by {defect:.1e}, relative to the norm of a "
             "matvec: the gradient is not smooth on the scale of the step, or the curvature is "
             "tiny; pass strategy='auto'.",
             UserWarning,
-            stacklevel=8,
         )

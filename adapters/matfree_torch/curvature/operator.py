@@ -210,10 +210,10 @@ class CurvatureOperator(Operator):
         if gaps.max() > faulty_modules.symmetry_limit(self._eps()) * size:
             # Each process searches its own data for the faulty module. An error in one process
             # is raised in all of them.
-            self.objective.run_checked(lambda: self._refuse_asymmetry(float(gaps.max() / size)))
+            self.objective.run_checked(lambda: self._report_asymmetry(float(gaps.max() / size)))
         self._inspected = True
 
-    def _refuse_asymmetry(self, defect: float) -> None:
+    def _report_asymmetry(self, defect: float) -> None:
         """Raise an error or warn, because the operator is not symmetric."""
         faulty_modules.report_asymmetry(self.objective, defect)
 

@@ -78,16 +78,16 @@ class ParameterCurvature(ShardableCurvature):
 
     @abstractmethod
     def _prepare(self, batch: Batch) -> Any:
-        """What matvecs need from a batch, such as the graph of the gradient."""
+        """Compute what matvecs need from a batch, such as the graph of the gradient."""
 
     def _prepare_checked(self, batch: Batch) -> Any:
-        """Prepare a batch, after a check that processes that compute it together all have it."""
+        """Prepare a batch, after checking that processes that compute it together agree on it."""
         self.objective.require_same_batch(batch)
         return self._prepare(batch)
 
     @abstractmethod
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        """The curvature of that batch applied to v, one tensor for each tensor of ``rows``."""
+        """The curvature of the batch applied to v, one tensor for each tensor of the layout."""
 
     @property
     def memory(self) -> GraphMemory:
