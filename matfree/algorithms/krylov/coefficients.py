@@ -44,6 +44,7 @@ class Coefficients:
         self.factor = max(rounding(self.space.xp, self.space.dtype), _rounding_of_sums(self.space))
         self.on_device: list[tuple[Array, Array, Array]] = []
         self.on_host: list[tuple[HostArray, ...]] = []
+        self.alpha: Array | None = None
         self.beta: Array | None = None
         self.scale: Array | None = None
         self.alive: Array | None = None
@@ -60,10 +61,11 @@ class Coefficients:
         if self.on_host:
             ended = self.ends.any(axis=0)
             wide = self.space.norms(self.space.zeros(0)).dtype  # the data type of norms
-            self.scale, self.beta, self.alive = (
+            self.scale, self.alpha, self.beta, self.alive = (
                 self.space.xp.asarray(x, dtype=dtype, device=self.space.device)
                 for x, dtype in (
                     (self.scales[-1], wide),
+                    (stored[-1, 0], wide),
                     (stored[-1, 1], wide),
                     (~ended, self.space.xp.bool),
                 )
@@ -85,7 +87,7 @@ class Coefficients:
         if self.alive is not None:  # an ended run produces only rounding errors
             alive = alive & self.alive
             defect = xp.where(self.alive, defect, xp.zeros_like(defect))
-        self.scale, self.alive, self.beta = scale, alive, beta
+        self.scale, self.alive, self.alpha, self.beta = scale, alive, alpha, beta
         self.on_device.append((alpha, beta, defect))
         return alive
 

@@ -184,7 +184,7 @@ class Recurrence:
             norms = self.space.norms(R)
         else:
             R, alpha, norms, defect = three_term_step(
-                self.space, self.A(V), V, self.previous, beta, self.step
+                self.space, self.A(V), V, self.previous, self.coefficients.alpha, beta, self.step
             )
         if isinstance(self.bases, HalfBases):
             defect = self.space.xp.maximum(defect, self.bases.project_out(R))

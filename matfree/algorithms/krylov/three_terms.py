@@ -59,7 +59,13 @@ class ScaledBlock:
 
 
 def three_term_step(
-    space: VectorSpace, W: Array, V: Array, previous: Array, beta: Array | None, step: int
+    space: VectorSpace,
+    W: Array,
+    V: Array,
+    previous: Array,
+    alpha: Array | None,
+    beta: Array | None,
+    step: int,
 ) -> tuple[Array, Array, Array, Array]:
     """One step of the recurrence without reorthogonalization.
 
@@ -71,8 +77,9 @@ def three_term_step(
     V, previous : (rows, k)
         The newest Lanczos vectors and those before. ``previous`` is overwritten by R, because
         one more block would cost more than the arithmetic.
-    beta : (k,) or None
-        The off-diagonal entries of T between the two; None in the first step.
+    alpha, beta : (k,) or None
+        The diagonal entries of T for the vectors before, and the off-diagonal entries between the
+        two; None in the first step.
     step : int
         The number of V, from 0.
 
@@ -82,13 +89,19 @@ def three_term_step(
     alpha : (k,)
     norms : (k,), those of R
     defect : (k,)
-        |<v_1, A v_2> - beta_1| in the second step, which detects an operator that is not
-        Hermitian for the cost of one inner product; 0 in other steps.
+        |<v_1, A v_2> - <A v_1, v_2>| in the second step, which detects an operator that is not
+        Hermitian for the cost of two inner products; 0 in other steps.
     """
     xp = space.xp
     defect = None
     if step == 1:
-        defect = xp.abs(space.dots(previous, W) - xp.astype(beta, W.dtype))
+        # A v_1 = alpha_1 v_1 + beta_1 v_2. If v_1 is an eigenvector, then v_2 consists of rounding
+        # errors and is not orthogonal to it.
+        forward = space.dots(previous, W)
+        overlap = space.dots(previous, V)
+        defect = xp.abs(
+            forward - overlap * xp.astype(alpha, overlap.dtype) - xp.astype(beta, forward.dtype)
+        )
     if beta is None:
         beta = _zero_per_column(space, V)
     squares = dots = space.partial_dots(V[:0, :], V[:0, :])  # 0: this process may have no rows

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from support.backends import assert_close, tolerance
 from support.matrices import complex_hermitian, nn_spectrum, with_spectrum
 
@@ -118,3 +119,55 @@ def test_the_lanczos_step_of_an_operator_is_used_without_reorthogonalization():
     assert_close(T.betas, plain.betas, scale=1e3)
     mf.lanczos(operator, start, steps)
     assert operator.calls == steps - 1  # none if the whole basis is projected out
+
+
+def equicorrelation(n, correlation, rest):
+    """correlation * ones + rest * I, of which every balanced vector of signs is an eigenvector."""
+    return np.full((n, n), correlation) + rest * np.eye(n)
+
+
+SYMMETRIC_PATHS = {
+    "logdet": lambda A, seed: mf.logdet(A, num_probes=8, seed=seed),
+    "norm": lambda A, seed: mf.schatten_norm(A, 1, num_probes=8, seed=seed),
+    "bare": lambda A, seed: mf.spectral_density(A, reorthogonalize="none", seed=seed),
+    "half": lambda A, seed: mf.spectral_density(A, reorthogonalize="half", seed=seed),
+    "full": lambda A, seed: mf.spectral_density(A, seed=seed),
+    "kpm": lambda A, seed: mf.spectral_density(A, method="kpm", seed=seed),
+    "eigsh": lambda A, seed: mf.eigsh(
+        A, 2, rtol=1e-4, start=mf.aslinearoperator(A).space.probes(1, seed=seed), seed=seed
+    ),
+    "svds": lambda A, seed: mf.svds(A, 2, seed=seed),
+}
+
+
+@pytest.mark.parametrize("name", SYMMETRIC_PATHS)
+@pytest.mark.parametrize(("n", "correlation", "rest"), [(8, 1.0, 0.01), (20, 1.0, 0.02)])
+def test_symmetric_matrices_are_not_refused_if_a_start_vector_is_an_eigenvector(
+    name, n, correlation, rest, backend, dtype
+):
+    matrix = backend.asarray(equicorrelation(n, correlation, rest), dtype)
+    if name == "half" and not hasattr(backend.xp, "float16"):
+        pytest.skip("the library has no 16-bit numbers")
+    for seed in range(6):
+        SYMMETRIC_PATHS[name](matrix, seed)  # raises NotHermitianError otherwise
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_array])
+def test_the_end_of_a_krylov_space_gives_the_exact_measure_of_the_probe(form, seed):
+    A = equicorrelation(30, 0.9, 0.1)
+    truth = 29 * np.log(0.1) + np.log(0.1 + 30 * 0.9)
+    estimate = mf.logdet(form(A), num_probes=4, seed=seed)
+    w = mf.space_like(np.zeros(1), 30).probes(4, seed=seed)
+    weights = (w.sum(axis=0) / 30) ** 2
+    samples = 30 * (weights * np.log(27.1) + (1 - weights) * np.log(0.1))
+    np.testing.assert_allclose(estimate.samples, samples, rtol=1e-9)
+    assert estimate.bias <= 1e-9 * abs(truth)
+
+
+def test_a_balanced_start_does_not_hide_an_asymmetry():
+    A = equicorrelation(20, 1.0, 0.02)
+    A[0, 1] += 0.5
+    for seed in range(6):
+        with pytest.raises(mf.NotHermitianError):
+            mf.logdet(A, num_probes=8, seed=seed)
