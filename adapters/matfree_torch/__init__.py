@@ -31,7 +31,8 @@ from matfree_torch.analysis.training_history import TrainingHistory
 from matfree_torch.curvature.fisher import fisher
 from matfree_torch.curvature.gauss_newton import GaussNewtonOperator
 from matfree_torch.curvature.ggn import ggn
-from matfree_torch.curvature.hessian import HessianOperator, hessian, hessian_of
+from matfree_torch.curvature.hessian import HessianOperator, hessian
+from matfree_torch.curvature.hessian_of import hessian_of
 from matfree_torch.curvature.operator import BlockOperator
 from matfree_torch.curvature.sharded import ShardedCurvature
 from matfree_torch.distributed.collectives import LostProcessError

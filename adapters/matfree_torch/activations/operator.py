@@ -41,6 +41,8 @@ from matfree_torch.activations.ports import (
 from matfree_torch.autograd.convolutions import fast_double_backward
 from matfree_torch.curvature.gauss_newton import Linearized
 from matfree_torch.curvature.loss_hessians import loss_hessian
+from matfree_torch.derivative_checks import checks
+from matfree_torch.derivative_checks.custom_functions import has_custom_functions
 from matfree_torch.objective import isolation
 from matfree_torch.objective.model_calls import output_tensor
 from matfree_torch.objective.objective import Objective
@@ -155,6 +157,8 @@ class ActivationHessian(PortCurvature):
                 "the loss does not depend on the ports in a differentiable way; are the outputs "
                 "detached, or computed without the chosen modules?"
             )
+        if has_custom_functions(value):
+            checks.require_custom_functions(self.objective, batch)
         gradients = torch.autograd.grad(
             value, deltas, create_graph=True, allow_unused=True, materialize_grads=True
         )

@@ -16,6 +16,7 @@ are convex in the outputs.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -25,12 +26,15 @@ from torch import Tensor
 from matfree import OperatorError
 from matfree_torch.autograd.convolutions import fast_double_backward
 from matfree_torch.autograd.graph_nodes import graph_leaves
-from matfree_torch.curvature.output_hessians import OutputMatrix
+from matfree_torch.curvature.output_hessians import AutogradHessian, OutputMatrix
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
+from matfree_torch.derivative_checks import checks
+from matfree_torch.derivative_checks.custom_functions import has_custom_functions
 from matfree_torch.hvp.strategies import GraphStrategy, graph_cache_policy, require_strategy
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.model_calls import output_tensor
 from matfree_torch.objective.objective import Objective
+from matfree_torch.vectors.entries import real_view
 from matfree_torch.vectors.layout import Layout, Parameters
 
 
@@ -74,6 +78,17 @@ class Linearized(NamedTuple):
             materialize_grads=True,
         )
         return tangent
+
+    def adjoint_gap(self, v: dict[str, Tensor], layout: Layout) -> float:
+        """The difference of <u, J v> and <J^T u, v> for a random u, relative to their terms."""
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(self.z.shape, generator=generator, dtype=self.z.dtype).to(self.z.device)
+        pulled = zip(layout.names, self.vjp(u, layout), strict=True)
+        image = real_view(self.jvp(v))
+        terms = [(real_view(v[name]) * real_view(x)).flatten() for name, x in pulled]
+        gap = abs(float((real_view(u) * image).sum()) - sum(float(t.sum()) for t in terms))
+        size = float(image.norm()) + math.hypot(*(float(t.norm()) for t in terms))
+        return gap / size if size > 0 else 0.0
 
     def vjp(self, cotangent: Tensor, output_layout: Layout) -> tuple[Tensor, ...]:
         """J^T applied to a cotangent, one tensor for each tensor of ``output_layout``."""
@@ -148,6 +163,14 @@ class GaussNewtonOperator(ParameterCurvature):
                 "the loss without this term and add its Hessian: weight_decay= for an L2 penalty, "
                 "otherwise ggn(...) + hessian_of(penalty, dict(model.named_parameters())); or use "
                 "hessian(...)."
+            )
+
+    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Any) -> None:
+        if isinstance(prepared.matrix, AutogradHessian):
+            checks.require_custom_functions(self.objective, batch, loss_only=True)
+        if has_custom_functions(prepared.z):
+            checks.require_adjoint(
+                self.objective, batch, prepared.adjoint_gap(v, self.layout), self._eps()
             )
 
     def _multiply(

@@ -14,20 +14,19 @@ terms of layer and batch normalization: 6 % of the Hessian of a small network wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from matfree.errors import warn
 from matfree_torch.curvature.over_batches import ParameterCurvature, WeightDecay
+from matfree_torch.derivative_checks import checks
 from matfree_torch.hvp.select import make_strategy
 from matfree_torch.hvp.strategies import Strategy
 from matfree_torch.objective.batches import Batch, Normalizer
 from matfree_torch.objective.build import build_objective
-from matfree_torch.objective.model_calls import FunctionModule
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout, Parameters, Patterns
 
@@ -184,78 +183,6 @@ def hessian(
     return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
 
 
-def hessian_of(
-    function: Callable[[dict[str, Tensor]], Tensor],
-    parameters: Mapping[str, Tensor],
-    *,
-    params: Patterns | None = None,
-    weight_decay: WeightDecay = 0.0,
-    strategy: Strategy = "auto",
-    memory: int | None = None,
-    allow_tf32: bool = False,
-) -> HessianOperator:
-    """The Hessian of any scalar function of named tensors.
-
-    It is meant for losses that are not sums over batches of (inputs, targets): the residual of a
-    differential equation, a penalty on the weights, or a training loss with several terms.
-
-    Parameters
-    ----------
-    function : function (dict of tensors by name) -> scalar tensor
-        It must compute its value from the tensors that it is given, not from those of a model;
-        for a network, use ``torch.func.functional_call(model, tensors, inputs)``. It must be
-        deterministic. Side effects, such as updates of running statistics, are not undone.
-    parameters : mapping of names to tensors
-        The point at which to differentiate, such as ``dict(model.named_parameters())``. The
-        tensors are shared and left unchanged; the operator follows in-place training steps.
-        Complex tensors count as real and imaginary parts, as for :func:`hessian`.
-    params : str or sequence of str, optional
-        Names of the tensors with respect to which to differentiate, or patterns; by default all
-        that are real or complex.
-    weight_decay : float or mapping of patterns to floats
-    strategy : {"auto", "recompute", "forward", "folded", "finite-difference"}
-    memory : int, optional
-    allow_tf32 : bool
-        As for :func:`hessian`.
-
-    Returns
-    -------
-    HessianOperator
-        Symmetric, on the tensors' device, in float32 or wider.
-
-    Raises
-    ------
-    ValueError
-        No tensor is selected.
-    OperatorError
-        The value of the function is not a scalar, or does not depend on the tensors.
-
-    Cost
-    ----
-    Two evaluations of the function and its gradient, one to measure the graph and one to keep it;
-    then a matvec takes the time of two to three gradients.
-
-    References
-    ----------
-    B. A. Pearlmutter (1994), Fast exact multiplication by the Hessian,
-    doi:10.1162/neco.1994.6.1.147.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from matfree_torch import hessian_of
-    >>> point = {"x": torch.tensor([1.0]), "y": torch.tensor([2.0])}
-    >>> hessian_of(lambda t: (t["x"] ** 2 * t["y"]).sum(), point).to_dense()
-    tensor([[4., 2.],
-            [2., 0.]])
-    """
-    # The function takes the place of the model, and the data are one dummy batch.
-    model = FunctionModule(lambda tensors, _: function(tensors), parameters)
-    dummy = torch.zeros(1)
-    objective = Objective(model, lambda value, _: value, (dummy, dummy), allow_tf32=allow_tf32)
-    return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)
-
-
 @final
 class HessianOperator(ParameterCurvature):
     """The Hessian of a loss, returned by :func:`hessian` and :func:`hessian_of`.
@@ -287,6 +214,12 @@ class HessianOperator(ParameterCurvature):
 
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         return self._hvp.multiply(prepared, v, rows)
+
+    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Any) -> None:
+        if self.strategy != "finite-difference":
+            checks.require_hessian_vector_product(
+                self.objective, batch, self.layout, v, product, self._eps()
+            )
 
     def _report_asymmetry(self, defect: float) -> None:
         if self.strategy != "finite-difference":

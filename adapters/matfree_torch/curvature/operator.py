@@ -17,9 +17,9 @@ from matfree.probes import CHECK
 from matfree.protocol import Array
 from matfree_torch.autograd.graph_memory import columns_at_once
 from matfree_torch.autograd.precision import TF32_EPS
+from matfree_torch.derivative_checks import faulty_modules
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.space import ShardedSpace
-from matfree_torch.objective import faulty_modules
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout, Patterns
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from matfree_torch.curvature.sharded import ShardableCurvature
+from matfree_torch.derivative_checks import faulty_modules
 from matfree_torch.distributed.checksums import Checksum
 from matfree_torch.distributed.dtensors import full_tensor, local_tensor
 from matfree_torch.hvp.graph_cache import CachePolicy, GraphCache, GraphMemory
-from matfree_torch.objective import faulty_modules
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.entries import real_view
@@ -67,6 +67,8 @@ class ParameterCurvature(ShardableCurvature):
         self.parameters = parameters
         self.strategy = strategy
         self.weight_decay = _decay_by_name(parameters, weight_decay)
+        self._verified = False
+        self._last_prepared: Batch | None = None
         self._graphs = GraphCache(objective, parameters.tensors, cache_policy)
         if objective.communicator is not None:
             # Processes with other parameters would sum entries that do not belong together.
@@ -83,7 +85,11 @@ class ParameterCurvature(ShardableCurvature):
     def _prepare_checked(self, batch: Batch) -> Any:
         """Prepare a batch, after checking that processes that compute it together agree on it."""
         self.objective.require_same_batch(batch)
+        self._last_prepared = None if self._verified else batch
         return self._prepare(batch)
+
+    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Any) -> None:
+        """Raise OperatorError if torch lost terms of the product of a batch's curvature with v."""
 
     @abstractmethod
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
@@ -203,7 +209,11 @@ class ParameterCurvature(ShardableCurvature):
             def add(weight: float, prepared: Any) -> None:
                 for y, x in zip(Y, X.T, strict=True):
                     v = dict(zip(columns.names, columns.unpack(x), strict=True))
-                    y += weight * rows.pack(self._multiply(prepared, v, rows), self.dtype)
+                    product = self._multiply(prepared, v, rows)
+                    y += weight * rows.pack(product, self.dtype)
+                if self._last_prepared is not None and rows is columns is self.layout and Y:
+                    self._verify(self._last_prepared, prepared, v, product)
+                    self._verified, self._last_prepared = True, None
 
             with self.parameters.differentiable():
                 self._graphs.visit(self._prepare_checked, add)

@@ -173,36 +173,38 @@ class FiniteDifference(HvpStrategy):
             )
 
     def multiply(self, prepared: Batch, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
-        moved = [
-            (x, v[n]) for n, x in zip(self.layout.names, self.layout.tensors, strict=True) if n in v
-        ]
-        length = self._norm([d for _, d in moved])
-        if length == 0:
-            return tuple(map(torch.zeros_like, rows.tensors))
-        eps = max(torch.finfo(x.dtype).eps for x, _ in moved)
-        scale = self._norm([x for x, _ in moved]) or 1.0  # the origin has no scale
-        step = eps ** (1 / 3) * scale / length
-        up = self._gradient_at(prepared, v, step, rows)
-        down = self._gradient_at(prepared, v, -step, rows)
-        return tuple((a - b) / (2 * step) for a, b in zip(up, down, strict=True))
+        return central_difference(self.objective, prepared, self.layout, v, rows)
 
-    def _gradient_at(
-        self, batch: Batch, v: dict[str, Tensor], step: float, rows: Layout
-    ) -> tuple[Tensor, ...]:
-        """The gradient after a step; both gradients draw the same random numbers."""
+
+def central_difference(
+    objective: Objective, batch: Batch, layout: Layout, v: dict[str, Tensor], rows: Layout
+) -> tuple[Tensor, ...]:
+    """The central difference of :class:`FiniteDifference`, as for :meth:`HvpStrategy.multiply`."""
+    moved = [(x, v[n]) for n, x in zip(layout.names, layout.tensors, strict=True) if n in v]
+    length = _global_norm(layout, [d for _, d in moved])
+    if length == 0:
+        return tuple(map(torch.zeros_like, rows.tensors))
+    eps = max(torch.finfo(x.dtype).eps for x, _ in moved)
+    scale = _global_norm(layout, [x for x, _ in moved]) or 1.0  # the origin has no scale
+    step = eps ** (1 / 3) * scale / length
+
+    def gradient_after(step: float) -> tuple[Tensor, ...]:
         steps = {name: step * direction for name, direction in v.items()}
-        with self.layout.moved(steps), self.objective.isolated():
-            return self.objective.gradients(batch, rows.tensors)
+        with layout.moved(steps), objective.isolated():  # with the same random numbers
+            return objective.gradients(batch, rows.tensors)
 
-    def _norm(self, tensors: list[Tensor]) -> float:
-        shards = [real_view(local_tensor(x.detach())) for x in tensors]
-        squares = [x.to(torch.float64).square().sum() for x in shards]
-        square = torch.stack(squares).sum()
-        # The local shards do not make up the whole vector.
-        redistribution = self.layout.redistribution
-        return math.sqrt(
-            square if redistribution is None else redistribution.communicator.all_reduce(square)
-        )
+    up, down = gradient_after(step), gradient_after(-step)
+    return tuple((a - b) / (2 * step) for a, b in zip(up, down, strict=True))
+
+
+def _global_norm(layout: Layout, tensors: list[Tensor]) -> float:
+    shards = [real_view(local_tensor(x.detach())) for x in tensors]
+    square = torch.stack([x.to(torch.float64).square().sum() for x in shards]).sum()
+    # The local shards do not make up the whole vector.
+    redistribution = layout.redistribution
+    return math.sqrt(
+        square if redistribution is None else redistribution.communicator.all_reduce(square)
+    )
 
 
 def gradient_along(

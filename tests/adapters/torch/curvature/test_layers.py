@@ -21,7 +21,7 @@ from torch import nn  # noqa: E402
 
 import matfree as mf  # noqa: E402
 from matfree_torch import ggn, hessian, hessian_of  # noqa: E402
-from matfree_torch.objective import faulty_modules  # noqa: E402
+from matfree_torch.derivative_checks import faulty_modules  # noqa: E402
 
 CE = nn.CrossEntropyLoss()
 TOLERANCE = 1e-10  # far above the rounding error of some tens of operations in double precision

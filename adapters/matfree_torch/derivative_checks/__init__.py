@@ -1,0 +1,1 @@
+"""Checks that the second derivatives of torch are right, and the search for those that are not."""

@@ -1,0 +1,143 @@
+"""What the first matvec checks: custom autograd functions, and a matvec against a difference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matfree import OperatorError
+from matfree.errors import warn
+from matfree_torch.derivative_checks.custom_functions import (
+    has_custom_functions,
+    kink_in,
+    used_functions,
+)
+from matfree_torch.derivative_checks.faulty_modules import report_difference, symmetry_limit
+from matfree_torch.derivative_checks.module_tests import (
+    loss_verdict,
+    module_verdict,
+    place_of,
+    recorded_calls,
+)
+from matfree_torch.hvp.strategies import central_difference
+from matfree_torch.objective.batches import Batch
+from matfree_torch.objective.objective import Objective
+from matfree_torch.vectors.layout import Layout
+
+
+def require_hessian_vector_product(
+    objective: Objective,
+    batch: Batch,
+    layout: Layout,
+    v: dict[str, Tensor],
+    product: tuple[Tensor, ...],
+    eps: float,
+) -> None:
+    """Raise OperatorError if torch dropped terms of a product of a batch's Hessian with v.
+
+    Custom autograd functions are tested one by one. If there are none, and no derivative jumps,
+    the product is compared with a central difference of gradients. Otherwise all derivatives are
+    those of torch's own operations, and a difference across a jump would say nothing.
+
+    Parameters
+    ----------
+    objective, batch, layout
+    v : dict of tensors by name
+    product : H v, one tensor for each tensor of the layout
+    eps : float
+        That of the precision of matvecs.
+    """
+    with objective.isolated():
+        value = objective.value(objective.outputs(batch), batch.targets)
+    if has_custom_functions(value):
+        require_custom_functions(objective, batch)
+        return
+    smooth = kink_in(value) is None
+    del value  # the graph
+    precise = eps <= torch.finfo(torch.float32).eps
+    if not smooth or not precise or objective.mesh_communicator is not None:
+        return
+    difference = layout.pack(central_difference(objective, batch, layout, v, layout))
+    exact = layout.pack(product)
+    size = max(float(difference.norm()), float(exact.norm()))
+    if size > 0:
+        report_difference(objective, eps, float((exact - difference).norm()) / size)
+
+
+def require_custom_functions(
+    objective: Objective, batch: Batch, *, loss_only: bool = False
+) -> None:
+    """Raise OperatorError if the second derivative of a custom autograd function is wrong.
+
+    A backward pass that works under ``no_grad``, or returns values that the forward pass saved,
+    has no derivative of its own. Torch then drops terms, and the matrix may still be symmetric.
+
+    Parameters
+    ----------
+    objective, batch
+    loss_only : bool
+        Whether only functions between the outputs and the loss are tested.
+
+    Warns
+    -----
+    UserWarning
+        A function could not be tested.
+    """
+    names = {module: name for name, module in objective.model.named_modules()}
+    tested, unknown = set[Any](), list[str]()
+    used = used_functions(objective, batch, loss_only=loss_only)
+    calls = recorded_calls(objective, batch, [m for m in used if m is not None])
+    for module, functions in used.items():
+        kind = type(module), frozenset(functions)
+        if kind in tested:  # another layer of the same kind was tested
+            continue
+        tested.add(kind)
+        where = "in the loss" if module is None else place_of(names[module], module)
+        if module is None:
+            verdict = loss_verdict(objective, batch)
+        else:
+            verdict = module_verdict(objective, module, *calls[module])
+        what = ", ".join(sorted(functions))
+        if verdict.fault is not None:
+            raise OperatorError(
+                f"the second derivative of torch is wrong {where} ({verdict.fault}): torch cannot "
+                f"differentiate the backward of {what}. Implement it with differentiable "
+                "operations, without no_grad, detach or gradients computed in the forward pass; "
+                "or pass strategy='finite-difference' to hessian(...)."
+            )
+        if verdict.obstacle is not None:
+            unknown.append(f"{what} {where} could not be tested, because {verdict.obstacle}")
+    if unknown:
+        warn(
+            f"the second derivative of {unknown[0]}; compare a matvec with one of "
+            "strategy='finite-difference'.",
+            UserWarning,
+        )
+
+
+def require_adjoint(objective: Objective, batch: Batch, gap: float, eps: float) -> None:
+    """Raise OperatorError if J v, computed by differentiating J^T u, is not the adjoint of J^T u.
+
+    Parameters
+    ----------
+    objective, batch
+    gap : float
+        The difference of <u, J v> and <J^T u, v>, relative to their terms.
+    eps : float
+        That of the precision of matvecs.
+    """
+    if gap <= symmetry_limit(eps):
+        return
+    names = {module: name for name, module in objective.model.named_modules()}
+    places = [
+        f"{', '.join(sorted(functions))} {place_of(names[module], module)}"
+        for module, functions in used_functions(objective, batch).items()
+        if module is not None
+    ]
+    raise OperatorError(
+        f"torch cannot differentiate the backward of {'; '.join(places)}: <u, J v> differs from "
+        f"<J^T u, v> by {gap:.1e} of their terms. Let its backward be a differentiable function of "
+        "the gradient that it is given, without no_grad, detach or once_differentiable."
+    )
