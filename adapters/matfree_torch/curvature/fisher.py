@@ -13,19 +13,17 @@ from torch.distributed import ProcessGroup
 from matfree import OperatorError, probes
 from matfree.arguments import require_whole
 from matfree.protocol import Seed
+from matfree_torch.curvature.empirical_fisher import EmpiricalFisher, Positions
 from matfree_torch.curvature.gauss_newton import GaussNewtonOperator
 from matfree_torch.curvature.likelihoods import Likelihood, MeanOuterProduct
 from matfree_torch.curvature.loss_hessians import (
-    autograd_hessian,
     batch_likelihood,
-    known_likelihood,
 )
-from matfree_torch.curvature.output_hessians import GradientOuterProducts, OutputMatrix
+from matfree_torch.curvature.output_hessians import OutputMatrix
 from matfree_torch.curvature.over_batches import WeightDecay
 from matfree_torch.hvp.strategies import GraphStrategy
 from matfree_torch.objective.batches import Batch, Normalizer
 from matfree_torch.objective.build import build_objective
-from matfree_torch.objective.model_calls import loss_module, output_tensor
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Parameters, Patterns
 
@@ -42,6 +40,7 @@ def fisher(
     data: Any,
     *,
     kind: FisherKind = "exact",
+    positions: Positions = "samples",
     num_samples: int = 1,
     seed: Seed = None,
     params: Patterns | None = None,
@@ -80,10 +79,20 @@ def fisher(
         with logits. Squared error, (z - y)^2 without a factor 1/2, is -log p of N(z, 1/2) up to
         a constant, so that F = (2/N) sum_i J_i^T J_i for one output; divide by 2 for unit
         variance. In a mean over several outputs, N counts the outputs as well, as the loss does.
-        If every position of a sample has a target, every position counts as a sample.
         "empirical" accepts any loss that is a sum over samples; g_i is then the gradient of its
         i-th term, weights included.
     kind : {"exact", "monte-carlo", "empirical"}
+    positions : {"samples", "joint"}
+        What g_i is for "empirical", if the outputs of a sample have several positions. The other
+        kinds do not depend on it, because targets at different positions are independent.
+
+        "samples"
+            Every position that has a target counts as a sample. The outputs of one position are
+            along the axis that targets lack, which is axis 1 for torch's losses of classes. If
+            targets have the shape of the outputs, it is the last of three axes, or the axis of
+            length 1 of more.
+        "joint"
+            The gradients at all positions of a sample are added up.
     num_samples : int
         The number of draws for each target, for "monte-carlo".
     seed : int, None or numpy.random.Generator
@@ -107,9 +116,11 @@ def fisher(
     Raises
     ------
     ValueError
-        There is no such kind, num_samples is less than 1, or as for :func:`hessian`.
+        There is no such kind or choice of positions, num_samples is less than 1, or as for
+        :func:`hessian`.
     OperatorError
-        The loss is not known to be -log p of a distribution, or as for :func:`ggn`.
+        The loss is not known to be -log p of a distribution, or for "empirical" is no sum over
+        samples, or the axis of positions is not determined; or as for :func:`ggn`.
 
     Cost
     ----
@@ -133,6 +144,8 @@ def fisher(
     """
     if kind not in ("exact", "monte-carlo", "empirical"):
         raise ValueError(f"kind must be 'exact', 'monte-carlo' or 'empirical': got {kind!r}.")
+    if positions not in ("samples", "joint"):
+        raise ValueError(f"positions must be 'samples' or 'joint': got {positions!r}.")
     require_whole("num_samples", num_samples)
     _, objective = build_objective(
         model,
@@ -146,7 +159,7 @@ def fisher(
     )
     parameters = objective.parameters(params)
     if kind == "empirical":
-        return EmpiricalFisher(objective, parameters, weight_decay, strategy, memory)
+        return EmpiricalFisher(objective, parameters, weight_decay, strategy, memory, positions)
     if kind == "monte-carlo":
         seed = objective.agreed_seed(seed)
         objective.number_samples()
@@ -197,21 +210,6 @@ class MonteCarloFisher(GaussNewtonOperator):
                 yield from _random_numbers(law, likelihood.z, data, entries, draws, self.seed)
 
         return MeanOuterProduct(likelihood, torch.stack(list(likelihood.draws(draw))))
-
-
-@final
-class EmpiricalFisher(GaussNewtonOperator):
-    """The operator in which M is r r^T for the targets in the data."""
-
-    title = "Fisher matrix (empirical)"
-
-    def _matrix(self, batch: Batch, outputs: Any) -> OutputMatrix:
-        z = output_tensor(outputs)
-        likelihood = known_likelihood(loss_module(self.objective.loss), z, batch.targets)
-        if likelihood is not None:
-            return MeanOuterProduct(likelihood, likelihood.observed()[None])
-        gradient = autograd_hessian(self.objective, batch, outputs).gradient
-        return GradientOuterProducts(gradient, batch.weight)
 
 
 def _require_likelihood(objective: Objective, batch: Batch, outputs: Any) -> Likelihood:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from matfree_torch.curvature.likelihoods import Bernoulli, Gaussian, Likelihood, Softmax
 from matfree_torch.curvature.output_hessians import AutogradHessian, OutputMatrix
+from matfree_torch.data.reduction import observed
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.model_calls import loss_module, output_tensor
 from matfree_torch.objective.objective import Objective
@@ -39,6 +40,25 @@ def autograd_hessian(objective: Objective, batch: Batch, outputs: Any) -> Autogr
     if isinstance(outputs, Tensor):
         outputs = outputs.detach().requires_grad_()
     return AutogradHessian(output_tensor(outputs), objective.value(outputs, batch.targets))
+
+
+def observed_hessian(
+    objective: Objective, batch: Batch, outputs: Any
+) -> tuple[AutogradHessian, float]:
+    """The same, and the number that the loss divides its sum by.
+
+    It is the weight of the batch if the loss is not recognized.
+    """
+    if isinstance(outputs, Tensor):
+        outputs = outputs.detach().requires_grad_()
+    value, reduction = observed(objective.value, outputs, batch.targets)
+    hessian = AutogradHessian(output_tensor(outputs), value)
+    batches = objective.batches
+    if batches.normalizer is not None or not batches.averaged:
+        return hessian, batch.weight
+    if reduction.is_sum:
+        return hessian, 1.0
+    return hessian, batch.weight if reduction.divisor is None else reduction.divisor
 
 
 def known_likelihood(loss: nn.Module | None, outputs: Tensor, targets: Any) -> Likelihood | None:

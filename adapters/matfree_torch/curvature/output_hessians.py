@@ -70,15 +70,16 @@ class GradientOuterProducts(OutputMatrix):
 
     Parameters
     ----------
-    gradient : the gradient of a loss in the outputs, whose i-th row is g_i
+    gradient : the gradient of a loss in the outputs
     scale : the factor k
+    axis : the axis along which one g_i lies; by default g_i is the i-th row along the first axis
     """
 
-    def __init__(self, gradient: Tensor, scale: float) -> None:
-        self.gradient, self.scale = gradient.detach(), scale
+    def __init__(self, gradient: Tensor, scale: float, axis: int | None) -> None:
+        self.gradient, self.scale, self._axis = gradient.detach(), scale, axis
 
     def matvec(self, u: Tensor) -> Tensor:
-        axes = tuple(range(1, u.ndim))
+        axes = tuple(range(1, u.ndim)) if self._axis is None else (self._axis,)
         inner = self.gradient * u
         inner = inner.sum(dim=axes, keepdim=True) if axes else inner
-        return self.gradient * (inner * self.scale)
+        return (self.gradient * (inner * self.scale)).to(u.dtype)

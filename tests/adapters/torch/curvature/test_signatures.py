@@ -16,7 +16,12 @@ def _parameters(function):
 def test_all_functions_have_the_keywords_of_the_hessian_with_the_same_defaults():
     common = _parameters(hessian)
     assert _parameters(ggn).keys() == common.keys()
-    assert _parameters(fisher).keys() == common.keys() | {"kind", "num_samples", "seed"}
+    assert _parameters(fisher).keys() == common.keys() | {
+        "kind",
+        "positions",
+        "num_samples",
+        "seed",
+    }
     assert _parameters(hessian_of).keys() - {"function", "parameters"} <= common.keys()
     for function in (ggn, fisher, hessian_of):
         for name in common.keys() & _parameters(function).keys():

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: E402
 from matfree_torch import (  # noqa: E402
     activation_traces,
     batch_jackknife,
+    fisher,
     ggn,
     hessian,
     loss_landscape,
@@ -225,3 +226,10 @@ def test_mappings_with_class_weights_are_weighted_by_them():
     batches = [{"x": x[rows], "labels": y[rows]} for rows in (slice(0, 5), slice(5, 7))]
     exact = hessian(model, loss, {"x": x, "labels": y}).to_dense()
     assert relative(hessian(model, loss, batches).to_dense(), exact) < TOLERANCE
+
+
+def test_the_empirical_fisher_matrix_has_the_weights_of_the_observed_loss():
+    model, batches = Tagger(), ragged()
+    exact = fisher(model, nn.CrossEntropyLoss(), batches, kind="empirical").to_dense()
+    loss = FORMS["function around it"]()
+    assert relative(fisher(model, loss, batches, kind="empirical").to_dense(), exact) < TOLERANCE
