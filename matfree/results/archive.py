@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import secrets
 import threading
 import zipfile
@@ -44,7 +45,7 @@ def npz_path(path: str | os.PathLike[str]) -> Path:
 
 
 def file_path(path: str | os.PathLike[str]) -> Path:
-    """The path of the file that a checkpoint is written to: with ``.npz``, and no symbolic link.
+    """The path of the file that a checkpoint is written to: with ``.npz``, links resolved.
 
     Files next to it are then next to the target of the link, on the same file system.
     """
@@ -70,16 +71,17 @@ def write_archive(target: Path, kind: str, values: Mapping[str, Any]) -> None:
 
     A reader therefore sees either the old file or the new one. The data is flushed to disk
     before the rename, so that this also holds after a crash of the machine. If several
-    processes write the same target, even on several machines, one of their files remains.
+    processes write the same target, even on several machines, one of their files remains. If
+    the target is a symbolic link, the file that it points to is written.
     """
+    target = Path(os.path.realpath(target))
     plain: Values = {}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, value in values.items():
         _pack(name, value, plain, arrays)
     header = {"format": FORMAT, "kind": kind, "fields": plain}
     arrays[_HEADER_NAME] = np.array(json.dumps(header))
-    # The name is unique, because several processes may write the same target at once.
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = target.with_name(_partial_name(values))
     try:
         with open(partial, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -88,6 +90,36 @@ def write_archive(target: Path, kind: str, values: Mapping[str, Any]) -> None:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial_name(values: Mapping[str, Any]) -> str:
+    """A unique name, because several processes may write one target at once.
+
+    It contains the stamp of the run, if there is one, and it is short whatever the target's name.
+    """
+    run, _ = values.get("stamp", ("", 0))
+    return f".{run}-{_machine_name()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+
+
+def remove_partials(folder: Path, run: str) -> None:
+    """Delete the unfinished files of a run whose process was killed on this machine.
+
+    Processes that exist are left alone: they may be writing at this moment.
+    """
+    if os.name != "posix" or not run:  # elsewhere os.kill does not test whether a process exists
+        return
+    for partial in folder.glob(f".{run}-{_machine_name()}-*-*.partial"):
+        try:
+            os.kill(int(partial.name.split("-")[2]), 0)
+        except ProcessLookupError:
+            partial.unlink(missing_ok=True)
+        except PermissionError:  # it exists, and belongs to another user
+            continue
+
+
+def _machine_name() -> str:
+    """A short name of this machine."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def read_archive(path: str | os.PathLike[str]) -> tuple[str, Values]:

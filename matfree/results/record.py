@@ -116,7 +116,8 @@ def load(path: str | os.PathLike[str]) -> Record:
     >>> mf.load(path).value
     50.0
     """
-    path = archive.npz_path(path)
+    given = Path(path)
+    path = given if given.is_file() else archive.npz_path(given)
     # A sharded result has no file of its own name, only one for each shard.
     if not path.exists():
         shards = [load(file) for file in sharded_files.shard_paths(path)]
@@ -132,7 +133,16 @@ def load(path: str | os.PathLike[str]) -> Record:
     record = _KINDS[kind]
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]  # it is
     # A field that this version does not know is ignored, so that newer files can be read.
-    return record(**{name: value for name, value in values.items() if name in names})
+    known = {name: value for name, value in values.items() if name in names}
+    try:
+        found = record(**known)
+        str(found)  # which reads the fields
+    except Exception as cause:  # values of wrong types fail in many ways
+        raise archive.DamagedFile(
+            f"{path} does not hold a complete result of kind {kind}; compute and save the result "
+            "again."
+        ) from cause
+    return found
 
 
 def residual_rows(

@@ -9,13 +9,14 @@ one file for each process. ``load("top.npz")`` finds these files and concatenate
 from __future__ import annotations
 
 import dataclasses
-import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from matfree.results import archive
 
 RowRange = tuple[int, int, int]
 """(start, stop, n): rows start to stop - 1 of vectors of length n."""
@@ -36,15 +37,18 @@ def shard_path(path: Path, rows: RowRange | None) -> Path:
     """The file for these rows; ``path`` itself if vectors are whole."""
     if rows is None:
         return path
-    return path.with_name(f"{path.stem}.rows-{rows[0]}-{rows[1]}.npz")
+    return archive.sibling(path, f".rows-{rows[0]}-{rows[1]}")
 
 
 def shard_paths(path: Path) -> list[Path]:
     """The existing files with the shards of a result that was saved to ``path``."""
-    found = path.parent.glob(f"{glob.escape(path.stem)}.rows-*-*.npz")
-    # The glob also matches names such as top.rows-0-70.rows-1-2.npz, those of another result.
-    name = re.compile(re.escape(path.stem) + r"\.rows-\d+-\d+\.npz")
-    return sorted(file for file in found if name.fullmatch(file.name))
+    name = re.compile(r".*\.rows-(\d+)-(\d+)\.npz", re.DOTALL)
+    found = ((file, name.fullmatch(file.name)) for file in path.parent.glob("*.rows-*-*.npz"))
+    return sorted(
+        file
+        for file, match in found
+        if match and file == shard_path(path, (int(match[1]), int(match[2]), 0))
+    )
 
 
 def join_shards(path: Path, records: Sequence[Any]) -> Any:

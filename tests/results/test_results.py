@@ -1,6 +1,7 @@
 """Results are frozen, can be printed, saved and loaded, and have correct intervals."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -126,3 +127,42 @@ def test_diagonals_are_arrays_of_the_operators_library(backend):
     assert_close(estimate.value, mf.diagonal(A, num_probes=9, seed=0).value)
     low, high = estimate.interval()
     assert bool(backend.xp.all(low <= high))
+
+
+def test_foreign_and_forged_files_are_refused(tmp_path):
+    """Whatever is in the file, ``load`` and ``checkpoint=`` raise a ValueError that names it."""
+    A = np.eye(5) + 1
+    whole = mf.trace(A, num_probes=3, seed=0).save(tmp_path / "whole").read_bytes()
+    matrix = tmp_path / "matrix.npy"
+    np.save(matrix, A)
+
+    def forged(kind, fields, **arrays):
+        header = json.dumps({"format": 1, "kind": kind, "fields": fields})
+        return lambda path: np.savez(path, header=np.array(header), **arrays)
+
+    files = {
+        "text": lambda path: path.write_text("a,b\n1,2\n"),
+        "empty": lambda path: path.write_bytes(b""),
+        "array": lambda path: path.write_bytes(matrix.read_bytes()),
+        "arrays": lambda path: np.savez(path, A=A),
+        "pickle": lambda path: np.savez(path, header=np.array([{"a": 1}], dtype=object)),
+        "truncated": lambda path: path.write_bytes(whole[: len(whole) // 2]),
+        "no fields": forged("Estimate", {}),
+        "wrong types": forged("Estimate", dict.fromkeys(fields_of(mf.Estimate), "abc")),
+        "no eigenvalues": forged("EigenResult", dict.fromkeys(fields_of(mf.EigenResult))),
+        "empty checkpoint": forged("checkpoint", {}),
+        "list as header": lambda path: np.savez(path, header=np.array("[1, 2]")),
+    }
+    for name, write in files.items():
+        path = tmp_path / f"{name}.npz"
+        write(path)
+        with pytest.raises(ValueError, match=name):
+            mf.load(path)
+        with pytest.raises(ValueError, match=name):
+            mf.trace(A, num_probes=3, seed=0, checkpoint=path)
+    with pytest.raises(ValueError, match=r"matrix.npy is not a file that matfree wrote"):
+        mf.load(tmp_path / "matrix.npy")
+
+
+def fields_of(record):
+    return [field.name for field in dataclasses.fields(record)]

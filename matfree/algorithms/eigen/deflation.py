@@ -82,14 +82,14 @@ class Deflation:
             self._use(self.plan.eigenpairs, budget)
             path = None
         else:
-            path = checkpoint.sibling(".eigenpairs.npz")
+            path = checkpoint.sibling(".eigenpairs")
             self._compute(self.plan.eigenpairs, budget, path)
         # The matvec by which a checkpoint identifies the operator is not part of the budget.
         self.cost = min(self.A.num_matvecs - before, budget - 1)
         self.found = True
         checkpoint.save()
         if path is not None:
-            discard(path, self.space)
+            discard(path, self.space, self.plan.seed)
 
     def _use(self, pairs: EigenResult, budget: int) -> None:
         """Use given eigenpairs, whose values are recomputed if they belong to another operator.

@@ -53,7 +53,7 @@ class Checkpoint:
 
     def __init__(self, path: PathLike | None, A: CountedOperator, seed: Seed) -> None:
         self.A = A
-        self.path = None if path is None else archive.npz_path(path)
+        self.path = None if path is None else archive.file_path(path)
         self.file = None if self.path is None else StateFile(self.path, A.space)
         self.state: archive.Values = {} if self.file is None else self.file.values
         """The stored state of the run; empty for a new one."""
@@ -71,8 +71,11 @@ class Checkpoint:
         return self.file is not None
 
     def sibling(self, suffix: str) -> Path | None:
-        """The path of another checkpoint next to this one; None if there is no file."""
-        return None if self.path is None else self.path.with_suffix(suffix)
+        """The path of another checkpoint next to this one; None if there is no file.
+
+        ``suffix`` is appended to the stem of its name.
+        """
+        return None if self.path is None else archive.sibling(self.path, suffix)
 
     def resume(self, problem: dict[str, Any], *holders: Any) -> None:
         """Restore the objects whose state makes up the run, and save them from now on.

@@ -12,12 +12,16 @@ moment at which the new generation replaces the old one, whose shards are delete
 Hence ``run.npz`` always lists complete shards, no matter when a process is killed. A reader
 collects its rows from all shards that overlap with them, so that another number of processes
 can resume the run.
+
+Every file carries the stamp of its run, and a run deletes only files with its own stamp. Without
+shards, several processes may use one path at once: each writes complete files. With shards, a
+run that finds files of another one in the place of its own ends with an error.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +35,8 @@ from matfree.spaces import VectorSpace
 
 KIND = "checkpoint"
 _SHARD_KIND = "piece of a checkpoint"  # part of the file format
+_SHARD_NAME = re.compile(r".*\.piece-(\d+)-(\d+)-(\d+)\.npz", re.DOTALL)
+_REQUIRED = {"problem", "operator_print", "num_matvecs", "overhead"}  # in every checkpoint
 
 
 @final
@@ -58,6 +64,7 @@ class StateFile:
 
     def __init__(self, path: Path, space: VectorSpace) -> None:
         self.path, self.space = path, space
+        self._has_shards = False
         self.values: archive.Values = {}
         """The values when the file was opened, restricted to the rows of this process."""
         # A new run gets a random identity, so that shards of an earlier run at the same path are
@@ -71,6 +78,7 @@ class StateFile:
                 "a path on a file system that all processes share."
             )
         self.run, self.generation = versions[0] or (answers[0][1], 0)
+        archive.remove_partials(path.parent, self.run)
 
     def write(self, values: Mapping[str, Any], axes: Mapping[str, int]) -> None:
         """Replace the contents of the file.
@@ -101,7 +109,12 @@ class StateFile:
         ends = rows.start, rows.stop
         if len(rows):
             version = {"stamp": (self.run, generation), "rows": ends}
-            path = self._shard_path(generation, *ends)
+            path = _shard_path(self.path, generation, *ends)
+            if path.exists() and _stamp_of(path) is None:
+                raise ValueError(
+                    f"checkpoint {self.path} needs the name {path.name}, which is that of another "
+                    "file; move that file, or give another path."
+                )
             archive.write_archive(path, _SHARD_KIND, {**local, **version})
         return ends
 
@@ -109,37 +122,65 @@ class StateFile:
         """Let process 0 write the main file, which makes the new generation valid."""
         if self.space.rank > 0:
             return
-        for start, stop in contents["pieces"]:
-            shard = self._shard_path(generation, start, stop)
-            if stop > start and not shard.exists():
-                raise FileNotFoundError(
-                    f"checkpoint: process 0 does not see {shard}, which another process has "
-                    "written; give a path on a file system that all processes share."
-                )
+        shards = [ends for ends in contents["pieces"] if ends[1] > ends[0]]
+        for ends in shards:
+            self._require_own_shard(_shard_path(self.path, generation, *ends), generation)
+        if shards and self.generation:
+            self._require_own_main_file()
         archive.write_archive(self.path, KIND, contents)
-        clean(self.path, generation if contents["pieces"] else None)
+        if shards or self._has_shards:
+            remove_shards(self.path, self.run, generation if shards else None)
+        self._has_shards = bool(shards)
 
-    def _shard_path(self, generation: int, start: int, stop: int) -> Path:
-        return self.path.with_name(f"{self.path.stem}.piece-{generation}-{start}-{stop}.npz")
+    def _require_own_shard(self, shard: Path, generation: int) -> None:
+        if not shard.exists():
+            raise FileNotFoundError(
+                f"checkpoint: process 0 does not see {shard}, which another process has "
+                "written; give a path on a file system that all processes share, and that no "
+                "other run uses."
+            )
+        if _stamp_of(shard) != (self.run, generation):
+            raise self._shared_path()
+
+    def _require_own_main_file(self) -> None:
+        """Raise ValueError if the main file is not the one that this run wrote or read last."""
+        with contextlib.suppress(FileNotFoundError), open_checkpoint(self.path) as file:
+            if file.value("stamp") != (self.run, self.generation):
+                raise self._shared_path()
+
+    def _shared_path(self) -> ValueError:
+        return ValueError(
+            f"checkpoint {self.path}: another run writes to this path at the same time; give "
+            "every run a path of its own."
+        )
 
     def _read(self) -> tuple[str, int] | None:
         """Read the file, if there is one, and return its run and its generation."""
-        if not self.path.exists():
+        try:
+            return self._read_main_file()
+        except FileNotFoundError:
             self._require_folder()
             return None
+
+    def _read_main_file(self) -> tuple[str, int]:
         with open_checkpoint(self.path) as file:
             axes = file.value("axes") if "axes" in file.names else {}
             shards = file.value("pieces") if "pieces" in file.names else ()
             self.values = {name: file.value(name) for name in file.names if name not in axes}
+        if not self.values.keys() >= _REQUIRED:
+            raise archive.DamagedFile(
+                f"checkpoint {self.path} holds no state of a run. Delete it to start again."
+            )
         run, generation = self.values.pop("stamp", ("", 0))  # absent in early files
         self.values = {k: v for k, v in self.values.items() if k not in ("axes", "pieces")}
         sources = [(self.path, range(self.space.size))]
         if shards:
-            sources = [(self._shard_path(generation, *ends), range(*ends)) for ends in shards]
+            sources = [(_shard_path(self.path, generation, *ends), range(*ends)) for ends in shards]
         if axes:
             self.values |= self._local_rows(sources, axes, (run, generation))
-        if self.space.rank == 0:
-            clean(self.path, generation if shards else None)
+        self._has_shards = bool(shards)
+        if self.space.rank == 0 and shards:
+            remove_shards(self.path, run, generation)
         return run, generation
 
     def _require_folder(self) -> None:
@@ -192,23 +233,48 @@ def open_checkpoint(path: Path) -> Iterator[archive.OpenFile]:
         ) from cause
 
 
-def discard(path: Path, space: VectorSpace) -> None:
-    """Delete a checkpoint that is not needed any more."""
-    if space.rank == 0:
+def discard(path: Path, space: VectorSpace, seed: int) -> None:
+    """Delete the file of a finished search for eigenpairs with this seed, and no other file."""
+    if space.rank > 0:
+        return
+    try:
+        with open_checkpoint(path) as file:
+            problem, (run, _) = file.value("problem"), file.value("stamp")
+    except (FileNotFoundError, ValueError):
+        return
+    if problem.get("estimator") == "eigsh" and problem.get("seed") == seed:
         path.unlink(missing_ok=True)
-        clean(path)
+        remove_shards(path, run)
 
 
-def clean(path: Path, generation: int | None = None) -> None:
-    """Delete the files of interrupted writes, and the shards of all generations but one."""
-    stem, name = glob.escape(path.stem), glob.escape(path.name)
-    for leftover in (
-        *path.parent.glob(f".{name}.*.partial"),
-        *path.parent.glob(f".{stem}.piece-*.partial"),
-        *path.parent.glob(f"{stem}.piece-*.npz"),
-    ):
-        if not leftover.name.startswith(f"{path.stem}.piece-{generation}-"):
-            leftover.unlink(missing_ok=True)
+def remove_shards(path: Path, run: str, generation: int | None = None) -> None:
+    """Delete the shards of a run, except those of one generation."""
+    for file in path.parent.glob("*.piece-*-*-*.npz"):
+        found = _SHARD_NAME.fullmatch(file.name)
+        if found is None:
+            continue
+        own, start, stop = map(int, found.groups())
+        if own == generation or file != _shard_path(path, own, start, stop):
+            continue
+        stamp = _stamp_of(file)
+        if stamp is not None and stamp[0] == run:
+            file.unlink(missing_ok=True)
+
+
+def _shard_path(path: Path, generation: int, start: int, stop: int) -> Path:
+    return archive.sibling(path, f".piece-{generation}-{start}-{stop}")
+
+
+def _stamp_of(shard: Path) -> tuple[str, int] | None:
+    """The run and the generation of a shard; None for another file."""
+    try:
+        with archive.open_archive(shard) as file:
+            if file.kind != _SHARD_KIND:
+                return None
+            run, generation = file.value("stamp")
+            return run, generation
+    except (archive.DamagedFile, OSError):
+        return None
 
 
 def _overlapping(sources: list[tuple[Path, range]], rows: range) -> Iterator[tuple[Path, slice]]:

@@ -106,11 +106,12 @@ class DensityRun:
         """Deflate the eigenpairs, and set up the quadrature of the deflated operator."""
         checkpoint = self.run.checkpoint
         checkpoint.resume(self._problem(method, num_steps, eigenpairs), self)
-        path = checkpoint.sibling(".eigenpairs.npz")
+        given = isinstance(eigenpairs, EigenResult)
+        path = None if given or not eigenpairs else checkpoint.sibling(".eigenpairs")
         self.deflated.find(eigenpairs, path)
         self.run.save()
         if path is not None:
-            discard(path, self.space)
+            discard(path, self.space, self.seed)
         if method == "kpm" and self.deflated.size:
             self.quadrature = KernelPolynomial(self.deflated, num_steps, seed=self.seed)
         else:

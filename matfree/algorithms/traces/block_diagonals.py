@@ -126,5 +126,4 @@ def _file_of(checkpoint: PathLike | None, block: Block) -> Path | None:
     """The checkpoint of one block, whose name contains the coordinates of the block."""
     if checkpoint is None:
         return None
-    path = archive.npz_path(checkpoint)
-    return path.with_name(f"{path.stem}.{block.start}-{block.stop}.npz")
+    return archive.sibling(archive.file_path(checkpoint), f".{block.start}-{block.stop}")

@@ -1,5 +1,9 @@
 """A run on sharded vectors can be resumed with any other number of processes."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from support.backends import MAKERS, assert_close
@@ -199,12 +203,122 @@ def test_a_reader_reads_only_its_rows(tmp_path):
         assert file.rows("X", 1, slice(0, 0)).shape == (3, 0, 2)
 
 
-def test_discarding_deletes_the_shards(tmp_path):
-    run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run"))
-    run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run.also"))
-    state_file.discard(tmp_path / "run.npz", mf.aslinearoperator(A).space)
+def search(path, seed=1):
+    return lambda B: mf.eigsh(B, 2, verify=False, checkpoint=path, seed=seed)
+
+
+def test_only_the_search_of_the_same_run_is_discarded(tmp_path):
+    space = mf.aslinearoperator(A).space
+    for name in ("run", "run.also"):
+        run_sharded((40, 20), NUMPY, A, search(tmp_path / name))
+    run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "diagonal"))
+    mf.trace(A, num_probes=2, seed=1).save(tmp_path / "result")
+    everything = names(tmp_path)
+    state_file.discard(tmp_path / "run.npz", space, seed=2)
+    for other in ("diagonal", "result", "nothing"):
+        state_file.discard(tmp_path / f"{other}.npz", space, seed=1)
+    assert names(tmp_path) == everything
+    state_file.discard(tmp_path / "run.npz", space, seed=1)
     assert names(tmp_path) == [
-        "run.also.npz",
-        "run.also.piece-2-0-40.npz",
-        "run.also.piece-2-40-60.npz",
+        name for name in everything if not name.startswith(("run.npz", "run.piece"))
     ]
+
+
+def test_files_of_others_next_to_a_checkpoint_are_left_alone(tmp_path):
+    """Results, other checkpoints and shards, whatever their names."""
+    mf.trace(A, num_probes=4, seed=0).save(tmp_path / "run.piece-final")
+    mf.trace(A, num_probes=4, seed=0).save(tmp_path / "run.piece-1-0-7")
+    mf.eigsh(A, 2, seed=0).save(tmp_path / "run.eigenpairs")
+    mf.diagonal(A, num_probes=4, seed=0, checkpoint=tmp_path / "run.piece-b")
+    run_sharded((42, 18), NUMPY, A, diagonal(tmp_path / "run.piece-1-2-3"))
+    (tmp_path / ".run.npz.1-0.partial").write_bytes(b"of another process")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run"))
+    run_sharded((30, 30), NUMPY, A, diagonal(tmp_path / "run", 12))
+    diagonal(tmp_path / "run", 16)(A)
+    mf.spectral_density(A, num_probes=2, num_steps=5, seed=1, checkpoint=tmp_path / "density")
+    assert {path: path.read_bytes() for path in before} == before
+    assert set(names(tmp_path)) == {path.name for path in before} | {"run.npz", "density.npz"}
+
+
+def test_a_shard_does_not_overwrite_another_file(tmp_path):
+    saved = mf.trace(A, num_probes=4, seed=0).save(tmp_path / "run.piece-1-0-40")
+    before = saved.read_bytes()
+    with pytest.raises(ValueError, match=r"name run.piece-1-0-40.npz, which is that of another"):
+        run_sharded((40, 20), NUMPY, A, diagonal(tmp_path / "run"))
+    assert saved.read_bytes() == before
+
+
+def test_of_two_sharded_runs_on_one_path_one_ends_with_an_error(tmp_path):
+    """The second run starts when the first one has written its first generation."""
+    path, started = tmp_path / "run", []
+
+    def interrupted(B):
+        def intrude(estimate):
+            if not started:
+                started.append(B.space.rank)
+                diagonal(path, 16)(A)  # another run on the same path
+            return
+
+        return mf.diagonal(B, num_probes=8, block_size=4, checkpoint=path, seed=1, callback=intrude)
+
+    with pytest.raises(ValueError, match="another run writes to this path at the same time"):
+        run_sharded((40, 20), NUMPY, A, interrupted)
+    resumed = diagonal(path, 16)(A)
+    assert_close(resumed.value, mf.diagonal(A, num_probes=16, seed=1).value, scale=150)
+
+
+def test_only_the_unfinished_files_of_dead_processes_of_the_run_are_deleted(tmp_path):
+    path = tmp_path / "run.npz"
+    diagonal(path)(A)
+    with archive.open_archive(path) as file:
+        run, _ = file.value("stamp")
+    name = archive._partial_name({"stamp": (run, 3)})
+    parent, pid = str(os.getppid()), str(os.getpid())
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = name.replace(f"-{pid}-", f"-{child.pid}-")
+    living = [name.replace(f"-{pid}-", f"-{parent}-"), dead.replace(run, "0" * len(run))]
+    for partial in (dead, *living):
+        (tmp_path / partial).write_bytes(b"")
+    diagonal(path, 12)(A)
+    assert names(tmp_path) == sorted([*living, "run.npz"])
+
+
+def test_the_target_of_a_symbolic_link_is_written(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    link, target = tmp_path / "link.npz", tmp_path / "scratch" / "state.npz"
+    link.symlink_to("scratch/state.npz")
+    run_sharded((40, 20), NUMPY, A, diagonal(link))
+    again = diagonal(link, 12)(A)
+    assert_close(again.value, mf.diagonal(A, num_probes=12, seed=1).value, scale=150)
+    assert link.is_symlink()
+    assert target.exists()
+    assert names(tmp_path) == ["link.npz", "scratch"]
+    again.save(tmp_path / "result")
+    (tmp_path / "other.npz").symlink_to("result.npz")
+    mf.trace(A, num_probes=3, seed=0).save(tmp_path / "other")
+    assert (tmp_path / "other.npz").is_symlink()
+    assert mf.load(tmp_path / "result").num_probes == 3
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "\N{GREEK SMALL LETTER ALPHA}" * 125, "a.b [c]*?"])
+def test_long_and_unusual_names_work(stem, tmp_path):
+    path = tmp_path / f"{stem}.npz"
+    for cuts in ((40, 20), None, (30, 30)):
+        run_over(cuts, A, diagonal(path, 12))
+    mf.trace(
+        A,
+        method="deflated",
+        num_probes=6,
+        eigenpairs=2,
+        seed=0,
+        checkpoint=tmp_path / f"y{stem[1:]}",
+    )
+    M = np.diag(10.0 ** -np.arange(20))
+    svds = mf.svds(M, 4, rtol=1e-13, seed=0, checkpoint=tmp_path / f"z{stem[1:]}")
+    assert svds.converged.all()
+    pairs = run_sharded((40, 20), NUMPY, A, lambda B: mf.eigsh(B, 2, verify=False, seed=0))
+    for part in pairs:
+        part.save(tmp_path / f"w{stem[1:]}")
+    assert mf.load(tmp_path / f"w{stem[1:]}").vectors.shape == (N, 2)
