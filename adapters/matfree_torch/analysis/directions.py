@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, final
 
@@ -165,6 +165,7 @@ class DirectionResolver:
 
     def _difference(self, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The difference to another checkpoint, in the chosen parameters and in buffers."""
+        state = _renamed(state, (*self.layout.names, *dict(self.curvature.model.named_buffers())))
         differences = []
         for name, p in zip(self.layout.names, self.layout.tensors, strict=True):
             if name not in state or state[name].shape != p.shape:
@@ -192,6 +193,23 @@ class DirectionResolver:
                 "line to that checkpoint, or a mapping of the parameters alone."
             )
         return bool(set(self.layout.names) & set(directions))
+
+
+def _renamed(state: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
+    """A state dict with this network's names, whatever wrappers its own names contain.
+
+    DistributedDataParallel adds the prefix ``module.``, and torch.compile ``_orig_mod.``.
+    """
+    by_plain_name = {_plain_name(name): x for name, x in state.items()}
+    if all(name in state for name in names) or len(by_plain_name) < len(state):
+        return state
+    plain = {name: _plain_name(name) for name in (*names, *map(str, by_plain_name))}
+    found = {name: by_plain_name[p] for name, p in plain.items() if p in by_plain_name}
+    return {**by_plain_name, **found}
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
 def filter_normalized(displacement: Displacement, layout: Layout) -> Displacement:

@@ -29,7 +29,7 @@ from matfree_torch.vectors.layout import Patterns
 
 
 def loss_landscape(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     loss: Callable[[Any, Any], Tensor] | None,
     data: Any,
     directions: Any,

@@ -35,7 +35,7 @@ _DRAWS_PER_BLOCK = 64
 
 
 def fisher(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     loss: Callable[[Any, Any], Tensor] | None,
     data: Any,
     *,
@@ -156,6 +156,7 @@ def fisher(
         ordered=kind == "monte-carlo",
         allow_tf32=allow_tf32,
         process_group=process_group,
+        params=params,
     )
     parameters = objective.parameters(params)
     if kind == "empirical":

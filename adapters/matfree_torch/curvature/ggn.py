@@ -20,7 +20,7 @@ from matfree_torch.vectors.layout import Patterns
 
 
 def ggn(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     loss: Callable[[Any, Any], Tensor] | None,
     data: Any,
     *,
@@ -101,6 +101,7 @@ def ggn(
         batch=batch,
         allow_tf32=allow_tf32,
         process_group=process_group,
+        params=params,
     )
     parameters = objective.parameters(params)
     return GeneralizedGaussNewton(objective, parameters, weight_decay, strategy, memory)

@@ -32,7 +32,7 @@ from matfree_torch.vectors.layout import Layout, Parameters, Patterns
 
 
 def hessian(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     loss: Callable[[Any, Any], Tensor] | None,
     data: Any,
     *,
@@ -49,10 +49,11 @@ def hessian(
 
     Parameters
     ----------
-    model : nn.Module
-        It is used in its present mode (training or evaluation) and left unchanged: gradients,
-        buffers, hooks, modes and the global random state. Its parameters may be sharded by
-        tensor parallelism or ``fully_shard``; each process then holds rows ``H.space.rows``.
+    model : nn.Module, or function (dict of tensors by name, inputs) -> outputs
+        A function is written as for ``torch.func``, and ``params`` are its tensors. A module is
+        used in its present mode (training or evaluation) and left unchanged: gradients, buffers,
+        hooks, modes and the global random state. Its parameters may be sharded by tensor
+        parallelism or ``fully_shard``; each process then holds rows ``H.space.rows``.
     loss : function (outputs, targets) -> scalar tensor, or None
         Batches are added if ``loss.reduction`` is "sum". Otherwise they are averaged, weighted
         by the loss's denominator (the number of samples or elements, or the sum of class weights,
@@ -66,7 +67,7 @@ def hessian(
         holds one item per sample. Any other object is one argument. Targets may be any object. A
         batch may also be one mapping or one object, such as a graph, that is passed to the model
         as inputs and to the loss as targets. Every pass must yield the same samples.
-    params : str or sequence of str, optional
+    params : str or sequence of str, optional; mapping of names to tensors for a function
         Names of the parameters to include, or patterns such as ``"layer1.*"``; by default all
         that require gradients. A subset yields the principal submatrix. A complex parameter
         counts as real numbers: the real and the imaginary part of its first entry, then those
@@ -178,6 +179,7 @@ def hessian(
         batch=batch,
         allow_tf32=allow_tf32,
         process_group=process_group,
+        params=params,
         differences=strategy == "finite-difference",
     )
     return HessianOperator(objective, objective.parameters(params), weight_decay, strategy, memory)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from matfree.errors import warn
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Normalizer
 from matfree_torch.objective.fsdp import FullySharded, Unsharded, is_fully_sharded
+from matfree_torch.objective.model_calls import FunctionModule
 from matfree_torch.objective.objective import Objective
 
 
 def build_objective(
-    model: nn.Module,
+    model: Any,
     loss: Any,
     data: Any,
     normalizer: Normalizer | None,
@@ -28,6 +31,7 @@ def build_objective(
     allow_tf32: bool = False,
     process_group: ProcessGroup | None = None,
     differences: bool = False,
+    params: Any = None,
 ) -> tuple[nn.Module, Objective]:
     """The unwrapped model, and the loss over its data as a function of the parameters.
 
@@ -40,10 +44,15 @@ def build_objective(
     differences : bool
         Whether gradients are differenced rather than differentiated, so that a model sharded by
         ``fully_shard`` is evaluated as it is, without an unsharded copy.
+    params : mapping of names to tensors, optional
+        The tensors of a model that is a function of them. For a module it is not used here.
 
     Raises
     ------
+    TypeError
+        The model is neither a module nor a function with the mapping of its tensors.
     ValueError
+        Parameters of lazy modules are not initialized.
         A layer draws random numbers, or ``process_group`` is given for a model that is sharded by
         ``fully_shard``.
 
@@ -60,7 +69,8 @@ def build_objective(
             "the data of all processes, or model.module to exclude them.",
             UserWarning,
         )
-    model = _unwrapped(model)
+    model = _unwrapped(_as_module(model, params))
+    _require_initialized(model)
     sharding: Unsharded | FullySharded | None = None
     if is_fully_sharded(model):
         _require_no_group(process_group)
@@ -83,6 +93,30 @@ def build_objective(
     if not objective.batches.single or communicator is not None:
         isolation.warn_of_batch_statistics(model)
     return model, objective
+
+
+def _as_module(model: Any, params: Any) -> nn.Module:
+    """The model itself, or a function f(tensors, *inputs) with its tensors as a module."""
+    if isinstance(model, nn.Module):
+        return model
+    if not callable(model) or not isinstance(params, Mapping):
+        raise TypeError(
+            "model must be an nn.Module, or a function f(tensors, *inputs) with params= the "
+            f"mapping of names to tensors that it is called with: got {type(model).__name__}. Pass "
+            "the module, or params=dict(module.named_parameters()) with a function that calls "
+            "torch.func.functional_call(module, tensors, inputs)."
+        )
+    return FunctionModule(model, params)
+
+
+def _require_initialized(model: nn.Module) -> None:
+    """Raise ValueError if a lazy module has not seen a batch yet."""
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(x):
+            raise ValueError(
+                f"{name!r} of the model is not initialized, because a lazy module takes its shape "
+                "from the first batch; call model(*inputs) once before."
+            )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

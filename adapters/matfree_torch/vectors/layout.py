@@ -20,6 +20,7 @@ and a symmetric Hessian.
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,8 +45,8 @@ from matfree_torch.vectors.entries import (
     shaped_like,
 )
 
-Patterns: TypeAlias = str | Sequence[str]
-"""Names, or patterns with the wildcards ``*`` and ``?``."""
+Patterns: TypeAlias = str | Sequence[str] | Mapping[str, Any]
+"""Names, or patterns with the wildcards ``*`` and ``?``. The keys of a mapping are names."""
 
 
 class Layout:
@@ -239,6 +240,8 @@ def match_names(things: Mapping[str, Any], patterns: Patterns, noun: str) -> dic
         A pattern matches no name.
     """
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    if isinstance(patterns, Mapping):  # names, not patterns
+        wanted = list(map(glob.escape, wanted))
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in things):
             raise ValueError(
