@@ -12,6 +12,7 @@ adapter. Its own packages import in one direction, each only those on later line
     curvature      curvature in the parameters, as operators
     hvp            strategies for Hessian-vector products
     objective      a loss over data, without side effects on the model
+    data           one batch: its structure, tensors and weight
     autograd       torch's derivatives, fixed or faster | vectors   named tensors as one vector
     distributed    collectives and sharded vectors
 """

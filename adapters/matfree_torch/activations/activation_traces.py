@@ -67,9 +67,9 @@ def activation_traces(
         that belong to the sample. The values add up to the trace. For a mean over N samples,
         N times a contribution is the trace of the sample's own loss.
     process_group : torch.distributed.ProcessGroup, optional
-        As for :func:`hessian`: each process calls this function with its own share of the
-        data, and the result is over all of the data. Probes and samples are numbered as if the
-        shares were concatenated in the order of the ranks.
+        As for :func:`hessian`: each process calls this function with its own shard of the
+        data, and the result is over all of the data. Probes and samples are indexed as if the
+        shards were concatenated in the order of the ranks.
 
     Returns
     -------
@@ -120,10 +120,10 @@ def activation_traces(
     def local_traces() -> BatchTraces:
         batches: BatchTraces = []
         with objective.isolated():
-            for number, one in enumerate(objective.batches, start=first):
+            for index, one in enumerate(objective.batches, start=first):
                 alone = Objective(model, loss, one.raw, normalizer, batch=True)
                 A = ActivationHessian(alone, modules, at)
-                batches.append((one.weight, port_traces(A, settings, number)))
+                batches.append((one.weight, port_traces(A, settings, index)))
         return batches
 
     batches = objective.gather_items(local_traces)

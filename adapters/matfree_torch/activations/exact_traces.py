@@ -1,13 +1,13 @@
 r"""Exact traces of Gauss-Newton matrices, from one backward pass per class.
 
 Let :math:`J_l` be the Jacobian of the outputs with respect to port l, and
-:math:`M = \sum_c s_c s_c^T` the Hessian of the loss in the outputs of every sample. Then
+:math:`M = \sum_c s_c s_c^T` the Hessian of the loss with respect to the outputs of every sample. Then
 
 .. math:: \operatorname{tr} J_l^T M J_l = \sum_c \|J_l^T s_c\|^2
 
 for every port l, and one backward pass computes :math:`J_l^T s_c` for all ports. If samples do
-not mix, one pass serves all samples, because their results are in different entries.
-Otherwise every sample takes its own pass. For a loss without a closed form of M, the columns
+not mix (no entry at a port affects the outputs of several samples), one pass serves all samples,
+because their results are in different entries. Otherwise every sample takes its own pass. For a loss without a closed form of M, the columns
 :math:`M e_c` take a second pass:
 
 .. math:: \operatorname{tr} J_l^T M J_l = \sum_c \langle J_l^T e_c, J_l^T M e_c \rangle.
@@ -28,8 +28,8 @@ from matfree_torch.curvature.likelihoods import Likelihood
 from matfree_torch.vectors.layout import Layout
 
 _FEW_SAMPLES = 16
-"""Up to this number of samples, every pair is tested for mixing. For more samples, one random half
-is tested against the other, which detects nearly every pattern of mixing."""
+"""Up to this many samples, every pair is tested for mixing. For more samples, one random half is
+tested against the other, which detects nearly every pattern of mixing."""
 
 
 @final
@@ -114,11 +114,11 @@ def batch_halves(num_samples: int, device: torch.device) -> list[Tensor]:
     """Masks that split a batch in two.
 
     For few samples, every pair is separated by one of the masks, which are the binary digits of
-    the samples' numbers. For many samples, one random mask separates half of the pairs.
+    the samples' indices. For many samples, one random mask separates half of the pairs.
     """
-    numbers = torch.arange(num_samples)
+    indices = torch.arange(num_samples)
     if num_samples <= _FEW_SAMPLES:
         bits = range((num_samples - 1).bit_length())
-        return [((numbers >> bit) & 1).to(torch.bool).to(device) for bit in bits]
+        return [((indices >> bit) & 1).to(torch.bool).to(device) for bit in bits]
     order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
     return [(order < num_samples // 2).to(device)]

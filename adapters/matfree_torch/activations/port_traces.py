@@ -1,4 +1,10 @@
-"""Traces of the activation Hessian at every port: exact where possible, else from probes."""
+"""Traces of the activation Hessian at every port of a network.
+
+A port is a place at which an activation is perturbed: the input or the output of a module (see
+:mod:`matfree_torch.activations.ports`). The trace at a port is exact if the Hessian equals the
+Gauss-Newton matrix there and backward passes are cheaper than probes. Otherwise it is estimated
+from probes.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +27,10 @@ from matfree_torch.activations.ports import Where
 from matfree_torch.curvature.gauss_newton import Linearized
 from matfree_torch.curvature.operator import CurvatureOperator
 
+# Indices of the probes for checks. The first matvec uses those from 0 on for its symmetry check.
+_GAUSS_NEWTON_PROBE = 2
+_SAMPLE_PROBE = 3
+
 PortTraceMethod: TypeAlias = Literal["auto", "exact", "probes", "gauss-newton"]
 
 
@@ -28,7 +38,7 @@ class PortCurvature(CurvatureOperator):
     """A curvature at the ports of a network, of one batch, with the network's linearization."""
 
     at: Where
-    """Where the ports are."""
+    """The kind of the ports."""
 
     @abstractmethod
     def outputs(self) -> Tensor:
@@ -36,7 +46,7 @@ class PortCurvature(CurvatureOperator):
 
     @abstractmethod
     def linearized(self) -> Linearized:
-        """The network from ports to outputs, with the Hessian of the loss in the outputs."""
+        """The network from ports to outputs, with the Hessian of the loss with respect to them."""
 
 
 @final
@@ -70,36 +80,36 @@ class PortTrace(NamedTuple):
     reason: str
     num_matvecs: int
     size: int
-    """The number of entries at the port."""
+    """The batch_index of entries at the port."""
 
 
 BatchTraces: TypeAlias = list[tuple[float, dict[str, PortTrace]]]
 """The weights of some batches, and the traces at their ports."""
 
 
-def port_traces(A: PortCurvature, settings: TraceSettings, number: int) -> dict[str, PortTrace]:
+def port_traces(A: PortCurvature, settings: TraceSettings, batch_index: int) -> dict[str, PortTrace]:
     """The traces at all ports over one batch.
 
     Parameters
     ----------
     A : the operator of the batch
     settings : TraceSettings
-    number : int
-        The number of the batch in the data. Each batch has different probes.
+    batch_index : int
+        The batch_index of the batch in the data. Each batch has different probes.
     """
     A.inspect()
     if settings.per_sample:
         _require_separate_samples(A)
-    passes = None if settings.method == "probes" else ExactTraces(A.linearized(), A.layout)
-    exact, reasons = _choose_exact(A, passes, settings)
+    exact_traces = None if settings.method == "probes" else ExactTraces(A.linearized(), A.layout)
+    exact, reasons = _choose_exact(A, exact_traces, settings)
     found: dict[str, PortTrace] = {}
-    if passes is not None and exact:
-        values = passes.traces(per_sample=settings.per_sample)
+    if exact_traces is not None and exact:
+        values = exact_traces.traces(per_sample=settings.per_sample)
         method = "gauss-newton" if settings.method == "gauss-newton" else "exact"
         for name in exact:
-            found[name] = PortTrace(values[name], method, reasons[name], passes.num_passes, 0)
+            found[name] = PortTrace(values[name], method, reasons[name], exact_traces.num_passes, 0)
     for name in set(A.names) - set(found):
-        samples = _sample_trace(A, name, settings, number)
+        samples = _sample_trace(A, name, settings, batch_index)
         found[name] = PortTrace(samples, "hutchinson", reasons[name], len(samples), 0)
     sizes = dict(zip(A.names, A.layout.sizes, strict=True))
     where = f" (at={A.at!r})"
@@ -124,13 +134,13 @@ def combine_batches(batches: BatchTraces, settings: TraceSettings) -> dict[str, 
 
 
 def _choose_exact(
-    A: PortCurvature, passes: ExactTraces | None, settings: TraceSettings
+    A: PortCurvature, exact_traces: ExactTraces | None, settings: TraceSettings
 ) -> tuple[list[str], dict[str, str]]:
     """The ports whose trace is computed by backward passes, and the reason for every port."""
-    if passes is None:
+    if exact_traces is None:
         return [], dict.fromkeys(A.names, f"{settings.num_probes} probes done")
-    gaps, limit = _gauss_newton_gaps(A, passes.network), math.sqrt(torch.finfo(A.dtype).eps)
-    cost = f"{passes.num_passes} backward passes"
+    gaps, limit = _gauss_newton_gaps(A, exact_traces.network), math.sqrt(torch.finfo(A.dtype).eps)
+    cost = f"{exact_traces.num_passes} backward passes"
     texts = {
         name: f"Hessian and Gauss-Newton matrix differ by {gap:.1e}" for name, gap in gaps.items()
     }
@@ -143,10 +153,10 @@ def _choose_exact(
             raise OperatorError(
                 f"the Hessian at {worst!r} is not its Gauss-Newton matrix: applied to a probe, "
                 f"they differ by {gaps[worst]:.1e} relative to the larger result, and rounding "
-                f"explains {limit:.0e}. Its trace cannot be computed exactly; pass "
+                f"explains at most {limit:.0e}. Its trace cannot be computed exactly; pass "
                 "method='probes' or 'auto'."
             )
-    elif passes.num_passes > settings.num_probes * len(equal):
+    elif exact_traces.num_passes > settings.num_probes * len(equal):
         # One backward pass serves all ports, whereas a probe is a matvec for each port.
         too_expensive = f"exact traces of {len(equal)} ports would take {cost}"
         return [], {name: f"{texts[name]}; {too_expensive}" for name in A.names}
@@ -155,7 +165,7 @@ def _choose_exact(
 
 def _gauss_newton_gaps(A: PortCurvature, network: Linearized) -> dict[str, float]:
     """||H v - G v|| relative to the larger of the two, at each port, for one joint probe."""
-    v = A.space.probes(1, seed=0, start=2, stream=CHECK)
+    v = A.space.probes(1, seed=0, start=_GAUSS_NEWTON_PROBE, stream=CHECK)
     Hv = A.layout.unflatten(A.matmat(v)[:, 0])
     tangent = network.jvp(dict(zip(A.names, A.layout.unpack(v[:, 0]), strict=True)))
     Gv = network.vjp(network.matrix.matvec(tangent), A.layout)
@@ -166,20 +176,24 @@ def _gauss_newton_gaps(A: PortCurvature, network: Linearized) -> dict[str, float
     return gaps
 
 
-def _sample_trace(A: PortCurvature, name: str, settings: TraceSettings, number: int) -> HostArray:
+def _sample_trace(A: PortCurvature, name: str, settings: TraceSettings, batch_index: int) -> HostArray:
     """w^T A[l, l] w for probes w on port l alone, (probes, samples or 1)."""
-    block, rows = A.block(name), []
+    block, blocks = A.block(name), list[HostArray]()
     num_samples = len(block.rows.tensors[0]) if settings.per_sample else 1
     for columns in slices(settings.num_probes, block_size_for(block.shape[0], None)):
-        count, start = columns.stop - columns.start, number * settings.num_probes + columns.start
+        count, start = columns.stop - columns.start, batch_index * settings.num_probes + columns.start
         W = block.domain.probes(count, seed=settings.seed, start=start)
         terms = W.to(torch.float64) * block.matmat(W)
-        rows.append(to_host(terms.reshape(num_samples, -1, count).sum(dim=1).T))
-    return np.concatenate(rows)
+        blocks.append(to_host(terms.reshape(num_samples, -1, count).sum(dim=1).T))
+    return np.concatenate(blocks)
 
 
 def _require_separate_samples(A: PortCurvature) -> None:
-    """Raise OperatorError if samples mix, or if the first axis of a port does not count them."""
+    """Raise OperatorError if the entries at a port cannot be assigned to single samples.
+
+    They can if the first axis of every port counts the samples, and if the gradient with respect to
+    a sample's entries does not depend on other samples.
+    """
     outputs = A.outputs()
     num_samples = len(outputs) if outputs.ndim else 1
     for name, x in zip(A.names, A.layout.tensors, strict=True):
@@ -189,7 +203,7 @@ def _require_separate_samples(A: PortCurvature) -> None:
                 f"{name!r} has shape {tuple(x.shape)}; leave per_sample out."
             )
     # A perturbation of some samples must not reach the gradient of the others.
-    v = A.layout.unflatten(A.space.probes(1, seed=0, start=3, stream=CHECK)[:, 0])
+    v = A.layout.unflatten(A.space.probes(1, seed=0, start=_SAMPLE_PROBE, stream=CHECK)[:, 0])
     for half in batch_halves(num_samples, A.space.device):
         inside = A.flatten({name: _masked(x, half) for name, x in v.items()})
         for name, y in A.unflatten(A @ inside).items():
@@ -207,10 +221,10 @@ def _masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _estimate(batches: list[tuple[float, PortTrace]], settings: TraceSettings) -> Estimate:
-    """The trace of one port from all batches."""
+    """The estimate of the trace at one port, from all batches."""
     exact = all(trace.method != "hutchinson" for _, trace in batches)
     count = 1 if exact else settings.num_probes
-    # An exact trace among sampled ones has the same value for every probe.
+    # Some batches may be exact and others sampled: an exact trace is the same for every probe.
     terms = [
         weight * np.broadcast_to(trace.samples, (count, trace.samples.shape[1]))
         for weight, trace in batches

@@ -1,6 +1,6 @@
 """Ports: the places in a network at which activations are perturbed.
 
-A port belongs to one call of one module. A zero is added at the port, and the loss is
+A port belongs to one call of one module. A zero, the perturbation, is added at the port, and the loss is
 differentiated with respect to this zero. There are three kinds of ports:
 
 * "input": the input of the module, as seen by this module alone;
@@ -8,8 +8,9 @@ differentiated with respect to this zero. There are three kinds of ports:
 * "tensor": the tensor that the module reads, as seen by all of its readers.
 
 The first two are implemented by hooks. For the third, the zero is added where the tensor is
-produced. A dry run finds the number of the operation that produces it, and later forward
-passes add the zero to the result of the operation with the same number.
+produced. The operations of a forward pass are counted: a dry run finds the index of the operation
+that produces the tensor, and later passes add the zero to the result of the operation with the
+same index.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Selection: TypeAlias = (
 """Modules by type, by names or patterns of names, or by a function (name, module) -> bool."""
 
 _Producer: TypeAlias = tuple[int, int]
-"""(number of an operation, number of its result); operation -1 stands for the model's inputs."""
+"""(index of an operation, index of its result); operation -1 stands for the model's inputs."""
 
 
 @final
@@ -51,7 +52,7 @@ class Port:
     """The name of the module, followed by ``#0``, ``#1`` ... if it is called more than once."""
     module: nn.Module
     call: int
-    """The number of the call among those of the module."""
+    """The index of the call among those of the module."""
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -98,8 +99,8 @@ def find_ports(
         counts[module] += 1
         return x
 
-    for number, x in enumerate(floating_tensors_in(batch.inputs)):
-        operations.remember(x, (-1, number))
+    for index, x in enumerate(floating_tensors_in(batch.inputs)):
+        operations.remember(x, (-1, index))
     with visited_ports(names, at, record, operations):
         outputs = objective.outputs(batch)
     ports = [
@@ -156,9 +157,9 @@ def perturbed_outputs(
             )
         return x
 
-    numbers = itertools.count()
+    indices = itertools.count()
     inputs = map_tensors(
-        lambda x: operations.visit(x, (-1, next(numbers))) if _is_floating(x) else x, batch.inputs
+        lambda x: operations.visit(x, (-1, next(indices))) if _is_floating(x) else x, batch.inputs
     )
     with visited_ports(counts, at, add, operations):
         return objective.outputs(batch._replace(inputs=inputs))
@@ -166,7 +167,7 @@ def perturbed_outputs(
 
 @final
 class _OperationCounter(TorchFunctionMode):
-    """Numbers the torch operations of a forward pass and adds deltas to some of their results.
+    """Counts the torch operations of a forward pass and adds deltas to some of their results.
 
     Without ``additions`` it records which operation produces each tensor.
     """
@@ -188,12 +189,12 @@ class _OperationCounter(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if not self.counting:
             return result
-        number, self._count = self._count, self._count + 1
+        index, self._count = self._count, self._count + 1
         leaves, structure = pytree.tree_flatten(result)
         if not any(isinstance(x, Tensor) for x in leaves):
             return result
         visited = [
-            self.visit(x, (number, j)) if isinstance(x, Tensor) else x for j, x in enumerate(leaves)
+            self.visit(x, (index, j)) if isinstance(x, Tensor) else x for j, x in enumerate(leaves)
         ]
         return pytree.tree_unflatten(visited, structure)
 
@@ -207,7 +208,7 @@ class _OperationCounter(TorchFunctionMode):
             self.counting = True
 
     def visit(self, x: Tensor, producer: _Producer) -> Tensor:
-        """The result x of an operation plus the deltas that belong to it."""
+        """Return the result x of an operation plus its deltas."""
         deltas = [delta for where, delta in self._additions if where == producer]
         for delta in deltas:
             x = x + delta
@@ -230,7 +231,7 @@ def visited_ports(
     visit: Callable[[nn.Module, Tensor], Tensor],
     operations: _OperationCounter | None = None,
 ) -> Iterator[None]:
-    """Replace the tensor at the port of every call by what ``visit`` returns for it."""
+    """A context in which ``visit`` replaces the tensor at the port of every call."""
     operations = operations or _OperationCounter()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -267,7 +268,7 @@ def _require_found(found: bool, module: nn.Module, where: str, other: str) -> No
 
 
 def _replace_first(x: Any, change: Callable[[Tensor], Tensor]) -> tuple[bool, Any]:
-    """Change the first floating-point tensor of ``x``; return whether there is one, and x.
+    """Change the first floating-point tensor of ``x``. Return (whether there is one, the result).
 
     Only the top level is searched: the state of a recurrent layer, a tuple inside the tuple of
     results, is no port.

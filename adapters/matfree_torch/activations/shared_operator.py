@@ -65,8 +65,8 @@ class SharedActivationHessian(Operator):
                 f"0, {gathered[0][0]}; give all processes the same model and modules=."
             )
         self._sizes = {
-            name: [sizes[number] for _, sizes, _ in gathered]
-            for number, name in enumerate(self.local.names)
+            name: [sizes[index] for _, sizes, _ in gathered]
+            for index, name in enumerate(self.local.names)
         }
         total = sum(weight for _, _, weight in gathered)
         self._scale = weight / total if objective.batches.averaged else 1.0
@@ -136,7 +136,7 @@ class SharedActivationHessian(Operator):
         return combine_batches(self.objective.gather_items(local_traces), settings)
 
     def apply_block(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        """The local rows of A[rows, columns] @ X, which depend on the local rows of X alone."""
+        """The local rows of A[rows, columns] @ X, which depend only on the local rows of X."""
 
         def multiply() -> Tensor:
             self.local.inspect()

@@ -1,7 +1,7 @@
 """Tensors in nested tuples, lists, mappings and dataclasses, as models take and return them.
 
-``torch.utils._pytree`` treats mappings other than plain dictionaries as leaves, such as the batches
-of Hugging Face's tokenizers, so that it would miss their tensors.
+``torch.utils._pytree`` treats mappings that are not dicts, such as the ``BatchEncoding`` of Hugging
+Face's tokenizers, as leaves and would miss their tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses, in their order."""
+    """All tensors in nested tuples, lists, mappings and dataclasses, depth first."""
     if isinstance(x, Tensor):
         yield x
     else:
@@ -34,9 +34,10 @@ def floating_tensors_in(x: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
-    """A nested structure with every tensor replaced by ``function`` of it, with all types kept.
+    """The same nested structure with every tensor replaced by ``function(tensor)``.
 
-    A part in which no tensor changes is returned as it is, and so is any other object.
+    Containers keep their types. A container in which no tensor changes is returned unchanged, and
+    so is any other object.
     """
     if isinstance(x, Tensor):
         return function(x)
@@ -47,8 +48,8 @@ def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
     if isinstance(x, Mapping):
         return _mapping_like(x, after)
     if isinstance(x, tuple | list):
-        named = hasattr(x, "_fields")  # a named tuple takes its items as separate arguments
-        return type(x)(*after.values()) if named else type(x)(after.values())
+        is_namedtuple = hasattr(x, "_fields")  # takes its items as separate arguments
+        return type(x)(*after.values()) if is_namedtuple else type(x)(after.values())
     changed = copy.copy(x)
     for name, item in after.items():
         object.__setattr__(changed, name, item)  # a dataclass may be frozen

@@ -24,7 +24,7 @@ from matfree_torch.distributed.dtensors import Mesh, is_dtensor, local_tensor
 
 
 class Region(NamedTuple):
-    """The box of a tensor that a process holds; its entries are numbered in row-major order."""
+    """The box of a tensor that a process holds; its entries are indexed in row-major order."""
 
     shape: tuple[int, ...]
     """The shape of the full tensor."""
@@ -37,7 +37,7 @@ class Region(NamedTuple):
         return math.prod(map(len, self.sides))
 
     def below(self, entry: int) -> int:
-        """The number of its entries that precede ``entry`` in the flattened full tensor."""
+        """Count the entries of the region that precede ``entry`` in the flattened full tensor."""
         if entry >= math.prod(self.shape):
             return self.size
         count, remainder, stride, inner = 0, entry, math.prod(self.shape), self.size
@@ -50,8 +50,8 @@ class Region(NamedTuple):
                 break
         return count
 
-    def entries(self, numbers: range, device: torch.device) -> slice | Tensor:
-        """The positions of some of its entries in the flattened full tensor.
+    def entries(self, indices: range, device: torch.device) -> slice | Tensor:
+        """The positions of the entries with these indices in the flattened full tensor.
 
         They are returned as a slice if they are contiguous.
         """
@@ -62,8 +62,8 @@ class Region(NamedTuple):
         if all(len(side) == length for side, length in later):
             pairs = zip(self.sides, strides, strict=True)
             begin = sum(side.start * stride for side, stride in pairs)
-            return slice(begin + numbers.start, begin + numbers.stop)
-        remainder = torch.arange(numbers.start, numbers.stop, device=device)
+            return slice(begin + indices.start, begin + indices.stop)
+        remainder = torch.arange(indices.start, indices.stop, device=device)
         positions = torch.zeros_like(remainder)
         for side, stride in zip(reversed(self.sides), reversed(strides), strict=True):
             positions += (remainder % len(side) + side.start) * stride
@@ -77,8 +77,8 @@ class Segment(NamedTuple):
     region: Region
     start: int
     """The first entry of the tensor, relative to the rows of the process that holds them."""
-    numbers: range
-    """The numbers of the entries within the region."""
+    indices: range
+    """The indices of the entries within the region."""
     offset: int
     """The first entry of the region among the concatenated shards of its process."""
 
@@ -142,7 +142,7 @@ class Redistribution:
         """Send shards to rows: the inverse of :meth:`to_shards`."""
         sent, received = self._to_rows
         blocks = [
-            Y[segment.offset + segment.numbers.start : segment.offset + segment.numbers.stop]
+            Y[segment.offset + segment.indices.start : segment.offset + segment.indices.stop]
             for segments in sent
             for segment in segments
         ]
@@ -150,14 +150,14 @@ class Redistribution:
         X = Y.new_empty((len(self.rows), Y.shape[1]))
         begin = 0
         for segment in itertools.chain.from_iterable(received):
-            end = begin + len(segment.numbers)
+            end = begin + len(segment.indices)
             X[self._rows_of(segment)] = entries[begin:end]
             begin = end
         return X
 
     def _rows_of(self, segment: Segment) -> slice | Tensor:
         """The rows of this process that a segment belongs to."""
-        found = segment.region.entries(segment.numbers, self.communicator.device)
+        found = segment.region.entries(segment.indices, self.communicator.device)
         if isinstance(found, slice):
             return slice(found.start + segment.start, found.stop + segment.start)
         return found + segment.start
@@ -174,7 +174,7 @@ class Redistribution:
 
 
 def _sizes(by_rank: list[list[Segment]]) -> list[int]:
-    return [sum(len(segment.numbers) for segment in segments) for segments in by_rank]
+    return [sum(len(segment.indices) for segment in segments) for segments in by_rank]
 
 
 def even_rows(n: int, num_processes: int) -> list[range]:
@@ -192,8 +192,8 @@ def _segments(
 ) -> list[Segment]:
     """The segments in the rows of ``owner`` and the shards of ``holder``.
 
-    With a source, only those segments that ``source`` sends back. If several processes hold the
-    same shard, one of them is chosen for each owner, preferably the owner itself.
+    With a source, only the segments that ``source`` sends back are returned. If several processes
+    hold the same shard, one of them is chosen for each owner; the owner, if it holds the shard.
     """
     found, start, offset = [], 0, 0
     for by_rank in regions:
@@ -201,9 +201,9 @@ def _segments(
         size = math.prod(region.shape)
         begin = min(max(row_ranges[owner].start - start, 0), size)
         end = min(max(row_ranges[owner].stop - start, 0), size)
-        numbers = range(region.below(begin), region.below(end))
-        if numbers and (source is None or source == _sender(by_rank, holder, owner)):
-            found.append(Segment(region, start - row_ranges[owner].start, numbers, offset))
+        indices = range(region.below(begin), region.below(end))
+        if indices and (source is None or source == _sender(by_rank, holder, owner)):
+            found.append(Segment(region, start - row_ranges[owner].start, indices, offset))
         start, offset = start + size, offset + region.size
     return found
 
@@ -222,11 +222,11 @@ def _region(p: Tensor, member: int) -> Region:
         mesh: Mesh = p.device_mesh  # type: ignore[attr-defined]
         (coordinates,) = (mesh.mesh == member).nonzero().tolist()
         counts = mesh.mesh.shape
-        for place, number, count in zip(_placements(p), coordinates, counts, strict=True):
+        for place, coordinate, count in zip(_placements(p), coordinates, counts, strict=True):
             if place.is_shard():
                 side = sides[place.dim]
                 step = -(-len(side) // count)  # torch rounds up, so that the last ones may be empty
-                begin = min(side.start + number * step, side.stop)
+                begin = min(side.start + coordinate * step, side.stop)
                 sides[place.dim] = range(begin, min(begin + step, side.stop))
     return Region(tuple(p.shape), tuple(sides))
 

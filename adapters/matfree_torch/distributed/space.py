@@ -1,4 +1,4 @@
-"""The vector space of vectors whose rows are sharded over the processes of a group."""
+"""The space of row-sharded vectors, whose rows are distributed over the processes of a group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from matfree_torch.distributed.collectives import Communicator
 
 @final
 class ShardedSpace(VectorSpace):
-    """The space of vectors whose rows are sharded over the processes of a group.
+    """The space of row-sharded vectors.
+
+    Each process of a group holds a contiguous range of rows.
 
     Parameters
     ----------
@@ -47,12 +49,12 @@ class ShardedSpace(VectorSpace):
     def __init__(
         self, communicator: Communicator, counts: Sequence[int], dtype: torch.dtype
     ) -> None:
-        edges = [0, *itertools.accumulate(counts)]
-        self.row_ranges = tuple(range(*pair) for pair in itertools.pairwise(edges))
+        offsets = [0, *itertools.accumulate(counts)]
+        self.row_ranges = tuple(range(*pair) for pair in itertools.pairwise(offsets))
         """The rows of each process, by rank."""
         super().__init__(
             array_api_compat.array_namespace(torch.empty(0)),
-            edges[-1],
+            offsets[-1],
             dtype,
             communicator.device,
             rows=self.row_ranges[communicator.rank],
@@ -62,11 +64,11 @@ class ShardedSpace(VectorSpace):
 
     def all_reduce(self, partial: Array) -> Array:
         """The sum over all processes, bitwise the same in each of them."""
-        # A copy, because the collective works in place and algorithms keep ``partial``.
+        # A copy, because the collective works in place and callers reuse ``partial``.
         return self.communicator.all_reduce(partial.clone(memory_format=torch.contiguous_format))
 
     def gather(self, X: Tensor) -> Tensor:
-        """Gather a vector (rows,) or a block (rows, k) from all processes; all of them call this.
+        """Gather a vector (num_rows,) or a block (num_rows, k) on all processes; a collective call.
 
         Returns
         -------

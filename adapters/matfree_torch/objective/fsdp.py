@@ -83,10 +83,9 @@ def fsdp_communicator(tensors: Sequence[Tensor]) -> Communicator:
     """
     for p in tensors:
         placements = p.placements if is_dtensor(p) else ()  # type: ignore[attr-defined]
-        replicated, last = placements[:-1], placements[-1:]
-        if any(place.is_shard() for place in replicated) or not all(
-            place.is_shard() for place in last
-        ):
+        # fully_shard shards over the inner dimension of its mesh and replicates over the outer one.
+        outer, inner = placements[:-1], placements[-1:]
+        if any(place.is_shard() for place in outer) or not all(place.is_shard() for place in inner):
             raise OperatorError(
                 f"a parameter has the placements {placements}: it is sharded by fully_shard and in "
                 "another way; use tensor parallelism alone, with process_group= for the data, or "
@@ -99,7 +98,7 @@ def fsdp_communicator(tensors: Sequence[Tensor]) -> Communicator:
 
 @final
 class FullySharded:
-    """A model sharded by ``fully_shard``, evaluated as it is.
+    """A model sharded by ``fully_shard``, evaluated without gathering a full copy.
 
     Its backward pass reduces gradients over all processes.
 
@@ -116,7 +115,7 @@ class FullySharded:
 
     @contextmanager
     def around(self, context: AbstractContextManager[None]) -> Iterator[None]:
-        """A context inside which, and after which, the parameters are sharded."""
+        """``context``, entered with sharded parameters, which are sharded again when it is left."""
         with resharded(self.module), context:
             yield
 
@@ -125,6 +124,10 @@ class FullySharded:
     ) -> tuple[Tensor, ...]:
         """The gradients of the weighted sum over all processes, divided by this process's weight.
 
+        The caller multiplies the gradients of every batch by its weight. For ``fully_shard`` the
+        weights must enter before the backward pass, which sums over processes; the division
+        cancels the factor of the caller.
+
         Parameters
         ----------
         value : Tensor
@@ -132,7 +135,7 @@ class FullySharded:
         tensors : sequence of Tensor
             Parameters of the model.
         weight : float
-            The weight of this process's batch. The caller multiplies by it again.
+            The weight of this process's batch.
         """
         saved = [p.grad for p in self.tensors]
         try:
@@ -145,18 +148,18 @@ class FullySharded:
                 p.grad = gradient
 
     def _summed_gradient(self, p: Tensor) -> Tensor:
-        """The sum over all processes; the backward pass leaves the mean in ``grad``."""
+        """The gradient summed over processes; the backward pass leaves their mean in ``grad``."""
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
         if is_dtensor(p):
             return gradient * self.communicator.size
         return self.communicator.all_reduce(gradient)
 
-    def require_same_number(self, batches: Callable[[], int]) -> None:
+    def require_same_number(self, count_batches: Callable[[], int]) -> None:
         """Raise ValueError if processes have different numbers of batches.
 
         Every forward pass is a collective call, so that a process with more batches would hang.
         """
-        counts = self.communicator.all_gather_object(batches)
+        counts = self.communicator.all_gather_object(count_batches)
         if len(set(counts)) > 1:
             raise ValueError(
                 f"fully_shard needs the same number of batches in all processes: got {counts}; "
@@ -192,21 +195,21 @@ class Unsharded:
             pairs = [(p, _gathered(p)) for p in tensors]
             self.module = _copied(model, pairs)
         self._pairs = [(p, replica) for p, replica in pairs if is_dtensor(p)]
-        self._seen = self._state()
+        self._gathered_versions = self._versions()
 
     def update(self) -> None:
         """Gather the parameters again if they have changed in any process; a collective call."""
         for module, replica in zip(self._model.modules(), self.module.modules(), strict=True):
             replica.training = module.training
-        now = self._state()
-        changed = self.communicator.all_gather_numbers([float(now != self._seen)])
+        now = self._versions()
+        changed = self.communicator.all_gather_numbers([float(now != self._gathered_versions)])
         if any(flag for (flag,) in changed):
             with torch.no_grad():
                 for p, full in self._pairs:
                     full.copy_(full_tensor(p.detach()))
-            self._seen = now
+            self._gathered_versions = now
 
-    def _state(self) -> list[tuple[int, int]]:
+    def _versions(self) -> list[tuple[int, int]]:
         return [isolation.version_counter(p) for p, _ in self._pairs]
 
     def _require_memory(self, tensors: list[Tensor]) -> None:
@@ -227,10 +230,14 @@ class Unsharded:
 
 
 def _copied(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
-    """A copy of a model as it was before ``fully_shard``, with other parameters.
+    """A copy of a model without the hooks of ``fully_shard``, with the parameters in ``pairs``.
 
     ``fully_shard`` replaces the class of a module by a subclass, registers hooks and adds
     attributes; the copy has none of them. Buffers are shared with the model.
+
+    Parameters
+    ----------
+    pairs : (parameter of the model, parameter of the copy)
     """
     memo: dict[int, Any] = {id(p): replica for p, replica in pairs}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
