@@ -6,15 +6,20 @@ tensor. The curvatures, such as :func:`hessian`, are imported from here.
 The package may import ``matfree`` and its public modules, but not ``matfree.algorithms`` or another
 adapter. Its own packages import in one direction, each only those on later lines::
 
-    cli            the command ``matfree network``
-    pyhessian      PyHessian's API
-    analysis       studies of a network   | activations    curvature in the activations
-    curvature      curvature in the parameters, as operators
-    hvp            strategies for Hessian-vector products
-    objective      a loss over data, without side effects on the model
-    data           one batch: its structure, tensors and weight
-    autograd       torch's derivatives, fixed or faster | vectors   named tensors as one vector
-    distributed    collectives and sharded vectors
+    cli                the command ``matfree network``
+    pyhessian          PyHessian's API
+    analysis           studies of a network
+    activations        curvature with respect to activations
+    curvature          curvature with respect to parameters, as operators
+    derivative_checks  tests whether torch's second derivatives are correct
+    hvp                strategies for Hessian-vector products
+    objective          a loss over data, without side effects on the model
+    data               one batch: its structure, tensors and weight
+    autograd           torch's derivatives, corrected or faster
+    vectors            named tensors as one flat vector
+    distributed        collectives and sharded vectors
+
+Neither ``activations`` and ``analysis`` nor ``vectors`` and ``autograd`` import each other.
 """
 
 from matfree_torch.activations.activation_hessian import activation_hessian

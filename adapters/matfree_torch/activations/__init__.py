@@ -3,6 +3,6 @@
 A *port* is a place in a network where a perturbation can be added to an activation: the input or
 the output of a module. The derivatives are taken with respect to these perturbations.
 
-It may import :mod:`matfree_torch.curvature` and the packages below it (hvp, objective, data,
-autograd, vectors, distributed), but not ``analysis``, ``pyhessian`` or ``cli``.
+It may import ``curvature`` and the packages below it (see :mod:`matfree_torch`), but not
+``analysis``, ``pyhessian`` or ``cli``.
 """

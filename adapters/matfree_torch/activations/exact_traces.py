@@ -1,14 +1,15 @@
 r"""Exact traces of Gauss-Newton matrices, from one backward pass per class.
 
 Let :math:`J_l` be the Jacobian of the outputs with respect to port l, and
-:math:`M = \sum_c s_c s_c^T` the Hessian of the loss with respect to the outputs of every sample. Then
+:math:`M = \sum_c s_c s_c^T` the Hessian of the loss with respect to the outputs of one sample.
+Then
 
 .. math:: \operatorname{tr} J_l^T M J_l = \sum_c \|J_l^T s_c\|^2
 
 for every port l, and one backward pass computes :math:`J_l^T s_c` for all ports. If samples do
 not mix (no entry at a port affects the outputs of several samples), one pass serves all samples,
-because their results are in different entries. Otherwise every sample takes its own pass. For a loss without a closed form of M, the columns
-:math:`M e_c` take a second pass:
+because their results are in different entries. Otherwise every sample takes its own pass. For a
+loss without a closed form of M, the columns :math:`M e_c` take a second pass:
 
 .. math:: \operatorname{tr} J_l^T M J_l = \sum_c \langle J_l^T e_c, J_l^T M e_c \rangle.
 """

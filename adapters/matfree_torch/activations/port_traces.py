@@ -80,22 +80,22 @@ class PortTrace(NamedTuple):
     reason: str
     num_matvecs: int
     size: int
-    """The batch_index of entries at the port."""
+    """The number of entries at the port."""
 
 
 BatchTraces: TypeAlias = list[tuple[float, dict[str, PortTrace]]]
 """The weights of some batches, and the traces at their ports."""
 
 
-def port_traces(A: PortCurvature, settings: TraceSettings, batch_index: int) -> dict[str, PortTrace]:
+def port_traces(A: PortCurvature, settings: TraceSettings, index: int) -> dict[str, PortTrace]:
     """The traces at all ports over one batch.
 
     Parameters
     ----------
     A : the operator of the batch
     settings : TraceSettings
-    batch_index : int
-        The batch_index of the batch in the data. Each batch has different probes.
+    index : int
+        The index of the batch in the data. Each batch has different probes.
     """
     A.inspect()
     if settings.per_sample:
@@ -109,7 +109,7 @@ def port_traces(A: PortCurvature, settings: TraceSettings, batch_index: int) -> 
         for name in exact:
             found[name] = PortTrace(values[name], method, reasons[name], exact_traces.num_passes, 0)
     for name in set(A.names) - set(found):
-        samples = _sample_trace(A, name, settings, batch_index)
+        samples = _sample_trace(A, name, settings, index)
         found[name] = PortTrace(samples, "hutchinson", reasons[name], len(samples), 0)
     sizes = dict(zip(A.names, A.layout.sizes, strict=True))
     where = f" (at={A.at!r})"
@@ -153,8 +153,8 @@ def _choose_exact(
             raise OperatorError(
                 f"the Hessian at {worst!r} is not its Gauss-Newton matrix: applied to a probe, "
                 f"they differ by {gaps[worst]:.1e} relative to the larger result, and rounding "
-                f"explains at most {limit:.0e}. Its trace cannot be computed exactly; pass "
-                "method='probes' or 'auto'."
+                f"explains at most {limit:.0e}. Its trace cannot be computed exactly; "
+                "pass method='probes' or 'auto'."
             )
     elif exact_traces.num_passes > settings.num_probes * len(equal):
         # One backward pass serves all ports, whereas a probe is a matvec for each port.
@@ -176,12 +176,12 @@ def _gauss_newton_gaps(A: PortCurvature, network: Linearized) -> dict[str, float
     return gaps
 
 
-def _sample_trace(A: PortCurvature, name: str, settings: TraceSettings, batch_index: int) -> HostArray:
+def _sample_trace(A: PortCurvature, name: str, settings: TraceSettings, index: int) -> HostArray:
     """w^T A[l, l] w for probes w on port l alone, (probes, samples or 1)."""
     block, blocks = A.block(name), list[HostArray]()
     num_samples = len(block.rows.tensors[0]) if settings.per_sample else 1
     for columns in slices(settings.num_probes, block_size_for(block.shape[0], None)):
-        count, start = columns.stop - columns.start, batch_index * settings.num_probes + columns.start
+        count, start = columns.stop - columns.start, index * settings.num_probes + columns.start
         W = block.domain.probes(count, seed=settings.seed, start=start)
         terms = W.to(torch.float64) * block.matmat(W)
         blocks.append(to_host(terms.reshape(num_samples, -1, count).sum(dim=1).T))

@@ -1,7 +1,7 @@
 """Ports: the places in a network at which activations are perturbed.
 
-A port belongs to one call of one module. A zero, the perturbation, is added at the port, and the loss is
-differentiated with respect to this zero. There are three kinds of ports:
+A port belongs to one call of one module. A zero is added at the port, and the loss is
+differentiated with respect to this zero, a perturbation. There are three kinds of ports:
 
 * "input": the input of the module, as seen by this module alone;
 * "output": the output of the module;

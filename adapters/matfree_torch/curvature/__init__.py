@@ -1,5 +1,5 @@
 """Second derivatives of the loss with respect to parameters, as linear operators.
 
-It may import hvp, objective, data, autograd, vectors and distributed, but none of the packages
-that use its operators: analysis, activations, pyhessian and cli.
+It may import ``derivative_checks`` and the packages below it (see :mod:`matfree_torch`), but none
+that uses its operators: analysis, activations, pyhessian and cli.
 """

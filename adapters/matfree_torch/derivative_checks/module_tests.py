@@ -24,7 +24,7 @@ from matfree_torch.vectors.entries import is_differentiable, real_view
 
 
 def place_of(name: str, module: nn.Module) -> str:
-    """Where an error is, for messages."""
+    """The place of a fault, for messages: the type and the name of the module."""
     return f"in {type(module).__name__} " + (f"layer {name!r}" if name else "(the model itself)")
 
 
@@ -66,7 +66,7 @@ def module_verdict(objective: Objective, module: nn.Module, args: Any, kwargs: A
                 x.requires_grad_()
 
             def function(twin: nn.Module = twin, inputs: Any = inputs) -> Tensor:
-                positional, named = _without_leaves(inputs)
+                positional, named = _as_non_leaves(inputs)
                 return _nonlinear_sum(twin(*positional, **named))
 
             verdict = second_derivative(function, tensors)
@@ -127,6 +127,6 @@ def _cast(t: Tensor, dtype: torch.dtype | None) -> Tensor:
     return t.to(dtype.to_complex() if t.is_complex() else dtype)
 
 
-def _without_leaves(x: Any) -> Any:
-    """The same arguments as results of an operation: leaves cannot be modified in place."""
+def _as_non_leaves(x: Any) -> Any:
+    """The same arguments as non-leaf tensors, because leaves cannot be modified in place."""
     return map_tensors(lambda t: t * 1 if t.requires_grad else t, x)

@@ -66,9 +66,7 @@ def test_a_model_without_its_tensors_is_refused_with_the_cure(model):
 def test_an_uninitialized_model_is_refused(make):
     model = make(3).to(DOUBLE)
     for matrix in (hessian, ggn):
-        with pytest.raises(
-            ValueError, match=r"weight' of the model is not initialized"
-        ):
+        with pytest.raises(ValueError, match=r"weight' of the model is not initialized"):
             matrix(model, CE, batch())
     model(batch()[0])
     assert hessian(model, CE, batch()).shape == (21, 21)
