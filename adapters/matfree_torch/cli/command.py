@@ -21,7 +21,7 @@ from matfree.cli.session import run_and_report
 from matfree.cli.study import Study
 from matfree.errors import MatfreeError
 from matfree_torch import HessianOperator, hessian
-from matfree_torch.data.nested import map_tensors
+from matfree_torch.data.nested import moved_to_device
 
 _EXPECTED = "it must return (model, loss, data), where loss(outputs, targets) is a scalar"
 
@@ -123,7 +123,7 @@ def load_problem(target: str) -> tuple[nn.Module, Callable[..., Any], Any]:
 def moved(data: Any, device: torch.device) -> Any:
     """Data on a device: a batch or a list of batches, or a re-iterable that moves every batch."""
     if isinstance(data, torch.Tensor | Mapping | tuple | list) or not hasattr(data, "__iter__"):
-        return map_tensors(lambda x: x.to(device), data)
+        return moved_to_device(data, device)
     return MovedBatches(data, device)
 
 

@@ -11,7 +11,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
@@ -41,8 +43,13 @@ def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
     """
     if isinstance(x, Tensor):
         return function(x)
+    return _map_items(lambda item: map_tensors(function, item), x)
+
+
+def _map_items(function: Callable[[Any], Any], x: Any) -> Any:
+    """A container with ``function`` of its items; the same object if no item changes."""
     before = _items(x)
-    after = {key: map_tensors(function, item) for key, item in before.items()}
+    after = {key: function(item) for key, item in before.items()}
     if all(after[key] is item for key, item in before.items()):
         return x
     if isinstance(x, Mapping):
@@ -54,6 +61,17 @@ def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
     for name, item in after.items():
         object.__setattr__(changed, name, item)  # a dataclass may be frozen
     return changed
+
+
+def moved_to_device(x: Any, device: torch.device) -> Any:
+    """A nested structure on a device, with all types kept; objects are copied and moved."""
+    if isinstance(x, Tensor):
+        return x.to(device)
+    if isinstance(x, PackedSequence):  # a tuple of tensors, of which one stays on the CPU
+        return x.to(device=device)  # type: ignore[call-arg]  # its annotations lack devices
+    if not _items(x) and callable(getattr(x, "to", None)):
+        return copy.copy(x).to(device)  # some move themselves in place
+    return _map_items(lambda item: moved_to_device(item, device), x)
 
 
 def _items(x: Any) -> dict[Any, Any]:

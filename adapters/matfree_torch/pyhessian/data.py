@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from matfree.errors import warn
+from matfree_torch.data.nested import moved_to_device
 from matfree_torch.objective import isolation
 
 Criterion = Callable[[Any, Any], Tensor]
@@ -33,20 +33,9 @@ def resolve_data(model: nn.Module, data: Any, dataloader: Any, cuda: bool) -> An
             UserWarning,
         )
     if dataloader is None:
-        batch = _to_device(data, device)
+        batch = moved_to_device(data, device)
         return tuple(batch) if isinstance(batch, list) else batch
     return dataloader if device.type == "cpu" else _LoaderOnDevice(dataloader, device)
-
-
-def _to_device(x: Any, device: torch.device) -> Any:
-    """Move the tensors of nested tuples, lists and mappings to a device."""
-
-    def move(leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):  # pytree knows dictionaries, but not other mappings
-            return {name: _to_device(value, device) for name, value in leaf.items()}
-        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
-
-    return pytree.tree_map(move, x)
 
 
 @final
@@ -58,4 +47,4 @@ class _LoaderOnDevice:
         self.sampler = getattr(loader, "sampler", None)  # error messages name it
 
     def __iter__(self) -> Iterator[Any]:
-        return (_to_device(batch, self.device) for batch in self.loader)
+        return (moved_to_device(batch, self.device) for batch in self.loader)

@@ -214,7 +214,13 @@ class hessian:  # noqa: N801 - the name is PyHessian's
         return nodes, [weight.tolist() for weight in found.weights]
 
     def _lists_of(self, names: Sequence[str] | None) -> ParameterLists:
-        operator = hessian_operator(self.model, self.criterion, self.data, params=names)
+        operator = hessian_operator(
+            self.model,
+            self.criterion,
+            self.data,
+            params=names,
+            batch=None if self.full_dataset else True,
+        )
         return ParameterLists(operator, operator.names if names is None else names)
 
     def _matrix(self) -> HessianOperator | ListOperator:

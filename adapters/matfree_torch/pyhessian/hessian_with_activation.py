@@ -271,6 +271,7 @@ class hessian_with_activation(hessian):  # noqa: N801 - the name is PyHessian's
                 at=self._at,
                 num_probes=num_probes,
                 seed=round_seed,
+                batch=None if self.full_dataset else True,
             )
 
         return sampled_traces(traces, maxIter, tol, seed)

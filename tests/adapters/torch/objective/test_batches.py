@@ -22,6 +22,7 @@ from matfree_torch import (  # noqa: E402
     hessian,
     loss_landscape,
 )
+from matfree_torch.data.nested import moved_to_device  # noqa: E402
 
 CE = nn.CrossEntropyLoss()
 TOLERANCE = 1e-10
@@ -336,3 +337,24 @@ def test_every_function_of_data_has_the_keyword_batch():
         parameters = inspect.signature(function).parameters
         forwarded = "options" in parameters  # to the curvature that has the keyword
         assert forwarded or parameters["batch"].default is None, function.__name__
+
+
+def test_batches_are_moved_to_a_device_with_their_types():
+    x = randn(4, 3)
+    packed = nn.utils.rnn.pack_sequence([randn(4, 2), randn(3, 2)])
+    movable = Movable(x)
+    data = [packed, Sample(x), Named(x, 1), Encoding(x=x), [movable, None]]
+    moved = moved_to_device(data, torch.device("meta"))
+    assert [type(a) for a in moved] == [type(a) for a in data]
+    assert moved[0].data.is_meta
+    assert not moved[0].batch_sizes.is_meta
+    assert all(a.x.is_meta for a in (*moved[1:4], moved[4][0]))
+    assert not movable.x.is_meta
+
+
+class Movable(Graph):
+    """An object that moves itself in place, as graph libraries do."""
+
+    def to(self, device):
+        self.x = self.x.to(device)
+        return self
