@@ -7,7 +7,7 @@ from typing import Any, final
 
 from matfree import DenseOperator, Operator, OperatorError, VectorSpace, aslinearoperator
 from matfree.operators.base import require_matrix
-from matfree.operators.csr import CsrOperator
+from matfree.operators.csr import CsrOperator, require_valid_indices
 from matfree.operators.declared import from_declaration
 from matfree_cupy.csr import CudaCsrKernels
 from matfree_cupy.kernels import require_current
@@ -77,6 +77,8 @@ class CupySparseOperator(CsrOperator):
     """
 
     def __init__(self, matrix: Any) -> None:
+        # Before the conversion, which reads the indices too.
+        require_valid_indices(matrix)
         csr = matrix.tocsr()
         super().__init__(csr, csr.data)
 

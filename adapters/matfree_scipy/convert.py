@@ -12,7 +12,7 @@ import scipy.sparse.linalg
 from matfree import Operator, VectorSpace, aslinearoperator
 from matfree.arrays import to_host
 from matfree.operators.base import require_matrix
-from matfree.operators.csr import CsrOperator
+from matfree.operators.csr import CsrOperator, require_valid_indices
 from matfree.operators.declared import from_declaration
 from matfree.protocol import Array
 from matfree_scipy.strategies import CsrStrategies
@@ -33,8 +33,8 @@ def adapt(obj: Any) -> Operator | None:
     Raises
     ------
     OperatorError
-        The matrix does not have two dimensions, or the LinearOperator is batched, which SciPy
-        1.18 allows.
+        The matrix does not have two dimensions, an index of it is out of range, or the
+        LinearOperator is batched, which SciPy 1.18 allows.
 
     Examples
     --------
@@ -44,12 +44,12 @@ def adapt(obj: Any) -> Operator | None:
     6.0
     """
     if scipy.sparse.issparse(obj):
-        require_matrix(obj)
         return SparseOperator(obj)
     if isinstance(obj, scipy.sparse.linalg.LinearOperator) and obj.dtype is not None:
         # SciPy 1.17 lets matvec take (n, 1); 1.18 deprecates that and reads a 2-D argument of
         # matvec as a batch of rows. Blocks through matmat and vectors of shape (n,) mean the
         # same in both.
+        _require_valid_operands(obj)
         return from_declaration(obj)
     return None
 
@@ -68,10 +68,21 @@ class SparseOperator(CsrOperator):
     """
 
     def __init__(self, matrix: Any) -> None:
+        require_matrix(matrix)
+        require_valid_indices(matrix)  # before the conversion, which reads the indices too
         super().__init__(scipy.sparse.csr_array(matrix), np.empty(0, dtype=matrix.dtype))
 
     def _kernels_for(self, matrix: Any, space: VectorSpace) -> CsrStrategies:
         return CsrStrategies(matrix)
+
+
+def _require_valid_operands(operator: Any) -> None:
+    """Refuse sparse matrices with indices out of range among the operands of a LinearOperator."""
+    for operand in getattr(operator, "args", ()):
+        if scipy.sparse.issparse(operand):
+            require_valid_indices(operand)
+        elif isinstance(operand, scipy.sparse.linalg.LinearOperator):
+            _require_valid_operands(operand)
 
 
 def to_scipy(operator: Any) -> Any:

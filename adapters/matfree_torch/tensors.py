@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matfree import DenseOperator, Operator, OperatorError, space_like
+from matfree.operators.csr import require_indices
 from matfree.protocol import Array
 
 
@@ -46,6 +47,21 @@ def adapt(obj: Any) -> Operator | None:
     return DenseOperator(tensor) if tensor.layout == torch.strided else SparseTensor(tensor)
 
 
+def _require_valid_indices(matrix: Tensor) -> None:
+    """Refuse indices out of range, which torch does not check when it builds a tensor."""
+    sides = [(0, "row"), (1, "column")]
+    if matrix.layout == torch.sparse_coo:
+        parts = [(matrix._indices()[side], *sides[side]) for side in (0, 1)]
+    elif matrix.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = [(matrix.col_indices(), *sides[1])]
+    else:
+        parts = [(matrix.row_indices(), *sides[0])]
+    blocked = matrix.layout in (torch.sparse_bsr, torch.sparse_bsc)
+    for indices, side, what in parts:
+        size = matrix.shape[side] // (matrix.values().shape[1 + side] if blocked else 1)
+        require_indices(indices, size, what)
+
+
 @final
 class SparseTensor(Operator):
     """A sparse tensor as an operator, in CSR format.
@@ -58,6 +74,7 @@ class SparseTensor(Operator):
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        _require_valid_indices(matrix)
         with warnings.catch_warnings():  # one per process
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             if matrix.layout in (torch.sparse_bsr, torch.sparse_bsc):

@@ -11,6 +11,8 @@ import scipy.sparse
 
 from matfree.cli import streams
 from matfree.cli.failure import CommandError, one_line
+from matfree.errors import OperatorError
+from matfree.operators.csr import require_valid_indices
 
 ENDINGS = (".npy", ".npz", ".mtx")
 
@@ -114,6 +116,11 @@ def _require_finite(loaded: Any, path: str) -> Any:
     """The matrix, with finite entries of a type in which matvecs are computed."""
     _require_numbers(loaded, path)
     sparse = scipy.sparse.issparse(loaded)
+    if sparse:
+        try:
+            require_valid_indices(loaded)
+        except OperatorError as refusal:
+            raise CommandError(f"{path}: {refusal}") from refusal
     matrix = scipy.sparse.csr_array(loaded) if sparse else loaded
     # The algorithms compute in double precision at most.
     if matrix.dtype.itemsize > (16 if matrix.dtype.kind == "c" else 8):

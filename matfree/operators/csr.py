@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Protocol
 
+from array_api_compat import array_namespace
+
 from matfree.arrays import conjugate
+from matfree.errors import OperatorError
 from matfree.operators.algebra import Operator
 from matfree.operators.base import spaces_like
 from matfree.protocol import Array
@@ -72,3 +75,58 @@ class CsrOperator(Operator):
     def __repr__(self) -> str:
         plain, description = super().__repr__(), self._kernels.description
         return f"{plain[:-1]}, {description}>" if description else plain
+
+
+def require_valid_indices(matrix: Any) -> None:
+    """Refuse a sparse matrix of SciPy or CuPy with indices out of range, whatever its format.
+
+    Compiled products and conversions do not check indices: they would read memory that does not
+    belong to the vectors.
+
+    Cost
+    ----
+    One pass over the indices, which is less than one matvec.
+
+    Raises
+    ------
+    OperatorError
+        An index is out of range, or the pointers of the rows (of the columns) do not ascend.
+    """
+    m, n = matrix.shape
+    if matrix.format == "coo":
+        require_indices(matrix.row, m, "row")
+        require_indices(matrix.col, n, "column")
+    elif matrix.format in ("csr", "csc", "bsr"):
+        lines, across, index, pointer = m, n, "column", "row"
+        if matrix.format == "csc":
+            lines, across, index, pointer = n, m, "row", "column"
+        height, width = matrix.blocksize if matrix.format == "bsr" else (1, 1)
+        _require_pointers(matrix, lines // height, pointer)
+        require_indices(matrix.indices, across // width, index)
+
+
+def require_indices(indices: Array, size: int, what: str) -> None:
+    """Raise OperatorError unless all indices of a sparse matrix are in [0, size)."""
+    if not indices.shape[0]:
+        return
+    xp = array_namespace(indices)
+    least, most = int(xp.min(indices)), int(xp.max(indices))
+    if least < 0 or most >= size:
+        wrong = least if least < 0 else most
+        raise OperatorError(
+            f"the sparse matrix has the {what} index {wrong}, which is not in [0, {size}): the "
+            "file or the code that it comes from is damaged; build the matrix again."
+        )
+
+
+def _require_pointers(matrix: Any, lines: int, what: str) -> None:
+    """Raise OperatorError unless the pointers ascend from 0 to at most the number of indices."""
+    pointers, num_indices = matrix.indptr, matrix.indices.shape[0]
+    fits = pointers.shape[0] == lines + 1 and matrix.data.shape[0] >= num_indices
+    fits = fits and int(pointers[0]) == 0 and int(pointers[-1]) <= num_indices
+    if not fits or not bool(array_namespace(pointers).all(pointers[1:] >= pointers[:-1])):
+        raise OperatorError(
+            f"the {what} pointers of the sparse matrix must be {lines + 1} numbers that ascend "
+            f"from 0 to at most {num_indices}, its number of indices, with as many entries: the "
+            "file or the code that it comes from is damaged; build the matrix again."
+        )

@@ -87,7 +87,17 @@ def _file(tmp_path, name, array):
     return path
 
 
+def _damaged(tmp_path, name):
+    """A sparse file whose indices are out of range."""
+    matrix = sp.csr_array(A).asformat(name)
+    matrix.indices[3] = 10**8
+    sp.save_npz(tmp_path / f"{name}.npz", matrix)
+    return tmp_path / f"{name}.npz"
+
+
 BAD = {
+    "index out of range, csr": lambda d: _damaged(d, "csr"),
+    "index out of range, csc": lambda d: _damaged(d, "csc"),
     "no such file": lambda d: d / "absent.npy",
     "another ending": lambda d: _file(d, "A.txt.npy", A).rename(d / "A.csv"),
     "not square": lambda d: _file(d, "r.npy", A[:, :9]),

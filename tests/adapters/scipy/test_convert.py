@@ -30,6 +30,42 @@ def test_every_sparse_format_multiplies_like_its_dense_matrix(name, kind):
     assert type(ours @ X) is np.ndarray
 
 
+@pytest.mark.parametrize("wrong", [33, 10**8, -5])
+@pytest.mark.parametrize("name", ["csr", "csc", "coo", "bsr"])
+@pytest.mark.parametrize("form", [mf.aslinearoperator, sla.aslinearoperator])
+def test_indices_out_of_range_are_refused_before_the_first_product(name, wrong, form):
+    A = sp.csr_array(DENSE).asformat(name, copy=True)
+    (A.coords[0] if name == "coo" else A.indices)[3] = wrong
+    with pytest.raises(mf.OperatorError, match=rf"index {wrong}, which is not in \[0, \d+\)"):
+        mf.trace(form(A), num_probes=2, seed=0)
+
+
+def test_indices_out_of_range_are_found_inside_of_sums_and_products():
+    A = sp.csr_array(DENSE)
+    damaged = A.copy()
+    damaged.indices[3] = 10**8
+    a, b = sla.aslinearoperator(A), sla.aslinearoperator(damaged)
+    for operator in (a + b, a @ b, 2 * b, b.T):
+        with pytest.raises(mf.OperatorError, match="index 100000000"):
+            mf.aslinearoperator(operator)
+
+
+@pytest.mark.parametrize(("place", "wrong"), [(5, 10**6), (-1, 10**6), (0, -4), (5, 0)])
+@pytest.mark.parametrize("name", ["csr", "csc"])
+def test_pointers_that_do_not_ascend_within_the_entries_are_refused(name, place, wrong):
+    A = sp.csr_array(DENSE).asformat(name, copy=True)
+    A.indptr[place] = wrong
+    with pytest.raises(mf.OperatorError, match="pointers of the sparse matrix must be 31 numbers"):
+        mf.trace(A, num_probes=2, seed=0)
+
+
+def test_a_matrix_with_fewer_entries_than_indices_is_refused():
+    A = sp.csr_array(DENSE)
+    A.data = A.data[:10]
+    with pytest.raises(mf.OperatorError, match="pointers of the sparse matrix"):
+        mf.trace(A, num_probes=2, seed=0)
+
+
 def test_an_operator_without_adjoint_raises_not_implemented_error():
     with pytest.raises(NotImplementedError):
         mf.aslinearoperator(Strict()).H.matmat(np.ones((30, 2)))

@@ -378,3 +378,24 @@ def test_the_operator_of_a_network_can_neither_be_copied_nor_pickled_and_says_so
         if way is not copy.copy or operator is A:  # a shallow copy of the sum shares its terms
             with pytest.raises(TypeError, match="can neither be copied nor pickled"):
                 way(operator)
+
+
+LAYOUTS = {
+    "coo": (lambda A: A.to_sparse_coo(), lambda A: A._indices()[0]),
+    "csr": (lambda A: A.to_sparse_csr(), lambda A: A.col_indices()),
+    "csc": (lambda A: A.to_sparse_csc(), lambda A: A.row_indices()),
+    "bsr": (lambda A: A.to_sparse_bsr((2, 4)), lambda A: A.col_indices()),
+    "bsc": (lambda A: A.to_sparse_bsc((2, 4)), lambda A: A.row_indices()),
+}
+
+
+@pytest.mark.parametrize("wrong", [23, 10**8, -5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_tensors_with_indices_out_of_range_are_refused(layout, wrong):
+    make, indices_of = LAYOUTS[layout]
+    matrix = make(torch.eye(20, dtype=DOUBLE))
+    mf.trace(matrix, num_probes=1, seed=0)
+    indices_of(matrix)[1] = wrong
+    with pytest.raises(mf.OperatorError, match=rf"index {wrong}, which is not in"):
+        mf.trace(matrix, num_probes=1, seed=0)
