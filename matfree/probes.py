@@ -129,7 +129,7 @@ def lanes(
     Raises
     ------
     ValueError
-        The number of a probe does not fit into its word of the counter.
+        The index of a probe does not fit into its word of the counter.
     """
     require_numbers(probes)
     block = xp.arange(blocks.start, blocks.stop, dtype=xp.int64, device=device)[None, :]

@@ -24,8 +24,10 @@ exactly
 
 .. math:: \frac{2}{n^2} \Bigl( n p - \sum_i P_{ii}^2 \Bigr) \le \frac{2 p (1 - p)}{n}.
 
-In the complex case the variances are half as large. The variance is therefore that of a
-proportion that is estimated from (n + 2) / 2 independent trials per probe.
+A proportion estimated from t independent trials has the variance p (1 - p) / t. Every probe
+therefore counts as t = (n + 2) / 2 trials for a Gaussian direction, and as t = n / 2 for random
+signs. In the complex case the variances are about half as large; the same t is used, so that the
+intervals are conservative.
 
 References
 ----------
@@ -58,7 +60,8 @@ from matfree.results.tridiagonal import Quadrature
 Side = Literal["left", "right"]
 
 KERNEL_TAIL = 6e-3
-"""The fraction of the mass of a Jackson kernel that lies more than three widths to one side."""
+"""The fraction of the mass of a Jackson kernel that lies more than three kernel widths to one side.
+The residuals of a quadrature from ``matfree.algorithms.spectra.kpm`` are three kernel widths."""
 
 _TINY = np.finfo(float).tiny
 
@@ -88,7 +91,7 @@ class ErrorModel(NamedTuple):
 
     @property
     def trials(self) -> float:
-        """The number of independent trials that determine a proportion as well as all probes."""
+        """The effective sample size: all probes are as accurate as this many independent trials."""
         directions = self.size - len(self.known) + (2 if self.kind in ("gaussian", "sphere") else 0)
         return self.num_probes * directions / 2
 
@@ -181,9 +184,9 @@ def density_band(
 ) -> tuple[HostArray, HostArray]:
     r"""Bounds that contain the density, smoothed by sigma, at each of the points.
 
-    With K the Gaussian around a point, a probe estimates t = tr K(A) / n with the variance
-    tr K(A)^2 / n = c t, divided by half the number of directions. With the measured c, the
-    inequality
+    With K the Gaussian around a point, the density is t = tr K(A) / n. Its estimate has the
+    variance (tr K(A)^2 / n) / trials = c t / trials, with the effective sample size ``trials`` and
+    the ratio c = tr K(A)^2 / tr K(A), which is replaced by its estimate. The inequality
 
     .. math:: |\hat t - t| \le z \sqrt{c \, t / \mathrm{trials}}
 
@@ -197,8 +200,8 @@ def density_band(
     sampled, squared = _with_square(measures, points, sigma)
     sampled, squared = np.maximum(sampled - exact, 0.0), np.maximum(squared - exact_squared, 0.0)
     nonzero = sampled > np.maximum(NEGLIGIBLE_MASS * exact, _TINY)  # larger than rounding errors
-    height = np.divide(squared, sampled, out=np.zeros_like(sampled), where=nonzero)
-    shift = z**2 * height / max(model.trials, _TINY) / 2
+    ratio = np.divide(squared, sampled, out=np.zeros_like(sampled), where=nonzero)
+    shift = z**2 * ratio / max(model.trials, _TINY) / 2
     reach = np.sqrt(shift * (2 * sampled + shift))
     return exact + sampled + shift - reach, exact + sampled + shift + reach
 
@@ -207,7 +210,7 @@ def bracket(
     points: HostArray, rule: Quadrature, side: Side, model: ErrorModel
 ) -> tuple[HostArray, HostArray]:
     """Bounds on the mass at or below the points (``side="left"``: below them) for one probe."""
-    # The kernel moves mass by up to its width (the residual), except for its tails.
+    # The kernel moves mass by at most three of its widths (the residual), except for its tails.
     if not model.gauss:
         low = _mass(points, rule.nodes + rule.residuals, rule.weights, side)
         high = _mass(points, rule.nodes - rule.residuals, rule.weights, side)
@@ -217,14 +220,14 @@ def bracket(
     if converged(nodes, residuals).all():  # up to rounding, the nodes are all eigenvalues
         exact = np.ones(len(nodes), dtype=bool)
     atoms = _mass(points, nodes[exact], weights[exact], side)
-    loose, weights = nodes[~exact], weights[~exact]
+    unconverged_nodes, weights = nodes[~exact], weights[~exact]
     # With j nodes at or below the point, the mass is in [c_{j-1}, c_{j+1}] (Markov-Stieltjes)
     # and within rho of c_j (Christoffel).
     mass = np.concatenate(([0.0], np.cumsum(weights)))
-    j = np.searchsorted(loose, points, side=side)
-    slack = christoffel(points, loose, weights) if model.orthogonal else np.inf
+    j = np.searchsorted(unconverged_nodes, points, side=side)
+    slack = christoffel(points, unconverged_nodes, weights) if model.orthogonal else np.inf
     least = np.maximum(mass[np.maximum(j - 1, 0)], mass[j] - slack)
-    most = np.minimum(mass[np.minimum(j + 1, loose.size)], mass[j] + slack)
+    most = np.minimum(mass[np.minimum(j + 1, unconverged_nodes.size)], mass[j] + slack)
     # At +-infinity the mass is known, whatever the nodes are.
     everything, nothing = points == np.inf, points == -np.inf
     return (

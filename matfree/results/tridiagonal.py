@@ -93,7 +93,7 @@ class Tridiagonal(Record):
         Parameters
         ----------
         index : int
-            The number of the start vector.
+            The index of the start vector.
 
         Returns
         -------

@@ -158,7 +158,7 @@ class EigenSearch:
         self.reason = StoppingReason.VERIFIED
 
     def _search_complement(self, block_size: int, end: Which, offset: int | None) -> bool | None:
-        """Search the complement once; whether it contained better eigenpairs, which are inserted.
+        """Search the complement once, and insert better eigenpairs that it contains.
 
         Parameters
         ----------
@@ -170,7 +170,7 @@ class EigenSearch:
         Returns
         -------
         bool or None
-            None if the budget was used up first.
+            Whether better eigenpairs were found. None if the budget was used up first.
         """
         mine = self.values if offset is None else self.values[offset::2]
         if len(mine) == 0 or len(self.values) == self.space.size:

@@ -26,7 +26,7 @@ class PowerStep(NamedTuple):
     """What a callback is given after each convergence check."""
 
     pair: int
-    """The number of the eigenpair, from 0."""
+    """The index of the eigenpair, from 0."""
     step: int
     """The number of steps for this eigenpair so far."""
     value: float

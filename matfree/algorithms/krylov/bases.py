@@ -65,7 +65,7 @@ class Bases:
             basis[step, :] = V[:, p]
 
     def trimmed(self, alphas: tuple[HostArray, ...]) -> tuple[Array, ...]:
-        """The basis of every start vector, shortened to the number of its alphas."""
+        """The basis of every start vector, shortened to as many vectors as it has alphas."""
         return tuple(b[: len(a), :] for b, a in zip(self.arrays, alphas, strict=True))
 
     def orthogonalize(self, W: Array, step: int, beta: Array | None) -> tuple[Array, Array, Array]:
@@ -75,7 +75,7 @@ class Bases:
         ----------
         W : (rows, k)
         step : int
-            The number of the newest Lanczos vectors V.
+            The index of the step whose Lanczos vectors are V, the newest.
         beta : (k,) or None
             The off-diagonal entries of T for the step before; None in the first step.
 

@@ -74,7 +74,7 @@ def ritz_vectors(
         by the largest absolute eigenvalue of T. No warning is issued for eigenpairs that did not
         converge, because T is given.
     index : int
-        The number of the start vector whose factorization is used.
+        The index of the start vector whose factorization is used.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def ritz_vectors(
     require_whole("k", k)
     if not 0 <= index < len(T.alphas):
         raise ValueError(
-            f"index must be in [0, {len(T.alphas)}): got {index}; pass the number of a start "
+            f"index must be in [0, {len(T.alphas)}): got {index}; pass the index of a start "
             "vector of T."
         )
     A = CountedOperator(A)

@@ -33,8 +33,9 @@ from matfree.arrays import rounding, to_host
 from matfree.orthonormal import orthonormal_range, project_out, subtract
 from matfree.protocol import Array, HostArray
 
-_ROWS_PER_ROTATION = 1 << 12
-"""The rows of V that a restart rotates at a time. All at once would need memory for V twice."""
+_ROWS_PER_UPDATE = 1 << 12
+"""The rows of V that a restart replaces by those of V Y at a time, because a whole V Y would need
+memory for V twice."""
 
 
 @final
@@ -45,17 +46,18 @@ class KrylovDecomposition:
     ----------
     A : CountedOperator
     start : (rows, b)
-        The start block, which is orthonormalized here.
+        The start block. It need not be orthonormal.
     capacity : int
         The maximum number of columns of V.
     seed : int
-        The seed of the random vectors that replace lost directions of a block.
+        The seed of the random vectors that replace rank-deficient columns of a block.
     first_refill : int
-        The number of the first of these random vectors.
+        The index of the first of these random vectors.
     locked : (rows, j), orthonormal columns, optional
         Vectors to which the whole decomposition remains orthogonal.
     """
 
+    # The state of a checkpoint; see matfree/algorithms/running/checkpoint.py for all three.
     saved = ("stored_vectors", "size", "H", "norm", "num_steps", "num_refills", "Q", "S")
     stored_as: ClassVar = {"stored_vectors": "kept"}
     by_row: ClassVar = {"kept": 0, "Q": 0}
@@ -118,7 +120,7 @@ class KrylovDecomposition:
 
     def expand(self) -> None:
         """Append Q to V, and orthonormalize the remainder of A Q to the next Q."""
-        space, begin, width = self.space, self.size, self.Q.shape[1]
+        space, old_size, width = self.space, self.size, self.Q.shape[1]
         W = space.xp.asarray(self.A(self.Q), copy=True)  # modified in place below
         self.size += self._write_after_V(self.Q)
         C, removed = self._project_out(W)
@@ -129,7 +131,7 @@ class KrylovDecomposition:
         B = to_host(space.gram(Q, W))
         self.Q = self._fill_block(Q, width)
         self.S = np.zeros((self.size, self.Q.shape[1]), dtype=B.dtype)
-        self.S[begin:, : B.shape[0]] = B.conj().T
+        self.S[old_size:, : B.shape[0]] = B.conj().T
         self.norm = max(self.norm, _norm(B))
         self.num_steps += 1
 
@@ -143,12 +145,12 @@ class KrylovDecomposition:
 
         Returns
         -------
-        C : (size, b), V^H A Q
+        C : (size, b), [V Q]^H A Q, where V does not contain Q
         removed : (b,), the norms of the components that the second pass subtracted
         """
-        space, known = self.space, self.S.shape[0]
+        space, old_size = self.space, self.S.shape[0]
         coupled = np.flatnonzero(self.S.any(axis=1))
-        first = int(coupled[0]) if len(coupled) else known
+        first = int(coupled[0]) if len(coupled) else old_size
         own = space.gram(self.Q, W)
         expected = space.xp.asarray(self.S[first:, :], dtype=own.dtype, device=space.device)
         subtract(space, W, self.V[:, first:], space.xp.concat((expected, own)))
@@ -157,8 +159,8 @@ class KrylovDecomposition:
         num_columns = second.shape[0]
         removed = np.linalg.norm(both[:num_columns, :], axis=0)
         C = both[self.num_locked : num_columns, :]
-        C[:known, :] += self.S
-        C[known:, :] += both[num_columns:, :]
+        C[:old_size, :] += self.S
+        C[old_size:, :] += both[num_columns:, :]
         return C, removed
 
     def ritz(self) -> tuple[HostArray, HostArray, HostArray]:
@@ -172,15 +174,15 @@ class KrylovDecomposition:
 
     def restart(self, values: HostArray, Y: HostArray) -> None:
         """Restart from Ritz pairs: ``values`` (j,) and their coordinates Y, (size, j)."""
-        size, begin, V, Y_T = len(values), self.num_locked, self.V, self.space.asarray(Y.T)
-        for rows in slices(V.shape[0], _ROWS_PER_ROTATION):
+        size, first, V, Y_T = len(values), self.num_locked, self.V, self.space.asarray(Y.T)
+        for rows in slices(V.shape[0], _ROWS_PER_UPDATE):
             # Transposed, because the columns of the basis are contiguous.
-            self.basis[rows, begin : begin + size] = (Y_T @ V[rows, :].T).T
+            self.basis[rows, first : first + size] = (Y_T @ V[rows, :].T).T
         self.size, self.H = size, np.diag(values).astype(self.H.dtype)
         self.S = Y.conj().T @ self.S
 
     def restart_if_full(self, values: HostArray, Y: HostArray, which: Which, k: int) -> bool:
-        """Restart if V is full; whether it was.
+        """Restart if V is full, and return whether it was full.
 
         The k wanted Ritz pairs are retained, and the next best ones up to a third of the
         remaining capacity. With a half, the number of matvecs is about the same and passes over
@@ -200,10 +202,10 @@ class KrylovDecomposition:
         return int(Q.shape[1])
 
     def _fill_block(self, Q: Array, width: int) -> Array:
-        """Extend Q to ``width`` columns by random directions in the complement of all others.
+        """Extend Q to ``width`` columns by random vectors orthogonal to all other vectors.
 
-        Q lost a direction because an invariant subspace was found. The corresponding rows of
-        the coupling B are zero, and the random direction finds eigenvectors outside of the
+        A block is rank-deficient if an invariant subspace was found. The rows of the coupling B
+        for the new columns are zero, and the random vectors find eigenvectors outside of the
         subspace.
         """
         space, num_columns = self.space, self.orthogonal_to.shape[1]
@@ -224,18 +226,18 @@ class KrylovDecomposition:
         return Q
 
     def _grow(self, C: HostArray) -> None:
-        """Append the columns C = [V Q]^H A Q to H, and check that they agree with S."""
-        known = self.S.shape[0]
-        corner = C[known:, :]
+        """Append the columns C = [V Q]^H A Q to H, and check that its rows for V agree with S."""
+        old_size = self.S.shape[0]
+        corner = C[old_size:, :]
         self.norm = max(self.norm, _norm(C))
-        defect = float(np.linalg.norm(C[:known, :] - self.S))  # both are V^H A Q
+        defect = float(np.linalg.norm(C[:old_size, :] - self.S))  # both are V^H A Q, V without Q
         defect = max(defect, float(np.linalg.norm(corner - corner.conj().T)))
         self.A.require_hermitian(defect / self.norm if self.norm > 0 else 0.0)
         grown: HostArray = np.zeros((self.size, self.size), dtype=np.result_type(self.H, C))
-        grown[:known, :known] = self.H
-        grown[:, known:] = C
-        grown[known:, :] = C.conj().T
-        grown[known:, known:] = (corner + corner.conj().T) / 2
+        grown[:old_size, :old_size] = self.H
+        grown[:, old_size:] = C
+        grown[old_size:, :] = C.conj().T
+        grown[old_size:, old_size:] = (corner + corner.conj().T) / 2
         self.H = grown
 
 

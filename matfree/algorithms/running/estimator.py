@@ -42,7 +42,7 @@ class Summary(NamedTuple):
 
     @property
     def level(self) -> float:
-        """The number shown in histories: the real part of a number, or the norm of an array."""
+        """The value shown in histories: the real part of a number, or the norm of an array."""
         return self.norm if hasattr(self.value, "shape") else float(self.value.real)
 
     @property

@@ -36,7 +36,7 @@ class Plan:
     eigenpairs: EigenResult | int = 0
     """For deflation: known eigenpairs, or how many to compute."""
     first_probe: int = 0
-    """The number of the first probe among all probes of the seed."""
+    """The index of the first probe among all probes of the seed."""
 
     @classmethod
     def make(

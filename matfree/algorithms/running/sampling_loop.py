@@ -32,7 +32,7 @@ def sample(
     kind: ProbeKind = "rademacher",
     eigenpairs: EigenResult | int = 0,
 ) -> Estimate:
-    """Run an estimator over random probes until its plan is fulfilled.
+    """Run an estimator over random probes until the tolerance is met or the budget is used.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def sample(
         The keywords of the public function.
     kind : the distribution of the probes unless ``options`` says otherwise
     eigenpairs : EigenResult or int
-        For estimators that deflate.
+        Eigenpairs to deflate with, or how many of them to compute.
     """
     checkpoint = Checkpoint(options.get("checkpoint"), A, options.get("seed"))
     plan = Plan.make(A, options, seed=checkpoint.seed, kind=kind, eigenpairs=eigenpairs)
@@ -98,7 +98,7 @@ class _SamplingLoop:
         return self.result(StoppingReason.BUDGET, converged=False)
 
     def _advance_to(self, check_point: int) -> bool:
-        """Send probes up to the next convergence check; whether the callback stopped the run."""
+        """Send probes up to the next convergence check; True if the callback stopped the run."""
         # At once for all blocks up to the check, because growing a basis copies it.
         self.estimator.reserve(check_point)
         while self.done < check_point:
@@ -223,7 +223,7 @@ class _SamplingLoop:
         if bias >= target:
             why = f"because the quadrature bias alone is {bias:.3g}"
             return f"raise num_steps, {why}, or {exact}, or {loosen}"
-        # The sampling error decreases like the square root of the matvecs, the bias does not.
+        # The sampling error decreases like 1 / sqrt(num_matvecs), whereas the bias does not.
         needed = 1.1 * num_matvecs * ((half - bias) / (target - bias)) ** 2
         if needed >= n:
             return f"{exact}, or {loosen}"

@@ -90,7 +90,7 @@ def spectral_density(
     kind : {"rademacher", "gaussian", "sphere", "z4"}
         The distribution of the probes.
     first_probe : int
-        The number of the first probe. Runs over different probes of one seed can be merged.
+        The index of the first probe. Runs over different probes of one seed can be merged.
     measure_noise : bool
         Repeat one matvec. The difference determines ``noise`` of the result, and hence the
         magnitude below which the sign of an eigenvalue is undetermined. An asymmetry of A

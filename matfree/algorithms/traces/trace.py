@@ -82,7 +82,7 @@ def trace(
     eigenpairs : EigenResult or int
         For "deflated": known eigenpairs, or how many of the largest in magnitude to compute.
     first_probe : int
-        The number of the first probe. Runs over different probes of one seed can be merged;
+        The index of the first probe. Runs over different probes of one seed can be merged;
         the result is that of one run over all of them.
     progress : bool
         Show a progress bar with the current value and interval (needs tqdm).
