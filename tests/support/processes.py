@@ -136,6 +136,15 @@ def errors(share):
         "other fisher seeds": caught(sampled),
         "other weights": caught(other_weights),
         "other buffers": caught(other_buffers),
+        "other loss options": caught(
+            lambda: operator(loss=nn.CrossEntropyLoss(label_smoothing=0.1 * (rank == 1)))
+        ),
+        "other class weights": caught(
+            lambda: operator(loss=nn.CrossEntropyLoss(weight=torch.ones(3) + (rank == 2)))
+        ),
+        "other losses": caught(
+            lambda: operator(loss=nn.CrossEntropyLoss() if rank else nn.functional.cross_entropy)
+        ),
         "other parameters": caught(lambda: operator(weight_decay=0.1 * (rank == 3))),
         "no data at all": caught(lambda: operator(batches=[]).gradient()),
         "failing loss": caught(lambda: operator(loss=failing).gradient()),

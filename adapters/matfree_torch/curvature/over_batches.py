@@ -27,6 +27,7 @@ from matfree_torch.distributed.checksums import Checksum
 from matfree_torch.distributed.dtensors import full_tensor, local_tensor
 from matfree_torch.hvp.graph_cache import CachePolicy, GraphCache, GraphMemory
 from matfree_torch.objective.batches import Batch
+from matfree_torch.objective.model_calls import loss_options
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.entries import real_view
 from matfree_torch.vectors.layout import Layout, Parameters, match_names
@@ -34,6 +35,7 @@ from matfree_torch.vectors.layout import Layout, Parameters, match_names
 WeightDecay: TypeAlias = float | Mapping[str, float]
 """lambda for all parameters, or by patterns of names, of which later ones take precedence."""
 
+_SAME_LOSS = "pass the same loss with the same options, such as reduction=, in all of them"
 _SAME_PARAMETERS = "pass the same model, params= and weight_decay= in all of them"
 
 
@@ -74,8 +76,10 @@ class ParameterCurvature(ShardableCurvature):
             # Processes with other parameters would sum entries that do not belong together.
             crc = zlib.crc32(repr((parameters.names, self.weight_decay)).encode())
             checksum = float(parameters.size), float(crc)
+            options = float(zlib.crc32(loss_options(objective.loss).encode()))
             objective.communicator.require_same(
-                Checksum("parameters or weight decay", _SAME_PARAMETERS, checksum)
+                Checksum("parameters or weight decay", _SAME_PARAMETERS, checksum),
+                Checksum("losses or options of the loss", _SAME_LOSS, (options,)),
             )
 
     @abstractmethod

@@ -108,6 +108,33 @@ def scalar_loss(loss: Any, outputs: Any, targets: Any) -> Tensor:
     return full_tensor(value).reshape(())
 
 
+def loss_options(loss: Any) -> str:
+    """A text that differs between losses with other options, as far as they can be read.
+
+    These are the numbers, texts and tensors that a loss module holds, and the keyword arguments of
+    a ``functools.partial``. Names that concern one process, such as its rank, do not count.
+    """
+    if isinstance(loss, functools.partial):
+        return f"{loss_options(loss.func)} {_readable_options(loss.keywords)}"
+    if not isinstance(loss, nn.Module):
+        return str(getattr(loss, "__qualname__", type(loss).__qualname__))
+    held = {"training": loss.training, **vars(loss), **loss._buffers}
+    inside = [loss_options(module) for module in loss.children()]
+    return f"{type(loss).__qualname__} {_readable_options(held)} {inside}"
+
+
+def _readable_options(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, x in sorted(options.items()):
+        if name.startswith("_") or "rank" in name or "device" in name:
+            continue
+        if isinstance(x, Tensor):
+            found.append((name, x.detach().flatten()[:_COMPARED_ENTRIES].tolist()))
+        elif isinstance(x, bool | int | float | str):
+            found.append((name, x))
+    return found
+
+
 def loss_module(loss: Any) -> nn.Module | None:
     """One of torch's losses as a module, whether it is given as a module or as a function.
 
@@ -125,6 +152,7 @@ def loss_module(loss: Any) -> nn.Module | None:
     return next((module for function, module in _LOSS_MODULES.items() if function is loss), None)
 
 
+_COMPARED_ENTRIES = 10_000
 _LOSS_MODULES: dict[Any, nn.Module] = {
     functional.cross_entropy: nn.CrossEntropyLoss(),
     functional.nll_loss: nn.NLLLoss(),

@@ -100,6 +100,9 @@ ERRORS = {
     "other weights": "process 2 differs from process 0 in its weights",
     "other buffers": "processes 1, 2, 3 differ from process 0 in their buffers",
     "other parameters": "process 3 differs from process 0 in its parameters or weight decay",
+    "other loss options": "process 1 differs from process 0 in its losses or options of the loss",
+    "other class weights": "process 2 differs from process 0 in its losses or options of the loss",
+    "other losses": "differ from process 0 in their losses or options of the loss",
     "no data at all": "no process holds a batch with a weight above 0",
     "batch by batch": "each process sees only its own",
 }
