@@ -1,7 +1,7 @@
 """Conversion from CuPy's arrays, sparse matrices and LinearOperators to operators, and back.
 
 Importing this package loads neither CuPy nor CUDA: ``matfree.aslinearoperator`` finds it by its
-entry point when the first CuPy object arrives, and CuPy has then been imported already.
+entry point when the first CuPy object is passed to it, and CuPy has then been imported already.
 
 It may import ``matfree`` and its public modules, but not ``matfree.algorithms`` or another adapter.
 """

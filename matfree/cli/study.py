@@ -1,4 +1,9 @@
-"""The operator of a study, the settings of the algorithms, and the exact answers."""
+"""Studies: the common input of all sections of a report.
+
+A *study* is one operator together with the settings with which a command of ``matfree`` runs its
+algorithms on it: trace, diagonal, eigenpairs and spectral density. Each section of the report
+describes one algorithm. For a small dense matrix, the exact answers are reported as well.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ class StudySettings:
 
     seed: int
     top: int = 2
-    """The number of eigenpairs."""
+    """The number of eigenpairs, those with the largest absolute eigenvalues."""
     eigen_rtol: float = 1e-4
     """The tolerance of their residuals, relative to the norm."""
     num_probes: int | None = None
@@ -56,8 +61,8 @@ class ExactAnswers:
         double = np.complex128 if np.iscomplexobj(matrix) else np.float64
         dense = matrix.astype(double)
         values = np.linalg.eigvalsh((dense + dense.conj().T) / 2) if hermitian else None
-        size = len(dense) * eps * float(np.linalg.norm(dense))
-        return cls(np.diag(dense).copy(), values, size)
+        rounding = len(dense) * eps * float(np.linalg.norm(dense))
+        return cls(np.diag(dense).copy(), values, rounding)
 
     @property
     def trace(self) -> Any:
@@ -143,7 +148,7 @@ class Study:
         return [{"method": method, **arguments} for method in methods]
 
     def call(self, function: str, *positional: object, **arguments: object) -> str:
-        """A line of Python that repeats a computation."""
+        """The line of Python that calls ``mf.function`` with these arguments on the operator."""
         words = [repr(value) for value in positional]
         words += [f"{name}={value!r}" for name, value in arguments.items()]
         return f"mf.{function}({', '.join([self.symbol, *words])})"

@@ -1,4 +1,4 @@
-"""``aslinearoperator``: the entry point through which every matrix becomes an operator."""
+"""``aslinearoperator``: the conversion function for every kind of matrix."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from matfree.operators.streamed import SlabOperator
 from matfree.protocol import Array
 
 ADAPTER_GROUP = "matfree.adapters"
-"""The group of the entry points ``root_module = package:function`` of adapters.
+"""The group of the packaging entry points of adapters, ``root_module = package:function``.
 
 The function takes an object and returns an Operator, or None if it does not recognize the
-object. It is loaded when the first object whose type is defined in ``root_module`` arrives.
+object. It is loaded when the first object whose type is defined in ``root_module`` is
+passed to :func:`aslinearoperator`.
 """
 
 
@@ -60,7 +61,7 @@ def aslinearoperator(
     Returns
     -------
     Operator
-        The results of foreign matvecs are checked, and a block is passed to ``matvec`` one
+        The results of the object's matvecs are checked, and a block is passed to ``matvec`` one
         column at a time if there is no ``matmat``.
 
     Raises
@@ -87,7 +88,9 @@ def aslinearoperator(
     if isinstance(obj, Operator):
         return obj
     if like is not None:
-        _adapters_of(like)  # loads adapters, which may have probe kernels for this library
+        _adapters_of(
+            like
+        )  # loads adapters, which may have compiled probe generators for this library
     obj = unwrapped(obj)
     # Adapters come first: torch tensors and CuPy arrays also satisfy the rules below, but need
     # their own checks of layout and device, and sparse matrices their own kernels.

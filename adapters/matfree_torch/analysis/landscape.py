@@ -70,7 +70,7 @@ def loss_landscape(
     span : float or (float, float)
         Coordinates range from -span to span, or from the first number to the second.
     points : int
-        Coordinates per axis. An odd number includes 0, the network itself.
+        Coordinates per axis. An odd number includes 0, the unperturbed network.
     filter_normalize : bool
         Scale every filter of a direction to the norm of the network's own filter, and set
         parameters with one dimension, such as biases, to zero. A filter is a slice of a weight
@@ -133,7 +133,7 @@ def loss_landscape(
         moves = [filter_normalized(move, curvature.layout) for move in moves]
     grid = _grid(axis, len(moves), is_surface)
     with Progress("loss landscape", progress) as bar:
-        # The first point is the network itself.
+        # The first point is the unperturbed network.
         values = _evaluate(curvature, moves, np.vstack((np.zeros(len(moves)), grid)), bar)
     shape = (points, points) if is_surface else (len(moves), points)
     return LossLandscape(
@@ -157,7 +157,7 @@ def _axis(span: float | tuple[float, float], points: int) -> HostArray:
         )
     axis = np.linspace(low, high, points)
     if isinstance(span, int | float) and points % 2:
-        axis[points // 2] = 0.0  # linspace may miss the network itself by rounding
+        axis[points // 2] = 0.0  # linspace may miss the unperturbed network by rounding
     return axis
 
 

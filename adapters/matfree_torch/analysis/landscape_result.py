@@ -59,7 +59,7 @@ class LossLandscape(Record):
     lengths: tuple[float, ...]
     """The 2-norms of the directions, so that coordinates can be converted to distances."""
     loss: float
-    """The loss of the network itself."""
+    """The loss of the unperturbed network."""
     num_evaluations: int
     """The number of points at which the loss was evaluated over all of the data."""
     filter_normalized: bool
@@ -111,7 +111,7 @@ class LossLandscape(Record):
 
 
 def plot_curves(landscape: LossLandscape, *, ax: Axes | None = None) -> Axes:
-    """Plot the loss along each direction as a curve, and mark the network itself.
+    """Plot the loss along each direction as a curve, and mark the unperturbed network.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def plot_curves(landscape: LossLandscape, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_contours(landscape: LossLandscape, *, ax: Axes | None = None) -> Axes:
-    """Plot the loss over a plane as filled contours, and mark the network itself.
+    """Plot the loss over a plane as filled contours, and mark the unperturbed network.
 
     Levels are spaced quadratically, min + (max - min) t^2 for equidistant t, so the contours
     of a quadratic function are evenly spaced.

@@ -43,7 +43,7 @@ def build_objective(
         Whether every pass must show the same batches in the same order.
     differences : bool
         Whether gradients are differenced rather than differentiated, so that a model sharded by
-        ``fully_shard`` is evaluated as it is, without an unsharded copy.
+        ``fully_shard`` is evaluated without an unsharded copy.
     params : mapping of names to tensors, optional
         The tensors of a model that is a function of them. For a module it is not used here.
 

@@ -131,7 +131,7 @@ class Objective:
     def value_at(self, batch: Batch, tensors: dict[str, Tensor]) -> Tensor:
         """The loss of a batch with other tensors in place of parameters and buffers.
 
-        They also replace the parameters that the loss reads itself, as a penalty does.
+        They also replace the parameters on which the loss depends directly, as a penalty does.
         """
         args, kwargs = call_arguments(self.model, batch.inputs)
         own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

@@ -82,6 +82,6 @@ def can_rule_out_missed(
     if high <= low:  # a single Ritz value spans no interval
         return krylov.num_steps > 2
     gap = max(0.0, (target - high) / (high - low))
-    # Logarithms, because the polynomial itself overflows.
+    # Logarithms, because the polynomial overflows.
     growth = (krylov.num_steps - 1) * math.acosh(1 + 2 * gap) - math.log(2)
     return 2 * growth > math.log(_MIN_AMPLIFICATION * krylov.space.size)

@@ -16,7 +16,7 @@ they are below 65504, the largest float16 number, and entries down to 2e-9 keep 
 power of two for all vectors makes the scaling exact and the same on every process.
 """
 
-_NUM_RECENT = 2  # Lanczos vectors that the recurrence itself keeps in full precision
+_NUM_RECENT = 2  # Lanczos vectors that the recurrence keeps in full precision
 
 
 @final
@@ -119,7 +119,7 @@ class HalfBases:
     .. math:: \|\Delta T\| = O\bigl(\|V V^H - I\|^2\bigr) \, \|A\|,
 
     provided that every vector is orthogonal to the two before it in full precision. The
-    recurrence still has those two and orthogonalizes against them itself.
+    recurrence still has those two and orthogonalizes against them.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ def lanczos(
         reorthogonalization V is not stored unless it is returned. :func:`matfree.ritz_vectors`
         does not require it.
     memory : int, optional
-        A budget of memory in bytes, per process, in addition to that of the operator itself. The
+        A budget of memory in bytes, per process, in addition to that of the operator. The
         first scheme that fits is used: the requested one; fewer start vectors at a time; V not
         returned; a basis in 16 bits, if the library has them; no basis. ``memory`` of the result
         describes the scheme.

@@ -51,7 +51,7 @@ class SpectralFunction:
         except ValueError as refusal:
             if refusal.__cause__ is None:
                 raise
-            # f itself may refuse points that the spectrum does not contain.
+            # f may be undefined at points that the spectrum does not contain.
             values = np.full(len(points), math.nan)
         return tuple(values.view(np.float64).tolist())
 
