@@ -39,12 +39,13 @@ doi:10.1080/00031305.1998.10480550, for proportions near 0 and 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.special
 
+from matfree.arguments import spectral_values
 from matfree.protocol import HostArray
 from matfree.results.interpretations import (
     NEGLIGIBLE_MASS,
@@ -204,6 +205,23 @@ def density_band(
     shift = z**2 * ratio / max(model.trials, _TINY) / 2
     reach = np.sqrt(shift * (2 * sampled + shift))
     return exact + sampled + shift - reach, exact + sampled + shift + reach
+
+
+def variation_error(
+    rules: list[Quadrature], model: ErrorModel, f: Callable[[HostArray], HostArray]
+) -> float:
+    r"""A bound on the error of the mean quadrature of f, per eigenvalue.
+
+    By integration by parts, with the distribution functions of the measure and the quadrature,
+
+    .. math:: \Bigl|\int f \, d(\Psi - \hat\Psi)\Bigr| \le \int |\Psi - \hat\Psi| \, |df|.
+    """
+    points = np.unique(np.concatenate([rule.nodes for rule in rules]))
+    steps = np.abs(np.diff(spectral_values(f, points)))
+    estimate = np.mean([_mass(points, rule.nodes, rule.weights, "right") for rule in rules], axis=0)
+    low, high = (np.mean(bound, axis=0) for bound in _brackets(rules, points, "right", model))
+    errors = np.maximum(high - estimate, estimate - low)
+    return float(np.sum(steps * np.maximum(errors[:-1], errors[1:])))
 
 
 def bracket(

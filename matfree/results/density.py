@@ -12,7 +12,9 @@ import numpy as np
 from matfree import plotting
 from matfree.arguments import spectral_values
 from matfree.protocol import HostArray
-from matfree.results.bands import ErrorModel
+from matfree.quadratures.bias import QuadratureSettings, density_bias, require_spectrum
+from matfree.quadratures.brackets import Spectrum
+from matfree.results.bands import ErrorModel, variation_error
 from matfree.results.distribution import Distribution
 from matfree.results.estimate import Estimate
 from matfree.results.merging import (
@@ -101,6 +103,9 @@ class SpectralDensity(Distribution):
     bases."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What was chosen for a given memory budget; see :class:`matfree.Estimate`."""
+    recurrences: tuple[HostArray, ...] = field(default=(), repr=False)
+    """Per probe the coefficients of the Lanczos recurrence, (2, steps): the diagonal, and the
+    off-diagonal with the norm of the last remainder at its end. Empty for "kpm"."""
 
     @property
     def num_probes(self) -> int:
@@ -154,22 +159,36 @@ class SpectralDensity(Distribution):
         means = [float(weight @ node**p) for node, weight, _ in self._rules()]
         return self._mean(np.asarray(means), f"moment {p}")
 
-    def trace_function(self, f: Callable[[HostArray], HostArray]) -> Estimate:
+    def trace_function(
+        self, f: Callable[[HostArray], HostArray], *, spectrum: Spectrum | None = None
+    ) -> Estimate:
         """tr f(A) = sum_i f(lambda_i), with the standard error over the probes.
+
+        ``bias`` bounds the error of the quadratures, as for :func:`matfree.trace_function`, with
+        a ConvergenceWarning if it is unknown.
 
         Parameters
         ----------
         f : function of a float64 array
             It maps an array of Ritz values to an array of the same shape, float64 or complex128.
+        spectrum : (float or None, float or None), optional
+            Known bounds (a, b) of all eigenvalues, as for :func:`matfree.trace_function`.
 
         Raises
         ------
         ValueError
             f is not finite at a Ritz value (the logarithm of a negative one, for example), or
-            does not return one number per Ritz value.
+            does not return one number per Ritz value; or a Ritz value is outside ``spectrum``.
         """
         sums = [weight @ spectral_values(f, node) for node, weight, _ in self._rules()]
-        return self._mean(self.size * np.asarray(sums), "tr f(A) by quadrature")
+        estimate = self._mean(self.size * np.asarray(sums), "tr f(A) by quadrature")
+        if self.method == "lanczos":
+            mass, steps = float(self.size - len(self.known)), self.num_steps
+            options = QuadratureSettings(steps, self._rounding, require_spectrum(spectrum))
+            bias = density_bias(f, self.nodes, self.recurrences, mass, options)
+        else:
+            bias = self.size * variation_error(self._rules(), self._error_model, f)
+        return replace(estimate, bias=bias, converged=math.isfinite(bias))
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the density and return the Axes; see :func:`matfree.plotting.plot_density`."""
@@ -210,6 +229,7 @@ class SpectralDensity(Distribution):
             nodes=tuple(node for run in ordered for node in run.nodes),
             weights=tuple(weight for run in ordered for weight in run.weights),
             residuals=tuple(residual for run in ordered for residual in run.residuals),
+            recurrences=tuple(array for run in ordered for array in run.recurrences),
             noise=max(run.noise for run in runs),
             storage_error=max(run.storage_error for run in runs),
             num_matvecs=sum(run.num_matvecs for run in runs),

@@ -240,7 +240,9 @@ class Estimate(Record):
             if _is_complex(self.value):
                 low, high = self.imag.interval()
                 error += f" of the real part, [{low:.6g}, {high:.6g}] of the imaginary part"
-        if self.bias:
+        if self.bias == math.inf:
+            error = f"{self.stderr:.2g}, interval unknown, because the quadrature error is"
+        elif self.bias:
             error += f", including a quadrature error of at most {self.bias:.2g}"
         return [
             ("value", value),

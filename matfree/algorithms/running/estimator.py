@@ -66,6 +66,8 @@ class Estimator(ABC):
     """Matvecs per probe."""
     mergeable = True
     """Whether estimates over different probes can be averaged."""
+    bias_advice = "raise num_steps"
+    """What the user can do about a bias."""
     first_check = FIRST_CHECK
     check_growth = CHECK_GROWTH
     memory: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole, never written into

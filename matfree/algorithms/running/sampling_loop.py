@@ -21,6 +21,7 @@ from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.run import Run
 from matfree.errors import ConvergenceWarning, warn
 from matfree.protocol import ProbeKind
+from matfree.quadratures.bias import warn_unknown
 from matfree.results import EigenResult, Estimate, StoppingReason
 
 
@@ -93,6 +94,8 @@ class _SamplingLoop:
         if exact_affordable:
             return self._exact()
         if not self.plan.adaptive:
+            if math.isinf(self._summary().bias):
+                warn_unknown(self.estimator.method, self.estimator.bias_advice)
             return self.result(StoppingReason.ALL_PROBES, converged=True)
         self._warn()
         return self.result(StoppingReason.BUDGET, converged=False)
@@ -181,7 +184,7 @@ class _SamplingLoop:
             num_probes=num_probes,
             num_matvecs=self.A.num_matvecs,
             degrees_of_freedom=summary.degrees_of_freedom,
-            converged=converged,
+            converged=converged and math.isfinite(summary.bias),
             reason=reason,
             seed=self.plan.seed,
             kind=self.plan.kind,
@@ -214,15 +217,16 @@ class _SamplingLoop:
         n = self.A.space.size
         loosen = f"loosen {self.plan.looser}"
         exact = f"raise max_matvecs to {n}, which gives the exact answer"
-        if math.isinf(half):
+        if math.isinf(half) and math.isfinite(bias):
             least = min(n, num_matvecs + self.estimator.cost * FIRST_CHECK)
             why = "because one probe says nothing about the error"
             return f"raise max_matvecs, to {least} or more, {why}, or {loosen}"
         if target == 0:
             return f"give atol, because a tolerance relative to 0 cannot be met, or {exact}"
         if bias >= target:
-            why = f"because the quadrature bias alone is {bias:.3g}"
-            return f"raise num_steps, {why}, or {exact}, or {loosen}"
+            size = f"{bias:.3g}" if math.isfinite(bias) else "unknown"
+            why = f"because the quadrature bias alone is {size}"
+            return f"{self.estimator.bias_advice}, {why}, or {exact}, or {loosen}"
         # The sampling error decreases like 1 / sqrt(num_matvecs), whereas the bias does not.
         needed = 1.1 * num_matvecs * ((half - bias) / (target - bias)) ** 2
         if needed >= n:

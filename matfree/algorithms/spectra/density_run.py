@@ -51,7 +51,7 @@ class DensityRun:
         The block size, and how Lanczos vectors are stored.
     """
 
-    saved = ("rule_arrays", "A", "deflated", "quadrature", "storage_error")
+    saved = ("rule_arrays", "A", "deflated", "quadrature", "storage_error", "recurrences")
     stored_as: ClassVar = {"A": "product", "deflated": "complement", "rule_arrays": "parts"}
 
     def __init__(
@@ -69,6 +69,7 @@ class DensityRun:
         self.deflated = DeflatedOperator(A, seed=self.seed)
         self.quadrature: LanczosQuadrature | KernelPolynomial | None = None
         self.rules: list[Quadrature] = []
+        self.recurrences: list[HostArray] = []
         self.storage_error = 0.0
         self.storage = storage
 
@@ -151,6 +152,7 @@ class DensityRun:
         if self.measure_noise:
             self.A.measure_noise()
         self.rules.extend(map(self.deflated.with_known, fresh))
+        self.recurrences.extend(self.quadrature.coefficients)
         self.run.save()
 
     def result(self, reason: StoppingReason) -> SpectralDensity:
@@ -176,6 +178,7 @@ class DensityRun:
             noise=float(self.A.noise / norm) if norm > 0 else 0.0,
             storage_error=self.storage_error / norm if norm > 0 else 0.0,
             memory=self.storage.memory,
+            recurrences=tuple(self.recurrences),
         )
 
 

@@ -21,7 +21,7 @@ from matfree.algorithms.krylov.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.spectra.deflated_operator import DeflatedOperator
 from matfree.arrays import rounding
-from matfree.protocol import Array
+from matfree.protocol import Array, HostArray
 from matfree.results import Quadrature, Tridiagonal
 
 
@@ -48,14 +48,18 @@ class LanczosQuadrature:
         self.node_error = 0.0
         """The largest error of a node that is due to a basis in 16-bit numbers."""
         self.recurrence: Recurrence | None = None
+        self.coefficients: list[HostArray] = []
+        """The diagonal and the off-diagonal of T of the latest probes, (2, steps) each."""
         self.rounding = rounding(deflated.space.xp, deflated.space.dtype)
 
     def __call__(self, V: Array, checkpoint: Checkpoint) -> list[Quadrature]:
         """The quadrature of the spectral measure of each column of V."""
         if self.num_steps == 0:  # all eigenvalues are known
+            self.coefficients = [np.zeros((2, 0))] * V.shape[1]
             return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
         T = self._factorized(V, checkpoint)
         self.node_error = max(self.node_error, *T.node_errors, 0.0)
+        self.coefficients = [T.coefficients(p) for p in range(V.shape[1])]
         return [gauss_rule(T, p, self.num_steps, self.rounding) for p in range(V.shape[1])]
 
     def _factorized(self, V: Array, checkpoint: Checkpoint) -> Tridiagonal:

@@ -64,6 +64,7 @@ class KernelPolynomial:
     method = "kpm"
     reorthogonalize = "full"
     node_error = 0.0
+    coefficients: tuple[HostArray, ...] = ()
     saved = ("centre", "half")
 
     def __init__(self, deflated: DeflatedOperator, num_steps: int, *, seed: int) -> None:

@@ -20,11 +20,13 @@ from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.keywords import Sampling, declares, known
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import sample
-from matfree.algorithms.spectra.quadrature_estimators import QuadratureTrace, power_of
-from matfree.algorithms.spectra.quadrature_sampling import QuadratureSampling, sample_quadratures
+from matfree.algorithms.spectra.quadrature_sampling import FunctionSampling, sample_quadratures
+from matfree.algorithms.spectra.quadrature_trace import QuadratureTrace, power_of
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
 from matfree.arrays import to_host
 from matfree.operators import aslinearoperator
+from matfree.quadratures.bias import require_spectrum
+from matfree.quadratures.brackets import Spectrum
 from matfree.results import Estimate
 
 
@@ -117,8 +119,8 @@ def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
     return sample(CountedOperator(A, square=False), NormEstimator, options)
 
 
-@declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
-def schatten_norm(A: Any, p: float, **options: Unpack[QuadratureSampling]) -> Estimate:
+@declares(FunctionSampling, reorthogonalize="none")
+def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Estimate:
     r"""Estimate a Schatten norm, the p-norm of the singular values.
 
     .. math:: \|A\|_p = \Bigl(\sum_i \sigma_i^p\Bigr)^{1/p}
@@ -177,18 +179,29 @@ def schatten_norm(A: Any, p: float, **options: Unpack[QuadratureSampling]) -> Es
     """
     if not p > 0:
         raise ValueError(f"p must be positive: got {p}; p=1 is the nuclear norm.")
+    options = known(schatten_norm, options)
     operator = aslinearoperator(A)
     m, n = operator.shape
+    spectrum = options.get("spectrum")
     if m == n:
         hermitian, power = operator, p
     else:  # the larger product has |m - n| additional eigenvalues 0
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
+        spectrum = _squared(spectrum)
     make = partial(
         QuadratureTrace,
         f=lambda x: np.abs(x) ** power,
+        spectrum=spectrum,
+        grows=options.get("num_steps") is None,
+        absolute_power=power,
         exponent=1 / p,
         method=f"Schatten {p:g}-norm",
     )
-    options = known(schatten_norm, options)
     return sample_quadratures(hermitian, make, options, reorthogonalize="none")
+
+
+def _squared(spectrum: Spectrum | None) -> Spectrum:
+    """The bounds of the eigenvalues of A^H A from those of the singular values."""
+    low, high = require_spectrum(spectrum)
+    return (max(low or 0.0, 0.0) ** 2, None if high is None else high**2)

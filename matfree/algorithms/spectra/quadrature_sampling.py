@@ -12,7 +12,11 @@ from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureEstimator
 from matfree.arguments import require_whole
+from matfree.quadratures.brackets import Spectrum
 from matfree.results import Estimate
+
+DEFAULT_STEPS = 40
+"""Lanczos steps per probe, unless the caller or a tolerance determines them."""
 
 _NUM_PROBES = 10
 """The default number of probes. It is smaller than for traces: each costs num_steps matvecs."""
@@ -21,9 +25,15 @@ _NUM_PROBES = 10
 class QuadratureSampling(Sampling[Estimate], total=False):
     """Keywords of every estimator by Lanczos quadrature; see ``matfree.trace_function``."""
 
-    num_steps: int
+    num_steps: int | None
     reorthogonalize: Reorthogonalize
     memory: int | None
+
+
+class FunctionSampling(QuadratureSampling, total=False):
+    """Keywords of the traces of functions; see ``matfree.trace_function``."""
+
+    spectrum: Spectrum | None
 
 
 def sample_quadratures(
@@ -44,7 +54,7 @@ def sample_quadratures(
         The keywords of the public function.
     reorthogonalize : the value unless ``options`` says otherwise
     """
-    num_steps = options.get("num_steps", 40)
+    num_steps = options.get("num_steps")
     require_whole("num_steps", num_steps)
     if all(options.get(key) is None for key in ("num_probes", "rtol", "atol", "max_matvecs")):
         options = {**options, "num_probes": _NUM_PROBES}
@@ -53,7 +63,7 @@ def sample_quadratures(
         estimator = make(
             A=A,
             plan=plan,
-            num_steps=num_steps,
+            num_steps=num_steps or DEFAULT_STEPS,
             reorthogonalize=options.get("reorthogonalize", reorthogonalize),
         )
         copied = options.get("checkpoint") is not None

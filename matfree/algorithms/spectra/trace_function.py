@@ -20,15 +20,15 @@ from functools import partial
 from typing import Any, Unpack
 
 from matfree.algorithms.running.keywords import declares, known
-from matfree.algorithms.spectra.quadrature_estimators import QuadratureTrace
-from matfree.algorithms.spectra.quadrature_sampling import QuadratureSampling, sample_quadratures
+from matfree.algorithms.spectra.quadrature_sampling import FunctionSampling, sample_quadratures
+from matfree.algorithms.spectra.quadrature_trace import QuadratureTrace
 from matfree.algorithms.spectra.spectral_functions import Function, FunctionName
 from matfree.results import Estimate
 
 
-@declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
+@declares(FunctionSampling, reorthogonalize="none")
 def trace_function(
-    A: Any, f: Function | FunctionName, **options: Unpack[QuadratureSampling]
+    A: Any, f: Function | FunctionName, **options: Unpack[FunctionSampling]
 ) -> Estimate:
     r"""Estimate the trace of a matrix function by stochastic Lanczos quadrature.
 
@@ -114,13 +114,18 @@ def trace_function(
     >>> bool(abs(inverse.value / exact - 1) < 1e-10)
     True
     """
-    return sample_quadratures(
-        A, partial(QuadratureTrace, f=f), known(trace_function, options), reorthogonalize="none"
+    options = known(trace_function, options)
+    make = partial(
+        QuadratureTrace,
+        f=f,
+        spectrum=options.get("spectrum"),
+        grows=options.get("num_steps") is None,
     )
+    return sample_quadratures(A, make, options, reorthogonalize="none")
 
 
-@declares(QuadratureSampling, num_steps=40, reorthogonalize="none")
-def logdet(A: Any, **options: Unpack[QuadratureSampling]) -> Estimate:
+@declares(FunctionSampling, reorthogonalize="none")
+def logdet(A: Any, **options: Unpack[FunctionSampling]) -> Estimate:
     r"""Estimate the log-determinant of a positive definite operator.
 
     .. math:: \log \det A = \operatorname{tr} \log A

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,10 @@ def test_a_checkpoint_of_version_0_1_resumes(path, tmp_path):
     shutil.copy(path, tmp_path)
     stem = path.name.split(".")[0]
     whole = 10**6 - counted(run, matrix)
-    resumed = run(survivor := Mortal(matrix, 10**6), tmp_path / stem)
+    with warnings.catch_warnings():
+        # That version stored no recurrence coefficients, so that the quadrature bias is unknown.
+        warnings.filterwarnings("ignore", "the quadrature error of .* is unknown")
+        resumed = run(survivor := Mortal(matrix, 10**6), tmp_path / stem)
     assert 10**6 - survivor.left <= whole + 1  # identifying the operator takes up to two blocks
     for a, b in zip(numbers(resumed), numbers(unbroken), strict=True):
         assert_close(a, b, scale=max(1.0, np.abs(b).max(initial=0)))
