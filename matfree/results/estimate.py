@@ -56,7 +56,7 @@ class Estimate(Record):
     """The degrees of freedom of Student's t distribution, from which the interval is computed:
     num_probes - 1; inf if the value is exact."""
     converged: bool
-    """Whether the tolerance was reached; True if none was given."""
+    """Whether the tolerance was reached, or none was given; False if the bias is unknown."""
     reason: str
     """Why the run stopped, in words."""
     seed: int
@@ -71,7 +71,7 @@ class Estimate(Record):
     """The numbers of the probes that were used, as ranges (first, one past the last)."""
     bias: float = 0.0
     """A bound on the error that is not a sampling error, such as the quadrature error of
-    tr f(A). It is added to the half-width of the interval."""
+    tr f(A), or inf if it is unknown. It is added to the half-width of the interval."""
     mergeable: bool = False
     """Whether the probes are averaged independently, so that this run can be merged with runs
     over other probes."""

@@ -122,12 +122,6 @@ class Tridiagonal(Record):
         residuals = self.residual_norms[index] * np.abs(vectors[-1, :]) + self.node_error(index)
         return Quadrature(nodes, vectors[0, :] ** 2, residuals)
 
-    def coefficients(self, index: int = 0) -> np.ndarray[Any, Any]:
-        """The diagonal of T, and its off-diagonal with the residual norm at the end, (2, steps)."""
-        return np.stack(
-            (self.alphas[index], np.append(self.betas[index], self.residual_norms[index]))
-        )
-
     def node_error(self, index: int = 0) -> float:
         """A bound on the error of the nodes due to a basis in 16 bits; 0 for other bases."""
         return self.node_errors[index] if self.node_errors else 0.0

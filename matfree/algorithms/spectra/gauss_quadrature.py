@@ -59,7 +59,7 @@ class LanczosQuadrature:
             return [Quadrature(np.zeros(0), np.zeros(0), np.zeros(0))] * V.shape[1]
         T = self._factorized(V, checkpoint)
         self.node_error = max(self.node_error, *T.node_errors, 0.0)
-        self.coefficients = [T.coefficients(p) for p in range(V.shape[1])]
+        self.coefficients = [recurrence_coefficients(T, p) for p in range(V.shape[1])]
         return [gauss_rule(T, p, self.num_steps, self.rounding) for p in range(V.shape[1])]
 
     def _factorized(self, V: Array, checkpoint: Checkpoint) -> Tridiagonal:
@@ -92,3 +92,11 @@ def gauss_rule(T: Tridiagonal, p: int, num_steps: int, rounding: float) -> Quadr
     )
     exact = np.full_like(rule.residuals, T.node_error(p))
     return rule._replace(residuals=exact) if ended else rule
+
+
+def recurrence_coefficients(T: Tridiagonal, p: int) -> HostArray:
+    """The diagonal and the off-diagonal of start vector p, (2, steps) float64.
+
+    The off-diagonal has the norm of the last remainder at its end.
+    """
+    return np.stack((T.alphas[p], np.append(T.betas[p], T.residual_norms[p])))

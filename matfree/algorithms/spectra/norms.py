@@ -137,6 +137,10 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     rtol, atol : float, optional
         Sample until the half-width of the 95 % interval of the norm, bias included, is at most
         atol + rtol ||A||_p.
+    spectrum : (float or None, float or None), optional
+        Bounds of all eigenvalues of a Hermitian operator, or of all singular values of a
+        rectangular one. The bias has a bound without them, but a positive lower bound may make
+        it smaller.
     num_steps, num_probes, max_matvecs, block_size, reorthogonalize, memory
         As for :func:`matfree.trace_function`. The budget counts matvecs with the square of a
         rectangular operator.
@@ -146,8 +150,8 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     Returns
     -------
     Estimate
-        ``value``, ``stderr`` and ``bias`` are floats, the errors propagated through the root to
-        first order. Estimates of norms cannot be merged.
+        ``value``, ``stderr`` and ``bias`` are floats. The bias is a bound, and the standard
+        error is propagated through the root to first order. Estimates of norms cannot be merged.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from matfree.algorithms.krylov.recurrence import STEPS_PER_CHECK, Reorthogonaliz
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
+from matfree.algorithms.spectra.gauss_quadrature import gauss_rule, recurrence_coefficients
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureEstimator
 from matfree.algorithms.spectra.spectral_functions import Function, FunctionName, SpectralFunction
 from matfree.algorithms.traces.hutchinson import Samples
@@ -158,7 +158,7 @@ class QuadratureTrace(QuadratureEstimator):
         slack = self.rounding * float(np.abs(rule.nodes).max()) + error
         require_within(rule.nodes, self.spectrum, slack)
         full = squared * (rule.weights @ self.evaluate(rule.nodes))
-        self.coefficients.append(T.coefficients(p))
+        self.coefficients.append(recurrence_coefficients(T, p))
         self.squares.append(squared)
         if T.node_errors:  # move nodes inwards: f may be undefined outside the spectrum
             middle = (rule.nodes[0] + rule.nodes[-1]) / 2
