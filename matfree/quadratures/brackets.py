@@ -40,7 +40,7 @@ import scipy.special
 
 from matfree.protocol import HostArray
 from matfree.quadratures.ends import lower_end
-from matfree.quadratures.jacobi import ROUNDING, JacobiMatrices
+from matfree.quadratures.jacobi import NODE_ROUNDING, JacobiMatrices
 
 Spectrum: TypeAlias = tuple[float | None, float | None]
 """A lower and an upper bound of all eigenvalues; None for an unknown one."""
@@ -176,9 +176,9 @@ def absolute_power_width(T: JacobiMatrices, p: float, spectrum: Spectrum) -> Hos
     size = float(np.abs(nodes).max())
     half, square = power(p / 2), T.squared()
     gauss = np.sum(weights * np.abs(nodes) ** p, axis=1)
-    ends = square.gauss(), square.radau(-ROUNDING * T.eps * size**2)
+    ends = square.gauss(), square.radau(-NODE_ROUNDING * T.eps * size**2)
     sums = [np.sum(w * half.evaluate(x), axis=1) for x, w in ends]
-    step = ROUNDING * T.eps * size  # what rounding makes of an eigenvalue 0, to the power p
+    step = NODE_ROUNDING * T.eps * size  # what rounding makes of an eigenvalue 0, to the power p
     moved = [np.maximum(np.abs(nodes) + sign * step, 0.0) ** p for sign in (-1, 1)]
     change = np.max([np.abs(x - np.abs(nodes) ** p) for x in moved], axis=0)
     slack = np.sum(weights * (change + 64 * T.eps * np.abs(nodes) ** p), axis=1)

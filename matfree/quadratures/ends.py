@@ -24,7 +24,7 @@ import numpy as np
 import scipy.stats
 
 from matfree.protocol import HostArray
-from matfree.quadratures.jacobi import ROUNDING, JacobiMatrices
+from matfree.quadratures.jacobi import NODE_ROUNDING, JacobiMatrices
 
 DELTA = 1e-3
 """The probability that an eigenvalue is beyond a bound."""
@@ -64,7 +64,7 @@ def lower_end(T: JacobiMatrices, least: float, largest: float) -> float:
         if last == _SWEEP_POINTS - 1:
             return -math.inf
         low, high = float(distances[last]), float(distances[last + 1])
-    return least - math.exp(high) * span - ROUNDING * T.eps * size
+    return least - math.exp(high) * span - NODE_ROUNDING * T.eps * size
 
 
 def largest_mass(T: JacobiMatrices, points: HostArray) -> HostArray:

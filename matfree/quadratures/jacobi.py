@@ -26,7 +26,7 @@ import numpy as np
 
 from matfree.protocol import HostArray
 
-ROUNDING = 32
+NODE_ROUNDING = 32
 """Machine precisions, relative to ||A||: the rounding error of a node (``matfree.arrays``)."""
 
 _SMALLEST = float(np.finfo(np.float64).tiny)
@@ -159,5 +159,5 @@ def unfinished(
     ]
     arrays = np.asarray([array for array, _ in kept]).reshape(-1, 2, num_steps)
     return JacobiMatrices(
-        arrays[:, 0], arrays[:, 1], np.asarray([x for _, x in kept]), rounding / ROUNDING
+        arrays[:, 0], arrays[:, 1], np.asarray([x for _, x in kept]), rounding / NODE_ROUNDING
     )
