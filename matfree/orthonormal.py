@@ -1,4 +1,4 @@
-r"""Orthonormal bases from Gram matrices alone: the algorithm behind ``orthonormalize``.
+r"""Orthonormal bases, computed only from Gram matrices: the algorithm behind ``orthonormalize``.
 
 With the eigendecomposition of the Gram matrix,
 

@@ -137,7 +137,7 @@ class VectorSpace(Reductions):
         kind: ProbeKind = "rademacher",
         stream: int = probes.PROBES,
     ) -> Array:
-        """Random probes with E[w w^H] = I, as a function of (seed, stream, probe, row) alone.
+        """Random probes with E[w w^H] = I, as a function only of (seed, stream, probe, row).
 
         Parameters
         ----------

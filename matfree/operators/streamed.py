@@ -145,11 +145,11 @@ class SlabOperator(Operator):
         buffers = [np.empty(shape, dtype=self.dtype) for _ in slices[:2]]
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slab") as reader:
             ahead = reader.submit(self._read, slices[0], buffers[0]) if slices else None
-            for number, lines in enumerate(slices, start=1):
+            for following, lines in enumerate(slices, start=1):
                 assert ahead is not None
                 slab = ahead.result()
-                if number < len(slices):
-                    ahead = reader.submit(self._read, slices[number], buffers[number % 2])
+                if following < len(slices):
+                    ahead = reader.submit(self._read, slices[following], buffers[following % 2])
                 multiply(lines, slab)
                 del slab  # so that never more than two slabs are in memory
 

@@ -203,9 +203,9 @@ class OpenFile:
                 return found
             # In C order the slice is one contiguous run of bytes for each leading index.
             runs = found.reshape(-1).view(np.uint8).reshape(-1, count * row)
-            for number in range(len(runs)):
-                file.seek(begin + (number * shape[axis] + part.start) * row)
-                runs[number] = np.frombuffer(file.read(count * row), dtype=np.uint8)
+            for index in range(len(runs)):
+                file.seek(begin + (index * shape[axis] + part.start) * row)
+                runs[index] = np.frombuffer(file.read(count * row), dtype=np.uint8)
         return found
 
 

@@ -55,7 +55,7 @@ def activation_hessian(
         ``lambda name, module: "attention" in name``.
     at : {"input", "output", "tensor"}
         The port of a call of a module. "input": the input of the module, as seen by this
-        module alone. "output": its output. "tensor": the tensor that the module reads, as seen
+        module only. "output": its output. "tensor": the tensor that the module reads, as seen
         by all of its readers, for example a skip connection. The kinds differ where a tensor
         has several readers. If a call has several arguments or results, the port is the first
         floating-point tensor.

@@ -121,8 +121,8 @@ def activation_traces(
         batches: BatchTraces = []
         with objective.isolated():
             for index, one in enumerate(objective.batches, start=first):
-                alone = Objective(model, loss, one.raw, normalizer, batch=True)
-                A = ActivationHessian(alone, modules, at)
+                single = Objective(model, loss, one.raw, normalizer, batch=True)
+                A = ActivationHessian(single, modules, at)
                 batches.append((one.weight, port_traces(A, settings, index)))
         return batches
 

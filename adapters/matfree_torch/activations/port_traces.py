@@ -177,7 +177,7 @@ def _gauss_newton_gaps(A: PortCurvature, network: Linearized) -> dict[str, float
 
 
 def _sample_trace(A: PortCurvature, name: str, settings: TraceSettings, index: int) -> HostArray:
-    """w^T A[l, l] w for probes w on port l alone, (probes, samples or 1)."""
+    """w^T A[l, l] w for probes w that are zero except at port l, (probes, samples or 1)."""
     block, blocks = A.block(name), list[HostArray]()
     num_samples = len(block.rows.tensors[0]) if settings.per_sample else 1
     for columns in slices(settings.num_probes, block_size_for(block.shape[0], None)):

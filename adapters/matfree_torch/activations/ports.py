@@ -3,7 +3,7 @@
 A port belongs to one call of one module. A zero is added at the port, and the loss is
 differentiated with respect to this zero, a perturbation. There are three kinds of ports:
 
-* "input": the input of the module, as seen by this module alone;
+* "input": the input of the module, as seen only by this module;
 * "output": the output of the module;
 * "tensor": the tensor that the module reads, as seen by all of its readers.
 

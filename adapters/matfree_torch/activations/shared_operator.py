@@ -50,9 +50,9 @@ class SharedActivationHessian(Operator):
     ) -> None:
         def build() -> tuple[ActivationHessian, float]:
             model, loss, data = objective.model, objective.loss, objective.batches.data
-            alone = Objective(model, loss, data, batch=True, allow_tf32=objective.allow_tf32)
-            local = ActivationHessian(alone, modules, at)
-            return local, alone.batches.divisor
+            single = Objective(model, loss, data, batch=True, allow_tf32=objective.allow_tf32)
+            local = ActivationHessian(single, modules, at)
+            return local, single.batches.divisor
 
         self.objective, self.communicator = objective, communicator
         self.local, weight = objective.run_checked(build)

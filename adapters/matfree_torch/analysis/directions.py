@@ -190,7 +190,7 @@ class DirectionResolver:
         if buffers & set(directions):
             raise ValueError(
                 "a state dict with buffers is not a direction; pass towards(state_dict) for the "
-                "line to that checkpoint, or a mapping of the parameters alone."
+                "line to that checkpoint, or a mapping of only the parameters."
             )
         return bool(set(self.layout.names) & set(directions))
 

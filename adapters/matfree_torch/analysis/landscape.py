@@ -174,12 +174,12 @@ def _evaluate(
     """The loss at every row of the grid, in one pass over the data."""
     objective, totals = curvature.objective, np.zeros(len(grid))
     with objective.isolated():
-        for number, batch in enumerate(objective.batches):
+        for num_done, batch in enumerate(objective.batches, start=1):
             for i, multiples in enumerate(grid):
                 steps, buffers = _state_at(curvature, moves, multiples)
                 with curvature.layout.moved(steps):
                     totals[i] += batch.weight * objective.loss_of(batch, buffers)
-            bar.show(number + 1)
+            bar.show(num_done)
     totals /= objective.batches.divisor
     if curvature.weight_decay:
         totals += [curvature.decay_term(_state_at(curvature, moves, row)[0]) for row in grid]

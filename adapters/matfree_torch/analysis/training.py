@@ -107,8 +107,8 @@ def follow_training(
         seed=seed,
     )
     try:
-        for number, checkpoint in enumerate(checkpoints):
-            label, state = _label_and_state(checkpoint, number)
+        for index, checkpoint in enumerate(checkpoints):
+            label, state = _label_and_state(checkpoint, index)
             _require_copy(state, model)
             model.load_state_dict(state)
             follower.look(label)
@@ -121,9 +121,9 @@ def follow_training(
     return follower.history()
 
 
-def _label_and_state(checkpoint: Any, number: int) -> tuple[Any, Mapping[str, Any]]:
+def _label_and_state(checkpoint: Any, index: int) -> tuple[Any, Mapping[str, Any]]:
     pair = isinstance(checkpoint, tuple) and len(checkpoint) == 2
-    label, state = checkpoint if pair else (number, checkpoint)
+    label, state = checkpoint if pair else (index, checkpoint)
     if isinstance(state, nn.Module):
         state = state.state_dict()
     if not isinstance(state, Mapping):

@@ -96,15 +96,15 @@ def fisher(
     num_samples : int
         The number of draws for each target, for "monte-carlo".
     seed : int, None or numpy.random.Generator
-        The seed of the draws. A draw is a function of the seed, the index of the sample in the
-        data and the index of the draw alone. All matvecs therefore see the same draws, and the
+        The seed of the draws. A draw is a function only of the seed, the index of the sample in
+        the data and the index of the draw. All matvecs therefore see the same draws, and the
         batch size does not matter. The order of the samples does matter, and a loader that
         shuffles is an error.
     strategy : {"auto", "recompute"}
     memory, allow_tf32
         As for :func:`ggn`.
     process_group : torch.distributed.ProcessGroup, optional
-        As for :func:`hessian`. Samples are numbered as if the data of all processes were
+        As for :func:`hessian`. Samples are indexed as if the data of all processes were
         concatenated in the order of their ranks, so that the draws are those of one process with
         all the data.
 

@@ -45,7 +45,7 @@ def ggn(
     available in closed form for torch's cross-entropy (with class weights, ignored targets,
     label smoothing, probability targets, and targets for each position), negative
     log-likelihood, squared error and binary cross-entropy with logits. For every other loss it
-    is computed by double backward on the loss alone.
+    is computed by double backward on the loss only.
 
     Parameters
     ----------

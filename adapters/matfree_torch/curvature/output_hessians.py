@@ -21,7 +21,7 @@ class OutputMatrix(ABC):
 
 @final
 class AutogradHessian(OutputMatrix):
-    """The Hessian of any loss with respect to the outputs, by double backward on the loss alone.
+    """The Hessian of any loss with respect to the outputs, by double backward on the loss only.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ class _Origin(NamedTuple):
     """What is known of a tensor that depends on the data."""
 
     on_outputs: bool
-    """Whether it depends on the outputs; otherwise it depends on the targets alone."""
+    """Whether it depends on the outputs; otherwise it depends only on the targets."""
     divisor: float | None = None
     is_sum: bool = False
 

@@ -92,8 +92,8 @@ def name_processes(ranks: Sequence[int]) -> str:
 def checksum_of_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Checksum:
     """The checksum of tensors that must agree to the last bit."""
     total = 0
-    for number, x in enumerate(tensors):
-        total += (2 * number + 1) * _hash(x.detach())
+    for index, x in enumerate(tensors):
+        total += (2 * index + 1) * _hash(x.detach())
     return Checksum(what, remedy, (float(total % (1 << _HASH_BITS)),))
 
 

@@ -206,7 +206,7 @@ def _copy_aliased(constants: dict[fx.Node, Any], arguments: list[Any]) -> set[fx
 def _remaining_program(
     traced: fx.GraphModule, linear: dict[fx.Node, None], constants: dict[fx.Node, Any]
 ) -> fx.GraphModule:
-    """The program that consists of the linear nodes alone and reads the constants."""
+    """The program that consists only of the linear nodes and reads the constants."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     values = {f"constant{j}": x for j, x in enumerate(constants.values())}
     for source, name in zip(constants, values, strict=True):

@@ -105,10 +105,10 @@ class hessian:  # noqa: N801 - the name is PyHessian's
     def params(self, chosen: Sequence[Tensor]) -> None:
         named = list(self.model.named_parameters())
         known = {id(p): name for name, p in named}
-        for number, p in enumerate(chosen):
+        for index, p in enumerate(chosen):
             if id(p) not in known:
                 raise ValueError(
-                    f"params[{number}], of shape {tuple(p.shape)}, is no parameter of the model; "
+                    f"params[{index}], of shape {tuple(p.shape)}, is no parameter of the model; "
                     "select from model.parameters(), and copy none of them."
                 )
         self._lists = self._lists_of([known[id(p)] for p in chosen])
@@ -182,7 +182,7 @@ class hessian:  # noqa: N801 - the name is PyHessian's
         ----------
         maxIter : int
             The budget of matvecs. If it is at least the number of parameters, the list may
-            hold the exact trace alone.
+            hold only the exact trace.
         tol : float
             The half-width of the 95 % interval to reach, relative to the trace. With 0 there
             are ``maxIter`` probes.

@@ -171,10 +171,10 @@ def hessian_vector_product(
     """
     require_shapes(v, params, "v")
     _require_same_length(gradsH, params)
-    for number, p in enumerate(params):
+    for index, p in enumerate(params):
         if not p.requires_grad:
             raise ValueError(
-                f"params[{number}], of shape {tuple(p.shape)}, is frozen, so that the graph of the "
+                f"params[{index}], of shape {tuple(p.shape)}, is frozen, so that the graph of the "
                 "gradient does not contain it: leave it out of gradsH, params and v, as "
                 "get_params_grad(model) does, or call requires_grad_() before the loss is computed."
             )
@@ -206,10 +206,10 @@ def require_shapes(
         raise ValueError(
             f"{name} must have one tensor for each {noun}, {len(tensors)} in all: got {len(v)}."
         )
-    for number, (x, like) in enumerate(zip(v, tensors, strict=True)):
+    for index, (x, like) in enumerate(zip(v, tensors, strict=True)):
         if x.shape != like.shape:
             raise ValueError(
-                f"{name}[{number}] must have the shape {tuple(like.shape)}: got {tuple(x.shape)}."
+                f"{name}[{index}] must have the shape {tuple(like.shape)}: got {tuple(x.shape)}."
             )
 
 

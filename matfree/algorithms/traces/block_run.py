@@ -26,8 +26,8 @@ class Job(NamedTuple):
 
     block: int
     """The index of the block."""
-    numbers: range
-    """The numbers of the probes, or of the unit vectors within the block."""
+    indices: range
+    """The indices of the probes, or of the unit vectors within the block."""
     exact: bool
     """Whether the vectors are unit vectors."""
 
@@ -148,8 +148,8 @@ class BlockLoop:
                 job = self._exact_job(b)  # at most as many matvecs as sampling would take
             else:
                 job = Job(b, range(done, min(target, done + free)), False)
-            left -= len(job.numbers)
-            if len(job.numbers):
+            left -= len(job.indices)
+            if len(job.indices):
                 jobs.append(job)
         return jobs
 
@@ -161,8 +161,8 @@ class BlockLoop:
         if self.plan.adaptive and target >= size and size - sum(self.num_units) <= left:
             return [self._exact_job(b) for b in range(len(self.blocks))]
         done = self.samples[0].values.size
-        numbers = range(done, min(target, done + left))
-        return [Job(0, numbers, False)] if len(numbers) else []
+        indices = range(done, min(target, done + left))
+        return [Job(0, indices, False)] if len(indices) else []
 
     def _exact_job(self, b: int) -> Job:
         """The remaining unit vectors of a block."""
@@ -172,9 +172,9 @@ class BlockLoop:
         """The jobs split and combined so that every batch is one full block of vectors."""
         batch: list[Job] = []
         free = self.plan.block_size
-        for block, numbers, exact in jobs:
-            while len(numbers):
-                now, numbers = numbers[:free], numbers[free:]
+        for block, indices, exact in jobs:
+            while len(indices):
+                now, indices = indices[:free], indices[free:]
                 batch.append(Job(block, now, exact))
                 free -= len(now)
                 if free == 0:
@@ -190,25 +190,25 @@ class BlockLoop:
         if self.joint and not batch[0].exact:
             for b, block in enumerate(self.blocks):
                 rows = block.within(self.space.rows)
-                self._record(Job(b, batch[0].numbers, False), X[rows, :], Y[rows, :])
+                self._record(Job(b, batch[0].indices, False), X[rows, :], Y[rows, :])
         else:
             begin = 0
             for job in batch:
-                columns = slice(begin, begin + len(job.numbers))
+                columns = slice(begin, begin + len(job.indices))
                 self._record(job, X[:, columns], Y[:, columns])
-                begin += len(job.numbers)
+                begin += len(job.indices)
         self.run.save()
 
     def _vectors(self, job: Job) -> Array:
         """The unit vectors of a job, or its probes, which are zero outside its block."""
         block, xp = self.blocks[job.block], self.space.xp
         if job.exact:
-            numbers = range(block.start + job.numbers.start, block.start + job.numbers.stop)
-            return self.space.unit_vectors(numbers)
+            indices = range(block.start + job.indices.start, block.start + job.indices.stop)
+            return self.space.unit_vectors(indices)
         W = self.space.probes(
-            len(job.numbers),
+            len(job.indices),
             seed=self.plan.seed,
-            start=self.plan.first_probe + job.numbers.start,
+            start=self.plan.first_probe + job.indices.start,
             kind=self.plan.kind,
         )
         if self.joint:
@@ -224,7 +224,7 @@ class BlockLoop:
         self.A.require_finite(fresh)
         if job.exact:
             self.totals[job.block] += fresh.sum().item()
-            self.num_units[job.block] += len(job.numbers)
+            self.num_units[job.block] += len(job.indices)
         else:
             self.samples[job.block].add(fresh)
 
