@@ -165,8 +165,19 @@ class _SamplingLoop:
 
     def _exact(self) -> Estimate:
         summary = self.estimator.exact()
-        self.history.append((self.A.num_matvecs, summary.level, 0.0))
-        return self._estimate(summary, StoppingReason.EXACT, True, "exact", 0)
+        half, tolerance = summary.half_width, self.plan.tolerance(summary.norm)
+        self.history.append((self.A.num_matvecs, summary.level, half))
+        # Only norms of singular operators have a half-width other than 0 here.
+        met = not self.plan.adaptive or half <= tolerance or half == 0
+        reason = StoppingReason.EXACT if met else StoppingReason.ROUNDING
+        if not met:
+            warn(
+                f"rounding leaves the exact answer of {self.estimator.method} uncertain by "
+                f"{half:.3g}, and the tolerance is {tolerance:.3g} (value {summary.level:.6g}); "
+                f"use an operator of higher precision, or loosen {self.plan.looser}.",
+                ConvergenceWarning,
+            )
+        return self._estimate(summary, reason, met, "exact", 0)
 
     def _estimate(
         self,

@@ -22,8 +22,9 @@ from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.spectra.quadrature_sampling import FunctionSampling, sample_quadratures
 from matfree.algorithms.spectra.quadrature_trace import QuadratureTrace, power_of
+from matfree.algorithms.spectra.spectral_functions import PowerOfSingularValues
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
-from matfree.arrays import to_host
+from matfree.arrays import epsilon, to_host
 from matfree.operators import aslinearoperator
 from matfree.quadratures.bias import require_spectrum
 from matfree.quadratures.brackets import Spectrum
@@ -151,7 +152,9 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     -------
     Estimate
         ``value``, ``stderr`` and ``bias`` are floats. The bias is a bound, and the standard
-        error is propagated through the root to first order. Estimates of norms cannot be merged.
+        error is propagated through the root to first order. Singular values that are rounding
+        errors count as 0; what they might be belongs to the bias, of the exact answer too, which
+        is large for p < 1 if A is singular. Estimates of norms cannot be merged.
 
     Raises
     ------
@@ -193,9 +196,10 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
         spectrum = _squared(spectrum)
+    space = hermitian.space
     make = partial(
         QuadratureTrace,
-        f=lambda x: np.abs(x) ** power,
+        f=PowerOfSingularValues(power, epsilon(space.xp, space.dtype), space.size),
         spectrum=spectrum,
         grows=options.get("num_steps") is None,
         absolute_power=power,

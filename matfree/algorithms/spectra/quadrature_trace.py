@@ -18,7 +18,12 @@ from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.spectra.gauss_quadrature import gauss_rule, recurrence_coefficients
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureEstimator
-from matfree.algorithms.spectra.spectral_functions import Function, FunctionName, SpectralFunction
+from matfree.algorithms.spectra.spectral_functions import (
+    Function,
+    FunctionName,
+    PowerOfSingularValues,
+    SpectralFunction,
+)
 from matfree.algorithms.traces.hutchinson import Samples
 from matfree.arguments import slices
 from matfree.arrays import epsilon, rounding
@@ -54,7 +59,7 @@ class QuadratureTrace(QuadratureEstimator):
     grows : bool
         Whether a tolerance may increase the number of steps.
     absolute_power : float, optional
-        p if f(x) = |x|^p.
+        p if f(x) = |x|^p; f is then a ``PowerOfSingularValues``.
     exponent : float
     method : str
     """
@@ -76,6 +81,7 @@ class QuadratureTrace(QuadratureEstimator):
         method: str = QuadratureEstimator.method,
     ) -> None:
         super().__init__(A, plan, num_steps, reorthogonalize)
+        self.power = f if isinstance(f, PowerOfSingularValues) else None
         self.evaluate = SpectralFunction(f, epsilon(self.space.xp, self.space.dtype))
         self.rounding = rounding(self.space.xp, self.space.dtype)
         self.spectrum, self.grows = require_spectrum(spectrum), grows
@@ -94,7 +100,8 @@ class QuadratureTrace(QuadratureEstimator):
         self.squares: list[float] = []
         """||w||^2 per probe."""
         self.moved: list[float] = []
-        """The change of every sample when its nodes move by the error of a 16-bit basis."""
+        """The change of every sample when its nodes move by the error of a 16-bit basis, or, for
+        powers of singular values, by their rounding errors."""
 
     def identity(self, budget: int) -> dict[str, Any]:
         values = self.evaluate.values_at(_POINTS)
@@ -165,11 +172,17 @@ class QuadratureTrace(QuadratureEstimator):
             inwards = rule.nodes + error * np.sign(middle - rule.nodes)
             moved = squared * (rule.weights @ self.evaluate(inwards)) - full
             self.moved.append(float(abs(moved)))
+        elif self.power is not None:
+            uncertain = rule.weights @ self.power.uncertainty(rule.nodes)
+            self.moved.append(squared * float(uncertain))
         self.samples.add(np.asarray([full]))
 
     def sum_over(self, eigenvalues: HostArray) -> complex:
         total: complex = np.sum(self.evaluate(eigenvalues, complete=True)).item()
         return total
+
+    def uncertainty(self, eigenvalues: HostArray) -> float:
+        return 0.0 if self.power is None else float(np.sum(self.power.uncertainty(eigenvalues)))
 
     def summary(self) -> Summary:
         # Checkpoints of version 0.1 have samples without coefficients, whose bias is unknown.

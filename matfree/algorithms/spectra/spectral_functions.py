@@ -23,6 +23,40 @@ _NAMED_FUNCTIONS: dict[str, Function] = {
 
 
 @final
+class PowerOfSingularValues:
+    """|x|^p, with a bound on the effect of rounding errors of x.
+
+    A singular operator has Ritz values of the size of rounding errors, whose small powers are far
+    from 0: (1e-16)^0.1 is 0.025. They count as 0, and what they might be belongs to the bound.
+
+    Parameters
+    ----------
+    exponent : float
+    eps : float
+        The machine precision of the vectors.
+    size : int
+        n; the error of a computed eigenvalue is taken as (32 + sqrt(n)) eps ||A||.
+    """
+
+    def __init__(self, exponent: float, eps: float, size: int) -> None:
+        self.exponent, self.rounding = exponent, (32 + math.sqrt(size)) * eps
+
+    def __call__(self, nodes: HostArray) -> HostArray:
+        sizes = np.abs(nodes)
+        return np.where(sizes > self.error_of(nodes), sizes, 0.0) ** self.exponent
+
+    def uncertainty(self, nodes: HostArray) -> HostArray:
+        """By how much |x|^p may differ from its value if x has a rounding error."""
+        error, sizes, values = self.error_of(nodes), np.abs(nodes), self(nodes)
+        above = (sizes + error) ** self.exponent - values
+        return np.maximum(above, values - np.maximum(sizes - error, 0.0) ** self.exponent)
+
+    def error_of(self, nodes: HostArray) -> float:
+        """The rounding error of the nodes."""
+        return self.rounding * float(np.abs(nodes).max(initial=0.0))
+
+
+@final
 class SpectralFunction:
     """A function of Ritz values that raises an error outside its domain.
 

@@ -280,3 +280,44 @@ def test_the_shift_proposed_by_the_error_scales_with_the_operator(scale):
     B = scale * np.diag([0.0, 1.0, 2.0])
     with pytest.raises(ValueError, match=rf"A\.shift\({2e-8 * scale:.2g}\)".replace("+", r"\+")):
         mf.trace_function(B, "log", num_steps=3, seed=0)
+
+
+def of_rank(m, n, rank, smallest=1.0):
+    """A matrix with singular values 1 to ``smallest``, and 0 for the others."""
+    values = np.geomspace(1.0, smallest, rank)
+    return (haar(m, 1)[:, :rank] * values) @ haar(n, 2)[:, :rank].T, values
+
+
+@pytest.mark.parametrize("p", [2.0, 1.0, 0.5, 0.25, 0.1])
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rounding_errors_of_singular_operators_are_no_singular_values(p, shape, dtype):
+    A, values = of_rank(*shape, 3)
+    A = A if shape[0] != shape[1] else A @ A.T
+    norm = (values**p).sum() ** (1 / p)
+    exact = mf.schatten_norm(A.astype(dtype), p, max_matvecs=1000)
+    low, high = exact.interval()
+    eps = float(np.finfo(dtype).eps)
+    assert exact.value == pytest.approx(norm, rel=100 * eps / min(p, 1))
+    assert low <= norm * (1 + 10 * eps)
+    assert norm * (1 - 10 * eps) <= high
+    sampled = mf.schatten_norm(A.astype(dtype), p, num_probes=40, seed=0)
+    low, high = sampled.interval()
+    assert low <= norm <= high
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5, 0.25])
+@pytest.mark.parametrize("smallest", [1e-6, 1e-9])
+def test_small_singular_values_lie_in_the_interval_although_their_squares_are_rounding(p, smallest):
+    A, values = of_rank(60, 40, 40, smallest)
+    norm = (values**p).sum() ** (1 / p)
+    low, high = mf.schatten_norm(A, p, max_matvecs=1000).interval()
+    assert low <= norm <= high
+
+
+def test_a_tolerance_that_rounding_prevents_is_not_met_and_says_so():
+    A, _ = of_rank(60, 40, 3)
+    with pytest.warns(mf.ConvergenceWarning, match="rounding leaves the exact answer"):
+        estimate = mf.schatten_norm(A, 0.5, rtol=1e-12, max_matvecs=1000, seed=0)
+    assert not estimate.converged
+    assert mf.schatten_norm(A, 2, rtol=1e-9, max_matvecs=1000, seed=0).converged
