@@ -165,7 +165,7 @@ class GaussNewtonOperator(ParameterCurvature):
                 "hessian(...)."
             )
 
-    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Any) -> None:
+    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Tensor) -> None:
         if isinstance(prepared.matrix, AutogradHessian):
             checks.require_custom_functions(self.objective, batch, loss_only=True)
         if has_custom_functions(prepared.z):

@@ -217,7 +217,7 @@ class HessianOperator(ParameterCurvature):
     def _multiply(self, prepared: Any, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         return self._hvp.multiply(prepared, v, rows)
 
-    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Any) -> None:
+    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Tensor) -> None:
         if self.strategy != "finite-difference":
             checks.require_hessian_vector_product(
                 self.objective, batch, self.layout, v, product, self._eps()

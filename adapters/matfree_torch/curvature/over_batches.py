@@ -92,7 +92,7 @@ class ParameterCurvature(ShardableCurvature):
         self._last_prepared = None if self._verified else batch
         return self._prepare(batch)
 
-    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Any) -> None:
+    def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Tensor) -> None:
         """Raise OperatorError if torch lost terms of the product of a batch's curvature with v."""
 
     @abstractmethod
@@ -211,13 +211,15 @@ class ParameterCurvature(ShardableCurvature):
             Y = [self._zeros(rows) for _ in X.T]
 
             def add(weight: float, prepared: Any) -> None:
+                whole = rows is columns is self.layout
                 for y, x in zip(Y, X.T, strict=True):
                     v = dict(zip(columns.names, columns.unpack(x), strict=True))
-                    product = self._multiply(prepared, v, rows)
-                    y += weight * rows.pack(product, self.dtype)
-                if self._last_prepared is not None and rows is columns is self.layout and Y:
-                    self._verify(self._last_prepared, prepared, v, product)
-                    self._verified, self._last_prepared = True, None
+                    product = rows.pack(self._multiply(prepared, v, rows), self.dtype)
+                    if self._last_prepared is not None and whole and y is Y[-1]:
+                        self._verify(self._last_prepared, prepared, v, product)
+                        self._verified, self._last_prepared = True, None
+                    y += weight * product
+                    del product  # it would be in memory while the next one is computed
 
             with self.parameters.differentiable():
                 self._graphs.visit(self._prepare_checked, add)
