@@ -38,6 +38,7 @@ Each line may import the lines below it, never those above it::
     orthonormal, probe_kinds     orthonormal bases and random vectors in a space
     probes                       the entries of random vectors, reproducible row by row
     results/                     the frozen records that algorithms return
+    quadratures/                 error bounds of Gauss quadratures
     plotting/, arguments, arrays, progress      plots, and helpers without a vector space
     protocol, errors             this module, and the exceptions
 

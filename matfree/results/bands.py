@@ -203,8 +203,8 @@ def density_band(
     nonzero = sampled > np.maximum(NEGLIGIBLE_MASS * exact, _TINY)  # larger than rounding errors
     ratio = np.divide(squared, sampled, out=np.zeros_like(sampled), where=nonzero)
     shift = z**2 * ratio / max(model.trials, _TINY) / 2
-    reach = np.sqrt(shift * (2 * sampled + shift))
-    return exact + sampled + shift - reach, exact + sampled + shift + reach
+    half_width = np.sqrt(shift * (2 * sampled + shift))
+    return exact + sampled + shift - half_width, exact + sampled + shift + half_width
 
 
 def variation_error(
@@ -261,8 +261,8 @@ def christoffel(points: HostArray, nodes: HostArray, weights: HostArray) -> Host
     """
     if not nodes.size:
         return np.zeros(np.shape(points))
-    reach = 10 * (nodes[-1] - nodes[0]) + 1e-3 * np.abs(nodes).max()
-    points = np.clip(points, nodes[0] - reach, nodes[-1] + reach)  # rho decreases outside
+    margin = 10 * (nodes[-1] - nodes[0]) + 1e-3 * np.abs(nodes).max()
+    points = np.clip(points, nodes[0] - margin, nodes[-1] + margin)  # rho decreases outside
     node_gaps = np.log(np.maximum(np.abs(nodes[:, None] - nodes), _TINY))
     np.fill_diagonal(node_gaps, 0.0)
     point_gaps = np.log(np.maximum(np.abs(points[..., None] - nodes), _TINY))

@@ -66,7 +66,7 @@ class GraphMemory:
 @final
 @dataclass(frozen=True)
 class CachePolicy:
-    """What is kept of the batches between products, and how much of it."""
+    """The kind of data that is stored of the batches between matvecs, and its memory limit."""
 
     budget: int | None = None
     """Bytes; by default half of the memory that is free at the first pass."""
@@ -159,7 +159,7 @@ class GraphCache:
         return GraphMemory(self._first[0], count, len(self._entries), self.budget)
 
     def describe(self) -> str:
-        """How many batches are kept, for ``repr``; it measures nothing."""
+        """Describe for ``repr`` how many graphs are stored, without measuring any."""
         if self.contents == "nothing":
             return "no graph kept"
         if self._budget == 0:

@@ -74,7 +74,7 @@ class HvpStrategy(ABC):
     """
 
     cache_policy = CachePolicy(contents="nothing")
-    """What is kept of the batches between products."""
+    """What is stored of the batches between matvecs."""
     supports_sharded_parameters = False
     """Whether parameters may be sharded over processes (DTensors)."""
 
@@ -87,7 +87,7 @@ class HvpStrategy(ABC):
         self.objective, self.layout = objective, layout
 
     def prepare(self, batch: Batch) -> Any:
-        """What products need from a batch; the batch itself by default."""
+        """Compute what matvecs need from a batch. By default, return the batch."""
         return batch
 
     @abstractmethod

@@ -154,7 +154,7 @@ class Objective:
         return without_graph(evaluate)
 
     def _reduction(self, batch: Batch) -> Reduction:
-        """What the loss of a batch divides its sum by."""
+        """The denominator of the mean that the loss takes over a batch."""
 
         def evaluate() -> Reduction:
             with self.isolated():

@@ -1,4 +1,4 @@
-"""What all algorithms share: counted operators, budgets, the sampling loop, checkpoints.
+"""The common parts of all algorithms: counted operators, budgets, sampling loop, checkpoints.
 
 It may import none of the other algorithms.
 """

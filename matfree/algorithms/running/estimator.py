@@ -67,11 +67,11 @@ class Estimator(ABC):
     mergeable = True
     """Whether estimates over different probes can be averaged."""
     bias_advice = "raise num_steps"
-    """What the user can do about a bias."""
+    """Advice on how to reduce a bias, for warnings."""
     first_check = FIRST_CHECK
     check_growth = CHECK_GROWTH
     memory: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole, never written into
-    """How vectors are stored within a limit on memory, if there is one."""
+    """The storage of vectors that was chosen for a memory budget, if there is one."""
     checkpoint: Checkpoint
     """The checkpoint of the run, set by the sampling loop."""
     saved: tuple[str, ...] = ()
