@@ -11,7 +11,7 @@ from typing import Any
 import matfree
 from matfree.cli import demo, matrix, merge
 from matfree.cli.failure import CommandError, one_line
-from matfree.cli.options import Parser
+from matfree.cli.options import EXIT_STATUS, Parser
 from matfree.errors import MatfreeError
 from matfree.probes import resolve_seed
 
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0 for success, 2 for bad input (with one line on stderr that says what
-        to do), 130 after an interruption by Ctrl-C, 141 if the output was closed.
+        to do), 3 if a tolerance was not met, 130 after an interruption by Ctrl-C, 141 if the
+        output was closed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):
@@ -67,6 +68,7 @@ def _parser(given: list[str]) -> Parser:
     parser = Parser(
         prog="matfree",
         description="Randomized, matrix-free linear algebra with reliable error bars.",
+        epilog=EXIT_STATUS,
     )
     parser.add_argument("--version", action="version", version=f"matfree {matfree.__version__}")
     subparsers = parser.add_subparsers(
@@ -77,22 +79,31 @@ def _parser(given: list[str]) -> Parser:
     merge.register(subparsers)
     for point in entry_points(group=COMMAND_GROUP):
         # Importing a command may import a whole framework, which takes seconds.
-        if given[:1] == [point.name] or given[:1] in (["-h"], ["--help"]):
-            _register(point, subparsers)
+        if given[:1] == [point.name]:
+            _registration(point)(subparsers)
+        elif given[:1] in (["-h"], ["--help"]):
+            try:
+                _registration(point)(subparsers)
+            except CommandError as refusal:
+                subparsers.add_parser(point.name, help=f"not available: {refusal}")
         else:
             subparsers.add_parser(point.name)
     return parser
 
 
-def _register(point: EntryPoint, subparsers: Any) -> None:
+def _registration(point: EntryPoint) -> Any:
+    """The function that registers the command of an adapter.
+
+    Raises
+    ------
+    CommandError
+        The adapter cannot be imported, because the library that it adapts is not installed.
+    """
     try:
-        point.load()(subparsers)
+        return point.load()
     except ImportError as cause:
-        reason = one_line(cause)
-
-        def refuse(_: Any) -> int:
-            raise CommandError(f"the command {point.name} is not available: {reason}")
-
-        parser = subparsers.add_parser(point.name, help=f"not available: {reason}")
-        parser.add_argument("rest", nargs="*")
-        parser.set_defaults(run=refuse)
+        library = point.module.partition(".")[0].removeprefix("matfree_")
+        raise CommandError(
+            f"the command {point.name} needs {library}, which cannot be imported "
+            f"({one_line(cause)}): pip install 'matfree-nla[{library}]'"
+        ) from cause

@@ -26,7 +26,9 @@ def register(subparsers: Any) -> None:
         "matrix",
         help="eigenvalues, trace, diagonal and spectral density of a matrix in a file",
         description="Estimates the largest eigenvalues, trace, diagonal and spectral density of "
-        "a square matrix; if it is not Hermitian, only its trace and diagonal.",
+        "a square matrix; if it is not Hermitian, only its trace and diagonal; and the largest "
+        "singular values and the Frobenius norm of a rectangular one.",
+        epilog=options.EXIT_STATUS,
     )
     parser.add_argument("file", metavar="FILE", help=", ".join(load.ACCEPTED))
     parser.add_argument(
@@ -42,8 +44,8 @@ def register(subparsers: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Estimate and report the properties of the matrix in the file."""
-    matrix = load.read_matrix(given.file, stream=given.stream)
-    settings = options.settings(given, matrix.shape[0])
+    matrix, code = load.read_matrix(given.file, stream=given.stream)
+    settings = options.settings(given, min(matrix.shape))
     operator = aslinearoperator(matrix)
     streamed = isinstance(operator, SlabOperator)
     if streamed and given.exact:
@@ -53,11 +55,18 @@ def run(given: argparse.Namespace) -> int:
     name = Path(given.file).name
 
     def work(report: ReportBuilder) -> None:
+        if matrix.shape[0] != matrix.shape[1]:
+            report.add_chapter(_matrix_chapter(given.file, code, matrix, streamed=streamed))
+            study = Study(operator, "A", "matrix", settings, hermitian=False)
+            if given.exact:
+                study = study.with_exact(_dense(matrix))
+            sections.add_sections(study, report)
+            return
         # A streamed matrix is tested by matvecs with random vectors, one in memory entry by entry.
         defect = checks.asymmetry(operator) if streamed else entry_asymmetry(matrix)
         hermitian = _within(defect, tolerance(operator.dtype if streamed else matrix.dtype))
         report.add_chapter(
-            _matrix_chapter(given.file, matrix, hermitian=hermitian, streamed=streamed)
+            _matrix_chapter(given.file, code, matrix, hermitian=hermitian, streamed=streamed)
         )
         study = Study(operator, "A", "matrix", settings, hermitian=hermitian)
         if given.exact:
@@ -65,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
         if not hermitian:
             report.add_note(
                 "A is not Hermitian, so only its trace and diagonal are estimated. For its "
-                "singular values, save A.T @ A, whose eigenvalues are their squares."
+                "singular values, use mf.svds(A)."
             )
         sections.add_sections(study, report)
 
@@ -96,13 +105,17 @@ def tolerance(dtype: Any) -> float:
     return float(np.finfo(kind).eps ** (2 / 3)) if kind.kind in "fc" else 0.0
 
 
-def _matrix_chapter(file: str, matrix: Any, *, hermitian: bool, streamed: bool) -> Chapter:
-    n = matrix.shape[0]
+def _matrix_chapter(
+    file: str, code: str, matrix: Any, *, streamed: bool, hermitian: bool | None = None
+) -> Chapter:
+    """The chapter on a matrix; ``hermitian`` is None for a rectangular one."""
+    m, n = matrix.shape
     sparse = scipy.sparse.issparse(matrix)
     kind = "Hermitian" if matrix.dtype.kind == "c" else "symmetric"
     stored = f"sparse, {matrix.nnz:,} entries stored" if sparse else "dense"
-    imports, reader = _reader_code(file, streamed=streamed)
-    size = matrix.dtype.itemsize * n * n / 1e6
+    imports, reader = _reader_code(file, code, streamed=streamed)
+    symmetry = "rectangular" if hermitian is None else kind if hermitian else f"not {kind}"
+    size = matrix.dtype.itemsize * m * n / 1e6
     read = (
         f"in slabs, {size:,.0f} MB for each block of vectors" if streamed else "once, into memory"
     )
@@ -113,26 +126,22 @@ def _matrix_chapter(file: str, matrix: Any, *, hermitian: bool, streamed: bool) 
         code=f"{imports}\nimport matfree as mf\n{reader}",
         facts=(
             ("file", file),
-            ("shape", f"{n} x {n}, {matrix.dtype}"),
+            ("shape", f"{m} x {n}, {matrix.dtype}"),
             ("stored", stored),
             ("read", read),
-            ("symmetry", kind if hermitian else f"not {kind}"),
+            ("symmetry", symmetry),
         ),
     )
 
 
-def _reader_code(file: str, *, streamed: bool) -> tuple[str, str]:
+def _reader_code(file: str, code: str, *, streamed: bool) -> tuple[str, str]:
     """The imports and the line of Python that read the matrix."""
-    sparse = {
-        ".npz": f"A = scipy.sparse.load_npz({file!r})",
-        ".mtx": f"A = scipy.sparse.csr_array(scipy.io.mmread({file!r}, spmatrix=False))",
-    }
-    if Path(file).suffix in sparse:
-        return "import scipy.io, scipy.sparse", sparse[Path(file).suffix]
-    if streamed or streams.is_container(file):
-        imports, line = streams.reader_code(file)
-        return imports, line if streamed else f"{line}[:]"
-    return "import numpy as np", f"A = np.load({file!r})"
+    if code:
+        libraries = ("gzip", "bz2", "scipy.io", "scipy.sparse")
+        names = [name for name in libraries if f"{name}." in code]
+        return f"import {', '.join(names or ['numpy as np'])}", code
+    imports, line = streams.reader_code(file)
+    return imports, line if streamed else f"{line}[:]"
 
 
 def _dense(matrix: Any) -> np.ndarray[Any, Any]:

@@ -12,6 +12,14 @@ from matfree.cli.failure import CommandError
 from matfree.cli.study import StudySettings
 from matfree.probes import resolve_seed
 
+TOLERANCE_MISSED = 3
+
+EXIT_STATUS = (
+    "Exit status: 0 for success; 2 for bad input, with one line on stderr; "
+    f"{TOLERANCE_MISSED} if the tolerance --rtol was not met within --max-matvecs; 130 after "
+    "Ctrl-C."
+)
+
 
 @final
 class Parser(argparse.ArgumentParser):

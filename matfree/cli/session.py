@@ -16,6 +16,7 @@ import numpy as np
 import scipy
 
 import matfree
+from matfree.cli.options import TOLERANCE_MISSED
 from matfree.cli.report import cells, folder
 from matfree.cli.report.document import Report, ReportBuilder
 from matfree.cli.terminal import Terminal
@@ -36,7 +37,8 @@ def run_and_report(
 
     Returns
     -------
-    The exit status, 0.
+    The exit status: 0, or ``options.TOLERANCE_MISSED`` if the tolerance ``rtol`` among the
+    parsed arguments was not met.
     """
     begin = time.perf_counter()
     command = shlex.join(options.command_line)
@@ -71,7 +73,21 @@ def run_and_report(
             folder.write_report(report(), target)
         raise
     _finish(report(), terminal, target)
-    return 0
+    return 0 if getattr(options, "rtol", None) is None else _status(builder)
+
+
+def _status(builder: ReportBuilder) -> int:
+    """The exit status if there is a tolerance, with a line on stderr if it was not met."""
+    sections = (section for chapter in builder.chapters for section in chapter.sections)
+    missed = [section.key for section in sections if section.values.get("converged") is False]
+    if not missed:
+        return 0
+    print(
+        f"matfree: the tolerance was not met for: {', '.join(missed)}; raise --max-matvecs or "
+        "--rtol",
+        file=sys.stderr,
+    )
+    return TOLERANCE_MISSED
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from matfree.cli.failure import CommandError, one_line
 
-_HDF5 = re.compile(r"(?P<file>.*\.(?:h5|hdf5))(?::(?P<name>.*))?", re.DOTALL)
+_HDF5 = re.compile(r"(?P<file>.*\.(?:h5|hdf5))(?::(?P<name>.*))?", re.DOTALL | re.IGNORECASE)
 
 _MEMORY_DIVISOR = 4
 """A matrix is streamed if it is larger than the machine's memory divided by this number: a
@@ -21,7 +21,7 @@ matrix in memory is checked for NaN and asymmetry, which makes copies of it."""
 
 def is_container(path: str) -> bool:
     """Whether a path refers to a dataset in an HDF5 file or to a zarr array."""
-    return _HDF5.fullmatch(path) is not None or path.rstrip("/").endswith(".zarr")
+    return _HDF5.fullmatch(path) is not None or path.rstrip("/").lower().endswith(".zarr")
 
 
 def too_large(num_bytes: int) -> bool:
@@ -52,7 +52,7 @@ def open_matrix(path: str) -> Any:
     if not Path(path).exists():
         raise CommandError(f"{path} does not exist; check the path")
     try:
-        if path.endswith(".npy"):
+        if path.lower().endswith(".npy"):
             return np.load(path, mmap_mode="r", allow_pickle=False)
         return _library("zarr").open_array(path, mode="r")
     except CommandError:
@@ -67,7 +67,7 @@ def reader_code(path: str) -> tuple[str, str]:
     inside = _HDF5.fullmatch(path)
     if inside is not None:
         return "import h5py", f"A = h5py.File({inside['file']!r})[{inside['name']!r}]"
-    if path.endswith(".npy"):
+    if path.lower().endswith(".npy"):
         return "import numpy as np", f'A = np.load({path!r}, mmap_mode="r")'
     return "import zarr", f'A = zarr.open_array({path!r}, mode="r")'
 

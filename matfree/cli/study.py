@@ -54,6 +54,11 @@ class ExactAnswers:
     """(n,) float64, ascending; None if the matrix is not Hermitian."""
     rounding: float
     """A bound on the rounding error of an estimate: n eps ||A||_F."""
+    own_rounding: float
+    """The same bound for the exact answers, which are computed in double precision."""
+    frobenius_norm: float
+    singular_values: HostArray | None = None
+    """(min(m, n),) float64, descending; None for a square matrix."""
 
     @classmethod
     def of(cls, matrix: HostArray, *, hermitian: bool, eps: float) -> ExactAnswers:
@@ -61,8 +66,11 @@ class ExactAnswers:
         double = np.complex128 if np.iscomplexobj(matrix) else np.float64
         dense = matrix.astype(double)
         values = np.linalg.eigvalsh((dense + dense.conj().T) / 2) if hermitian else None
-        rounding = len(dense) * eps * float(np.linalg.norm(dense))
-        return cls(np.diag(dense).copy(), values, rounding)
+        norm, double_eps = float(np.linalg.norm(dense)), float(np.finfo(np.float64).eps)
+        size = max(dense.shape) * norm
+        square = dense.shape[0] == dense.shape[1]
+        singular = None if square else np.linalg.svd(dense, compute_uv=False)
+        return cls(np.diag(dense).copy(), values, size * eps, size * double_eps, norm, singular)
 
     @property
     def trace(self) -> Any:

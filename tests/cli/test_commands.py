@@ -100,7 +100,7 @@ BAD = {
     "index out of range, csc": lambda d: _damaged(d, "csc"),
     "no such file": lambda d: d / "absent.npy",
     "another ending": lambda d: _file(d, "A.txt.npy", A).rename(d / "A.csv"),
-    "not square": lambda d: _file(d, "r.npy", A[:, :9]),
+    "no rows": lambda d: _file(d, "r.npy", A[:0]),
     "one dimension": lambda d: _file(d, "v.npy", A[0]),
     "nan inside": lambda d: _file(d, "n.npy", np.where(np.eye(60) > 0, np.nan, A)),
     "empty": lambda d: _file(d, "e.npy", np.zeros((0, 0))),

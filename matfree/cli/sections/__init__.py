@@ -14,6 +14,7 @@ from matfree.cli.sections.base import StudySection
 from matfree.cli.sections.density import DensitySection
 from matfree.cli.sections.diagonal import DiagonalSection
 from matfree.cli.sections.power import PowerSection
+from matfree.cli.sections.singular import SingularSection
 from matfree.cli.sections.trace import TraceSection
 from matfree.cli.study import Study
 from matfree.errors import ConvergenceWarning
@@ -27,12 +28,15 @@ def add_sections(study: Study, report: ReportBuilder) -> None:
     Parameters
     ----------
     study : Study
-        If its operator is not Hermitian, only the trace and the diagonal are estimated.
+        If its operator is not Hermitian, only the trace and the diagonal are estimated; if it
+        is rectangular, the singular values and the Frobenius norm.
     report : ReportBuilder, with the operator's chapter open
     """
     kinds: tuple[type[StudySection], ...] = (TraceSection, DiagonalSection)
     if study.hermitian:
         kinds = (PowerSection, *kinds, DensitySection)
+    if study.operator.shape[0] != study.operator.shape[1]:
+        kinds = (SingularSection,)
     for kind in kinds:
         begin = time.perf_counter()
         with warnings.catch_warnings():

@@ -94,10 +94,12 @@ class DensitySection(StudySection):
         bottom = Finding("smallest eigenvalue", least, "upper bound, guaranteed")
         if self.eigenvalues is None or exact is None:
             return share, bottom
-        part = exact_negative_share(self.density, self.eigenvalues)
+        part = exact_negative_share(self.density, exact)
         low = float(self.eigenvalues[0])
         return (
-            replace(share, exact=part, inside=interval_contains(self.negative, part, self.density)),
+            replace(
+                share, exact=part, inside=interval_contains(self.negative, self.density, exact)
+            ),
             replace(bottom, exact=low, inside=exact.inside(-math.inf, least, low)),
         )
 
@@ -119,10 +121,10 @@ class DensitySection(StudySection):
             "num_matvecs": density.num_matvecs,
             "seed": density.seed,
         }
-        if (exact := self.eigenvalues) is not None:
+        if self.study.exact is not None and (exact := self.eigenvalues) is not None:
             values |= {
                 "wasserstein_over_range": wasserstein_distance(density, exact),
-                "exact_negative_fraction": exact_negative_share(density, exact),
+                "exact_negative_fraction": exact_negative_share(density, self.study.exact),
                 "exact_negative_sum": float(negative_part(exact).sum()),
             }
         return values
@@ -212,13 +214,13 @@ class DensitySection(StudySection):
             ("fraction that is negative", negative.value, interval_text(*negative.interval(), 3)),
         ]
         columns = [Column("of the eigenvalues"), Column("estimate"), Column("interval")]
-        if exact is not None:
+        if self.study.exact is not None and exact is not None:
             answers = (
                 exact.mean(),
                 np.mean(exact**2),
                 np.median(exact),
                 negative_part(exact).sum(),
-                exact_negative_share(density, exact),
+                exact_negative_share(density, self.study.exact),
             )
             rows = [(*row, float(answer)) for row, answer in zip(rows, answers, strict=True)]
             columns.append(Column("exact"))

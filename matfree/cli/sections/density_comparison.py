@@ -5,19 +5,32 @@ from __future__ import annotations
 import numpy as np
 import scipy.stats
 
+from matfree.cli.study import ExactAnswers
 from matfree.protocol import HostArray
 from matfree.results import Estimate, SpectralDensity
 
 
-def exact_negative_share(density: SpectralDensity, eigenvalues: HostArray) -> float:
-    """The fraction of the exact eigenvalues that are negative by more than the noise floor."""
-    return float(np.mean(eigenvalues < -density.noise_floor))
+def exact_negative_share(density: SpectralDensity, exact: ExactAnswers) -> float:
+    """The fraction of the exact eigenvalues that are negative beyond the noise and rounding."""
+    return _shares(density, exact)[0]
 
 
-def interval_contains(share: Estimate, exact: float, density: SpectralDensity) -> bool:
-    """Whether the 95 % interval contains a value, up to rounding errors of the weights."""
+def interval_contains(share: Estimate, density: SpectralDensity, exact: ExactAnswers) -> bool:
+    """Whether the 95 % interval contains the exact fraction, up to rounding.
+
+    Eigenvalues within the rounding errors of the dense solver may be on either side.
+    """
     (low, high), rounding = share.interval(), density.num_steps * density.epsilon
-    return bool(low - rounding <= exact <= high + rounding)
+    least, most = _shares(density, exact)
+    return bool(low - rounding <= most and least <= high + rounding)
+
+
+def _shares(density: SpectralDensity, exact: ExactAnswers) -> tuple[float, float]:
+    """The smallest and the largest fraction that rounding of the exact eigenvalues permits."""
+    assert exact.eigenvalues is not None
+    moved = (exact.eigenvalues + exact.own_rounding, exact.eigenvalues - exact.own_rounding)
+    least, most = (float(np.mean(values < -density.noise_floor)) for values in moved)
+    return least, most
 
 
 def wasserstein_distance(density: SpectralDensity, eigenvalues: HostArray) -> float:
