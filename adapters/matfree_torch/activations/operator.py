@@ -43,9 +43,9 @@ from matfree_torch.curvature.gauss_newton import Linearized
 from matfree_torch.curvature.loss_hessians import loss_hessian
 from matfree_torch.derivative_checks import checks
 from matfree_torch.derivative_checks.custom_functions import has_custom_functions
-from matfree_torch.objective import isolation
 from matfree_torch.objective.model_calls import output_tensor
 from matfree_torch.objective.objective import Objective
+from matfree_torch.objective.reproducibility import differ, loss_of_batch, require_reproducible
 from matfree_torch.vectors.layout import Layout
 
 _PORT_NOUNS = {"input": "inputs", "output": "outputs", "tensor": "tensors read by"}
@@ -54,7 +54,8 @@ _PORT_NOUNS = {"input": "inputs", "output": "outputs", "tensor": "tensors read b
 class BatchGraph(NamedTuple):
     """The autograd graph of one batch at one state of the model."""
 
-    version_counters: Any
+    version: int
+    """The state of the model, see :class:`ModelState`."""
     outputs: Any
     gradients: dict[str, Tensor]
     """The gradient of the loss with respect to the perturbation at every port."""
@@ -78,15 +79,20 @@ class ActivationHessian(PortCurvature):
     def __init__(self, objective: Objective, modules: Selection, at: Where) -> None:
         if at not in _PORT_NOUNS:
             raise ValueError(f"at must be 'input', 'output' or 'tensor': got {at!r}.")
-        chosen = choose_modules(objective.model, modules)
-        with objective.isolated():
-            (batch,) = objective.batches
-            self.ports, self._unperturbed_loss = find_ports(objective, batch, chosen, at)
-            deltas = {port.name: port.zeros() for port in self.ports}
+        self.at, self._modules = at, modules
+        objective.follow()
+        self._find_ports(objective)
+        deltas = {port.name: port.zeros() for port in self.ports}
         super().__init__(objective, Layout(deltas, "port"))
-        self.at, self._batch = at, batch
-        self._initial_versions = isolation.version_counters(objective.model)
         self._graph: BatchGraph | None = None
+
+    def _find_ports(self, objective: Objective) -> None:
+        """Find the ports in a forward pass of the model as it is now."""
+        chosen = choose_modules(objective.model, self._modules)
+        with objective.isolated():
+            (self._batch,) = objective.batches
+            self.ports, self._unperturbed_loss = find_ports(objective, self._batch, chosen, self.at)
+        self._ports_version = objective.state.version
 
     def traces(
         self,
@@ -117,17 +123,40 @@ class ActivationHessian(PortCurvature):
         As for :func:`activation_traces`. The graph of the batch is shared with the matvecs.
         """
         settings = TraceSettings.make(method, num_probes, seed, per_sample)
-        with self.objective.precision():
+        with self.differentiating():
             return combine_batches([(1.0, port_traces(self, settings, 0))], settings)
 
     def graph(self) -> BatchGraph:
+        """The graph of the batch at the present weights."""
+        self.objective.follow()
+        return self._current_graph()
+
+    def _current_graph(self) -> BatchGraph:
         """The graph of the batch, which is rebuilt if the model has changed."""
-        now = isolation.version_counters(self.objective.model)
-        if self._graph is None or self._graph.version_counters != now:
+        version = self.objective.state.version
+        if self._graph is None or self._graph.version != version:
             self._graph = None  # frees the old graph before the new one is built
             with torch.inference_mode(False), self.objective.isolated():
-                self._graph = self._build_graph(now)
+                if self._ports_version != version:
+                    self._follow_ports()
+                self._graph = self._build_graph(version)
         return self._graph
+
+    def _follow_ports(self) -> None:
+        """Find the ports of a model that has changed, which must have the same names and shapes."""
+        before = {n: x.shape for n, x in zip(self.names, self.layout.tensors, strict=True)}
+        self._find_ports(self.objective)
+        now = {port.name: port.shape for port in self.ports}
+        if now != before:
+            changed = [n for n in now.keys() | before.keys() if now.get(n) != before.get(n)]
+            texts = [
+                f"{n!r} {before.get(n, 'missing')}, now {now.get(n, 'missing')}" for n in changed
+            ]
+            self._ports_version = -1  # the next matvec compares again
+            raise OperatorError(
+                "the activations are no longer those that the operator was created for: "
+                f"{'; '.join(sorted(texts)[:6])}. Create the operator again for the present model."
+            )
 
     def outputs(self) -> Tensor:
         return output_tensor(self.graph().outputs)
@@ -138,19 +167,18 @@ class ActivationHessian(PortCurvature):
             matrix = loss_hessian(self.objective, self._batch, outputs)
             return Linearized.make(output_tensor(outputs), self.layout, matrix)
 
-    def _build_graph(self, version_counters: Any) -> BatchGraph:
-        deltas, batch = self.layout.tensors, self._batch
+    def _build_graph(self, version: int) -> BatchGraph:
+        deltas, batch, before = self.layout.tensors, self._batch, self._unperturbed_loss
         with fast_double_backward():
             outputs = perturbed_outputs(self.objective, batch, self.ports, deltas, self.at)
-        value = self.objective.value(outputs, batch.targets)
-        before, after = float(self._unperturbed_loss), float(value.detach())
-        rounding = 100 * torch.finfo(value.dtype).eps * abs(before)
-        # The loss before is that of the initial weights, so it says nothing about others.
-        if version_counters == self._initial_versions and abs(after - before) > rounding:
+        value = self.objective.finite_value(outputs, batch.targets)
+        if differ(before, value):
+            again = loss_of_batch(self.objective, batch)
+            require_reproducible(self.objective, batch, before, again)
             raise OperatorError(
-                f"adding zero at the ports changes the loss from {before:.8g} to {after:.8g}: a "
-                "chosen module works in place on an input that others read afterwards. Set "
-                "inplace=False for it, or pass at='output'."
+                f"adding zero at the ports changes the loss from {float(before):.8g} to "
+                f"{float(value.detach()):.8g}: a chosen module works in place on an input that "
+                "others read afterwards. Set inplace=False for it, or pass at='output'."
             )
         if not value.requires_grad:
             raise OperatorError(
@@ -162,10 +190,10 @@ class ActivationHessian(PortCurvature):
         gradients = torch.autograd.grad(
             value, deltas, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        return BatchGraph(version_counters, outputs, dict(zip(self.names, gradients, strict=True)))
+        return BatchGraph(version, outputs, dict(zip(self.names, gradients, strict=True)))
 
     def _apply_block(self, X: Tensor, rows: Layout, columns: Layout) -> Tensor:
-        gradients = self.graph().gradients
+        gradients = self._current_graph().gradients
         # A gradient that is constant in the perturbations contributes nothing.
         curved = [name for name in columns.names if gradients[name].requires_grad]
         Y = X.new_zeros((rows.size, X.shape[1]))

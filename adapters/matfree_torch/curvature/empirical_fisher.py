@@ -30,7 +30,7 @@ from matfree_torch.hvp.strategies import GraphStrategy
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.model_calls import loss_module, output_tensor
 from matfree_torch.objective.objective import Objective
-from matfree_torch.vectors.layout import Parameters
+from matfree_torch.vectors.parameters import Parameters
 
 Positions: TypeAlias = Literal["samples", "joint"]
 """What the positions of a sample are counted as. See :func:`fisher`."""

@@ -25,7 +25,8 @@ from matfree_torch.hvp.strategies import GraphStrategy
 from matfree_torch.objective.batches import Batch, Normalizer
 from matfree_torch.objective.build import build_objective
 from matfree_torch.objective.objective import Objective
-from matfree_torch.vectors.layout import Parameters, Patterns
+from matfree_torch.vectors.layout import Patterns
+from matfree_torch.vectors.parameters import Parameters
 
 FisherKind: TypeAlias = Literal["exact", "monte-carlo", "empirical"]
 """How the expectation over targets is computed. See :func:`fisher`."""

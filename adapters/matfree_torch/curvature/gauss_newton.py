@@ -35,7 +35,8 @@ from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.model_calls import output_tensor
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.entries import real_view
-from matfree_torch.vectors.layout import Layout, Parameters
+from matfree_torch.vectors.layout import Layout
+from matfree_torch.vectors.parameters import Parameters
 
 
 class Linearized(NamedTuple):
@@ -140,6 +141,7 @@ class GaussNewtonOperator(ParameterCurvature):
     def _prepare(self, batch: Batch) -> Linearized:
         with fast_double_backward():
             outputs = self.objective.outputs(batch)
+        self.objective.finite_value(outputs, batch.targets)  # closed forms do not compute the loss
         if not self._loss_checked:
             self._require_loss_of_outputs(batch, outputs)
             self._loss_checked = True

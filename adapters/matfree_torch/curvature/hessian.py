@@ -28,7 +28,8 @@ from matfree_torch.hvp.strategies import Strategy
 from matfree_torch.objective.batches import Batch, Normalizer
 from matfree_torch.objective.build import build_objective
 from matfree_torch.objective.objective import Objective
-from matfree_torch.vectors.layout import Layout, Parameters, Patterns
+from matfree_torch.vectors.layout import Layout, Patterns
+from matfree_torch.vectors.parameters import Parameters
 
 
 def hessian(

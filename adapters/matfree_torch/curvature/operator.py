@@ -51,7 +51,8 @@ class CurvatureOperator(Operator):
     def __init__(self, objective: Objective, layout: Layout) -> None:
         super().__init__(_layout_space(layout, layout.dtype, objective.communicator))
         self.objective, self.layout = objective, layout
-        self._inspected, self._noise = False, 0.0
+        self._inspected = self._verified = False
+        self._noise, self._structure = 0.0, objective.state.structure
         self._max_columns: int | None = None
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -139,7 +140,15 @@ class CurvatureOperator(Operator):
 
         It may be called in any autograd mode, and errors of torch name the faulty module.
         """
-        with self.differentiating():
+        # While a device computes the hash of the weights, the matvecs already run. They are
+        # repeated in the rare case that the hash differs.
+        result = self._apply_in_steps(X, rows, columns, wait=False)
+        if self.objective.following.values_are_current():
+            return result
+        return self._apply_in_steps(X, rows, columns, wait=True)
+
+    def _apply_in_steps(self, X: Tensor, rows: Layout, columns: Layout, *, wait: bool) -> Tensor:
+        with self.differentiating(wait=wait):
             step = self._columns_per_pass(X.shape[1])
             # Autograd cannot save tensors that were created in inference mode; it can save clones.
             results = [
@@ -166,8 +175,12 @@ class CurvatureOperator(Operator):
         return self._max_columns
 
     @contextlib.contextmanager
-    def differentiating(self) -> Iterator[None]:
-        """The autograd mode and precision that second derivatives need."""
+    def differentiating(self, *, wait: bool = True) -> Iterator[None]:
+        """The autograd mode and precision that second derivatives need, at the present weights."""
+        self.objective.follow(wait=wait)
+        if self._structure != self.objective.state.structure:  # other modules, not yet inspected
+            self._structure = self.objective.state.structure
+            self._inspected = self._verified = False
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -178,7 +191,9 @@ class CurvatureOperator(Operator):
 
     def _apply(self, X: Array) -> Array:
         if self._inspected:
-            return self.apply_block(X, self.layout, self.layout)
+            Y = self.apply_block(X, self.layout, self.layout)
+            if self._inspected:  # still, because no module was exchanged
+                return Y
         # Two probes form one pair, three probes form three.
         count = 2 if self._eps() < _HALF_PRECISION else 3
         probes = self.space.probes(count, seed=0, stream=CHECK)

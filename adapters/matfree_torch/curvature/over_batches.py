@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from matfree_torch.curvature.sharded import ShardableCurvature
-from matfree_torch.derivative_checks import faulty_modules
 from matfree_torch.distributed.checksums import Checksum
 from matfree_torch.distributed.dtensors import full_tensor, local_tensor
 from matfree_torch.hvp.graph_cache import CachePolicy, GraphCache, GraphMemory
@@ -30,7 +29,8 @@ from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.model_calls import loss_options
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.entries import real_view
-from matfree_torch.vectors.layout import Layout, Parameters, match_names
+from matfree_torch.vectors.layout import Layout, match_names
+from matfree_torch.vectors.parameters import Parameters
 
 WeightDecay: TypeAlias = float | Mapping[str, float]
 """lambda for all parameters, or by patterns of names, of which later ones take precedence."""
@@ -69,9 +69,8 @@ class ParameterCurvature(ShardableCurvature):
         self.parameters = parameters
         self.strategy = strategy
         self.weight_decay = _decay_by_name(parameters, weight_decay)
-        self._verified = False
         self._last_prepared: Batch | None = None
-        self._graphs = GraphCache(objective, parameters.tensors, cache_policy)
+        self._graphs = GraphCache(objective, parameters, cache_policy)
         if objective.communicator is not None:
             # Processes with other parameters would sum entries that do not belong together.
             crc = zlib.crc32(repr((parameters.names, self.weight_decay)).encode())
@@ -105,7 +104,7 @@ class ParameterCurvature(ShardableCurvature):
 
         Unless a matvec has been computed before, the first batch is measured now.
         """
-        with self.parameters.differentiable():
+        with self.differentiating(), self.parameters.differentiable():
             return self._graphs.memory(self._prepare_checked)
 
     def loss(self, direction: Tensor | None = None) -> float:
@@ -141,6 +140,7 @@ class ParameterCurvature(ShardableCurvature):
         >>> round(H.loss(2 - model.weight.detach()[0]), 6)
         4.0
         """
+        self.objective.follow()
         steps, given = dict[str, Tensor](), None
         if direction is not None:
             steps = self.layout.unflatten(direction)
@@ -173,6 +173,7 @@ class ParameterCurvature(ShardableCurvature):
 
     def gradient(self) -> Tensor:
         """The gradient of the loss, (n,), over the same data, with weight decay."""
+        self.objective.follow()
 
         def local_sum() -> Tensor:
             total = self._zeros(self.layout)
@@ -234,10 +235,7 @@ class ParameterCurvature(ShardableCurvature):
         """Call the visitor with each batch and the function X -> A_b X, without weight decay."""
         self.objective.require_single_process("the curvature of single batches")
         with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            self.objective.precision(),
-            faulty_modules.explain_missing_derivatives(self.objective),
+            self.differentiating(),
             self.parameters.differentiable(),
             self.objective.isolated(),
         ):

@@ -3,18 +3,10 @@ r"""Checksums with which processes detect that they hold different tensors.
 Comparing tensors across processes would mean communicating them. Instead, each process reduces
 its tensors to a few numbers, which travel in the header of the next reduction.
 
-Weights and buffers must agree to the last bit. Their checksum is an integer hash, a sum modulo
-2^64 over all entries,
-
-.. math::
-
-    h = \sum_i (b_i + 1) (2 i + 1) c ,
-
-where b_i are the bits of entry i and c is an odd constant, so that every factor 2 i + 1 times c is
-invertible modulo 2^64 and a single changed entry always changes h. The leading 20 bits of h are
-compared, which agree by chance for one pair of tensors in a million. Blocks of vectors need only
-agree to rounding. Their checksum is two coefficients of a Fourier transform, relative to the
-norm of the block.
+Weights and buffers must agree to the last bit. Their checksum is the leading 20 bits of an integer
+hash of all entries, see :mod:`matfree_torch.distributed.tensor_hash`, which agree by chance for one
+pair of tensors in a million. Blocks of vectors need only agree to rounding. Their checksum is two
+coefficients of a Fourier transform, relative to the norm of the block.
 """
 
 from __future__ import annotations
@@ -27,9 +19,9 @@ import torch
 from torch import Tensor
 
 from matfree import OperatorError
+from matfree_torch.distributed.tensor_hash import hash_of
 
 _CHUNK_ENTRIES = 1 << 20  # entries reduced at a time, which bounds the temporary memory
-_FACTOR = 0x1E3779B97F4A7C15  # odd: 2^61 divided by the golden ratio, rounded to odd
 _HASH_BITS = 20  # few enough to be exact even in float32
 
 
@@ -91,10 +83,13 @@ def name_processes(ranks: Sequence[int]) -> str:
 
 def checksum_of_tensors(what: str, remedy: str, tensors: Sequence[Tensor]) -> Checksum:
     """The checksum of tensors that must agree to the last bit."""
-    total = 0
-    for index, x in enumerate(tensors):
-        total += (2 * index + 1) * _hash(x.detach())
-    return Checksum(what, remedy, (float(total % (1 << _HASH_BITS)),))
+    return checksum_of_hash(what, remedy, hash_of(tensors))
+
+
+def checksum_of_hash(what: str, remedy: str, number: int) -> Checksum:
+    """The checksum of tensors of which the hash is known, see :class:`TensorHash`."""
+    # The high bits depend on all lower ones; the low bits of a product do not.
+    return Checksum(what, remedy, (float(number >> (64 - _HASH_BITS)),))
 
 
 def checksum_of_vectors(what: str, remedy: str, X: Tensor) -> Checksum:
@@ -115,19 +110,3 @@ def checksum_of_vectors(what: str, remedy: str, X: Tensor) -> Checksum:
         return Checksum(what, remedy, (0.0, 0.0))
     norm, tolerance = math.sqrt(square), math.sqrt(torch.finfo(X.dtype).eps)
     return Checksum(what, remedy, tuple(c / norm for c in coefficients), tolerance)
-
-
-def _hash(x: Tensor) -> int:
-    """The leading bits of a hash that depends on every bit of a tensor and on its position."""
-    if x.layout != torch.strided or not x.numel():
-        return 0
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
-    bits = x.contiguous().reshape(-1).view(integers[x.element_size()])
-    total = 0
-    for start in range(0, bits.numel(), _CHUNK_ENTRIES):
-        chunk = bits[start : start + _CHUNK_ENTRIES].to(torch.int64)
-        index = torch.arange(start, start + chunk.numel(), device=x.device)
-        # Integer arithmetic of torch wraps around, which is arithmetic modulo 2^64.
-        total += int(((chunk + 1) * ((2 * index + 1) * _FACTOR)).sum())
-    # The high bits depend on all lower ones; the low bits of a product do not.
-    return (total % (1 << 64)) >> (64 - _HASH_BITS)

@@ -60,6 +60,8 @@ class FoldedForwardOverReverse(HvpStrategy):
         example = [torch.zeros_like(x.detach()) for x in self.layout.tensors]
         with self.objective.isolated(), decomposed_losses(), explain_unsupported("folded"):
             self._refuse_crashing_operations(batch)
+        # A context of its own, because every evaluation starts from the same state.
+        with self.objective.isolated(), decomposed_losses(), explain_unsupported("folded"):
             # Functionalization removes in-place operations. Otherwise a product could overwrite a
             # constant that later products need.
             program = make_fx(torch.func.functionalize(multiply))(*example)
@@ -79,7 +81,7 @@ class FoldedForwardOverReverse(HvpStrategy):
         """Search a forward pass for operations whose trace would crash the interpreter."""
         recorded = _OperationNames()
         with recorded:
-            self.objective.value(self.objective.outputs(batch), batch.targets)
+            self.objective.finite_value(self.objective.outputs(batch), batch.targets)
         found = [name for name in _CRASHING if name in recorded.names]
         if found:
             raise OperatorError(
@@ -109,6 +111,12 @@ class FoldedProgram:
     def __init__(self, traced: fx.GraphModule, recorder: Recorder | None = None) -> None:
         traced.graph.eliminate_dead_code()
         linear = _nodes_depending_on_inputs(traced.graph)
+        drawing = [n for n in traced.graph.nodes if n.kwargs.get("generator") is not None]
+        if drawing:  # the evaluation of the constants would draw other numbers than the trace
+            raise OperatorError(
+                f"strategy='folded' cannot fold {drawing[0].target} with a torch.Generator of the "
+                "model; pass strategy='auto'."
+            )
         writers = [n for n in linear if _writes(n)]
         if writers:
             raise OperatorError(

@@ -9,18 +9,17 @@ vectors. The results are identical bit for bit either way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, final
-
-from torch import Tensor, nn
 
 from matfree.results.record import readable
 from matfree_torch.autograd.graph_memory import SavedTensors, available_memory
 from matfree_torch.data.nested import tensors_in
-from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
+from matfree_torch.objective.reproducibility import loss_of_batch, require_reproducible
+from matfree_torch.vectors.layout import Layout
 
 Prepare: TypeAlias = Callable[[Batch], Any]
 """A function from a batch to what products need."""
@@ -91,19 +90,19 @@ class GraphCache:
     Parameters
     ----------
     objective : the loss over the data
-    parameters : tensors that are in memory in any case and do not count
+    layout : tensors that are in memory in any case and do not count
     policy : what is kept
     """
 
-    def __init__(self, objective: Objective, parameters: list[Tensor], policy: CachePolicy) -> None:
+    def __init__(self, objective: Objective, layout: Layout, policy: CachePolicy) -> None:
         self.objective, self.batches = objective, objective.batches
-        self.contents, self._parameters = policy.contents, parameters
+        self.contents, self._layout = policy.contents, layout
         self._budget = 0 if policy.contents == "nothing" else policy.budget
         self._entries: list[_CachedBatch] = []
-        self._valid_for: tuple[Any, ...] | None = None
+        self._valid_for: int | None = None
         self._complete = self._confirmed = self._reordered = False
         self._first: tuple[int, int] | None = None  # bytes of the graph, entries of the batch
-        self._unmeasurable = False
+        self._unmeasurable = self._reproducible = False
         self._num_sharing_memory = objective.num_sharing_memory
 
     def visit(self, prepare: Prepare, visitor: Callable[[float, Any], None]) -> None:
@@ -112,12 +111,10 @@ class GraphCache:
         If all batches are kept, the data are read only twice. The second pass checks that the
         data are the same in every pass.
         """
-        state = self._state()
-        if state != self._valid_for:  # a graph is only valid at the weights it was built at
+        version = self.objective.state.version
+        if version != self._valid_for:  # a graph is only valid at the weights it was built at
             self._clear()
-            if self._valid_for is not None and state[1:] != self._valid_for[1:]:
-                self.batches.reset()  # the user changed the data in place, which is allowed
-            self._valid_for = state
+            self._valid_for = version
         if self._complete:
             self._confirm()
             for entry in self._entries:
@@ -135,7 +132,7 @@ class GraphCache:
     def budget(self) -> int:
         """Bytes that all kept batches together may take."""
         if self._budget is None:
-            free = available_memory(self._parameters[0].device)
+            free = available_memory(self._layout.device)
             share = _CACHE_SHARE / self._num_sharing_memory
             local = 2**31 if free is None else math.floor(share * free)
             # Processes that compute a batch together have to keep the same graphs.
@@ -170,16 +167,6 @@ class GraphCache:
         kept = f"{noun} kept" if count == 1 else f"{count} {noun}s kept"
         return kept if self._complete else f"{kept}, the others recomputed per block"
 
-    def _state(self) -> tuple[Any, ...]:
-        """A value that changes with the model, the tensors of the loss, and data in memory."""
-        loss, data = self.objective.loss, self.batches.data
-        in_memory = tensors_in(data) if isinstance(data, tuple | list | Mapping) else ()
-        return (
-            isolation.version_counters(self.objective.model),
-            isolation.version_counters(loss) if isinstance(loss, nn.Module) else None,
-            [isolation.version_counter(x) for x in in_memory],
-        )
-
     def _take(self, prepare: Prepare, index: int, batch: Batch) -> Any:
         """Return what is prepared from batch number ``index``, from the cache if it is kept.
 
@@ -195,8 +182,7 @@ class GraphCache:
         measured = self._first is None and self.contents == "graphs"
         if measured and self._budget != 0 and not self._reordered:
             self._measure(prepare, batch)
-        with self.objective.isolated():
-            prepared = prepare(batch)
+        prepared = self._prepare_checked(prepare, batch)
         if self._budget == 0 or self._reordered:
             return prepared
         size = self._size(prepared, batch)
@@ -211,9 +197,22 @@ class GraphCache:
             )
         return prepared
 
+    def _prepare_checked(self, prepare: Prepare, batch: Batch) -> Any:
+        """Prepare a batch; for the first one, check that another evaluation gives the same loss."""
+        before = None if self._reproducible else loss_of_batch(self.objective, batch)
+        with self.objective.isolated():
+            prepared = prepare(batch)
+        if before is not None:
+            after = self.objective.last_value
+            if after is None or after is before:  # the strategy evaluates the loss in matvecs only
+                after = loss_of_batch(self.objective, batch)
+            require_reproducible(self.objective, batch, before, after)
+            self._reproducible = True
+        return prepared
+
     def _measure(self, prepare: Prepare, batch: Batch) -> None:
         """Build the graph of a batch with hooks on its saved tensors, and record its size."""
-        saved = SavedTensors(self._parameters, self._parameters[0].device)
+        saved = SavedTensors(self._layout.tensors, self._layout.device)
         try:
             with self.objective.isolated(), saved.watched():
                 graph = prepare(batch)

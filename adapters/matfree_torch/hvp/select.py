@@ -13,7 +13,7 @@ from matfree_torch.hvp.strategies import (
     require_strategy,
 )
 from matfree_torch.objective.objective import Objective
-from matfree_torch.vectors.layout import Parameters
+from matfree_torch.vectors.parameters import Parameters
 
 
 def make_strategy(

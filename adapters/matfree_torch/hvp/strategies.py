@@ -32,6 +32,8 @@ from matfree_torch.autograd.convolutions import fast_double_backward
 from matfree_torch.distributed.dtensors import local_tensor
 from matfree_torch.hvp.graph_cache import CachePolicy
 from matfree_torch.objective.batches import Batch
+from matfree_torch.objective.model_calls import require_finite_loss
+from matfree_torch.objective.module_attributes import protected
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.entries import real_view
 from matfree_torch.vectors.layout import Layout
@@ -138,7 +140,8 @@ class ForwardOverReverse(HvpStrategy):
 
     def multiply(self, prepared: Batch, v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         with self.objective.isolated(), decomposed_losses(), explain_unsupported("forward"):
-            return gradient_along(self.objective, prepared, self.layout)(v, rows)
+            along = gradient_along(self.objective, prepared, self.layout, require_finite_loss)
+            return along(v, rows)
 
 
 @final
@@ -208,23 +211,27 @@ def _global_norm(layout: Layout, tensors: list[Tensor]) -> float:
 
 
 def gradient_along(
-    objective: Objective, batch: Batch, layout: Layout
+    objective: Objective, batch: Batch, layout: Layout, check: Callable[[Tensor], Any] = id
 ) -> Callable[[dict[str, Tensor], Layout], tuple[Tensor, ...]]:
     """Return the function (v, rows) -> H v of a batch, computed in forward over reverse mode.
 
     Reverse mode is inside and forward mode outside. The opposite order is wrong in torch 2.13.
+    ``check`` is called with the loss.
     """
     theta = {n: x.detach() for n, x in zip(layout.names, layout.tensors, strict=True)}
 
-    def value(parameters: dict[str, Tensor]) -> Tensor:
-        # The model updates running statistics in place. The copies have to be made inside the
+    def value(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        # Running statistics are updated in place. The copies have to be made inside the
         # differentiated function, because functorch forbids writing to tensors from outside.
-        buffers = {name: x.clone() for name, x in objective.model.named_buffers()}
-        return objective.value_at(batch, parameters | buffers)
+        with protected(objective.state.modules):
+            loss = objective.value_at(batch, parameters)
+        return loss, loss  # one to differentiate, one to check
 
     def multiply(v: dict[str, Tensor], rows: Layout) -> tuple[Tensor, ...]:
         direction = {n: v[n] if n in v else torch.zeros_like(x) for n, x in theta.items()}
-        along: Any = torch.func.jvp(torch.func.grad(value), (theta,), (direction,))[1]
+        result: Any = torch.func.jvp(torch.func.grad(value, has_aux=True), (theta,), (direction,))
+        (_, loss), (along, _) = result
+        check(loss)
         return tuple(along[name].detach() for name in rows.names)
 
     return multiply

@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from matfree.errors import warn
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Normalizer
 from matfree_torch.objective.fsdp import FullySharded, Unsharded, is_fully_sharded
 from matfree_torch.objective.model_calls import FunctionModule
@@ -76,8 +75,6 @@ def build_objective(
         _require_no_group(process_group)
         sharding = FullySharded(model) if differences else Unsharded(model)
         model = sharding.module
-    isolation.refuse_random_layers(model)
-    ordered = ordered or isolation.layer_with_batch_statistics(model) is not None
     communicator = None if process_group is None else Communicator(process_group, _device(model))
     objective = Objective(
         model,
@@ -90,8 +87,6 @@ def build_objective(
         communicator=communicator,
         sharding=sharding,
     )
-    if not objective.batches.single or communicator is not None:
-        isolation.warn_of_batch_statistics(model)
     return model, objective
 
 

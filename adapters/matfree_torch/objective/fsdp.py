@@ -21,7 +21,13 @@ from matfree import OperatorError
 from matfree.results.record import readable
 from matfree_torch.autograd.graph_memory import available_memory
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import full_tensor, is_dtensor, mesh_communicator
+from matfree_torch.distributed.dtensors import (
+    full_tensor,
+    is_dtensor,
+    local_tensor,
+    mesh_communicator,
+)
+from matfree_torch.distributed.tensor_hash import hash_of
 from matfree_torch.objective import isolation
 
 _LIBRARY = "torch.distributed.fsdp"
@@ -194,23 +200,44 @@ class Unsharded:
             self._require_memory(tensors)
             pairs = [(p, _gathered(p)) for p in tensors]
             self.module = _copied(model, pairs)
-        self._pairs = [(p, replica) for p, replica in pairs if is_dtensor(p)]
-        self._gathered_versions = self._versions()
+        self._replicas = dict(self.module.named_parameters())
+        self._seen = self._state()
 
     def update(self) -> None:
-        """Gather the parameters again if they have changed in any process; a collective call."""
+        """Gather the parameters again if they have changed in any process; a collective call.
+
+        Raises
+        ------
+        OperatorError
+            The model has other modules or parameters than at construction, in any process.
+        """
+        now = self._state()
+        different = now[0] != self._seen[0]
+        codes = self.communicator.all_gather_numbers([2.0 * different + (now != self._seen)])
+        if any(code > 1 for (code,) in codes):
+            raise OperatorError(
+                "the modules or parameters of the model sharded by fully_shard are no longer those "
+                "that the operator was created for; create the operator again."
+            )
         for module, replica in zip(self._model.modules(), self.module.modules(), strict=True):
             replica.training = module.training
-        now = self._versions()
-        changed = self.communicator.all_gather_numbers([float(now != self._gathered_versions)])
-        if any(flag for (flag,) in changed):
+        if any(code for (code,) in codes):
             with torch.no_grad():
-                for p, full in self._pairs:
-                    full.copy_(full_tensor(p.detach()))
-            self._gathered_versions = now
+                for name, p in self._sharded().items():
+                    self._replicas[name].copy_(full_tensor(p.detach()))
+        self._seen = now
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [isolation.version_counter(p) for p, _ in self._pairs]
+    def _sharded(self) -> dict[str, Tensor]:
+        with resharded(self._model):
+            return {name: p for name, p in self._model.named_parameters() if is_dtensor(p)}
+
+    def _state(self) -> tuple[Any, ...]:
+        """The modules and shapes of the model, and what changes with the values of its shards."""
+        sharded = self._sharded()
+        names = [name for name, _ in self._model.named_modules()]
+        shapes = {name: p.shape for name, p in sharded.items()}
+        counters = [(id(p), isolation.version_counter(p)) for p in sharded.values()]
+        return (names, shapes), counters, hash_of([local_tensor(p) for p in sharded.values()])
 
     def _require_memory(self, tensors: list[Tensor]) -> None:
         size = sum(p.numel() * p.element_size() for p in tensors)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,44 +17,45 @@ from matfree.errors import warn
 from matfree_torch.autograd.composites import composites
 from matfree_torch.autograd.precision import full_precision, without_cudnn
 from matfree_torch.distributed.dtensors import local_tensor, twice_differentiable
+from matfree_torch.objective.module_attributes import protected
 
 _BATCH_NORMS = nn.modules.batchnorm._NormBase
 _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 @contextlib.contextmanager
-def isolated_model(
-    model: nn.Module, random_state: Any, *, allow_tf32: bool = False
+def isolated_modules(
+    modules: Sequence[nn.Module], random_state: Any, *, allow_tf32: bool = False
 ) -> Iterator[None]:
     """A context in which forward passes have no side effects and draw the same random numbers.
 
-    * Buffers are replaced by copies, so that running statistics are not updated, and tensors that
-      modules hold as plain attributes are restored.
-    * The states of the random generators are set to ``random_state``, and restored on exit.
+    * Modules work on copies of their buffers and of what else they keep between calls, so that
+      running statistics, hidden states and counters are not changed.
+    * The states of the random generators of torch, NumPy and Python are set to ``random_state``,
+      and restored on exit.
     * Gradients are recorded, whatever the mode of the caller.
     * Attention uses its mathematical kernel, because the fused ones have no second derivative, and
       functions without a correct second derivative are replaced by composites.
     * Compiled models, modules and losses run eagerly; compiled code has no second derivative.
     * Float32 products are computed in float32, unless ``allow_tf32`` keeps torch's settings.
+
+    Parameters
+    ----------
+    modules : sequence of nn.Module
+        All modules of the model and of the loss, including submodules.
+    random_state : states returned by :func:`get_random_state`
+    allow_tf32 : bool
     """
-    owners = [module for module in model.modules() if module._buffers]
-    originals = [dict(module._buffers) for module in owners]
-    attributes = [
-        (module, name, x) for module in model.modules() for name, x in _plain_tensors(module)
-    ]
-    before = get_random_state(model)
+    before = get_random_state(modules)
     try:
-        for module in owners:
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = buffer.clone()
         set_random_state(random_state)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
+            protected(modules),
             sdpa_kernel(SDPBackend.MATH),
             contextlib.nullcontext() if allow_tf32 else full_precision(),
-            _without_fused_recurrences(model),
+            _without_fused_recurrences(modules),
             composites(),
             twice_differentiable(),
             _without_compilation(),
@@ -60,19 +63,13 @@ def isolated_model(
             yield
     finally:
         set_random_state(before)
-        for module, buffers in zip(owners, originals, strict=True):
-            for (
-                name,
-                buffer,
-            ) in buffers.items():  # the buffers of a scripted module have no update()
-                module._buffers[name] = buffer
-        for module, name, x in attributes:
-            module.__dict__[name] = x
 
 
-def _without_fused_recurrences(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """A context without cuDNN if a model has recurrent layers: cuDNN cannot differentiate twice."""
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+def _without_fused_recurrences(
+    modules: Iterable[nn.Module],
+) -> contextlib.AbstractContextManager[None]:
+    """A context without cuDNN if there are recurrent layers: cuDNN cannot differentiate twice."""
+    if any(isinstance(module, nn.RNNBase) for module in modules):
         return without_cudnn()
     return contextlib.nullcontext()
 
@@ -84,31 +81,36 @@ def _without_compilation() -> contextlib.AbstractContextManager[None]:
     return cast(contextlib.AbstractContextManager[None], torch.compiler.set_stance("force_eager"))
 
 
-def _plain_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Tensors that are neither parameters nor buffers; weight normalization by hooks has one."""
-    return [(name, x) for name, x in vars(module).items() if isinstance(x, torch.Tensor)]
-
-
-def get_random_state(model: nn.Module) -> dict[Any, torch.Tensor]:
-    """The states of the global random generators that a forward pass may use, by device."""
-    states: dict[Any, torch.Tensor] = {"cpu": torch.get_rng_state()}
-    for device in {p.device for p in model.parameters() if p.device.type == "cuda"}:
+def get_random_state(modules: Iterable[nn.Module]) -> dict[Any, Any]:
+    """The states of the global random generators that a forward pass may use."""
+    states: dict[Any, Any] = {
+        "cpu": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+    parameters = (p for module in modules for p in module._parameters.values() if p is not None)
+    for device in {p.device for p in parameters if p.device.type == "cuda"}:
         states[device] = torch.cuda.get_rng_state(device)
     return states
 
 
-def set_random_state(states: dict[Any, torch.Tensor]) -> None:
+def set_random_state(states: dict[Any, Any]) -> None:
     """Set the global random generators to states returned by :func:`get_random_state`."""
-    for device, state in states.items():
-        if device == "cpu":
-            torch.set_rng_state(state)
+    setters: dict[Any, Callable[[Any], None]] = {
+        "cpu": torch.set_rng_state,
+        "numpy": np.random.set_state,
+        "python": random.setstate,
+    }
+    for source, state in states.items():
+        if source in setters:
+            setters[source](state)
         else:
-            torch.cuda.set_rng_state(state, device)
+            torch.cuda.set_rng_state(state, source)
 
 
-def refuse_random_layers(model: nn.Module) -> None:
+def refuse_random_layers(named_modules: Iterable[tuple[str, nn.Module]]) -> None:
     """Raise ValueError if a layer draws random numbers in its current mode."""
-    for name, module in model.named_modules():
+    for name, module in named_modules:
         if not module.training:
             continue
         rate = getattr(module, "dropout", 0.0)  # recurrent and attention layers
@@ -117,35 +119,27 @@ def refuse_random_layers(model: nn.Module) -> None:
         if active or inside:
             raise ValueError(
                 f"{type(module).__name__} layer {name!r} is in training mode and draws random "
-                "numbers, so that two matvecs would differ; call model.eval() first, or set its "
-                "rate to 0."
+                "numbers, so that two matvecs would differ; call eval() of the model or the loss "
+                "that contains it first, or set its rate to 0."
             )
 
 
-def layer_with_batch_statistics(model: nn.Module) -> str | None:
+def layer_with_batch_statistics(named_modules: Iterable[tuple[str, nn.Module]]) -> str | None:
     """The type and name of a layer that normalizes over the batch in its current mode, or None."""
-    for name, module in model.named_modules():
+    for name, module in named_modules:
         if isinstance(module, _BATCH_NORMS) and module.training:
             return f"{type(module).__name__} layer {name!r}"
     return None
 
 
-def warn_of_batch_statistics(model: nn.Module) -> None:
-    """Warn if a layer normalizes over the batch, which couples the samples of each batch."""
-    layer = layer_with_batch_statistics(model)
-    if layer is not None:
-        warn(
-            f"{layer} is in training mode and normalizes each batch by its own statistics, so that "
-            "the curvature over several batches is not that of all data in one batch; call "
-            "model.eval(), or pass one batch.",
-            UserWarning,
-        )
-
-
-def version_counters(model: nn.Module) -> tuple[Any, ...]:
-    """A value that changes whenever a weight, a buffer or a mode of the model changes."""
-    tensors = [*model.parameters(), *(b for b in model.buffers() if b is not None)]
-    return tuple(map(version_counter, tensors)), tuple(m.training for m in model.modules())
+def warn_of_batch_statistics(layer: str) -> None:
+    """Warn that a layer normalizes over the batch, which couples the samples of each batch."""
+    warn(
+        f"{layer} is in training mode and normalizes each batch by its own statistics, so that "
+        "the curvature over several batches is not that of all data in one batch; call "
+        "model.eval(), or pass one batch.",
+        UserWarning,
+    )
 
 
 def version_counter(x: torch.Tensor) -> tuple[int, int]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from matfree import OperatorError
+from matfree import NonFiniteError, OperatorError
 from matfree.protocol import T
 from matfree_torch.distributed.dtensors import full_tensor
+from matfree_torch.objective.reachable import Reachable
 from matfree_torch.vectors.entries import is_differentiable
 
 
@@ -30,8 +31,20 @@ class FunctionModule(nn.Module):
     def __init__(self, function: Any, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.function = function
-        for name, x in tensors.items():  # register_parameter refuses names with dots
-            self._parameters[name] = nn.Parameter(x.detach(), is_differentiable(x))
+
+        def point() -> Mapping[str, Tensor]:
+            return tensors
+
+        # A function, so that the mapping is not one of the attributes that evaluations copy.
+        self._point = point
+        self._owners = [
+            (module, name, key)
+            for key, x in tensors.items()
+            for module in Reachable(function).modules.values()
+            for name, p in module.named_parameters()
+            if p is x
+        ]
+        self.follow()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.evaluate({}, args, kwargs)
@@ -39,6 +52,32 @@ class FunctionModule(nn.Module):
     def evaluate(self, tensors: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """The function with some tensors replaced by others."""
         return self.function({**dict(self.named_parameters()), **tensors}, *args, **kwargs)
+
+    def follow(self) -> OperatorError | None:
+        """Take the tensors that the mapping holds now.
+
+        Returns
+        -------
+        An error if the function uses a network whose parameters were given, and the network has
+        others now.
+        """
+        point = self._point()
+        for name in self._parameters.keys() - point.keys():
+            del self._parameters[name]
+        for name, x in point.items():  # register_parameter refuses names with dots
+            p = self._parameters.get(name)
+            if p is None or (p.shape, p.dtype, p.device) != (x.shape, x.dtype, x.device):
+                self._parameters[name] = nn.Parameter(x.detach(), is_differentiable(x))
+            elif x.layout == torch.strided and p.data_ptr() != x.data_ptr():
+                p.data = x.detach()
+        for module, name, key in self._owners:
+            if dict(module.named_parameters()).get(name) is not point.get(key):
+                return OperatorError(
+                    f"the tensor {key!r} given to hessian_of was the parameter {name!r} of "
+                    f"{type(module).__name__}, which has been replaced or removed since; create "
+                    "the operator again with dict(model.named_parameters())."
+                )
+        return None
 
 
 def without_graph(function: Callable[[], T]) -> T:
@@ -150,6 +189,18 @@ def loss_module(loss: Any) -> nn.Module | None:
             return None
     # Compared by identity, because a loss may be an object that cannot be hashed.
     return next((module for function, module in _LOSS_MODULES.items() if function is loss), None)
+
+
+def require_finite_loss(value: Tensor) -> Tensor:
+    """Return the loss of a batch; NonFiniteError if it is NaN or infinite."""
+    number = value.detach()
+    if not bool(torch.isfinite(number)):
+        raise NonFiniteError(
+            f"the loss of a batch is {complex(number) if number.is_complex() else float(number)}, "
+            "which contains NaN or infinity, even if its derivatives are finite; check that the "
+            "inputs, the targets and the weights are finite, and that no output overflows."
+        )
+    return value
 
 
 _COMPARED_ENTRIES = 10_000

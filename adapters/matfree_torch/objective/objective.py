@@ -12,7 +12,6 @@ that restores the model, and reduces what the batches contribute over the proces
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
@@ -28,22 +27,30 @@ from matfree_torch.autograd.composites import Substituted
 from matfree_torch.autograd.precision import full_precision
 from matfree_torch.data.reduction import Reduction, observed
 from matfree_torch.data.structure import call_arguments
-from matfree_torch.distributed.checksums import Checksum, checksum_of_vectors
+from matfree_torch.distributed.checksums import checksum_of_vectors
 from matfree_torch.distributed.collectives import Communicator
-from matfree_torch.distributed.dtensors import mesh_communicator, require_disjoint
+from matfree_torch.distributed.dtensors import mesh_communicator
 from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch, Batches, Loss, Normalizer
+from matfree_torch.objective.following import Following
 from matfree_torch.objective.fsdp import FullySharded, Unsharded
-from matfree_torch.objective.model_calls import FunctionModule, scalar_loss, without_graph
-from matfree_torch.objective.model_checksums import ModelChecksums, require_same_batch
-from matfree_torch.vectors.layout import Parameters, Patterns
+from matfree_torch.objective.model_calls import (
+    FunctionModule,
+    require_finite_loss,
+    scalar_loss,
+    without_graph,
+)
+from matfree_torch.objective.model_checksums import require_same_batch
+from matfree_torch.objective.process_groups import ProcessGroups
+from matfree_torch.vectors.layout import Patterns
+from matfree_torch.vectors.parameters import Parameters
 
 _REMEDY_ARGUMENTS = "pass the same arguments in all processes, including an explicit seed="
 _NO_BATCH = "no process holds a batch with a weight above 0; pass loaders that are not exhausted"
 
 
 @final
-class Objective:
+class Objective(ProcessGroups):
     """The loss of a model over data, as a weighted mean or a sum over batches.
 
     Parameters
@@ -83,13 +90,11 @@ class Objective:
         self.model, self.loss, self.allow_tf32 = model, loss, allow_tf32
         self._unsharded = sharding if isinstance(sharding, Unsharded) else None
         self._fully_sharded = sharding if isinstance(sharding, FullySharded) else None
-        self.communicator = communicator if sharding is None else sharding.communicator
-        self._fsdp_communicator = None if sharding is None else sharding.communicator
-        self.mesh_communicator = (
-            mesh_communicator(model.parameters()) if self._fully_sharded is None else None
+        super().__init__(
+            communicator if sharding is None else sharding.communicator,
+            mesh_communicator(model.parameters()) if self._fully_sharded is None else None,
         )
-        """The processes over which parameters are sharded; they compute each batch together."""
-        require_disjoint(self.mesh_communicator, self.communicator)
+        self._fsdp_communicator = None if sharding is None else sharding.communicator
         self.batches = Batches(
             data,
             loss,
@@ -100,24 +105,37 @@ class Objective:
             ordered=ordered,
             share=self.communicator is not None,
         )
-        self._checksums = ModelChecksums(model, sharded=self._fully_sharded is not None)
-        self._random_state = isolation.get_random_state(model)
+        shared = self.communicator is not None
+        self.following = Following(model, loss, self.batches, sharding, distributed=shared)
+        self.state = self.following.state
+        self.last_value: Tensor | None = None
+        """The last finite loss of a batch."""
+        self._random_state = isolation.get_random_state(self.state.modules)
         if self._fully_sharded is not None:
             with self.isolated():
                 self._fully_sharded.require_same_number(lambda: sum(1 for _ in self.batches))
 
     def isolated(self) -> AbstractContextManager[None]:
         """A context in which the model may be evaluated without side effects."""
-        context = isolation.isolated_model(
-            self.model, self._random_state, allow_tf32=self.allow_tf32
+        context = isolation.isolated_modules(
+            self.state.modules, self._random_state, allow_tf32=self.allow_tf32
         )
-        return context if self._fully_sharded is None else self._fully_sharded.around(context)
+        return self.following.sharded(context)
 
     def parameters(self, patterns: Patterns | None) -> Parameters:
         """The model's parameters whose names match the patterns; all of them for None."""
-        nothing = nullcontext()
-        with nothing if self._fully_sharded is None else self._fully_sharded.around(nothing):
-            return Parameters(self.model, patterns, self._fsdp_communicator)
+        with self.following.sharded():
+            chosen = Parameters(self.model, patterns, self._fsdp_communicator)
+        self.following.parameters = chosen
+        return chosen
+
+    def follow(self, *, wait: bool = True) -> None:
+        """Adopt changes of the model, the loss and data in memory, see :meth:`Following.update`.
+
+        It is called before every block of matvecs, and before everything else that is computed.
+        With a communicator, the next reduction raises an error in all processes.
+        """
+        self.following.update(wait=wait)
 
     def precision(self) -> AbstractContextManager[None]:
         """A context in which float32 products are computed in float32, unless TF32 is allowed."""
@@ -166,6 +184,12 @@ class Objective:
         """The loss of a batch as a differentiable scalar."""
         return scalar_loss(self.loss, outputs, targets)
 
+    def finite_value(self, outputs: Any, targets: Any) -> Tensor:
+        """The same, after a check that it is finite; NonFiniteError otherwise."""
+        value = require_finite_loss(self.value(outputs, targets))
+        self.last_value = value.detach()
+        return value
+
     def average(
         self,
         local: Callable[[], Tensor],
@@ -188,13 +212,13 @@ class Objective:
         """
         if self.communicator is None:
             return local() / self.batches.divisor
-        checksums = self._model_checksums()
+        checksums = self.state.checksums()
         if self._fully_sharded is not None:  # the backward pass has reduced the local sum already
             reduce, like = reduce or (lambda x: x), like.new_zeros(like.shape[1:])
         elif vectors is not None:
             checksums += (checksum_of_vectors("vectors", _REMEDY_ARGUMENTS, vectors),)
         total, weight = self.communicator.reduce_checked(
-            lambda: (local(), self.batches.total or 0.0), like, checksums, reduce
+            lambda: (self._followed(local), self.batches.total or 0.0), like, checksums, reduce
         )
         if not self.batches.averaged:
             return total
@@ -206,15 +230,22 @@ class Objective:
         """Call ``local``, which communicates nothing; if one process fails, all raise an error."""
         if self.communicator is None:
             return local()
+        self.follow()
         results: list[T] = []
 
         def run() -> tuple[Tensor, float]:
-            results.append(local())
+            results.append(self._followed(local))
             return empty, 0.0
 
         empty = torch.zeros(0, device=self.communicator.device)
-        self.communicator.reduce_checked(run, empty, self._model_checksums())
+        self.communicator.reduce_checked(run, empty, self.state.checksums())
         return results[0]
+
+    def _followed(self, local: Callable[[], T]) -> T:
+        """Call ``local``, unless :meth:`follow` has found that the model cannot be followed."""
+        if self.following.failure is not None:
+            raise self.following.failure
+        return local()
 
     def agreed_seed(self, seed: Seed) -> int:
         """The seed of all processes, or entropy drawn by process 0 if it is None."""
@@ -237,57 +268,23 @@ class Objective:
         """The concatenated lists that ``local`` returns in all processes, in rank order."""
         if self.communicator is None:
             return local()
-        self.communicator.require_same(*self._model_checksums())
+        self.follow()
+        self.communicator.require_same(*self.state.checksums())
         items = [item for found in self.communicator.all_gather_object(local) for item in found]
         if not items:
             raise ValueError(_NO_BATCH)
         return items
-
-    def require_single_process(self, what: str) -> None:
-        """Raise OperatorError if data or parameters are distributed over processes."""
-        if self.communicator is not None or self.mesh_communicator is not None:
-            raise OperatorError(
-                f"{what} is computed by a single process, but batches or parameters are "
-                "distributed over several, and each process sees only its own; use an unsharded "
-                "model and all the data in one process."
-            )
-
-    def require_unsharded(self, what: str) -> None:
-        """Raise OperatorError if parameters are sharded."""
-        if self.mesh_communicator is not None:
-            raise OperatorError(
-                f"{what} cannot be computed for sharded parameters, because activations are "
-                "sharded as well; load the weights into an unsharded model."
-            )
-
-    @property
-    def num_sharing_memory(self) -> int:
-        """An upper bound on the number of processes of this computation that share one memory."""
-        groups = (self.communicator, self.mesh_communicator)
-        return math.prod(group.num_sharing_memory for group in groups if group is not None)
-
-    def gather_over_mesh(self, number: int) -> list[int]:
-        """A number of every process that computes the same batches, so that all decide alike."""
-        if self.mesh_communicator is None:
-            return [number]
-        return self.mesh_communicator.all_gather_object(lambda: number)
 
     def require_same_batch(self, batch: Batch) -> None:
         """Raise OperatorError if processes that compute a batch together have different ones."""
         if self.mesh_communicator is not None:
             require_same_batch(self.mesh_communicator, self.model, batch)
 
-    def _model_checksums(self) -> tuple[Checksum, ...]:
-        """The checksums of weights and buffers; an unsharded copy is updated first."""
-        if self._unsharded is not None:
-            self._unsharded.update()
-        return self._checksums.current()
-
     def gradients(
         self, batch: Batch, tensors: Sequence[Tensor], *, create_graph: bool = False
     ) -> tuple[Tensor, ...]:
         """The gradient of a batch's loss in some tensors; zero for tensors that it does not use."""
-        value = self.value(self.outputs(batch), batch.targets)
+        value = self.finite_value(self.outputs(batch), batch.targets)
         if not value.requires_grad:
             raise OperatorError(
                 "the loss does not depend on the parameters in a differentiable way; make sure "

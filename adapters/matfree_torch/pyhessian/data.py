@@ -25,7 +25,7 @@ def resolve_data(model: nn.Module, data: Any, dataloader: Any, cuda: bool) -> An
             "there is no CUDA device" if not torch.cuda.is_available() else "call model.cuda()"
         )
         raise ValueError(f"cuda=True, but the model is on {device}: {missing}; or pass cuda=False.")
-    layer = isolation.layer_with_batch_statistics(model)
+    layer = isolation.layer_with_batch_statistics(model.named_modules())
     if layer is not None:
         warn(
             f"{layer} is in training mode and stays so, whereas PyHessian would have called "

@@ -25,10 +25,10 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from matfree_torch.distributed.collectives import Communicator
 from matfree_torch.distributed.dtensors import (
@@ -38,7 +38,6 @@ from matfree_torch.distributed.dtensors import (
 )
 from matfree_torch.distributed.redistribution import Redistribution, even_rows
 from matfree_torch.vectors.entries import (
-    is_differentiable,
     moved_by,
     num_real,
     real_view,
@@ -77,7 +76,7 @@ class Layout:
                 "model to one device, or select some of them."
             )
         self.noun = noun
-        self.tensors = list(tensors.values())
+        self._by_name = dict(tensors)
         self.names = tuple(tensors)
         self.sizes = [num_real(p) for p in self.tensors]
         self.size = sum(self.sizes)
@@ -92,6 +91,11 @@ class Layout:
         """The slice of each tensor's local shard in the concatenation of all local shards."""
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors in their order."""
+        return [self._by_name[name] for name in self.names]
+
+    @property
     def dtype(self) -> torch.dtype:
         """The data type of flat vectors, which is real: the widest, float32 at least."""
         widest = torch.float32  # inner products in half precision would lose all accuracy
@@ -101,11 +105,13 @@ class Layout:
 
     def subset(self, patterns: Patterns) -> Layout:
         """The layout of the tensors whose names match."""
-        return Layout(
+        subset = Layout(
             match_names(dict(zip(self.names, self.tensors, strict=True)), patterns, self.noun),
             self.noun,
             None if self.redistribution is None else self.redistribution.communicator,
         )
+        subset._by_name = self._by_name  # so that it follows when tensors are replaced
+        return subset
 
     def unpack(self, vector: Tensor) -> list[Tensor]:
         """Split local shards (local_size,) into tensors with the dtypes and shards of the layout's.
@@ -174,61 +180,6 @@ class Layout:
                 if name in steps:
                     stack.enter_context(moved_by(x, steps[name]))
             yield
-
-
-@final
-class Parameters(Layout):
-    """Some parameters of a network, in the order of ``named_parameters``.
-
-    A parameter that several modules share occurs once, under its first name.
-
-    Parameters
-    ----------
-    model : nn.Module
-    patterns : str or sequence of str, optional
-        Names, or patterns with the wildcards ``*`` and ``?``, of the parameters to select; by
-        default all parameters that require gradients. Parameters selected by name may be frozen.
-    communicator : Communicator, optional
-        As for :class:`Layout`.
-
-    Raises
-    ------
-    ValueError
-        No parameter is selected, a pattern matches none, or as for :class:`Layout`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        patterns: Patterns | None = None,
-        communicator: Communicator | None = None,
-    ) -> None:
-        available: dict[str, Tensor] = dict(model.named_parameters())
-        if patterns is None:
-            chosen = {name: p for name, p in available.items() if p.requires_grad}
-        else:
-            chosen = match_names(available, patterns, "parameter")
-        # Quantized and counting parameters have no derivative.
-        chosen = {name: p for name, p in chosen.items() if is_differentiable(p)}
-        if not chosen:
-            raise ValueError(
-                f"the model has no parameter to differentiate: it has {len(available)}, and none "
-                "of those selected is real or complex and requires a gradient; unfreeze some, or "
-                "name them with params=."
-            )
-        super().__init__(chosen, "parameter", communicator)
-
-    @contextlib.contextmanager
-    def differentiable(self) -> Iterator[None]:
-        """Make frozen parameters require gradients within the context."""
-        frozen = [p for p in self.tensors if not p.requires_grad]
-        try:
-            for p in frozen:
-                p.requires_grad_(True)
-            yield
-        finally:
-            for p in frozen:
-                p.requires_grad_(False)
 
 
 def match_names(things: Mapping[str, Any], patterns: Patterns, noun: str) -> dict[str, Any]:

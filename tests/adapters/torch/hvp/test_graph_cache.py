@@ -168,7 +168,7 @@ def test_a_block_of_vectors_takes_one_forward_pass_for_each_batch():
     model, data = problem("tanh")
     calls = []
     H = hessian(model, CE, ragged(data), strategy="recompute")
-    H.inspect()  # the checks of the first matvec take forward passes of their own
+    H.inspect()
     handle = model.register_forward_hook(lambda *_: calls.append(1))
     H @ H.space.probes(7, seed=0)
     handle.remove()
