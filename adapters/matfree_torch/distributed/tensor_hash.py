@@ -51,7 +51,9 @@ def strided_components(x: Tensor) -> Iterator[Tensor]:
     """
     if hasattr(x, "__tensor_flatten__"):  # a DTensor, a nested or a quantized tensor
         for name in x.__tensor_flatten__()[0]:
-            yield from strided_components(getattr(x, name))
+            component = getattr(x, name)
+            if isinstance(component, Tensor):  # a DTensor lists its device mesh as well
+                yield from strided_components(component)
     elif x.layout in _COMPONENTS:
         for name in _COMPONENTS[x.layout]:
             yield getattr(x.detach(), name)()
