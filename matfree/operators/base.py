@@ -38,6 +38,8 @@ class BlockMap(ABC):
     """A fused step of the Lanczos recurrence, if the operator has one; see ``LinearOperator``."""
     quadratic_forms: QuadraticForms | None = None
     """The numbers x_j^H A x_j without A X, if the operator has them; see ``LinearOperator``."""
+    holds_entries = False
+    """Whether the matrix is stored, so that matvecs with unit vectors have no rounding errors."""
     # Without these two, NumPy and CuPy would evaluate ``array @ operator`` themselves, element by
     # element, instead of calling __rmatmul__.
     __array_ufunc__ = None

@@ -45,6 +45,8 @@ class CsrOperator(Operator):
         It fixes the library, device and data type of the vectors; see ``space_like``.
     """
 
+    holds_entries = True
+
     def __init__(self, matrix: Any, example: Array) -> None:
         super().__init__(*spaces_like(example, matrix.shape))
         self.matrix = matrix if matrix.dtype == self.dtype else matrix.astype(self.dtype)

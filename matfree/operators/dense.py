@@ -39,6 +39,8 @@ class DenseOperator(Operator):
     (<2x2 DenseOperator of dtype float64>, array([4., 6.]))
     """
 
+    holds_entries = True
+
     def __init__(self, matrix: Array) -> None:
         matrix = as_plain_array(matrix)
         require_matrix(matrix)

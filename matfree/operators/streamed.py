@@ -85,6 +85,8 @@ class SlabOperator(Operator):
     array([18., 22., 26.])
     """
 
+    holds_entries = True
+
     def __init__(self, matrix: Any, *, slab_bytes: int = SLAB_BYTES) -> None:
         require_matrix(matrix)
         shape = tuple(matrix.shape)

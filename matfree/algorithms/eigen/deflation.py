@@ -125,7 +125,7 @@ class Deflation:
             limit = max(self._block_size, budget // 2)
             num_pairs = min(num_pairs, limit - limit % self._block_size)
         # Inaccurate vectors cost variance only, so that there is no warning.
-        A = CountedOperator(self.A.operator)
+        A = CountedOperator(self.A.operator, remedy=self.A.remedy)
         pairs = find_eigenpairs(
             A,
             min(num_pairs, self.space.size),

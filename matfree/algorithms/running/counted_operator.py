@@ -15,6 +15,9 @@ from matfree.spaces import VectorSpace
 _NOISE_FACTOR = 30.0
 """An asymmetry up to this multiple of the measured relative noise is attributed to noise."""
 
+_REMEDY = "use matfree.trace, matfree.diagonal or matfree.svds, which need no symmetry"
+"""What to use for an operator that is not Hermitian, unless the function has another answer."""
+
 
 @final
 class CountedOperator:
@@ -28,6 +31,8 @@ class CountedOperator:
     square : bool
         Whether the algorithm needs a square operator. The attribute ``space`` is the space
         of the vectors that the operator is applied to.
+    remedy : str
+        What to use for an operator that is not Hermitian, for the error message.
 
     Raises
     ------
@@ -37,8 +42,9 @@ class CountedOperator:
 
     saved = ("noise", "relative_noise", "noise_is_known")
 
-    def __init__(self, A: Any, *, square: bool = True) -> None:
+    def __init__(self, A: Any, *, square: bool = True, remedy: str = _REMEDY) -> None:
         self.operator: Operator = aslinearoperator(A)
+        self.remedy = remedy
         self.space = self.operator.domain
         self.num_matvecs = 0
         self._num_checked = 0
@@ -52,8 +58,9 @@ class CountedOperator:
         m, n = self.operator.shape
         if square and m != n:
             raise OperatorError(
-                f"the operator must be square: got shape ({m}, {n}); for a rectangular A use "
-                "A.H @ A, whose eigenvalues are the squared singular values."
+                f"the operator must be square: got shape ({m}, {n}); for a rectangular one use "
+                "matfree.svds, or B.H @ B with B = matfree.aslinearoperator(A), whose "
+                "eigenvalues are the squared singular values."
             )
         if m == 0 or n == 0:
             raise OperatorError(f"the operator must not be empty: got shape ({m}, {n}).")
@@ -160,8 +167,8 @@ class CountedOperator:
             raise NotHermitianError(
                 f"the operator is not Hermitian: |u^H A v - conj(v^H A u)| is {defect:.1e} ||A|| "
                 f"(limit {limit:.0e} in {self.space.dtype}), found within {self.num_matvecs} "
-                "matvecs; symmetrize it ((A + A.H) / 2), or use trace, diagonal or A.H @ A, "
-                "which need no symmetry."
+                f"matvecs; {self.remedy}, or symmetrize it: (B + B.H) / 2 with "
+                "B = matfree.aslinearoperator(A)."
             )
 
 

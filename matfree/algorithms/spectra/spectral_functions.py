@@ -89,7 +89,9 @@ class SpectralFunction:
             values = np.full(len(points), math.nan)
         return tuple(values.view(np.float64).tolist())
 
-    def __call__(self, nodes: HostArray, *, complete: bool = False) -> HostArray:
+    def __call__(
+        self, nodes: HostArray, *, complete: bool = False, eps: float | None = None
+    ) -> HostArray:
         """f of the nodes.
 
         Parameters
@@ -97,18 +99,21 @@ class SpectralFunction:
         nodes : (k,) float64
         complete : bool
             Whether the nodes are all eigenvalues of the operator.
+        eps : float, optional
+            The relative precision of the nodes if it is not that of the vectors.
 
         Raises
         ------
         ValueError
             A node is outside the domain of f, or f is not finite there.
         """
-        least, noise = float(nodes.min()), self.eps * float(np.abs(nodes).max())
+        least = float(nodes.min())
+        noise = (self.eps if eps is None else eps) * float(np.abs(nodes).max())
         if self.name == "log" and least <= noise:
-            raise ValueError(self._refusal(nodes, "positive definite"))
+            raise ValueError(self._refusal(nodes, noise, "positive definite"))
         if self.name == "sqrt":
             if least < -32 * noise:  # rounding may make a Ritz value near 0 slightly negative
-                raise ValueError(self._refusal(nodes, "positive semidefinite"))
+                raise ValueError(self._refusal(nodes, noise, "positive semidefinite"))
             nodes = np.maximum(nodes, 0.0)
         if self.name == "inverse":
             self._require_invertible(nodes, noise, complete)
@@ -126,7 +131,7 @@ class SpectralFunction:
             raise ValueError(
                 f"inverse needs an invertible operator: the Ritz value {nearest:.6g} is 0 to "
                 f"rounding (least Ritz value is {nodes.min():.6g}, largest {nodes.max():.6g}); "
-                "shift the operator (A.shift(...)), or pass your own function."
+                f"shift it ({_shifted(nodes, noise)}), or pass your own function."
             )
         self.largest_negative = max(self.largest_negative, *nodes[nodes < 0], -math.inf)
         self.smallest_positive = min(self.smallest_positive, *nodes[nodes > 0], math.inf)
@@ -140,10 +145,18 @@ class SpectralFunction:
                 "solver x -> A^-1 x to matfree.trace."
             )
 
-    def _refusal(self, nodes: HostArray, need: str) -> str:
+    def _refusal(self, nodes: HostArray, noise: float, need: str) -> str:
         least = float(nodes.min())
-        shift = max(-2 * least, 1e-8 * float(np.abs(nodes).max()))
-        return (
-            f"{self.name} needs a {need} operator: its least Ritz value is {least:.6g}; shift it "
-            f"(A.shift({shift:.2g})), or pass your own function."
-        )
+        found = f"its least Ritz value is {least:.6g}"
+        if least > 0:
+            found += f", which is not distinguished from 0 by rounding of about {noise:.2g}"
+        advice = f"shift it ({_shifted(nodes, noise)})"
+        if self.eps > np.finfo(np.float64).eps:
+            advice += ", pass it in double precision"
+        return f"{self.name} needs a {need} operator: {found}; {advice}, or pass your own function."
+
+
+def _shifted(nodes: HostArray, noise: float) -> str:
+    """The Python that shifts the nodes away from 0, by far more than rounding."""
+    shift = max(-2 * float(nodes.min()), 1e-8 * float(np.abs(nodes).max()), 4 * noise)
+    return f"matfree.aslinearoperator(A).shift({shift:.2g})"

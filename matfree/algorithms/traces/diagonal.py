@@ -34,6 +34,9 @@ class DiagonalKeywords(Sampling[Estimate], total=False):
     eigenpairs: EigenResult | int
 
 
+_REMEDY_OF_DIAGONAL = 'use method="hutchinson", which needs no symmetry'
+
+
 @declares(Sampling)
 def diagonal(
     A: Any,
@@ -125,7 +128,12 @@ def diagonal(
     """
     estimator_type = _estimator_type(method, options.get("kind") or "rademacher")
     options = known(diagonal, options)
-    return sample(CountedOperator(A), estimator_type, options, eigenpairs=eigenpairs)
+    return sample(
+        CountedOperator(A, remedy=_REMEDY_OF_DIAGONAL),
+        estimator_type,
+        options,
+        eigenpairs=eigenpairs,
+    )
 
 
 def _estimator_type(method: str, kind: str) -> type[Estimator]:

@@ -29,6 +29,9 @@ _TRACE_METHODS: dict[str, tuple[type[Estimator], ProbeKind]] = {
 """The estimator of each method, and the default distribution of its probes."""
 
 
+_REMEDY_OF_TRACE = 'use method="hutchinson", "hutch++" or "xtrace", which need no symmetry'
+
+
 def trace(
     A: Any,
     *,
@@ -171,4 +174,6 @@ def trace(
         "callback": callback,
         "checkpoint": checkpoint,
     }
-    return sample(CountedOperator(A), estimator_type, options, eigenpairs=eigenpairs)
+    return sample(
+        CountedOperator(A, remedy=_REMEDY_OF_TRACE), estimator_type, options, eigenpairs=eigenpairs
+    )
