@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from matfree.arrays import to_host
 from matfree.probes import PROBES
 from matfree.protocol import Array, HostArray
 from matfree.spaces import VectorSpace
+
+_FEW_DIMENSIONS = 16
+
+_DEPENDENT = 1e-8  # squared length outside the span of others, relative, that is a rounding error
 
 
 @final
@@ -151,6 +155,34 @@ class RangeSketch:
             self._last_block = numbers, W
         return W
 
+    def gram_of_probes(self) -> HostArray:
+        """W^H W, (k, k). The probes are drawn again, block by block."""
+        k, gram = self.num_probes, self.space.gram
+        G: HostArray = np.zeros((k, k), dtype=self.R.dtype)
+        rows = slice(0, 0)
+        for W in self.probe_blocks():
+            rows = slice(rows.stop, rows.stop + W.shape[1])
+            G[rows, rows] = to_host(gram(W, W))
+            columns = rows
+            for V in self.probe_blocks(range(rows.stop, k)):
+                columns = slice(columns.stop, columns.stop + V.shape[1])
+                G[rows, columns] = to_host(gram(W, V))
+                G[columns, rows] = G[rows, columns].conj().T
+        return G
+
+    def independent_probes(self) -> IndependentProbes:
+        """The probes that are linearly independent.
+
+        On few dimensions, some of the random signs are equal up to sign, or linearly dependent.
+        The sketch then has a lower rank than the number of probes, without holding the range of A.
+        """
+        k = self.num_probes
+        everything = IndependentProbes(np.arange(k), np.ones(k, dtype=bool))
+        if self.rank == k:
+            return everything
+        found = _independent_columns(self.gram_of_probes())
+        return everything if len(found.numbers) >= min(k, self.space.size) else found
+
     def against_probes(self, *bases: Array) -> list[HostArray]:
         """The matrices B^H W for every basis B, and ||w_i||^2, (k,), in one pass over W."""
         parts: list[list[HostArray]] = [[] for _ in range(len(bases) + 1)]
@@ -159,6 +191,60 @@ class RangeSketch:
                 part.append(to_host(self.space.gram(basis, W)))
             parts[-1].append(to_host(self.space.norms(W)) ** 2)
         return [np.hstack(part) for part in parts]
+
+
+class IndependentProbes(NamedTuple):
+    """A largest set of linearly independent probes, in the order of their numbers."""
+
+    numbers: HostArray
+    """(j,)"""
+    essential: HostArray
+    """(j,) bool: whether all probes without this one span a smaller space."""
+
+    def widened(self, S: HostArray, num_probes: int) -> HostArray:
+        """The directions (r, j) that the range loses without a probe, for all probes.
+
+        They are 0 for probes without which the range is the same.
+        """
+        wide = np.zeros((S.shape[0], num_probes), dtype=S.dtype)
+        wide[:, self.numbers] = S * self.essential
+        return wide
+
+
+def _independent_columns(G: HostArray) -> IndependentProbes:
+    """The independent columns of a matrix with the Gram matrix G."""
+    chosen: list[int] = []
+    needed: set[int] = set()
+    for j in range(len(G)):
+        inner = G[np.ix_(chosen, chosen)]
+        coefficients = np.linalg.solve(inner, G[chosen, j]) if chosen else np.zeros(0)
+        rest = (G[j, j] - G[j, chosen] @ coefficients).real
+        if rest > _DEPENDENT * G[j, j].real:
+            chosen.append(j)
+        else:
+            needed.update(np.asarray(chosen)[np.abs(coefficients) > _DEPENDENT].tolist())
+    index = np.asarray(chosen, dtype=int)
+    return IndependentProbes(index, ~np.isin(index, list(needed)))
+
+
+def coincidence_stderr(space: VectorSpace, kind: str, stderr: float, residual: float) -> float:
+    """The standard error of a sketch that does not contain the range of A, on few dimensions.
+
+    There are few vectors of signs, and the estimates without each probe may be equal by chance.
+    The standard error is then the residual that was sampled.
+
+    Parameters
+    ----------
+    space : VectorSpace
+    kind : str
+        The distribution of the probes.
+    stderr : float
+        The standard error by the jackknife.
+    residual : float
+        The largest difference of an estimate and the trace on the range of the sketch.
+    """
+    discrete = kind in ("rademacher", "z4") and space.size <= _FEW_DIMENSIONS
+    return residual if discrete and stderr <= 1e-6 * residual else stderr
 
 
 def jackknife_stderr(left_out: HostArray) -> float:

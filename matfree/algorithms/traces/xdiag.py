@@ -25,12 +25,13 @@ from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.diagpp import require_hermitian_core, row_dots
 from matfree.algorithms.traces.hutchinson import DiagonalEstimator, Moments
-from matfree.algorithms.traces.range_sketch import Columns, RangeSketch
+from matfree.algorithms.traces.range_sketch import Columns, IndependentProbes, RangeSketch
 from matfree.algorithms.traces.xnystrace import nystrom, nystrom_matrices
 from matfree.algorithms.traces.xtrace import left_out_directions
 from matfree.arguments import slices
 from matfree.arrays import conjugate, epsilon, real_part, to_host
 from matfree.protocol import Array, HostArray
+from matfree.spaces import VectorSpace
 
 BOTH_ROLES = 2**0.5
 """The factor from the standard deviation of the mean of the d_i to the standard error.
@@ -56,24 +57,46 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
         self.sketch.reserve(num_probes)
 
     def _averaged(
-        self, common: Array, left: tuple[Array, HostArray], right: tuple[Array, HostArray]
+        self,
+        common: Array,
+        probes: IndependentProbes,
+        left: tuple[Array, HostArray],
+        right: tuple[Array, HostArray],
     ) -> Summary:
         """The mean over i of common + left_i * conj(right_i + w_i), and its standard error.
 
-        ``left`` and ``right`` are given as (basis, coefficients) and computed block by block,
-        because each of them would need as much memory as the sketch.
+        ``left`` and ``right`` are given as (basis, coefficients) for the independent probes. The
+        vectors of probes that are not essential are 0 in the mean, because P_i A w_i = A w_i.
+        """
+        moments = self._moments(probes.numbers, left, right)
+        essential, mean = probes.essential, moments.mean
+        if not essential.all():
+            L, R = ((basis, small[:, essential]) for basis, small in (left, right))
+            mean = self._moments(probes.numbers[essential], L, R).mean * int(essential.sum())
+            mean = mean / self.sketch.num_probes
+        return self._summary(common + mean, moments.stderr() * BOTH_ROLES, moments.count - 1)
+
+    def _moments(
+        self, index: HostArray, left: tuple[Array, HostArray], right: tuple[Array, HostArray]
+    ) -> Moments:
+        """The moments of left_i * conj(right_i + w_i) over the probes with these numbers.
+
+        They are computed block by block, because all of these vectors would need as much memory
+        as the sketch.
         """
         space, (L, L_small), (R, R_small) = self.space, left, right
         moments, begin, xp = Moments(self.space), 0, self.space.xp
         for W in self.sketch.probe_blocks():
             end = begin + W.shape[1]
-            tested = R @ space.asarray(R_small[:, begin:end]) + W
-            block = (L @ space.asarray(L_small[:, begin:end])) * conjugate(xp, tested)
-            moments.add(xp.astype(real_part(xp, block), self.space.dtype))
+            mine = (index >= begin) & (index < end)
+            if mine.any():
+                if mine.sum() < W.shape[1]:
+                    W = xp.take(W, _as_index(space, index[mine] - begin), axis=1)
+                tested = R @ space.asarray(R_small[:, mine]) + W
+                block = (L @ space.asarray(L_small[:, mine])) * conjugate(xp, tested)
+                moments.add(xp.astype(real_part(xp, block), self.space.dtype))
             begin = end
-        return self._summary(
-            common + moments.mean, moments.stderr() * BOTH_ROLES, moments.count - 1
-        )
+        return moments
 
     @abstractmethod
     def summary(self) -> Summary: ...
@@ -107,11 +130,13 @@ class XDiag(LeaveOneOutDiagonal):
         H = to_host(space.gram(Q, Z))
         require_hermitian_core(self.A, H)
         common = row_dots(space, Q, Z)
+        probes = self.sketch.independent_probes()
+        R = R[:, probes.numbers]
         S = left_out_directions(R)
         if not S.any():  # Q spans the whole range of A, so that P A = A
             return self._summary(common, space.xp.zeros_like(common), R.shape[1] - 1)
         scale = np.sum(S.conj() * R, axis=0)  # s_i^H r_i
-        return self._averaged(common, (Q, S * scale), (Z, -S / scale.conj()))
+        return self._averaged(common, probes, (Q, S * scale), (Z, -S / scale.conj()))
 
 
 @final
@@ -126,7 +151,8 @@ class XNysDiag(LeaveOneOutDiagonal):
         self.sketch.extend(count)
 
     def summary(self) -> Summary:
-        space, small = self.space, nystrom_matrices(self.sketch)
+        space, probes = self.space, self.sketch.independent_probes()
+        small = nystrom_matrices(self.sketch).of_probes(probes.numbers)
         ny = nystrom(small, space.size, epsilon(space.xp, space.dtype))
         Q, roots = self.sketch.Q, ny.Y @ ny.roots
         common = self.space.zeros(1)[:, 0] - ny.nu
@@ -139,4 +165,8 @@ class XNysDiag(LeaveOneOutDiagonal):
             return self._summary(common, stderr, small.R.shape[1] - 1)
         weight = np.diag(ny.inverse).real
         Z = ny.Y @ ny.inverse  # z_i = Q Z_i / sqrt(weight_i), and z_i^H w_i = 1 / sqrt(weight_i)
-        return self._averaged(common, (Q, Z / weight), (Q, -Z))
+        return self._averaged(common, probes, (Q, Z / weight), (Q, -Z))
+
+
+def _as_index(space: VectorSpace, index: HostArray) -> Array:
+    return space.xp.asarray(index, dtype=space.xp.int64, device=space.device)

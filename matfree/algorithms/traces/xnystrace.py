@@ -29,7 +29,7 @@ from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import TraceEstimator
-from matfree.algorithms.traces.range_sketch import RangeSketch, jackknife_stderr
+from matfree.algorithms.traces.range_sketch import RangeSketch, coincidence_stderr, jackknife_stderr
 from matfree.arrays import epsilon, to_host
 from matfree.errors import OperatorError
 from matfree.protocol import HostArray
@@ -44,6 +44,10 @@ class NystromMatrices(NamedTuple):
     """Q^H W, (r, k)."""
     G: HostArray
     """W^H W, (k, k)."""
+
+    def of_probes(self, index: HostArray) -> NystromMatrices:
+        """The matrices of some of the probes, for the same basis."""
+        return NystromMatrices(self.R[:, index], self.O[:, index], self.G[np.ix_(index, index)])
 
 
 class Nystrom(NamedTuple):
@@ -87,7 +91,8 @@ def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
     # As in generalized cross-validation, the residual within the sample is divided by the square
     # of the fraction of dimensions that are left, to extrapolate to vectors outside the sample.
     missed = len(values) * float(dropped.sum()) / max(1, len(dropped)) ** 2
-    full_rank = bool(keep.all()) and top > 0
+    rank, num_probes = small.R.shape
+    full_rank = bool(keep.all()) and top > 0 and rank >= num_probes
     return Nystrom(nu, roots, roots @ roots.conj().T, Y, full_rank, missed)
 
 
@@ -181,33 +186,28 @@ class XNysTrace(TraceEstimator):
         self.sketch.extend(count)
 
     def summary(self) -> Summary:
-        small = nystrom_matrices(self.sketch)
-        size, k = self.space.size, self.sketch.num_probes
+        probes = self.sketch.independent_probes()
+        small = nystrom_matrices(self.sketch).of_probes(probes.numbers)
+        size, k = self.space.size, len(probes.numbers)
         ny = nystrom(small, size, self.eps)
+        # Without a probe that depends on others, the approximation is the same, and exact for it.
+        samples = np.full(self.sketch.num_probes, nystrom_trace(small, ny, size))
         shift = ny.nu * size  # the trace of the shift, a bound on the error that it causes
         if not ny.full_rank:  # without a probe, the range of the sketch is the same
-            samples, left_out = np.full(k, nystrom_trace(small, ny, size)), np.zeros(k)
+            left_out, residual = np.zeros(k), 0.0
         else:
             downdates = Downdates.of(small, ny, size)
-            samples = downdates.one_out(resphere=self.resphere)
+            one_out = downdates.one_out(resphere=self.resphere)
+            residual = float(np.abs(one_out - samples[0]).max())
+            samples[probes.numbers[probes.essential]] = one_out[probes.essential]
             left_out = downdates.two_out(resphere=self.resphere)
-        stderr = max(jackknife_stderr(left_out), shift, ny.missed)
-        value = float(samples.mean())
+        value, jackknife = float(samples.mean()), jackknife_stderr(left_out)
+        stderr = coincidence_stderr(self.space, self.plan.kind, jackknife, residual)
+        stderr = max(stderr, shift, ny.missed)
         return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
 
 def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:
     """The matrices R, O and G of a sketch; the probes are drawn again, block by block."""
-    k, gram, O = sketch.num_probes, sketch.space.gram, []  # noqa: E741
-    G: HostArray = np.zeros((k, k), dtype=sketch.R.dtype)
-    rows = slice(0, 0)
-    for W in sketch.probe_blocks():
-        rows = slice(rows.stop, rows.stop + W.shape[1])
-        O.append(to_host(gram(sketch.Q, W)))
-        G[rows, rows] = to_host(gram(W, W))
-        columns = rows
-        for V in sketch.probe_blocks(range(rows.stop, k)):
-            columns = slice(columns.stop, columns.stop + V.shape[1])
-            G[rows, columns] = to_host(gram(W, V))
-            G[columns, rows] = G[rows, columns].conj().T
-    return NystromMatrices(sketch.R, np.hstack(O), G)
+    O = [to_host(sketch.space.gram(sketch.Q, W)) for W in sketch.probe_blocks()]  # noqa: E741
+    return NystromMatrices(sketch.R, np.hstack(O), sketch.gram_of_probes())

@@ -29,7 +29,12 @@ from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import TraceEstimator
-from matfree.algorithms.traces.range_sketch import Columns, RangeSketch, jackknife_stderr
+from matfree.algorithms.traces.range_sketch import (
+    Columns,
+    RangeSketch,
+    coincidence_stderr,
+    jackknife_stderr,
+)
 from matfree.arrays import to_host
 from matfree.protocol import HostArray
 
@@ -48,8 +53,15 @@ class SmallMatrices(NamedTuple):
     lengths: HostArray
     """||w_i||^2, (k,)."""
 
+    def of_probes(self, index: HostArray) -> SmallMatrices:
+        """The matrices of some of the probes, for the same basis."""
+        R, H, O, N, lengths = self  # noqa: E741
+        return SmallMatrices(R[:, index], H, O[:, index], N[index, :], lengths[index])
 
-def leave_one_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArray:
+
+def leave_one_out(
+    small: SmallMatrices, size: int, *, resphere: bool, S: HostArray | None = None
+) -> HostArray:
     """The estimates est_i, (k,).
 
     Parameters
@@ -61,9 +73,11 @@ def leave_one_out(small: SmallMatrices, size: int, *, resphere: bool) -> HostArr
         Multiply each sample of the residual by (n - rank P_i) / ||(I - P_i) w_i||^2. This
         reduces the variance. It is unbiased only for probes with a rotation-invariant
         distribution ("sphere", "gaussian").
+    S : (r, k), optional
+        The directions s_i; those of ``left_out_directions`` by default.
     """
     R, H, O, N, lengths = small  # noqa: E741
-    S = left_out_directions(R)
+    S = left_out_directions(R) if S is None else S
     a = np.sum(S.conj() * O, axis=0)
     X = O - S * a
     inside = np.trace(H) - np.sum(S.conj() * (H @ S), axis=0)
@@ -171,13 +185,18 @@ class XTrace(TraceEstimator):
             self.AQ.append(self.A(fresh))
 
     def summary(self) -> Summary:
-        small = self._small()
-        samples = leave_one_out(small, self.space.size, resphere=self.resphere)
-        value, k = samples.mean().item(), samples.size
-        left_out = leave_two_out(small, self.space.size, resphere=self.resphere)
+        small, size, probes = self._small(), self.space.size, self.sketch.independent_probes()
+        distinct = small.of_probes(probes.numbers)
+        S = probes.widened(left_out_directions(distinct.R), self.sketch.num_probes)
+        samples = leave_one_out(small, size, resphere=self.resphere, S=S)
+        value, k = samples.mean().item(), len(probes.numbers)
+        left_out = leave_two_out(distinct, size, resphere=self.resphere)
         # An operator of low rank leaves no deviations but rounding, which must not read as zero.
         rounding = 10 * np.finfo(samples.dtype).eps * float(np.abs(np.diag(small.H)).sum())
-        stderr = max(jackknife_stderr(left_out), rounding)
+        residual = float(np.abs(samples - np.trace(small.H)).max())
+        jackknife = jackknife_stderr(left_out)
+        stderr = coincidence_stderr(self.space, self.plan.kind, jackknife, residual)
+        stderr = max(stderr, rounding)
         return Summary(value, stderr, abs(value), stderr, k - 1, samples)
 
     def _small(self) -> SmallMatrices:

@@ -10,6 +10,7 @@ from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.range_sketch import jackknife_stderr
 from matfree.algorithms.traces.xnystrace import XNysTrace
 from matfree.algorithms.traces.xtrace import XTrace
+from matfree.arrays import to_host
 
 N, K = 60, 12
 
@@ -224,3 +225,52 @@ def test_the_eigenpairs_of_a_nearby_operator_deflate_without_a_bias():
     assert abs(other.value - np.trace(now)) <= 4 * other.stderr
     plain = mf.trace(now, num_probes=400, seed=0)
     assert other.stderr < plain.stderr / 5
+
+
+METHODS_WITH_SKETCH = {
+    "xtrace": lambda A, **options: mf.trace(A, method="xtrace", kind="rademacher", **options),
+    "xnystrace": lambda A, **options: mf.trace(A, method="xnystrace", kind="rademacher", **options),
+    "xdiag": lambda A, **options: mf.diagonal(A, method="xdiag", **options),
+    "xnysdiag": lambda A, **options: mf.diagonal(A, method="xnysdiag", **options),
+}
+
+
+def tridiagonal(n):
+    A = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    A[0, 0] = 5
+    return A
+
+
+@pytest.mark.parametrize("name", METHODS_WITH_SKETCH)
+@pytest.mark.parametrize(("n", "num_probes"), [(4, 3), (5, 3), (6, 4), (3, 2)])
+def test_probes_that_are_equal_up_to_sign_do_not_make_a_wrong_value_exact(name, n, num_probes):
+    A, covered, errors = tridiagonal(n), [], []
+    truth = np.diag(A) if name.endswith("diag") else np.trace(A)
+    for seed in range(150):
+        estimate = METHODS_WITH_SKETCH[name](A, num_probes=num_probes, seed=seed)
+        low, high = estimate.interval()
+        inside = (low - 1e-6 <= truth) & (truth <= high + 1e-6)
+        assert inside.all() or np.max(estimate.half_width()) > 1e-6
+        covered.append(inside.mean())
+        errors.append(np.sum(estimate.value - truth))
+    assert np.mean(covered) >= 0.88
+    assert abs(np.mean(errors)) <= 4 * np.std(errors) / np.sqrt(150)
+
+
+@pytest.mark.parametrize("name", METHODS_WITH_SKETCH)
+def test_a_sketch_of_the_whole_range_is_exact_even_with_repeated_probes(name, backend):
+    u = [1.0, 2.0, 4.0, 8.0]  # not orthogonal to any vector of signs
+    low_rank = np.outer(u, u)
+    for A, num_probes in ((low_rank, 3), (tridiagonal(4), 12)):
+        truth = np.diag(A) if name.endswith("diag") else np.trace(A)
+        for seed in range(12):
+            probes = mf.space_like(np.zeros(1), 4).probes(num_probes, seed=seed)
+            if np.linalg.matrix_rank(probes) < min(2 if num_probes == 3 else 4, num_probes):
+                continue  # every probe is the same
+            estimate = METHODS_WITH_SKETCH[name](
+                backend.asarray(A), num_probes=num_probes, seed=seed
+            )
+            value = to_host(estimate.value) if name.endswith("diag") else estimate.value
+            np.testing.assert_allclose(value, truth, atol=1e-9)
+            half = estimate.half_width()
+            assert np.max(to_host(half) if name.endswith("diag") else half) <= 1e-9
