@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from support.backends import MAKERS, PARAMS, cupy_runs
 
-collect_ignore_glob = ["benchmarks/*"]  # scripts, which `make bench` runs
+collect_ignore_glob = [
+    "benchmarks/*",  # scripts, which `make bench` runs
+    "typing/*",  # wrong calls on purpose, which `make check` reads and nobody runs
+]
 
 
 def pytest_collection_modifyitems(items):

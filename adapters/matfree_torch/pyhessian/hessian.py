@@ -171,7 +171,7 @@ class hessian:  # noqa: N801 - the name is PyHessian's
         A list of floats, and for each a list of tensors in the shapes of the parameters.
         """
         A = self._matrix()
-        rtol, budget = tol or 100 * torch.finfo(A.dtype).eps, maxIter * top_n
+        rtol, budget = tol or 100 * torch.finfo(A.dtype).eps, max(maxIter, 2) * top_n
         found = matfree.eigsh(A, top_n, rtol=rtol, max_matvecs=budget, seed=seed)
         return found.values.tolist(), [self._lists.from_flat(v) for v in found.vectors.T]
 
