@@ -160,8 +160,8 @@ class GaussNewtonOperator(ParameterCurvature):
         ]
         if read:
             raise OperatorError(
-                f"the loss depends on the parameter {min(read)!r} in another way than through the "
-                f"outputs, as a penalty does, and a {self.title} contains the outputs alone; pass "
+                f"the loss depends on the parameter {min(read)!r} directly, not only through the "
+                f"outputs (is it a penalty?), and a {self.title} does not include such terms; pass "
                 "the loss without this term and add its Hessian: weight_decay= for an L2 penalty, "
                 "otherwise ggn(...) + hessian_of(penalty, dict(model.named_parameters())); or use "
                 "hessian(...)."

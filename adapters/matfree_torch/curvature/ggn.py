@@ -70,7 +70,7 @@ def ggn(
     OperatorError
         The loss is not a scalar, the outputs contain no tensor or do not depend on the
         parameters, torch cannot differentiate the backward pass of a module, or the loss depends
-        on parameters in another way than through the outputs.
+        on parameters directly, not only through the outputs.
 
     Cost
     ----

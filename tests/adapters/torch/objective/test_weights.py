@@ -233,3 +233,20 @@ def test_the_empirical_fisher_matrix_has_the_weights_of_the_observed_loss():
     exact = fisher(model, nn.CrossEntropyLoss(), batches, kind="empirical").to_dense()
     loss = FORMS["function around it"]()
     assert relative(fisher(model, loss, batches, kind="empirical").to_dense(), exact) < TOLERANCE
+
+
+@pytest.mark.parametrize("strategy", ["auto", "recompute", "folded"])
+def test_class_weights_that_change_in_place_change_the_weights_of_the_batches(strategy):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, CLASSES)).to(DOUBLE)
+    x, y = torch.randn(10, 3, dtype=DOUBLE), torch.tensor([0, 0, 0, 0, 1, 2, 1, 3, 2, 2])
+    weight = WEIGHT.clone()
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs, targets, weight=weight)
+
+    H = hessian(net, loss, [(x[:4], y[:4]), (x[4:], y[4:])], strategy=strategy)
+    H.to_dense()
+    weight.copy_(torch.tensor([5.0, 0.1, 3.0, 1.0]))
+    expected = explicit_hessian(net, lambda: loss(net(x), y))
+    assert relative(H.to_dense(), expected) < TOLERANCE
