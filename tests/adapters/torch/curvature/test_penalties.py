@@ -111,7 +111,9 @@ def test_losses_and_gradients_away_from_the_model_contain_a_penalty(reader):
 def test_matrices_of_the_outputs_refuse_a_loss_that_reads_parameters(matrix, reader):
     model = mlp()
     G = matrix(model, reader(model, orthogonality), batch())
-    with pytest.raises(mf.OperatorError, match=r"'0.weight' directly, not only through.*hessian_of"):
+    with pytest.raises(
+        mf.OperatorError, match=r"'0.weight' directly, not only through.*hessian_of"
+    ):
         G.to_dense()
     without = matrix(model, reader(model, orthogonality), batch(), params="2.*")
     assert without.shape == (15, 15)
