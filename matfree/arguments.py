@@ -27,10 +27,19 @@ Which: TypeAlias = Literal["LM", "LA", "SA", "BE"]
 
 
 def require_whole(name: str, count: Any) -> None:
-    """Raise ValueError unless ``count`` is None or a positive integer."""
+    """Raise ValueError unless ``count`` is None or a positive integer of 63 bits."""
     whole = hasattr(count, "__index__") and not isinstance(count, bool)
-    if count is not None and (not whole or count < 1):
-        raise ValueError(f"{name} must be a whole number, at least 1: got {count!r}.")
+    if count is not None and (not whole or not 1 <= count < 2**63):
+        limit = "below 2**63" if whole and count >= 1 else "at least 1"
+        raise ValueError(f"{name} must be a whole number, {limit}: got {count!r}.")
+
+
+def require_tolerance(name: str, tolerance: Any) -> None:
+    """Raise ValueError unless ``tolerance`` is None or a finite number that is not negative."""
+    if tolerance is None:
+        return
+    if not isinstance(tolerance, int | float | np.number) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"{name} must be finite and not negative: got {tolerance!r}.")
 
 
 def block_size_for(size: int, block_size: int | None, total: int | None = None) -> int:

@@ -8,8 +8,9 @@ from typing import Any, final
 import numpy as np
 
 from matfree import probes
+from matfree.arguments import require_tolerance
 from matfree.arrays import epsilon, to_host
-from matfree.errors import NonFiniteError
+from matfree.errors import NoAdjointError, NonFiniteError
 from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import Array
 from matfree.results import Record
@@ -95,6 +96,8 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
 
     Raises
     ------
+    ValueError
+        ``tolerance`` is negative, not finite or not a number.
     OperatorError, NonFiniteError
         The result of a matvec contradicts the declared shape or dtype, or is not finite.
 
@@ -109,6 +112,7 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     >>> report.ok, report.hermitian
     (True, False)
     """
+    require_tolerance("tolerance", tolerance)
     operator = aslinearoperator(A)
     space = operator.domain
     eps = epsilon(operator.space.xp, operator.dtype)
@@ -168,7 +172,7 @@ def _adjoint_defects(
     try:
         Az = operator.rmatmat(z)
         single = operator.rmatvec(z[:, 0])[:, None]
-    except NotImplementedError:
+    except NoAdjointError:
         return None, 0.0, 0
     _require_finite_blocks(operator, operator.domain, Az, single)
     forward = to_host(operator.space.dots(z, Ax))[0]

@@ -57,6 +57,21 @@ class NonFiniteError(OperatorError, FloatingPointError):
     """
 
 
+class NoAdjointError(OperatorError, NotImplementedError):
+    """The adjoint of an operator is needed, but only the operator itself is known.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> A = mf.aslinearoperator(np.diff, shape=(4, 5), like=np.zeros(1))
+    >>> try:
+    ...     A.rmatvec(np.ones(4))
+    ... except mf.NoAdjointError as error:
+    ...     print(str(error).split(";")[0])
+    <4x5 operator diff of dtype float64> has no adjoint
+    """
+
+
 class NotHermitianError(OperatorError):
     """An algorithm for Hermitian operators was applied to one that is not Hermitian.
 

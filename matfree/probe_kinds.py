@@ -17,6 +17,7 @@ def draw(space: Reductions, kind: str, indices: range, *, seed: int, stream: int
         raise ValueError(
             f"kind must be one of {', '.join(map(repr, _DISTRIBUTIONS))}: got {kind!r}."
         )
+    probes.require_numbers(indices)
     return draw_kind(space, indices, seed, stream)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree.arrays import describe, is_complex
-from matfree.errors import OperatorError
+from matfree.errors import NoAdjointError, OperatorError
 from matfree.operators.containers import as_plain_array
 from matfree.protocol import Array, DType, LanczosStep, QuadraticForms
 from matfree.spaces import ArraySpace, VectorSpace, require_space, space_like
@@ -65,7 +65,10 @@ class BlockMap(ABC):
 
     def _apply_adjoint(self, X: Array) -> Array:
         """A^H @ X for a block (m, k) that has been checked."""
-        raise NotImplementedError(
+        raise self._no_adjoint()
+
+    def _no_adjoint(self) -> NoAdjointError:
+        return NoAdjointError(
             f"{self!r} has no adjoint; define rmatvec (A^H x) to use .H, .T or rmatvec."
         )
 

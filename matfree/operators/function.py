@@ -88,13 +88,22 @@ class FunctionOperator(Operator):
         return self._forward(X)
 
     def _apply_adjoint(self, X: Array) -> Array:
-        return self._adjoint(X) if self._adjoint is not None else super()._apply_adjoint(X)
+        return self._by_adjoint(lambda adjoint: adjoint(X))
 
     def _apply_to_vector(self, x: Array) -> Array:
         return self._forward.columns(x)
 
     def _apply_adjoint_to_vector(self, x: Array) -> Array:
-        return self._adjoint.columns(x) if self._adjoint is not None else self._apply_adjoint(x)
+        return self._by_adjoint(lambda adjoint: adjoint.columns(x))
+
+    def _by_adjoint(self, apply: Callable[[_CheckedMap], Array]) -> Array:
+        """A result of the adjoint; an operator of SciPy may refuse it only when it is called."""
+        if self._adjoint is None:
+            raise self._no_adjoint()
+        try:
+            return apply(self._adjoint)
+        except NotImplementedError as cause:
+            raise self._no_adjoint() from cause
 
     def __repr__(self) -> str:
         rows, columns = self.shape

@@ -157,7 +157,7 @@ def unfinished(
         for array, square in zip(coefficients, squares, strict=True)
         if array.shape[1] == num_steps > 0 and array[1, -1] > rounding * np.abs(array).max()
     ]
-    arrays = np.asarray([array for array, _ in kept]).reshape(-1, 2, num_steps)
+    arrays = np.asarray([array for array, _ in kept]).reshape(len(kept), 2, num_steps)
     return JacobiMatrices(
         arrays[:, 0], arrays[:, 1], np.asarray([x for _, x in kept]), rounding / NODE_ROUNDING
     )

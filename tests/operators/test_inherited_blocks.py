@@ -169,6 +169,6 @@ def test_an_operator_without_dtype_is_applied_to_vectors_as_well():
 
 def test_a_missing_adjoint_is_named():
     A = mf.aslinearoperator(sla.LinearOperator((N, N), matvec=smooth, dtype=float))
-    with pytest.raises(NotImplementedError, match="rmatvec"):
+    with pytest.raises(mf.NoAdjointError, match="define rmatvec"):
         A.rmatvec(np.ones(N))
     assert mf.check_operator(A).adjoint is None

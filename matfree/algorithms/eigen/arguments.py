@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.arguments import require_whole
 from matfree.arrays import epsilon
@@ -46,9 +48,9 @@ class Tolerance(NamedTuple):
         eps = epsilon(A.space.xp, A.space.dtype)
         if rtol is None:
             rtol = max(1e-6, 100 * eps)
-        if not 0 < rtol < math.inf:
+        if not isinstance(rtol, int | float | np.number) or not 0 < rtol < math.inf:
             raise ValueError(
-                f"rtol must be positive and finite: got {rtol}; it bounds the residuals relative "
+                f"rtol must be positive and finite: got {rtol!r}; it bounds the residuals relative "
                 "to ||A||, so pass a small number such as 1e-6."
             )
         return cls(rtol, eps)

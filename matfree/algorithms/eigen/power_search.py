@@ -185,9 +185,12 @@ def _rayleigh_residual(space: VectorSpace, v: Array, w: Array, deflated: Array) 
 
 
 def _unit(space: VectorSpace, w: Array, *, fallback: Array) -> Array:
-    """w / ||w||, or the previous vector if w = A v = 0, because v is an eigenvector then."""
+    """w / ||w||, or the previous vector if w = A v = 0, because v is an eigenvector then.
+
+    The previous vector also replaces NaN and infinity, which the next check refuses.
+    """
     xp = space.xp
     length = space.norms(w)
-    zero = length == 0
-    safe = xp.astype(xp.where(zero, xp.ones_like(length), length), space.dtype)
-    return xp.where(zero[None, :], fallback, w / safe[None, :])
+    usable = xp.isfinite(length) & (length > 0)
+    safe = xp.astype(xp.where(usable, length, xp.ones_like(length)), space.dtype)
+    return xp.where(usable[None, :], w, fallback) / safe[None, :]

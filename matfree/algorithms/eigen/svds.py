@@ -19,7 +19,7 @@ from matfree.algorithms.running.counted_operator import CountedOperator, convert
 from matfree.algorithms.running.plan import require_budget
 from matfree.algorithms.running.run import interruptible
 from matfree.arrays import to_host
-from matfree.errors import OperatorError
+from matfree.errors import NoAdjointError, OperatorError
 from matfree.operators import Operator
 from matfree.protocol import Array, Seed
 from matfree.results import SingularResult, archive
@@ -171,7 +171,7 @@ def _scale(operator: Operator, seed: int) -> float:
     adjoint = CountedOperator(operator.H, square=False)
     try:
         sizes = to_host(operator.domain.norms(adjoint(w))) / to_host(operator.space.norms(w))
-    except NotImplementedError as cause:
+    except NoAdjointError as cause:
         raise OperatorError(
             f"svds requires the adjoint of {operator!r}, which has none: give it rmatvec (A^H x). "
             "For a Hermitian operator rmatvec is matvec, and eigsh does not require it."

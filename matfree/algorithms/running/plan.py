@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, final
 
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.keywords import Sampling
-from matfree.arguments import block_size_for, require_whole
+from matfree.arguments import block_size_for, require_tolerance, require_whole
 from matfree.protocol import ProbeKind
 from matfree.results import EigenResult
 
@@ -72,8 +71,7 @@ class Plan:
         for name, count in (("num_probes", num_probes), ("max_matvecs", max_matvecs)):
             require_whole(name, count)
         for name, tolerance in (("rtol", rtol), ("atol", atol)):
-            if tolerance is not None and not 0 <= tolerance < math.inf:  # NaN fails as well
-                raise ValueError(f"{name} must be finite and not negative: got {tolerance}.")
+            require_tolerance(name, tolerance)
         adaptive = rtol is not None or atol is not None
         if num_probes is not None and (adaptive or max_matvecs is not None):
             raise ValueError(

@@ -239,7 +239,7 @@ class _SamplingLoop:
             why = f"because the quadrature bias alone is {size}"
             return f"{self.estimator.bias_advice}, {why}, or {exact}, or {loosen}"
         # The sampling error decreases like 1 / sqrt(num_matvecs), whereas the bias does not.
-        needed = 1.1 * num_matvecs * ((half - bias) / (target - bias)) ** 2
-        if needed >= n:
+        root = math.sqrt(1.1 * num_matvecs) * ((half - bias) / (target - bias))
+        if root >= math.sqrt(n):
             return f"{exact}, or {loosen}"
-        return f"raise max_matvecs to about {math.ceil(needed)}, or {loosen}"
+        return f"raise max_matvecs to about {math.ceil(root**2)}, or {loosen}"

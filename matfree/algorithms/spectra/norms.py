@@ -160,6 +160,8 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     ------
     ValueError
         p is not positive; or as for :func:`matfree.trace_function`.
+    NoAdjointError
+        A is rectangular and has no adjoint.
     TypeError, NotHermitianError, NonFiniteError, OperatorError, MemoryError
         As for :func:`matfree.trace_function`.
 

@@ -15,6 +15,7 @@ E. N. Epperly, J. A. Tropp, R. J. Webber (2024), doi:10.1137/23M1548323, section
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, final
 
@@ -160,9 +161,11 @@ class XNysDiag(LeaveOneOutDiagonal):
             F = Q @ space.asarray(roots[:, part])
             common = common + row_dots(space, F, F)
         if not ny.full_rank:
-            share = ny.missed / space.size  # the missed trace, divided equally among the entries
+            freedom = small.R.shape[1] - 1
+            # The missed trace, divided equally among the entries. One probe can vanish by chance.
+            share = ny.missed / space.size if freedom else math.inf
             stderr = space.xp.full_like(real_part(space.xp, common), share)
-            return self._summary(common, stderr, small.R.shape[1] - 1)
+            return self._summary(common, stderr, freedom)
         weight = np.diag(ny.inverse).real
         Z = ny.Y @ ny.inverse  # z_i = Q Z_i / sqrt(weight_i), and z_i^H w_i = 1 / sqrt(weight_i)
         return self._averaged(common, probes, (Q, Z / weight), (Q, -Z))
