@@ -20,6 +20,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from matfree_torch.data.nested import map_tensors, tensors_of_batch
 from matfree_torch.data.structure import BatchStructure, count_samples, split_batch
@@ -84,7 +85,13 @@ class Batches:
         self._structure = BatchStructure(model, loss)
         self.single = self._structure.is_one_batch(data, batch)
         if not self.single:
-            if not isinstance(data, Iterable) or isinstance(data, Tensor | str | bytes | Mapping):
+            if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+                raise TypeError(
+                    f"data is a {type(data).__name__}, a data set of samples, and batches are "
+                    "needed; pass DataLoader(data, batch_size=...) without shuffling."
+                )
+            iterable = isinstance(data, Iterable) or hasattr(type(data), "__getitem__")
+            if not iterable or isinstance(data, Tensor | str | bytes | Mapping):
                 raise TypeError(
                     "data must be a batch, (inputs, targets) or a mapping of keyword arguments, "
                     "or a re-iterable of batches, such as a DataLoader: got "
@@ -104,6 +111,8 @@ class Batches:
         self.num_preceding = 0
         """The number of samples of processes with a lower rank, which are numbered first."""
         self._checksums: list[tuple[float, float]] = []
+        self.after_pass: Callable[[], None] = lambda: None
+        """Called at the end of every pass, also if it is not complete."""
 
     @property
     def averaged(self) -> bool:
@@ -123,18 +132,21 @@ class Batches:
         """
         total, first, checksums = 0.0, self.num_preceding, []
         self._weights.start()
-        for raw in [self.data] if self.single else self.data:
-            inputs, targets = split_batch(raw)
-            arguments = _recordable(self._structure.arguments(inputs, targets))
-            checksum = None if self.single else checksum_of_batch(raw)
-            batch = Batch(arguments, _recordable(targets), 1.0, first, checksum, raw)
-            if self.averaged:
-                batch = batch._replace(weight=self._weights.weight(batch))
-            if batch.weight:  # a mean over targets that are all ignored is 0 / 0
-                yield batch
-            total, first = total + batch.weight, first + batch.samples
-            if checksum is not None:
-                checksums.append(checksum)
+        try:
+            for raw in self._raw_batches():
+                inputs, targets = split_batch(raw)
+                arguments = _recordable(self._structure.arguments(inputs, targets))
+                checksum = None if self.single else checksum_of_batch(raw)
+                batch = Batch(arguments, _recordable(targets), 1.0, first, checksum, raw)
+                if self.averaged:
+                    batch = batch._replace(weight=self._weights.weight(batch))
+                if batch.weight:  # a mean over targets that are all ignored is 0 / 0
+                    yield batch
+                total, first = total + batch.weight, first + batch.samples
+                if checksum is not None:
+                    checksums.append(checksum)
+        finally:
+            self.after_pass()
         self._compare_with_previous_pass(total, checksums)
 
     def _compare_with_previous_pass(
@@ -157,11 +169,18 @@ class Batches:
                 )
         self.total, self._checksums = total, checksums
 
+    def _raw_batches(self) -> Iterable[Any]:
+        if self.single:
+            return [self.data]
+        if isinstance(self.data, Iterable) or not hasattr(self.data, "__len__"):
+            return self.data  # type: ignore[no-any-return]
+        return (self.data[i] for i in range(len(self.data)))
+
     def count(self) -> tuple[int, int]:
         """The numbers of samples and of batches, counted in a pass over the data."""
         samples = [
             count_samples(targets, inputs)
-            for inputs, targets in map(split_batch, [self.data] if self.single else self.data)
+            for inputs, targets in map(split_batch, self._raw_batches())
         ]
         return sum(samples), len(samples)
 

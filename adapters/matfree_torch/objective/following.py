@@ -63,6 +63,7 @@ class Following:
             function = model.function if isinstance(model, FunctionModule) else loss
             fully = isinstance(sharding, FullySharded)
             self.state = ModelState(model, function, batches.data, sharded=fully)
+        batches.after_pass = self.state.pass_ends
         self._check_modes(warn=True)
 
     def sharded(
@@ -130,8 +131,14 @@ class Following:
         return None
 
     def _check_modes(self, *, warn: bool) -> None:
-        isolation.refuse_random_layers(self.state.named_modules())
+        # Others may be kept without being called; they are examined when they are.
+        registered = ((name, m) for name, m in self.state.named_modules() if not _is_other(name))
+        isolation.refuse_random_layers(registered)
         layer = isolation.layer_with_batch_statistics(self.state.named_modules())
         self._batches.ordered = self._ordered or layer is not None
         if layer and warn and (self._distributed or not self._batches.single):
             isolation.warn_of_batch_statistics(layer)
+
+
+def _is_other(name: str) -> bool:
+    return name.endswith(isolation.NOT_REGISTERED)

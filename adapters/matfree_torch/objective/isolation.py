@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -21,11 +23,17 @@ from matfree_torch.objective.module_attributes import protected
 
 _BATCH_NORMS = nn.modules.batchnorm._NormBase
 _DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
+NOT_REGISTERED = "(not registered)"
+"""The end of the names of modules that neither the model nor the loss has as a submodule."""
 
 
 @contextlib.contextmanager
 def isolated_modules(
-    modules: Sequence[nn.Module], random_state: Any, *, allow_tf32: bool = False
+    named_modules: Mapping[str, nn.Module],
+    found: list[nn.Module],
+    random_state: Any,
+    *,
+    allow_tf32: bool = False,
 ) -> Iterator[None]:
     """A context in which forward passes have no side effects and draw the same random numbers.
 
@@ -41,18 +49,23 @@ def isolated_modules(
 
     Parameters
     ----------
-    modules : sequence of nn.Module
+    named_modules : mapping of names to modules
         All modules of the model and of the loss, including submodules.
+    found : list of modules
+        Others that are called in the context are appended, such as modules in a list. They are
+        treated in the same way.
     random_state : states returned by :func:`get_random_state`
     allow_tf32 : bool
     """
+    modules = list(named_modules.values())
     before = get_random_state(modules)
     try:
         set_random_state(random_state)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            protected(modules),
+            protected(modules) as include,
+            _examined_calls(named_modules, found, include),
             sdpa_kernel(SDPBackend.MATH),
             contextlib.nullcontext() if allow_tf32 else full_precision(),
             _without_fused_recurrences(modules),
@@ -63,6 +76,39 @@ def isolated_modules(
             yield
     finally:
         set_random_state(before)
+
+
+@contextlib.contextmanager
+def _examined_calls(
+    named_modules: Mapping[str, nn.Module],
+    found: list[nn.Module],
+    include: Callable[[nn.Module], None],
+) -> Iterator[None]:
+    """A context in which every module that is called is examined, also those of no other module.
+
+    ``model.eval()`` and ``model.modules()`` do not reach modules that are kept in a list, in an
+    object or in a global variable.
+    """
+    names = {id(module): name for name, module in named_modules.items()}
+    thread = threading.get_ident()
+
+    def examine(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == thread:
+            if id(module) not in names:
+                names[id(module)] = NOT_REGISTERED
+                found.append(module)
+                include(module)
+            refuse_random_layers([(names[id(module)], module)])
+
+    compiled = any(type(module).__name__ == "OptimizedModule" for module in named_modules.values())
+    handle = nn.modules.module.register_module_forward_pre_hook(examine)
+    try:
+        with warnings.catch_warnings() if compiled else contextlib.nullcontext():
+            if compiled:  # a second call of the hook for a compiled module does no harm
+                warnings.filterwarnings("ignore", message="Using `torch.compile")
+            yield
+    finally:
+        handle.remove()
 
 
 def _without_fused_recurrences(
@@ -117,10 +163,15 @@ def refuse_random_layers(named_modules: Iterable[tuple[str, nn.Module]]) -> None
         active = isinstance(module, _DROPOUTS) and getattr(module, "p", 1.0) > 0
         inside = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and float(rate) > 0
         if active or inside:
+            cure = (
+                "call its own eval(), because model.eval() reaches registered submodules only, or "
+                "keep it in an nn.ModuleList"
+                if name.endswith(NOT_REGISTERED)
+                else "call eval() of the model or the loss that contains it first"
+            )
             raise ValueError(
                 f"{type(module).__name__} layer {name!r} is in training mode and draws random "
-                "numbers, so that two matvecs would differ; call eval() of the model or the loss "
-                "that contains it first, or set its rate to 0."
+                f"numbers, so that two matvecs would differ; {cure}, or set its rate to 0."
             )
 
 

@@ -14,7 +14,7 @@ import enum
 import random
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -29,6 +29,9 @@ _IMMUTABLE = frozenset(
 _SHARED = type, types.ModuleType, types.FunctionType, types.MethodType, enum.Enum, nn.Module
 _GENERATORS = random.Random, np.random.Generator, np.random.RandomState
 _MAX_COPIES = 10_000  # objects with more parts are shared in part
+_MAX_LEAVES = 50_000
+_MAX_ITEMS = 4_000  # of longer containers, evenly spaced items are compared
+_MAX_NUMBERS = 100_000  # the same for containers of numbers and strings
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
@@ -36,12 +39,27 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
     return {name: x for name, x in vars(module).items() if name not in _MACHINERY}
 
 
+def attributes_of(x: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots included."""
+    names = (n for base in type(x).__mro__ for n in _slots_of(base) if hasattr(x, n))
+    return {**getattr(x, "__dict__", {}), **{name: getattr(x, name) for name in names}}
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
 def leaves_of(objects: Iterable[Any]) -> list[Any]:
-    """The tensors, numbers and other leaves of nested containers, and of objects' attributes."""
+    """The tensors, numbers and other leaves of nested containers, and of objects' attributes.
+
+    Long containers are sampled, so that the cost is bounded.
+    """
     found: list[Any] = []
     seen: set[int] = set()
     pending = list(objects)[::-1]
-    while pending and len(seen) < _MAX_COPIES:
+    while pending and len(seen) < _MAX_COPIES and len(found) < _MAX_LEAVES:
         x = pending.pop()
         if not holds_objects(x):
             found.append(x)
@@ -50,7 +68,7 @@ def leaves_of(objects: Iterable[Any]) -> list[Any]:
             parts = _parts_of(x)
             pending.extend(parts[::-1])
             if not parts:
-                found.append(_as_tensor(x))
+                found.append(x)
     return found
 
 
@@ -69,40 +87,63 @@ def _may_change(x: Any) -> bool:
 def same_leaves(before: Sequence[Any], now: Sequence[Any]) -> bool:
     """Whether two lists hold the same objects, and numbers and strings of the same values."""
     return len(before) == len(now) and all(
-        a is b or (type(a) is type(b) and type(a) in _IMMUTABLE and a == b)
+        a is b or (type(a) is type(b) and not _may_change(a) and a == b)
         for a, b in zip(before, now, strict=True)
     )
 
 
 def _parts_of(x: Any) -> list[Any]:
-    if isinstance(x, Mapping):
-        return [*x, *x.values()]
-    if isinstance(x, list | tuple | set | frozenset | deque):
-        return list(x)
-    return [] if _is_opaque(x) else list(vars(x).values())
+    if isinstance(x, Mapping | list | tuple | set | frozenset | deque):
+        items = [*x, *x.values()] if isinstance(x, Mapping) else x
+        evenly = _evenly(items, _MAX_NUMBERS)
+        if _IMMUTABLE.issuperset(map(type, evenly)):
+            return [tuple(evenly)]  # compared at once
+        return _evenly(items, _MAX_ITEMS)
+    return [] if _is_opaque(x) else list(attributes_of(x).values())
+
+
+def _evenly(items: Collection[Any], limit: int) -> list[Any]:
+    """The items, or at most about ``limit`` evenly spaced ones and the number of all."""
+    listed = items if isinstance(items, list) else list(items)
+    count = len(listed)
+    if count <= limit:
+        return listed
+    return [count, listed[-1], *listed[:: -(-count // limit)]]
 
 
 def _is_opaque(x: Any) -> bool:
-    """Whether an object belongs to a library, or has no dictionary of attributes."""
+    """Whether an object belongs to a library, or has no attributes."""
     library = f"{type(x).__module__}.".startswith(("torch.", "numpy.", "threading."))
-    return library or not hasattr(x, "__dict__")
+    return library or not (hasattr(x, "__dict__") or any(map(_slots_of, type(x).__mro__)))
 
 
-def _as_tensor(x: Any) -> Any:
-    """A NumPy array as a tensor on the same memory; other objects as they are."""
-    numeric = isinstance(x, np.ndarray) and x.dtype.kind in "fiu" and x.flags.writeable
-    return torch.as_tensor(x) if numeric else x
+def numeric_tensors(objects: Iterable[Any]) -> list[Tensor]:
+    """The tensors among some objects, and the NumPy arrays as tensors on the same memory."""
+    return [
+        x if isinstance(x, Tensor) else torch.as_tensor(x)
+        for x in objects
+        if isinstance(x, Tensor)
+        or (isinstance(x, np.ndarray) and x.dtype.kind in "fiuc" and x.flags.writeable)
+    ]
 
 
 @contextlib.contextmanager
-def protected(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """A context in which modules work on copies of their buffers and mutable attributes."""
+def protected(modules: Sequence[nn.Module]) -> Iterator[Callable[[nn.Module], None]]:
+    """A context in which modules work on copies of their buffers and mutable attributes.
+
+    It provides a function that includes another module.
+    """
     saved = [_SavedModule(module) for module in modules]
     copies = _Copies()
+
+    def include(module: nn.Module) -> None:
+        saved.append(_SavedModule(module))
+        saved[-1].replace_by_copies(copies)
+
     try:
         for module in saved:
             module.replace_by_copies(copies)
-        yield
+        yield include
     finally:
         for module in saved:
             module.restore()
@@ -188,9 +229,11 @@ class _Copies:
         if y is x:
             return x
         self._copies[id(x)] = y
-        if container:
+        if container and len(y) <= _MAX_ITEMS:  # the items of longer ones are shared
             for key in list(y) if isinstance(y, dict) else range(len(y)):
                 y[key] = self.of(y[key])
-        for name, item in getattr(y, "__dict__", {}).items():
-            y.__dict__[name] = self.of(item)
+        for name, item in attributes_of(y).items():
+            own = self.of(item)
+            if own is not item:  # the class may be frozen
+                object.__setattr__(y, name, own)
         return y

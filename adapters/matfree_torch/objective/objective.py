@@ -117,8 +117,9 @@ class Objective(ProcessGroups):
 
     def isolated(self) -> AbstractContextManager[None]:
         """A context in which the model may be evaluated without side effects."""
+        named, found = dict(self.state.named_modules()), self.state.found
         context = isolation.isolated_modules(
-            self.state.modules, self._random_state, allow_tf32=self.allow_tf32
+            named, found, self._random_state, allow_tf32=self.allow_tf32
         )
         return self.following.sharded(context)
 
