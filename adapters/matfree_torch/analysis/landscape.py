@@ -84,10 +84,12 @@ def loss_landscape(
     -------
     LossLandscape
         The values are accumulated in float64 over batches. They are infinite or NaN where the
-        loss is.
+        loss is, at a distance from the network.
 
     Raises
     ------
+    NonFiniteError
+        The loss of the network itself is NaN or infinite.
     ValueError
         A direction has the wrong shape or length zero, a checkpoint is of another architecture,
         a sequence has more than two directions, ``points`` or ``span`` is out of range; or as
@@ -177,8 +179,8 @@ def _evaluate(
         for num_done, batch in enumerate(objective.batches, start=1):
             for i, multiples in enumerate(grid):
                 steps, buffers = _state_at(curvature, moves, multiples)
-                with curvature.layout.moved(steps):
-                    totals[i] += batch.weight * objective.loss_of(batch, buffers)
+                with curvature.layout.moved(steps):  # a loss may overflow far from the network
+                    totals[i] += batch.weight * objective.loss_of(batch, buffers, finite=not i)
             bar.show(num_done)
     totals /= objective.batches.divisor
     if curvature.weight_decay:

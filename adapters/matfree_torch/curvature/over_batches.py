@@ -126,6 +126,8 @@ class ParameterCurvature(ShardableCurvature):
         ------
         ValueError
             The direction is not of shape (n,).
+        NonFiniteError
+            The loss of a batch is NaN or infinite.
 
         Cost
         ----

@@ -12,7 +12,7 @@ that restores the model, and reduces what the batches contribute over the proces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
@@ -161,14 +161,15 @@ class Objective(ProcessGroups):
                 outputs = functional_call(self.model, tensors, args, kwargs)
             return self.value(outputs, batch.targets)
 
-    def loss_of(self, batch: Batch, buffers: Mapping[str, Tensor] | None = None) -> float:
-        """The loss of a batch as a number, with some buffers replaced."""
+    def loss_of(self, batch: Batch, buffers: Any = None, *, finite: bool = True) -> float:
+        """The loss of a batch with some buffers replaced; NonFiniteError unless it is finite."""
 
         def evaluate() -> float:
             with self.isolated():
                 for name, buffer in (buffers or {}).items():
                     self.model.get_buffer(name).copy_(buffer)  # a copy, which is dropped on exit
-                return float(self.value(self.outputs(batch), batch.targets).detach())
+                value = self.value(self.outputs(batch), batch.targets)
+                return float((require_finite_loss(value) if finite else value).detach())
 
         return without_graph(evaluate)
 

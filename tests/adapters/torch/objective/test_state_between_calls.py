@@ -372,3 +372,23 @@ def test_a_function_whose_value_is_nan_is_refused():
     H = hessian_of(lambda t: (t["x"] ** 2).sum() + torch.nan, {"x": torch.ones(2)})
     with pytest.raises(mf.NonFiniteError, match="the loss of a batch is nan"):
         H.to_dense()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("make", [hessian, ggn, fisher])
+def test_losses_gradients_and_landscapes_refuse_a_loss_that_is_not_finite(make, value):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 1)).to(DOUBLE)
+    x, y = data()[0], torch.ones(6, 1, dtype=DOUBLE)
+    y[2] = value
+    message = f"the loss of a batch is {value}.*targets"
+    for batches in ((x, y), [(x[3:], y[3:]), (x[:3], y[:3])]):
+        A = make(model, nn.MSELoss(), batches)
+        step = torch.zeros(A.shape[0], dtype=DOUBLE)
+        for quantity in (A.loss, A.gradient, partial(A.loss, step)):
+            with pytest.raises(mf.NonFiniteError, match=message):
+                quantity()
+        with pytest.raises(mf.NonFiniteError, match=message):
+            loss_landscape(model, nn.MSELoss(), batches, "random", points=3, seed=0)
+    y[2] = 1.0
+    assert A.loss() == pytest.approx(nn.functional.mse_loss(model(x), y).item())
