@@ -60,6 +60,10 @@ class Reductions(ABC):
 
     def gram(self, X: Array, Y: Array) -> Array:
         """X^H Y, (j, k), accumulated in double precision for every dtype of the vectors."""
+        return self.all_reduce(self.partial_gram(X, Y))
+
+    def partial_gram(self, X: Array, Y: Array) -> Array:
+        """The sums of :meth:`gram` over the given rows only, (j, k), without ``all_reduce``."""
         xp, wide = self.xp, widest(self.xp, self.dtype, self.device)
         width = (X.shape[1] + Y.shape[1]) * xp.finfo(wide).bits // 16  # bytes, averaged over both
         total = xp.zeros((X.shape[1], Y.shape[1]), dtype=wide, device=self.device)
@@ -68,7 +72,7 @@ class Reductions(ABC):
             if X.dtype != wide:
                 x, y = xp.astype(x, wide), xp.astype(y, wide)
             total += _adjoint_times(xp, x, y)
-        return self.all_reduce(total)
+        return total
 
     def dots(self, X: Array, Y: Array) -> Array:
         """The inner products x_j^H y_j of matching columns, (k,), in double precision."""

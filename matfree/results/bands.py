@@ -64,6 +64,8 @@ KERNEL_TAIL = 6e-3
 """The fraction of the mass of a Jackson kernel that lies more than three kernel widths to one side.
 The residuals of a quadrature from ``matfree.algorithms.spectra.kpm`` are three kernel widths."""
 
+_CONTINUOUS = ("gaussian", "sphere")  # probes without components 0 along eigenvectors
+
 _TINY = np.finfo(float).tiny
 
 
@@ -93,15 +95,15 @@ class ErrorModel(NamedTuple):
     @property
     def trials(self) -> float:
         """The effective sample size: all probes are as accurate as this many independent trials."""
-        directions = self.size - len(self.known) + (2 if self.kind in ("gaussian", "sphere") else 0)
+        directions = self.size - len(self.known) + (2 if self.kind in _CONTINUOUS else 0)
         return self.num_probes * directions / 2
 
     def proportion(self, share: Any, num_known: Any, z: float) -> tuple[HostArray, HostArray]:
         """The centre and the standard error of the interval for a fraction of the eigenvalues.
 
-        The fractions 0 and 1 have no sampling error, because every probe gives them the mass 0
-        or 1. Otherwise z^2 / 2 successes and as many failures are added (Agresti and Coull), so
-        that the interval keeps its coverage if a probe happens to miss one eigenvalue of many.
+        z^2 / 2 successes and as many failures are added (Agresti and Coull). The fractions 0 and 1
+        have no sampling error for Gaussian probes and the sphere, to which no eigenvector is
+        orthogonal; for random signs they get the interval of Clopper and Pearson.
         """
         random, exact = self.sampled_fraction, np.asarray(num_known) / self.size
         if random <= 0:
@@ -111,9 +113,10 @@ class ErrorModel(NamedTuple):
         trials = self.trials
         centre = (trials * fraction + z**2 / 2) / (trials + z**2)
         stderr = np.sqrt(centre * (1 - centre) / (trials + z**2))
-        certain = (fraction <= NEGLIGIBLE_MASS) | (fraction >= 1 - NEGLIGIBLE_MASS)
-        centre = np.where(certain, np.round(fraction), centre)
-        stderr = np.where(certain, 0.0, stderr)
+        extreme = np.abs(fraction - (nearest := np.round(fraction))) <= NEGLIGIBLE_MASS
+        missed = 0.0 if self.kind in _CONTINUOUS else -scipy.special.log_ndtr(-z) / trials
+        centre = np.where(extreme, np.abs(nearest - missed / 2), centre)
+        stderr = np.where(extreme, missed / (2 * z), stderr)
         return exact + random * centre, random * stderr
 
 
@@ -156,6 +159,8 @@ def interval_mass(
         )
     )
     num_known = np.sum((low <= model.known) & below(model.known, high))
+    if low == -math.inf and high == math.inf:  # whatever the probes are
+        return IntervalMass(0.0, abs(float(samples.mean()) - 1), samples)
     centres, stderrs = model.proportion(ends, num_known, student_quantile(0.95, math.inf))
     value = float(samples.mean())
     # The interval need not be symmetric around the mean; its larger side becomes the bias.
@@ -191,20 +196,23 @@ def density_band(
 
     .. math:: |\hat t - t| \le z \sqrt{c \, t / \mathrm{trials}}
 
-    is solved for t (Wilson's interval), so that the upper bound is positive even if the probe
-    happens to miss an eigenvalue.
+    is solved for t (Wilson's interval). As random signs may all miss an eigenvalue, their upper
+    bound is at least that for an estimate 0 with the largest possible c, the maximum of K.
     """
     require_level(level)
     z, size = student_quantile(level, math.inf), model.size
-    known = as_atoms(np.sort(model.known), np.full(len(model.known), 1 / size))
-    exact, exact_squared = _with_square([known], points, sigma)
+    known = [as_atoms(np.sort(model.known), np.full(len(model.known), 1 / size))]
+    exact, exact_squared = _with_square(known, points, sigma)
     sampled, squared = _with_square(measures, points, sigma)
     sampled, squared = np.maximum(sampled - exact, 0.0), np.maximum(squared - exact_squared, 0.0)
     nonzero = sampled > np.maximum(NEGLIGIBLE_MASS * exact, _TINY)  # larger than rounding errors
     ratio = np.divide(squared, sampled, out=np.zeros_like(sampled), where=nonzero)
     shift = z**2 * ratio / max(model.trials, _TINY) / 2
     half_width = np.sqrt(shift * (2 * sampled + shift))
-    return exact + sampled + shift - half_width, exact + sampled + shift + half_width
+    most = sampled + shift + half_width
+    if model.kind not in _CONTINUOUS and model.sampled_fraction > 0:
+        most = np.maximum(most, z**2 / (math.sqrt(2 * math.pi) * sigma * model.trials))
+    return exact + sampled + shift - half_width, exact + most
 
 
 def variation_error(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, final
 
@@ -13,10 +12,10 @@ from array_api_compat import array_namespace, is_array_api_obj
 from matfree import plotting
 from matfree.arrays import is_complex
 from matfree.protocol import Array
-from matfree.results.intervals import require_level, student_quantile
+from matfree.results.intervals import MeanError, mean_error, require_level, student_quantile
 from matfree.results.merging import (
-    by_first_probe,
     joined_ranges,
+    pooled,
     require_agreement,
     require_same_setting,
 )
@@ -53,10 +52,12 @@ class Estimate(Record):
     num_matvecs: int
     """The number of matvecs, all included."""
     degrees_of_freedom: float
-    """The degrees of freedom of Student's t distribution, from which the interval is computed:
-    num_probes - 1; inf if the value is exact."""
+    """The degrees of freedom of Student's t distribution, from which the interval is computed;
+    they follow from ``deviations`` if there are any, and are num_probes - 1 otherwise; inf if the
+    value is exact."""
     converged: bool
-    """Whether the tolerance was reached, or none was given; False if the bias is unknown."""
+    """Whether the tolerance was reached, or none was given; False if there is no interval, because
+    the bias is unknown or there is only one probe, and if the bias exceeds |value|."""
     reason: str
     """Why the run stopped, in words."""
     seed: int
@@ -67,11 +68,18 @@ class Estimate(Record):
     """n, the size of the operator."""
     samples: Array | None = None
     """One estimate per probe, (num_probes,) float64 or complex128, for a scalar value."""
+    deviations: Array | None = None
+    """Numbers whose mean square is the variance of one sample, for quadratic forms of a Hermitian
+    operator: one per probe, or for random signs one fewer per run. See
+    ``matfree.results.intervals``."""
     probe_ranges: tuple[tuple[int, int], ...] = ()
     """The numbers of the probes that were used, as ranges (first, one past the last)."""
     bias: float = 0.0
     """A bound on the error that is not a sampling error, such as the quadrature error of
     tr f(A), or inf if it is unknown. It is added to the half-width of the interval."""
+    widening: float = 1.0
+    """The factor of the sampling error in the half-width: 1.03 if a tolerance decided when sampling
+    stopped, because such runs stop sooner if their standard error happens to be small."""
     mergeable: bool = False
     """Whether the probes are averaged independently, so that this run can be merged with runs
     over other probes."""
@@ -92,14 +100,15 @@ class Estimate(Record):
 
     def half_width(self, level: float = 0.95) -> Any:
         """Half of the width of the interval: the quantile of Student's t distribution times the
-        standard error, plus the bias.
+        standard error and ``widening``, plus the bias.
 
         Parameters
         ----------
         level : float in (0, 1)
         """
         require_level(level)
-        return student_quantile(level, self.degrees_of_freedom) * self.stderr + self.bias
+        quantile = student_quantile(level, self.degrees_of_freedom)
+        return self.widening * quantile * self.stderr + self.bias
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
         """The confidence interval (low, high), from Student's t distribution.
@@ -149,11 +158,20 @@ class Estimate(Record):
 
     def _part(self, part: Literal["real", "imag"]) -> Estimate:
         samples = None if self.samples is None else _part_of(self.samples, part)
-        stderr = self.stderr  # of both parts together, which bounds that of each
+        deviations = None if self.deviations is None else _part_of(self.deviations, part)
+        # Of both parts together, which bounds that of each.
+        error = MeanError(self.stderr, self.degrees_of_freedom)
         if self.mergeable and samples is not None and len(samples) > 1:
-            stderr = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
-        value = _part_of(self.value, part)
-        return replace(self, value=value, stderr=stderr, samples=samples, history=())
+            error = mean_error(samples, deviations, kind=self.kind, size=self.size)
+        return replace(
+            self,
+            value=_part_of(self.value, part),
+            stderr=error.stderr,
+            degrees_of_freedom=error.degrees_of_freedom,
+            samples=samples,
+            deviations=deviations,
+            history=(),
+        )
 
     def plot(self, ax: Any = None, *, exact: Any = None) -> Any:
         """Draw the samples of a trace, or the intervals of a diagonal, and return the Axes.
@@ -211,20 +229,17 @@ class Estimate(Record):
         ranges = joined_ranges([run.probe_ranges for run in runs])
         require_agreement(runs)
         count = sum(run.num_probes for run in runs)
-        value, deviations, samples = _pooled(runs, count)
         return replace(
             self,
-            value=value,
-            stderr=(deviations / (count * max(count - 1, 1))) ** 0.5 if count > 1 else math.inf,
+            **pooled(runs, count),
             num_probes=count,
             num_matvecs=sum(run.num_matvecs for run in runs),
-            degrees_of_freedom=count - 1,
             converged=all(run.converged for run in runs),
             reason=f"{len(runs)} runs merged",
-            samples=samples,
             probe_ranges=ranges,
             # Each run bounds the quadrature error of its own probes.
             bias=max(run.bias for run in runs),
+            widening=max(run.widening for run in runs),
             history=(),
         )
 
@@ -253,27 +268,6 @@ class Estimate(Record):
             *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]
-
-
-def _pooled(runs: Sequence[Estimate], count: int) -> tuple[Any, Any, Any]:
-    """The mean over the probes of all runs, the sum of squared deviations, and all samples.
-
-    Without samples (diagonals store none) the sum is recovered from the standard errors: it is
-    the sum within the runs plus the sum between their means.
-    """
-    if all(run.samples is not None for run in runs):
-        samples = np.concatenate([run.samples for run in by_first_probe(runs)])
-        value = samples.mean().item()
-        return value, float(np.sum(np.abs(samples - value) ** 2)), samples
-    value = sum(run.value * (run.num_probes / count) for run in runs)
-    return value, sum(_squared_deviations(run, value) for run in runs), None
-
-
-def _squared_deviations(run: Estimate, center: Any) -> Any:
-    """The sum of squared deviations from ``center`` of the samples of a run."""
-    m = run.num_probes
-    within = run.stderr**2 * (m * (m - 1)) if m > 1 else 0.0
-    return within + m * abs(run.value - center) ** 2
 
 
 def _is_complex(value: Any) -> bool:

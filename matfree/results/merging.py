@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
+from matfree.results.intervals import mean_error
+
 ProbeRanges = tuple[tuple[int, int], ...]
 """Ranges of probe numbers, as (first, one past the last)."""
 
@@ -50,6 +52,22 @@ class SampledRun(RunOverProbes, Protocol):
     @property
     def num_probes(self) -> int:
         """The number of probes."""
+
+    @property
+    def samples(self) -> Any:
+        """One number per probe, or None."""
+
+    @property
+    def deviations(self) -> Any:
+        """Numbers whose mean square is the variance of a sample, or None."""
+
+    @property
+    def kind(self) -> str:
+        """The distribution of the probes."""
+
+    @property
+    def size(self) -> int:
+        """The size of the operator."""
 
 
 MergeableRun = TypeVar("MergeableRun", bound=RunOverProbes)
@@ -101,6 +119,34 @@ def joined_ranges(parts: list[ProbeRanges]) -> ProbeRanges:
 def by_first_probe(runs: Sequence[MergeableRun]) -> list[MergeableRun]:
     """The runs sorted by their probes, so that the result does not depend on their order."""
     return sorted(runs, key=lambda run: run.probe_ranges)
+
+
+def pooled(runs: Sequence[SampledRun], count: int) -> dict[str, Any]:
+    """The mean over the probes of all runs with its error, all samples, and all deviations.
+
+    Without samples (diagonals store none) the sum of squared deviations is recovered from the
+    standard errors: it is the sum within the runs plus the sum between their means.
+    """
+    ordered = by_first_probe(runs)
+    if all(run.samples is not None for run in runs):
+        samples = np.concatenate([run.samples for run in ordered])
+        deviations = None
+        if all(run.deviations is not None for run in runs):
+            deviations = np.concatenate([run.deviations for run in ordered])
+        error = mean_error(samples, deviations, kind=runs[0].kind, size=runs[0].size)
+        value, found = samples.mean().item(), {"samples": samples, "deviations": deviations}
+        return {"value": value, **error._asdict(), **found}
+    value = sum(run.value * (run.num_probes / count) for run in runs)
+    squares = sum(_squared_deviations(run, value) for run in runs)
+    stderr = (squares / (count * max(count - 1, 1))) ** 0.5 if count > 1 else math.inf
+    return {"value": value, "stderr": stderr, "degrees_of_freedom": count - 1, "samples": None}
+
+
+def _squared_deviations(run: SampledRun, center: Any) -> Any:
+    """The sum of squared deviations from ``center`` of the samples of a run."""
+    m = run.num_probes
+    within = run.stderr**2 * (m * (m - 1)) if m > 1 else 0.0
+    return within + m * abs(run.value - center) ** 2
 
 
 def _two_norm(*arrays: Any) -> float:

@@ -124,7 +124,10 @@ def test_after_lanczos_breakdown_only_the_sampling_error_remains_and_the_level_h
         covered += (low <= truth + 1e-12) & (truth <= high + 1e-12)
         bottom, top = density.count(1.5, 3.0).interval()
         covered_mass += bottom <= 12 <= top
-        assert (low[0], high[0], low[-1], high[-1]) == (0.0, 0.0, 1.0, 1.0)
+        assert (low[0], high[-1]) == (0.0, 1.0)
+        # A vector of signs may miss an eigenvector; z = 1.96 is the 97.5 % quantile.
+        missed = 0.0 if kind == "sphere" else -np.log(0.025) * 2 / (80 * num_probes)
+        assert (high[0], low[-1]) == pytest.approx((missed, 1 - missed), abs=1e-12)
     five_sigma = 5 * np.sqrt(0.95 * 0.05 / runs)
     assert (covered / runs >= 0.95 - five_sigma).all()
     assert (covered[1:-1] / runs <= 0.95 + five_sigma).all()
@@ -147,7 +150,9 @@ def test_the_variance_of_random_signs_is_at_most_the_one_that_the_band_assumes()
 
 def test_known_eigenvalues_have_no_sampling_error():
     A = with_spectrum(np.r_[np.linspace(0, 1, 95), 3.0, 4.0, 5.0, 6.0, 7.0])
-    density = mf.spectral_density(A, eigenpairs=5, num_probes=1, num_steps=30, seed=0)
+    density = mf.spectral_density(
+        A, eigenpairs=5, num_probes=1, num_steps=30, seed=0, kind="sphere"
+    )
     assert density.count(2.0, 8.0).value == pytest.approx(5, abs=1e-9)
     assert density.count(2.0, 8.0).half_width() < 1e-6
     assert density.count(4.5, 5.5).half_width() < 1e-6

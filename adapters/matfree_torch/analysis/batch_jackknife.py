@@ -76,7 +76,8 @@ def batch_jackknife(
     BatchJackknife
         ``probe_stderr`` and ``data_stderr``; ``stderr`` and ``interval`` include both. The
         extreme eigenvalues of a sample are, on average, more extreme than those of the
-        population. This bias is not corrected.
+        population. This bias is not corrected. If the data have heavy tails, so that single
+        batches dominate, a few batches do not show it, and the interval is too short.
 
     Raises
     ------

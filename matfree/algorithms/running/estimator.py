@@ -12,8 +12,9 @@ from matfree.algorithms.running.plan import Plan
 from matfree.protocol import Array, HostArray
 from matfree.results.intervals import student_quantile
 
-FIRST_CHECK = 20
-"""Probes before the first convergence check: a standard error from fewer is too uncertain."""
+FIRST_CHECK = 12
+"""Probes before the first convergence check: a standard error from fewer is too uncertain, and
+random signs may agree by chance."""
 
 CHECK_GROWTH = 1.25
 """The ratio of the numbers of probes at successive convergence checks.
@@ -39,6 +40,10 @@ class Summary(NamedTuple):
     """The samples of the probes, (num_probes,), of estimators whose value is their mean."""
     bias: float = 0.0
     """A bound on the error that is not due to sampling. It is added to the half-width."""
+    deviations: HostArray | None = None
+    """Numbers whose mean square is the variance of a sample; see ``results.intervals``."""
+    widening: float = 1.0
+    """The factor of the sampling error in the half-width."""
 
     @property
     def level(self) -> float:
@@ -48,7 +53,8 @@ class Summary(NamedTuple):
     @property
     def half_width(self) -> float:
         """The half-width of the 95 % interval, or the 2-norm of those of all entries."""
-        return student_quantile(0.95, self.degrees_of_freedom) * self.stderr_norm + self.bias
+        quantile = student_quantile(0.95, self.degrees_of_freedom)
+        return self.widening * quantile * self.stderr_norm + self.bias
 
 
 class Estimator(ABC):

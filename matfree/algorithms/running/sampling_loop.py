@@ -15,7 +15,7 @@ import numpy as np
 
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.estimator import FIRST_CHECK, Estimator, Summary
+from matfree.algorithms.running.estimator import Estimator, Summary
 from matfree.algorithms.running.keywords import Sampling
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.run import Run
@@ -23,6 +23,8 @@ from matfree.errors import ConvergenceWarning, warn
 from matfree.protocol import ProbeKind
 from matfree.quadratures.bias import warn_unknown
 from matfree.results import EigenResult, Estimate, StoppingReason
+
+_NEGLIGIBLE_BIAS = 1e-8  # per eigenvalue: the bias of a trace 0 may be a rounding error
 
 
 def sample(
@@ -140,7 +142,8 @@ class _SamplingLoop:
     def _summary(self) -> Summary:
         """The estimator's summary, computed once per number of probes: it can be expensive."""
         if self.latest is None or self.latest[0] != self.done:
-            self.latest = self.done, self.estimator.summary()
+            summary = self.estimator.summary()._replace(widening=self.plan.widening)
+            self.latest = self.done, summary
         return self.latest[1]
 
     def _split_budget(self) -> tuple[int, bool]:
@@ -161,7 +164,9 @@ class _SamplingLoop:
         """Append to the history, and return whether the tolerance is met."""
         summary = self._summary()
         self.history.append((self.A.num_matvecs, summary.level, summary.half_width))
-        return self.plan.adaptive and summary.half_width <= self.plan.tolerance(summary.norm)
+        # The budget may allow fewer probes than the first check requires.
+        enough = self.plan.adaptive and self.done >= self.estimator.first_check
+        return enough and summary.half_width <= self.plan.tolerance(summary.norm)
 
     def _exact(self) -> Estimate:
         summary = self.estimator.exact()
@@ -195,15 +200,17 @@ class _SamplingLoop:
             num_probes=num_probes,
             num_matvecs=self.A.num_matvecs,
             degrees_of_freedom=summary.degrees_of_freedom,
-            converged=converged and math.isfinite(summary.bias),
+            converged=converged and _is_informative(summary, self.A.space.size),
             reason=reason,
             seed=self.plan.seed,
             kind=self.plan.kind,
             size=self.A.space.size,
             samples=summary.samples,
+            deviations=summary.deviations,
             probe_ranges=((first, first + num_probes),) if num_probes else (),
             mergeable=self.estimator.mergeable and num_probes > 0,
             bias=summary.bias,
+            widening=summary.widening,
             history=tuple(self.history),
             rows=self.A.space.row_range if np.ndim(summary.value) else None,
             memory=self.estimator.memory,
@@ -228,10 +235,14 @@ class _SamplingLoop:
         n = self.A.space.size
         loosen = f"loosen {self.plan.looser}"
         exact = f"raise max_matvecs to {n}, which gives the exact answer"
-        if math.isinf(half) and math.isfinite(bias):
-            least = min(n, num_matvecs + self.estimator.cost * FIRST_CHECK)
-            why = "because one probe says nothing about the error"
-            return f"raise max_matvecs, to {least} or more, {why}, or {loosen}"
+        missing = self.estimator.first_check - self.done
+        if missing > 0 and math.isfinite(bias):
+            least = num_matvecs + self.estimator.cost * missing
+            if least >= n:
+                return f"{exact}, or {loosen}"
+            few = "one probe says" if self.done == 1 else f"{self.done} probes say"
+            why = f"because {few} too little about the error"
+            return f"raise max_matvecs, to {least} or more, {why}"
         if target == 0:
             return f"give atol, because a tolerance relative to 0 cannot be met, or {exact}"
         if bias >= target:
@@ -243,3 +254,11 @@ class _SamplingLoop:
         if root >= math.sqrt(n):
             return f"{exact}, or {loosen}"
         return f"raise max_matvecs to about {math.ceil(root**2)}, or {loosen}"
+
+
+def _is_informative(summary: Summary, size: int) -> bool:
+    """Whether there is an interval, and no bias larger than the value and the sampling error."""
+    if not math.isfinite(summary.half_width):
+        return False
+    sampling = summary.half_width - summary.bias
+    return summary.bias <= max(_NEGLIGIBLE_BIAS * size, summary.norm + sampling)

@@ -10,6 +10,7 @@ whereas sums of other powers of the singular values are traces of functions of A
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack, final
 
@@ -24,11 +25,13 @@ from matfree.algorithms.spectra.quadrature_sampling import FunctionSampling, sam
 from matfree.algorithms.spectra.quadrature_trace import QuadratureTrace, power_of
 from matfree.algorithms.spectra.spectral_functions import PowerOfSingularValues
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
-from matfree.arrays import epsilon, to_host
+from matfree.arrays import epsilon, is_complex, to_host
 from matfree.operators import aslinearoperator
+from matfree.protocol import HostArray
 from matfree.quadratures.bias import require_spectrum
 from matfree.quadratures.brackets import Spectrum
 from matfree.results import Estimate
+from matfree.results.intervals import norm_error
 
 
 @final
@@ -37,20 +40,32 @@ class NormEstimator(TraceEstimator):
 
     method = "frobenius norm"
     mergeable = False  # the mean of two roots is not the root of the mean
-    saved = ("samples", "units")
+    saved = ("samples", "pairs", "units")
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
-        super().__init__(A, plan)
-        self.samples = Samples()
+        # Blocks of an even width, so that their width does not change which probes are pairs.
+        super().__init__(A, replace(plan, block_size=2 * math.ceil(plan.block_size / 2)))
+        self.samples = Samples(plan.kind, A.space.size)
+        self.pairs: HostArray = np.zeros(0)
+        """sqrt(c) |(A w_i)^H A w_j| for disjoint pairs of probes; see ``norm_error``."""
 
     def advance(self, start: int, count: int) -> None:
-        Y = self.A(self.probes(start, count))
-        lengths = to_host(self.A.operator.space.norms(Y))
-        self.A.require_finite(lengths)
-        self.samples.add(lengths**2)
+        Y, space = self.A(self.probes(start, count)), self.A.operator.space
+        even = count - count % 2
+        sums = space.partial_dots(Y, Y), space.partial_dots(Y[:, 0:even:2], Y[:, 1:even:2])
+        numbers = to_host(space.all_reduce(space.xp.concat(sums)))
+        self.A.require_finite(numbers)
+        self.samples.add(numbers[:count].real)
+        factor = 1.0 if is_complex(space.xp, space.dtype) else 2.0
+        self.pairs = np.concatenate((self.pairs, math.sqrt(factor) * np.abs(numbers[count:])))
 
     def summary(self) -> Summary:
-        return power_of(self.samples.summary(), 0.5)
+        summary = self.samples.summary()
+        # Checkpoints of version 0.1 hold samples without pairs.
+        if self.pairs.size:
+            error = norm_error(self.samples.values, self.pairs, kind=self.plan.kind)
+            summary = summary._replace(stderr=error.stderr, stderr_norm=error.stderr)
+        return power_of(summary, 0.5)
 
     def exact(self) -> Summary:
         for E, Y in self.units.remaining():
@@ -84,7 +99,8 @@ def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
     -------
     Estimate
         ``value`` and ``stderr`` are floats. The standard error is that of the mean of the
-        squares, propagated through the square root to first order. Estimates of norms cannot
+        squares, from which the interval is computed on a logarithmic scale; its wider half
+        determines ``stderr``. Estimates of norms cannot
         be merged, but those of the square by ``matfree.trace(A.H @ A)`` can.
 
     Raises
@@ -151,9 +167,9 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     Returns
     -------
     Estimate
-        ``value``, ``stderr`` and ``bias`` are floats. The bias is a bound, and the standard
-        error is propagated through the root to first order. Singular values that are rounding
-        errors count as 0; what they might be belongs to the bias, of the exact answer too, which
+        ``value``, ``stderr`` and ``bias`` are floats. The bias is a bound, and the interval
+        is propagated through the root exactly; its wider half determines ``stderr``. Singular
+        values that are rounding errors count as 0; what they might be belongs to the bias, of the exact answer too, which
         is large for p < 1 if A is singular. Estimates of norms cannot be merged.
 
     Raises

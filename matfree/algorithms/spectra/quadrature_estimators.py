@@ -45,7 +45,6 @@ class QuadratureEstimator(TraceEstimator):
     """
 
     method = "Lanczos quadrature"
-    first_check = 10  # fewer than for traces, because each probe costs num_steps matvecs
     saved: tuple[str, ...] = ("columns", "recurrence")
 
     def __init__(

@@ -26,7 +26,7 @@ from matfree.algorithms.spectra.spectral_functions import (
 )
 from matfree.algorithms.traces.hutchinson import Samples
 from matfree.arguments import slices
-from matfree.arrays import epsilon, rounding
+from matfree.arrays import epsilon, is_complex, rounding
 from matfree.protocol import HostArray
 from matfree.quadratures.bias import (
     QuadratureBias,
@@ -36,6 +36,7 @@ from matfree.quadratures.bias import (
 )
 from matfree.quadratures.brackets import Spectrum
 from matfree.results import Tridiagonal
+from matfree.results.intervals import student_quantile
 
 _POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
 """Points at which the function of a checkpoint is compared with that of the run."""
@@ -94,7 +95,7 @@ class QuadratureTrace(QuadratureEstimator):
         self._clear()
 
     def _clear(self) -> None:
-        self.samples = Samples()
+        self.samples = Samples(self.plan.kind, self.space.size)
         self.coefficients: list[HostArray] = []
         """Per probe the diagonal and the off-diagonal of T, (2, steps)."""
         self.squares: list[float] = []
@@ -164,7 +165,8 @@ class QuadratureTrace(QuadratureEstimator):
         error = T.node_error(p)
         slack = self.rounding * float(np.abs(rule.nodes).max()) + error
         require_within(rule.nodes, self.spectrum, slack)
-        full = squared * (rule.weights @ self.evaluate(rule.nodes))
+        values = self.evaluate(rule.nodes)
+        full = squared * (rule.weights @ values)
         self.coefficients.append(recurrence_coefficients(T, p))
         self.squares.append(squared)
         if T.node_errors:  # move nodes inwards: f may be undefined outside the spectrum
@@ -175,7 +177,22 @@ class QuadratureTrace(QuadratureEstimator):
         elif self.power is not None:
             uncertain = rule.weights @ self.power.uncertainty(rule.nodes)
             self.moved.append(squared * float(uncertain))
-        self.samples.add(np.asarray([full]))
+        self.samples.add(np.asarray([full]), self._deviation(values, rule.weights, squared))
+
+    def _deviation(self, values: HostArray, weights: HostArray, squared: float) -> HostArray:
+        """The deviation of the sample, from the quadrature of f^2; see ``results.intervals``.
+
+        It is that from a multiple of the identity, unless probes are Gaussian; for random signs,
+        its mean square is at least the variance.
+        """
+        complex_probes = is_complex(self.space.xp, self.space.dtype)
+        factor = 1.0 if complex_probes and self.plan.kind != "rademacher" else 2.0
+        if self.plan.kind != "gaussian":
+            values = values - weights @ values
+        lengths = [np.linalg.norm(np.sqrt(weights) * part) for part in (values.real, values.imag)]
+        complex_values = np.iscomplexobj(values)
+        scale = math.sqrt(factor * squared)
+        return scale * np.asarray([complex(*lengths) if complex_values else lengths[0]])
 
     def sum_over(self, eigenvalues: HostArray) -> complex:
         # A stored matrix is exact, and its eigenvalues are computed in double precision.
@@ -209,16 +226,31 @@ def _steps_of_checks(first: int, most: int) -> set[int]:
 
 
 def power_of(summary: Summary, exponent: float) -> Summary:
-    """A power of a nonnegative estimate, with its errors propagated to first order.
+    """A power of a nonnegative estimate.
 
-    The bias is a bound, which is propagated exactly. The power of 0 has no derivative; its
-    standard error is then that power of the standard error.
+    The 95 % interval and the bias are propagated exactly, and the wider half of the interval
+    determines the standard error.
     """
     if exponent == 1:
         return summary
-    value = max(float(summary.value), 0.0)
-    root = value**exponent
-    stderr = exponent * root / value * summary.stderr if value > 0 else summary.stderr**exponent
-    lowest, highest = max(value - summary.bias, 0.0), value + summary.bias
-    bias = max(root - lowest**exponent, highest**exponent - root)
-    return Summary(root, stderr, root, stderr, summary.degrees_of_freedom, bias=bias)
+    value, error = max(float(summary.value), 0.0), summary.stderr
+    root = _power(value, exponent)
+    quantile = student_quantile(0.95, summary.degrees_of_freedom)
+    if 0 < error < math.inf and quantile < math.inf:
+        error = _widest(value, quantile * error, exponent) / quantile
+    bias = _widest(value, summary.bias, exponent)
+    return Summary(root, error, root, error, summary.degrees_of_freedom, bias=bias)
+
+
+def _widest(value: float, half_width: float, exponent: float) -> float:
+    """The larger half of the power of an interval."""
+    lowest, root, highest = (
+        _power(x, exponent) for x in (max(value - half_width, 0.0), value, value + half_width)
+    )
+    return max(root - lowest, highest - root)
+
+
+def _power(x: float, exponent: float) -> float:
+    """A power of a nonnegative number; inf instead of an OverflowError."""
+    with np.errstate(over="ignore"):
+        return float(np.float64(x) ** exponent)

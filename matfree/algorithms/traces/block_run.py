@@ -14,6 +14,7 @@ from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.run import Run
 from matfree.algorithms.traces.hutchinson import Samples
 from matfree.algorithms.traces.partition import Block
+from matfree.algorithms.traces.product_variance import BlockVariances
 from matfree.arrays import to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import Estimate, StoppingReason
@@ -32,6 +33,16 @@ class Job(NamedTuple):
     """Whether the vectors are unit vectors."""
 
 
+def _of_samples(name: str) -> Any:
+    """An attribute of the samples of all blocks, in the form in which a checkpoint stores it."""
+
+    def set_all(loop: BlockLoop, stored: tuple[HostArray, ...]) -> None:
+        for samples, array in zip(loop.samples, stored, strict=True):
+            setattr(samples, name, array)
+
+    return property(lambda loop: tuple(getattr(s, name) for s in loop.samples), set_all)
+
+
 @final
 class BlockLoop:
     """The estimation of the traces of all diagonal blocks.
@@ -48,7 +59,8 @@ class BlockLoop:
         Whether every probe is used for all diagonal blocks.
     """
 
-    saved = ("values", "totals", "num_units")
+    saved = ("values", "deviations", "variances", "totals", "num_units")
+    values, deviations = _of_samples("values"), _of_samples("deviations")
 
     def __init__(
         self,
@@ -61,21 +73,13 @@ class BlockLoop:
     ) -> None:
         self.A, self.space, self.plan, self.blocks = A, A.space, plan, blocks
         self.run, self.joint = run, joint
-        self.samples = [Samples() for _ in blocks]
+        self.samples = [Samples(plan.kind, A.space.size) for _ in blocks]
+        parts = [block.within(self.space.rows) for block in blocks]
+        self.variances = BlockVariances(self.space, plan.kind, parts, joint=joint)
         kind = np.result_type(to_host(self.space.zeros(0)).dtype, np.float64)
         self.totals: HostArray = np.zeros(len(blocks), dtype=kind)  # sums over unit vectors
         self.num_units: list[int] = [0] * len(blocks)
         self.stopped = False
-
-    @property
-    def values(self) -> tuple[HostArray, ...]:
-        """The samples of every block, in the form in which a checkpoint stores them."""
-        return tuple(samples.values for samples in self.samples)
-
-    @values.setter
-    def values(self, stored: tuple[HostArray, ...]) -> None:
-        for samples, values in zip(self.samples, stored, strict=True):
-            samples.values = values
 
     @property
     def started(self) -> bool:
@@ -188,9 +192,9 @@ class BlockLoop:
         X = self.space.xp.concat([self._vectors(job) for job in batch], axis=1)
         Y = self.A(X)
         if self.joint and not batch[0].exact:
-            for b, block in enumerate(self.blocks):
-                rows = block.within(self.space.rows)
-                self._record(Job(b, batch[0].indices, False), X[rows, :], Y[rows, :])
+            self.variances.compare(lambda: self._vectors(Job(0, range(1), False)), X, Y)
+            for b in range(len(self.blocks)):
+                self._record(Job(b, batch[0].indices, False), X, Y)
         else:
             begin = 0
             for job in batch:
@@ -220,19 +224,27 @@ class BlockLoop:
 
     def _record(self, job: Job, X: Array, Y: Array) -> None:
         """Add the quadratic forms x_j^H y_j to the results of a block."""
-        fresh = to_host(self.space.dots(X, Y))
-        self.A.require_finite(fresh)
+        b, rows = job.block, self.variances.parts[job.block]
         if job.exact:
-            self.totals[job.block] += fresh.sum().item()
-            self.num_units[job.block] += len(job.indices)
-        else:
-            self.samples[job.block].add(fresh)
+            fresh = to_host(self.space.dots(X, Y))
+            self.A.require_finite(fresh)
+            self.totals[b] += fresh.sum().item()
+            self.num_units[b] += len(job.indices)
+            return
+
+        def first() -> Array:
+            return self._vectors(Job(b, range(1), False))[rows, :]
+
+        fresh, deviations = self.variances.blocks[b].add(first, X[rows, :], Y[rows, :])
+        self.A.require_finite(fresh)
+        self.samples[b].add(fresh, deviations)
 
     def _summary(self, b: int) -> Summary:
         if self.num_units[b] == self.blocks[b].size:  # exact: earlier samples are not needed
             total = self.totals[b].item()
             return Summary(total, 0.0, abs(total), 0.0, math.inf)
-        return self.samples[b].summary()
+        summary = self.samples[b].summary(self.variances.hermitian(b))
+        return summary._replace(widening=self.plan.widening)
 
     def _met(self, b: int) -> bool:
         """Whether a block is finished; tolerances are checked after fixed numbers of probes."""
@@ -251,13 +263,14 @@ class BlockLoop:
         if not self.plan.adaptive:
             return done >= (self.plan.num_probes or 0)
         summary = self._summary(b)
-        return summary.half_width <= self.plan.tolerance(summary.norm)
+        enough = done >= FIRST_CHECK or self.num_units[b] == self.blocks[b].size
+        return enough and summary.half_width <= self.plan.tolerance(summary.norm)
 
     def _estimate(self, b: int) -> Estimate:
         summary, block = self._summary(b), self.blocks[b]
         exact = self.num_units[b] == block.size
         done = 0 if exact else self.samples[b].values.size
-        converged = exact or self._within(b)
+        converged = exact or (self._within(b) and math.isfinite(summary.half_width))
         if exact:
             reason = StoppingReason.EXACT
         elif not converged:
@@ -279,6 +292,8 @@ class BlockLoop:
             kind=self.plan.kind,
             size=block.size,
             samples=summary.samples,
+            deviations=summary.deviations,
+            widening=summary.widening,
             probe_ranges=((first, first + done),) if done else (),
             mergeable=done > 0,
         )

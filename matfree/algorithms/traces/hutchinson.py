@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -30,9 +31,11 @@ import numpy as np
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator, Summary
 from matfree.algorithms.running.plan import Plan
+from matfree.algorithms.traces.product_variance import ProductVariance
 from matfree.arguments import slices
 from matfree.arrays import conjugate, real_part, to_host, widest
 from matfree.protocol import Array, HostArray
+from matfree.results.intervals import mean_error
 from matfree.spaces import VectorSpace
 
 
@@ -103,25 +106,44 @@ class UnitVectors:
         self.total, self.done = self.total + term, self.done + count
 
 
-@final
-class HutchinsonTrace(TraceEstimator):
-    """The mean of one number per probe, w^H A w."""
-
-    method = "hutchinson"
-    saved = ("samples", "units")
+class SampledTrace(TraceEstimator):
+    """Base class of traces with one sample per probe, w^H B w, plus a known number."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
-        self.samples = Samples()
+        self.inside: complex = 0.0
+        """The trace of A - B, which is known."""
+        self.samples = Samples(plan.kind, A.space.size)
+        self.variance = ProductVariance(A.space, plan.kind)
+
+    def product(self, W: Array) -> Array:
+        """B W."""
+        return self.A(W)
+
+    def forms(self, W: Array) -> Array:
+        """w_j^H B w_j, (k,), where nothing else is needed of the products."""
+        return self.A.quadratic_forms(W)
 
     def advance(self, start: int, count: int) -> None:
-        W = self.probes(start, count)
-        fresh = to_host(self.A.quadratic_forms(W))
+        W, deviations = self.probes(start, count), None
+        if self.variance.check.passed:
+            first = partial(self.probes, 0, 1)
+            fresh, deviations = self.variance.add(first, W, self.product(W))
+        else:
+            fresh = to_host(self.forms(W))
         self.A.require_finite(fresh)
-        self.samples.add(fresh)
+        self.samples.add(fresh + self.inside, deviations)
 
     def summary(self) -> Summary:
-        return self.samples.summary()
+        return self.samples.summary(self.variance.check.hermitian)
+
+
+@final
+class HutchinsonTrace(SampledTrace):
+    """The mean of one number per probe, w^H A w."""
+
+    method = "hutchinson"
+    saved = ("samples", "variance", "units")
 
 
 @final
@@ -146,27 +168,46 @@ class HutchinsonDiagonal(DiagonalEstimator):
 
 @final
 class Samples:
-    """Independent samples of a number, with their mean and its standard error."""
+    """Independent samples of a number, with their mean and its standard error.
 
-    saved = ("values",)
+    Parameters
+    ----------
+    kind : str
+        The distribution of the probes.
+    size : int
+        The size of the operator.
+    """
 
-    def __init__(self) -> None:
+    saved = ("values", "deviations")
+
+    def __init__(self, kind: str, size: int) -> None:
+        self.kind, self.size = kind, size
         self.values: HostArray = np.zeros(0)
+        self.deviations: HostArray = np.zeros(0)
+        """Numbers whose mean square is the variance of a sample; see ``mean_error``."""
 
-    def add(self, samples: HostArray) -> None:
-        """Append the samples of a block of probes."""
+    def add(self, samples: HostArray, deviations: HostArray | None = None) -> None:
+        """Append the samples of a block of probes, and their deviations if these are known."""
         self.values = np.concatenate((self.values, samples)) if self.values.size else samples
+        if deviations is not None:
+            self.deviations = np.concatenate((self.deviations, deviations))
 
-    def summary(self) -> Summary:
-        """The mean of the samples and its standard error."""
-        samples = self.values
-        mean, count = samples.mean().item(), samples.size
-        stderr = math.inf
-        if count > 1:
-            # For complex samples, the variances of both parts are added.
-            deviations = np.abs(samples - mean)
-            stderr = math.sqrt(float(deviations @ deviations) / (count * (count - 1)))
-        return Summary(mean, stderr, abs(mean), stderr, count - 1, samples)
+    def summary(self, hermitian: bool = True) -> Summary:
+        """The mean of the samples and its standard error.
+
+        Parameters
+        ----------
+        hermitian : bool
+            Whether the deviations may be used.
+        """
+        samples, deviations = self.values, self.deviations if hermitian else None
+        # Checkpoints of version 0.1 hold samples without deviations.
+        missing = samples.size - self.deviations.size
+        if missing not in (0, 1) or (missing == 1 and self.kind not in ("rademacher", "z4")):
+            deviations = None
+        mean = samples.mean().item()
+        stderr, degrees = mean_error(samples, deviations, kind=self.kind, size=self.size)
+        return Summary(mean, stderr, abs(mean), stderr, degrees, samples, deviations=deviations)
 
 
 @final

@@ -25,9 +25,8 @@ from matfree import probes
 from matfree.algorithms.eigen.deflation import Deflation
 from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
+from matfree.algorithms.traces.hutchinson import SampledTrace
 from matfree.algorithms.traces.range_sketch import RangeSketch
 from matfree.arguments import slices
 from matfree.arrays import to_host
@@ -40,24 +39,21 @@ The sketch comes first, when it is not known how many samples the tolerance will
 """
 
 
-class ResidualTrace(TraceEstimator):
+class ResidualTrace(SampledTrace):
     """The exact trace on the range of Q, plus Hutchinson samples on its complement."""
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
         self.Q: Array = self.space.zeros(0)
-        self.inside: complex = 0.0
-        self.samples = Samples()
 
-    def advance(self, start: int, count: int) -> None:
-        W = self.probes(start, count)
+    def product(self, W: Array) -> Array:
+        # Twice, because the variance is that of (I - P) A (I - P).
+        Z = self.A(project_onto_complement(self.space, self.Q, W))
+        return project_onto_complement(self.space, self.Q, Z)
+
+    def forms(self, W: Array) -> Array:
         W = project_onto_complement(self.space, self.Q, W)
-        fresh = to_host(self.space.dots(W, self.A(W)))
-        self.A.require_finite(fresh)
-        self.samples.add(fresh + self.inside)
-
-    def summary(self) -> Summary:
-        return self.samples.summary()
+        return self.space.dots(W, self.A(W))
 
 
 @final
@@ -66,7 +62,7 @@ class HutchPlusPlus(ResidualTrace):
 
     method = "hutch++"
     mergeable = False  # the sketch would be counted in every run
-    saved = ("sketch", "inside", "num_inside", "samples", "units")
+    saved = ("sketch", "inside", "num_inside", "samples", "variance", "units")
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
@@ -102,7 +98,7 @@ class DeflatedTrace(ResidualTrace):
     """
 
     method = "deflated"
-    saved = ("pairs", "samples", "units")
+    saved = ("pairs", "samples", "variance", "units")
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)

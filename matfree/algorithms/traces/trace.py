@@ -103,8 +103,9 @@ def trace(
     Estimate
         ``value`` is a float, or complex for a complex operator; ``stderr`` is a float,
         ``samples`` a NumPy array (num_probes,), and ``interval()`` gives both ends of the
-        95 % interval. The standard error is that of the mean of independent samples or, for
-        the leave-one-out methods, the matrix jackknife, which is conservative.
+        95 % interval. For a Hermitian operator, the standard error follows from the products
+        (see ``matfree.results.intervals``), for others from the scatter of the samples; for
+        the leave-one-out methods it is the matrix jackknife, which is conservative.
 
     Raises
     ------
@@ -126,7 +127,7 @@ def trace(
     ----
     Matvecs and vectors in memory, with b = block_size:
 
-    * "hutchinson": num_probes; 3 b + 1.
+    * "hutchinson": num_probes; 4 b + 3.
     * "hutch++": 1.5 num_probes; num_probes / 2 + 5 b.
     * "xtrace": 2 num_probes; 2 num_probes + 5 b.
     * "xnystrace": num_probes; num_probes + 5 b.

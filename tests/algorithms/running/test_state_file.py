@@ -111,8 +111,9 @@ def test_only_the_last_generation_of_shards_is_kept(tmp_path):
 
 
 def test_a_state_without_rows_is_one_file(tmp_path):
+    path = tmp_path / "run"
     run_sharded(
-        (40, 20), NUMPY, A, lambda B: mf.trace(B, num_probes=4, checkpoint=tmp_path / "run", seed=1)
+        (40, 20), NUMPY, A, lambda B: mf.frobenius_norm(B, num_probes=4, checkpoint=path, seed=1)
     )
     assert names(tmp_path) == ["run.npz"]
 

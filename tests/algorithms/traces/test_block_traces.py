@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from support.backends import MAKERS, assert_close
+from support.intervals import error_of_runs
 from support.matrices import complex_hermitian, nn_spectrum, with_spectrum
 from support.sharded import run_sharded
 
@@ -164,8 +165,15 @@ def test_a_killed_run_resumes_from_its_checkpoint(tmp_path):
 def test_runs_over_other_probes_merge():
     whole = mf.block_traces(A, PARTS, num_probes=20, seed=1)
     halves = [mf.block_traces(A, PARTS, num_probes=10, first_probe=p, seed=1) for p in (0, 10)]
-    for name in PARTS:
-        assert_close(halves[0][name].merge(halves[1][name]).stderr, whole[name].stderr)
+    W = mf.space_like(A, N).probes(20, seed=1)
+    for name, part in PARTS.items():
+        block, probes = A[part, :][:, part], W[part]
+        merged = halves[0][name].merge(halves[1][name])
+        assert_close(merged.value, whole[name].value)
+        for run, parts in ((merged, np.split(probes, 2, axis=1)), (whole[name], [probes])):
+            stderr, degrees_of_freedom, _ = error_of_runs(block, *parts)
+            assert run.stderr == pytest.approx(stderr, rel=1e-9)
+            assert run.degrees_of_freedom == pytest.approx(degrees_of_freedom, rel=1e-7)
 
 
 def test_diagonals_of_blocks_match_the_matrix():

@@ -1,5 +1,6 @@
 """Activation Hessians against explicit ones, whose forward passes are written out by hand."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -162,7 +163,8 @@ def test_probes_are_used_if_the_hessian_is_not_the_gauss_newton_matrix():
         assert abs(traces[name].value - exact[name]) < 5 * traces[name].stderr
         same = mf.trace(A.block(name), num_probes=50, seed=3)
         assert abs(traces[name].value - same.value) < 1e-12
-        assert abs(traces[name].stderr - same.stderr) < 1e-12
+        spread = np.std(same.samples, ddof=1) / np.sqrt(50)  # its variances are not recorded
+        assert abs(traces[name].stderr - spread) < 1e-12
     with pytest.raises(mf.OperatorError, match="is not its Gauss-Newton matrix"):
         A.traces("exact")
 
