@@ -211,6 +211,28 @@ class HessianOperator(ParameterCurvature):
     ) -> None:
         self._hvp = make_strategy(strategy, objective, parameters, memory)
         super().__init__(objective, parameters, weight_decay, strategy, self._hvp.cache_policy)
+        itself = "H v is itself a difference of gradients"
+        self._derivative_check = itself if strategy == "finite-difference" else checks.NO_BATCH
+
+    @property
+    def derivative_check(self) -> str:
+        """How H v was compared with differences of gradients in the first matvec, as a sentence.
+
+        It says how well they agree, or why they could not be compared, for example because the
+        gradient jumps (ReLU) and the network is not in double precision. A wrong second
+        derivative is an OperatorError. The first matvec is computed now, unless an earlier one
+        was.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from matfree_torch import hessian
+        >>> model, data = torch.nn.Linear(2, 1), (torch.eye(2), torch.ones(2, 1))
+        >>> hessian(model, lambda z, y: (z - y).pow(2).mean(), data).derivative_check
+        'H v agrees with a difference of gradients to ... of its norm'
+        """
+        self.inspect()
+        return self._derivative_check
 
     def _prepare(self, batch: Batch) -> Any:
         return self._hvp.prepare(batch)
@@ -220,7 +242,7 @@ class HessianOperator(ParameterCurvature):
 
     def _verify(self, batch: Batch, prepared: Any, v: dict[str, Tensor], product: Tensor) -> None:
         if self.strategy != "finite-difference":
-            checks.require_hessian_vector_product(
+            self._derivative_check = checks.require_hessian_vector_product(
                 self.objective, batch, self.layout, v, product, self._eps()
             )
 

@@ -83,19 +83,15 @@ def report_asymmetry(objective: Objective, defect: float) -> None:
     )
 
 
-def report_difference(objective: Objective, eps: float, gap: float) -> None:
+def report_difference(objective: Objective, gap: float) -> None:
     """Raise OperatorError if a matvec is wrong and a faulty module, or a faulty loss, is found.
 
     Parameters
     ----------
     objective : Objective
-    eps : float
-        The machine epsilon of the precision of matvecs.
     gap : float
         The difference of H v and a central difference of gradients, relative to their norms.
     """
-    if gap <= 10 * eps ** (1 / 3):  # far above the error eps^(2/3) of a smooth function
-        return
     found = _faulty_module(objective) or _faulty_loss(objective)
     if found is not None:
         raise OperatorError(

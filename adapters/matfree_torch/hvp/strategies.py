@@ -62,7 +62,7 @@ _PIECEWISE_LINEAR = (
 # messages of the RuntimeErrors are all there is to go by.
 _UNSUPPORTED = re.compile(
     r"forward AD|forward-mode|ZeroTensors|functorch|functionalize|tracing tensor|setup_context"
-    r"|saved tensor hooks|INTERNAL ASSERT"
+    r"|saved tensor hooks|INTERNAL ASSERT|jvp function|NYI|data pointer of Tensor"
 )
 
 
@@ -180,16 +180,24 @@ class FiniteDifference(HvpStrategy):
 
 
 def central_difference(
-    objective: Objective, batch: Batch, layout: Layout, v: dict[str, Tensor], rows: Layout
+    objective: Objective,
+    batch: Batch,
+    layout: Layout,
+    v: dict[str, Tensor],
+    rows: Layout,
+    relative_step: float | None = None,
 ) -> tuple[Tensor, ...]:
-    """The central difference of :class:`FiniteDifference`, as for :meth:`HvpStrategy.multiply`."""
+    """The central difference of :class:`FiniteDifference`, as for :meth:`HvpStrategy.multiply`.
+
+    ``relative_step`` is the length of the step, relative to the norm of the parameters.
+    """
     moved = [(x, v[n]) for n, x in zip(layout.names, layout.tensors, strict=True) if n in v]
     length = _global_norm(layout, [d for _, d in moved])
     if length == 0:
         return tuple(map(torch.zeros_like, rows.tensors))
     eps = max(torch.finfo(x.dtype).eps for x, _ in moved)
     scale = _global_norm(layout, [x for x, _ in moved]) or 1.0  # the origin has no scale
-    step = eps ** (1 / 3) * scale / length
+    step = (relative_step or eps ** (1 / 3)) * scale / length
 
     def gradient_after(step: float) -> tuple[Tensor, ...]:
         steps = {name: step * direction for name, direction in v.items()}

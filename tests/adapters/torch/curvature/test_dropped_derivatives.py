@@ -1,5 +1,7 @@
 """Second derivatives that torch drops while the matrix stays symmetric are refused by name."""
 
+import re
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -326,3 +328,53 @@ def test_a_product_is_compared_with_a_difference_where_derivatives_are_smooth(
     H = hessian(mlp(Apply(Swish), dtype=dtype), CE, [data(dtype)] * 2, strategy=strategy)
     with pytest.raises(mf.OperatorError, match=r"Apply layer '1'.*central difference"):
         H.to_dense()
+
+
+@pytest.mark.parametrize("kink", [nn.ReLU(), nn.LeakyReLU(), nn.Hardtanh()])
+@pytest.mark.parametrize("strategy", ["auto", "recompute"])
+def test_in_double_precision_kinks_do_not_prevent_the_comparison(monkeypatch, strategy, kink):
+    monkeypatch.setattr(checks, "has_custom_functions", lambda value: False)
+    H = hessian(mlp(kink, Apply(Swish)), CE, [data()] * 2, strategy=strategy)
+    with pytest.raises(mf.OperatorError, match=r"Apply layer '2'.*central difference"):
+        H.to_dense()
+
+
+CHECKED = {
+    "smooth": (lambda: mlp(nn.Tanh()), "H v agrees with a difference of gradients to"),
+    "kinks": (lambda: mlp(nn.ReLU()), "H v agrees with a difference of gradients to"),
+    "kinks in float32": (
+        lambda: mlp(nn.ReLU(), dtype=torch.float32),
+        "not compared .* the derivative of Relu jumps.*double precision",
+    ),
+    "half": (lambda: mlp(nn.Tanh(), dtype=torch.bfloat16), "not compared .* half precision"),
+    "custom": (lambda: mlp(nn.ReLU(), Apply(Correct)), "second derivatives of Correct agree"),
+    "hook": (lambda: mlp(ScaledGradient()), "differs from a difference .* a hook"),
+}
+
+
+class ScaledGradient(nn.Module):
+    """A tensor hook makes the gradient something else than the derivative of the loss."""
+
+    def forward(self, x):
+        y = torch.tanh(x)
+        if y.requires_grad:
+            y.register_hook(lambda g: 2 * g)
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:|u.T A w")
+@pytest.mark.parametrize("kind", CHECKED)
+def test_what_was_compared_can_be_asked(kind):
+    make, expected = CHECKED[kind]
+    model = make()
+    H = hessian(model, CE, data(next(model.parameters()).dtype))
+    assert re.search(expected, H.derivative_check)
+
+
+def test_a_jump_at_the_network_itself_is_no_fault():
+    model, (x, y) = mlp(nn.ReLU()), data()
+    with torch.no_grad():
+        model[0].bias.zero_()
+    x[:2] = 0.0  # the inputs of these units are exactly zero
+    check = hessian(model, CE, (x, y)).derivative_check
+    assert re.search("agrees|jumps even within the smallest step", check)
