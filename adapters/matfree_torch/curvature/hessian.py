@@ -228,8 +228,8 @@ class HessianOperator(ParameterCurvature):
         >>> import torch
         >>> from matfree_torch import hessian
         >>> model, data = torch.nn.Linear(2, 1), (torch.eye(2), torch.ones(2, 1))
-        >>> hessian(model, lambda z, y: (z - y).pow(2).mean(), data).derivative_check
-        'H v agrees with a difference of gradients to ... of its norm'
+        >>> hessian(model, lambda z, y: (z - y).pow(2).mean(), data).derivative_check[:44]
+        'H v agrees with a difference of gradients to'
         """
         self.inspect()
         return self._derivative_check
