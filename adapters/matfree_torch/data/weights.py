@@ -43,6 +43,14 @@ class Batch(NamedTuple):
         return count_samples(self.targets, self.inputs)
 
 
+_CURES = (
+    "Pass normalizer=, such as normalizer=lambda batch: len(batch[1]) for a mean over samples, or "
+    "batch[1].numel() for a mean over all targets",
+    "Pass normalizer=, such as normalizer=lambda batch: (batch[name] != -100).sum() with the name "
+    "of the targets, for a mean over all that are not ignored",
+)
+"""For batches that are pairs, and for mappings."""
+
 Observe = Callable[[Batch], Reduction]
 
 
@@ -61,7 +69,7 @@ class BatchWeights:
     normalizer : function, optional
         From a batch to the divisor.
     observe : function, optional
-        From a batch to the reduction of its loss.
+        From a batch to the reduction of its loss. Without it, reductions are recorded before.
     several : bool
         Whether there are several batches. The weight of a single one has no influence, and is
         not observed.
@@ -80,6 +88,25 @@ class BatchWeights:
         self._observe = observe
         self._observed: dict[Any, Reduction] = {}
         self._per_sample: list[Any] | None = None
+        self._cure = ""
+
+    @property
+    def are_observed(self) -> bool:
+        """Whether weights depend on what the loss divides by, which is not known in advance."""
+        known = type(self._loss) in (nn.CrossEntropyLoss, nn.NLLLoss, *_ELEMENTWISE)
+        return self._normalizer is None and not known and self._several
+
+    @property
+    def divisors_per_sample(self) -> list[Any] | None:
+        """The possible divisors of the last pass, as multiples of the number of samples.
+
+        None if no batch of the pass was observed.
+        """
+        return self._per_sample
+
+    def record(self, batch: Batch, reduction: Reduction) -> None:
+        """Store what the loss of a batch was observed to divide by."""
+        self._observed[batch.checksum] = reduction
 
     def start(self) -> None:
         """A pass over the data begins."""
@@ -87,7 +114,8 @@ class BatchWeights:
 
     def reset(self) -> None:
         """Forget what was observed, because the loss or the data have changed."""
-        self._observed = {}
+        if self._observe is not None:
+            self._observed = {}
 
     def weight(self, batch: Batch) -> float:
         """The number that the loss of a batch divides its sum by."""
@@ -101,23 +129,28 @@ class BatchWeights:
             return float(batch.samples if per_batch else batch.targets.numel())
         if not self._several:
             return float(batch.samples)
-        if isinstance(batch.raw, Mapping) and (self._loss is None or _has_positions(batch.raw)):
-            return _weight_of_labels(batch)
-        reduction = self._reduction(batch)
+        reduction = self._reduction(batch) if self._loss is not None else Reduction(None, False, ())
         if reduction.is_sum:
             self._refuse_sum()
         if reduction.divisor is not None:
             self._compare(["recognized"], 1.0)
             return reduction.divisor
-        if isinstance(batch.raw, Mapping):
+        if _has_labels(batch.raw):
             return _weight_of_labels(batch)
+        self._cure = _CURES[isinstance(batch.raw, Mapping)]
         self._compare(list(reduction.candidates) or _possible_divisors(batch), batch.samples)
         return float(batch.samples)
 
     def _reduction(self, batch: Batch) -> Reduction:
         """The reduction of the loss of this batch, evaluated once for each batch."""
         if self._observe is None:
-            return Reduction(None, False, ())
+            if self._observed and batch.checksum not in self._observed:
+                raise ValueError(
+                    f"what the loss, {_loss_name(self._loss)}, divides by was observed at "
+                    "construction, and the data have changed since; create the operator again, or "
+                    "pass normalizer=, a function of a batch."
+                )
+            return self._observed.get(batch.checksum, Reduction(None, False, ()))
         if batch.checksum is None:
             return self._observe(batch)
         if batch.checksum not in self._observed:
@@ -129,7 +162,7 @@ class BatchWeights:
         numbers: list[Any] = [x if isinstance(x, str) else x / samples for x in divisors]
         if self._per_sample is None:
             self._per_sample = numbers
-        if len(numbers) != len(self._per_sample) or not all(map(_close, numbers, self._per_sample)):
+        if not same_divisors(numbers, self._per_sample):
             self._refuse(samples, divisors)
 
     def _refuse_sum(self) -> NoReturn:
@@ -143,9 +176,7 @@ class BatchWeights:
         raise ValueError(
             f"it is not known what the loss, {_loss_name(self._loss)}, divides its sum by: a batch "
             f"has {samples:g} samples, but the divisor may be {divisors}, which is another "
-            "multiple than in other batches, so that batches have other weights. Pass normalizer=, "
-            "such as normalizer=lambda batch: len(batch[1]) for a mean over samples, or "
-            "batch[1].numel() for a mean over all targets."
+            f"multiple than in other batches, so that batches have other weights. {self._cure}."
         )
 
 
@@ -159,18 +190,16 @@ def _possible_divisors(batch: Batch) -> list[float]:
     ]
 
 
-def _has_positions(batch: Mapping[str, Any]) -> bool:
-    """Whether a batch has class labels for each of several positions of a sample."""
-    labels = batch.get("labels")
-    return isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
+def _has_labels(batch: Any) -> bool:
+    """Whether a batch is a mapping with class labels, as models of Hugging Face take it."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return isinstance(labels, Tensor) and not labels.is_floating_point()
 
 
 def _weight_of_labels(batch: Batch) -> float:
     """The number of samples of a mapping batch whose labels are not ignored."""
-    labels = batch.raw.get("labels")
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
-        return float(batch.samples)
-    if _has_positions(batch.raw):
+    labels = batch.raw["labels"]
+    if labels.ndim > 1:
         raise ValueError(
             f"the labels have shape {tuple(labels.shape)}, which does not determine how many of "
             "them the loss of each batch averages over; pass normalizer=lambda batch: "
@@ -181,7 +210,14 @@ def _weight_of_labels(batch: Batch) -> float:
 
 
 def _loss_name(loss: Any) -> str:
+    if loss is None:
+        return "which the model computes itself"
     return str(getattr(loss, "__qualname__", type(loss).__qualname__))
+
+
+def same_divisors(a: list[Any], b: list[Any]) -> bool:
+    """Whether two batches have the same possible divisors, relative to their samples."""
+    return len(a) == len(b) and all(map(_close, a, b))
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -105,7 +105,7 @@ class Batches:
         self.data, self.normalizer, self.ordered, self.share = data, normalizer, ordered, share
         self.loss = loss_module(loss) or loss
         several = share or not self.single  # otherwise the weight of the batch has no influence
-        self._weights = BatchWeights(self.loss, normalizer, observe, several=several)
+        self.weights = BatchWeights(self.loss, normalizer, observe, several=several)
         self.total: float | None = None
         """The sum of the weights; None before the first complete pass."""
         self.num_preceding = 0
@@ -130,24 +130,30 @@ class Batches:
         The sum of the weights is known only after the first pass, so the weights are not
         normalized; the caller divides its sum by ``divisor`` at the end.
         """
-        total, first, checksums = 0.0, self.num_preceding, []
-        self._weights.start()
+        total, checksums = 0.0, []
+        self.weights.start()
+        for batch in self.unweighted():
+            weight = self.weights.weight(batch) if self.averaged else 1.0
+            if weight:  # a mean over targets that are all ignored is 0 / 0
+                yield batch._replace(weight=weight)
+            total += weight
+            if batch.checksum is not None:
+                checksums.append(batch.checksum)
+        self._compare_with_previous_pass(total, checksums)
+
+    def unweighted(self) -> Iterator[Batch]:
+        """Iterate over the batches with the weight 1."""
+        first = self.num_preceding
         try:
             for raw in self._raw_batches():
                 inputs, targets = split_batch(raw)
                 arguments = _recordable(self._structure.arguments(inputs, targets))
                 checksum = None if self.single else checksum_of_batch(raw)
                 batch = Batch(arguments, _recordable(targets), 1.0, first, checksum, raw)
-                if self.averaged:
-                    batch = batch._replace(weight=self._weights.weight(batch))
-                if batch.weight:  # a mean over targets that are all ignored is 0 / 0
-                    yield batch
-                total, first = total + batch.weight, first + batch.samples
-                if checksum is not None:
-                    checksums.append(checksum)
+                yield batch
+                first += batch.samples
         finally:
             self.after_pass()
-        self._compare_with_previous_pass(total, checksums)
 
     def _compare_with_previous_pass(
         self, total: float, checksums: list[tuple[float, float]]
@@ -187,7 +193,7 @@ class Batches:
     def reset(self) -> None:
         """Do not compare the next pass with the previous one, because the data have changed."""
         self.total, self._checksums = None, []
-        self._weights.reset()
+        self.weights.reset()
 
     def _refuse(self, difference: str) -> None:
         sampler = type(getattr(self.data, "sampler", None)).__name__

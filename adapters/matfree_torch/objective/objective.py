@@ -40,7 +40,7 @@ from matfree_torch.objective.model_calls import (
     scalar_loss,
     without_graph,
 )
-from matfree_torch.objective.model_checksums import require_same_batch
+from matfree_torch.objective.model_checksums import require_same_batch, require_same_divisors
 from matfree_torch.objective.process_groups import ProcessGroups
 from matfree_torch.vectors.layout import Patterns
 from matfree_torch.vectors.parameters import Parameters
@@ -111,9 +111,9 @@ class Objective(ProcessGroups):
         self.last_value: Tensor | None = None
         """The last finite loss of a batch."""
         self._random_state = isolation.get_random_state(self.state.modules)
-        if self._fully_sharded is not None:
+        if self.communicator is not None:
             with self.isolated():
-                self._fully_sharded.require_same_number(lambda: sum(1 for _ in self.batches))
+                require_same_divisors(self.communicator, self.batches, sharding, self._reduction)
 
     def isolated(self) -> AbstractContextManager[None]:
         """A context in which the model may be evaluated without side effects."""

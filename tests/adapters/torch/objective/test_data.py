@@ -127,13 +127,55 @@ def test_a_loader_of_mappings_and_the_activations_of_such_a_model(encoder):
 def test_labels_for_every_token_need_a_normalizer(encoder):
     batches = [{"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": torch.ones(2, 3)}] * 2
     tokens = [{**b, "labels": b["labels"].long()} for b in batches]
-    H = hessian(encoder, lambda outputs, b: outputs.logits.square().mean(), tokens)
-    with pytest.raises(ValueError, match=r"pass normalizer=.*predicts the next token"):
-        H.gradient()
+    for loss in (None, lambda outputs, b: outputs.loss + outputs.logits.square().mean()):
+        H = hessian(TokenModel(), loss, tokens)
+        with pytest.raises(ValueError, match=r"pass normalizer=.*predicts the next token"):
+            H.gradient()
     with pytest.raises(mf.OperatorError, match="this one does not; pass a loss"):
         hessian(encoder, None, {"input_ids": tokens[0]["input_ids"]}).gradient()
     with pytest.raises(TypeError, match="loss must be a function"):
         hessian(encoder, "cross-entropy", tokens)
+
+
+class TokenModel(nn.Module):
+    """Class logits of every token, and their mean loss over tokens that are not ignored."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+
+    def forward(self, input_ids, labels=None, targets=None):
+        logits = self.head(torch.tanh(self.embedding(input_ids)))
+        chosen = targets if labels is None else labels
+        loss = None if chosen is None else CE(logits.transpose(1, 2), chosen)
+        return Output(loss=loss, logits=logits)
+
+
+def of_tokens(name, *shapes):
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for shape in shapes:
+        tokens, labels = (torch.randint(5, shape, generator=generator) for _ in range(2))
+        labels[0, 0] = -100
+        batches.append({"input_ids": tokens, name: labels})
+    return batches
+
+
+@pytest.mark.parametrize("name", ["labels", "targets"])
+@pytest.mark.parametrize("shapes", [[(2, 3), (4, 3)], [(2, 3), (2, 5)]])
+def test_ragged_batches_of_labels_for_every_token_weigh_right_or_are_refused(name, shapes):
+    model, batches = TokenModel().to(DOUBLE), of_tokens(name, *shapes)
+    counts = [int((batch[name] != -100).sum()) for batch in batches]
+    parts = [n * hessian(model, None, b).to_dense() for n, b in zip(counts, batches, strict=True)]
+    exact = sum(parts) / sum(counts)
+    own = lambda outputs, b: CE(outputs.logits.transpose(1, 2), b[name])  # noqa: E731
+    assert relative(hessian(model, own, batches).to_dense(), exact) < TOLERANCE
+    counted = hessian(model, None, batches, normalizer=lambda b: (b[name] != -100).sum())
+    assert relative(counted.to_dense(), exact) < TOLERANCE
+    for loss in (None, lambda outputs, b: outputs.loss):
+        with pytest.raises(ValueError, match=r"ass normalizer=.*!= -100\)\.sum\(\)"):
+            hessian(model, loss, batches).to_dense()
 
 
 def test_blocks_by_name_are_submatrices():
