@@ -159,6 +159,7 @@ class ModelState:
     def _is_current(self) -> bool:
         return (
             len(self.found) == self._num_found
+            and self._code == _code_of(self._named.values())
             and all(_identical(registry, before) for registry, before in self._registries)
             and same_leaves(self._leaves, leaves_of(self._containers))
             and self._reached.is_current()
@@ -173,6 +174,7 @@ class ModelState:
         self._named = own | others
         before, self._modes = self._modes, [(id(m), m.training) for m in self._named.values()]
         self.structure += before != self._modes
+        self._code = _code_of(self._named.values())
         registries = (r for module in self._named.values() for r in _registries_of(module))
         self._registries = [(registry, list(registry.values())) for registry in registries]
         values = [x for module in self._named.values() for x in own_attributes(module).values()]
@@ -205,6 +207,11 @@ class ModelState:
                     others[f"{prefix}.{name}".strip(".") + f" {place}"] = module
         self._num_found = len(self.found)
         return others
+
+
+def _code_of(modules: Iterable[nn.Module]) -> list[Any]:
+    """The classes of modules and what they compute, either of which may be replaced."""
+    return [(type(module), type(module).forward) for module in modules]
 
 
 def _counters_of(tensors: Iterable[Tensor]) -> list[Any]:

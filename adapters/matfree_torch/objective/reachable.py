@@ -23,7 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matfree_torch.objective.module_attributes import attributes_of, own_attributes, same_leaves
+from matfree_torch.objective.module_attributes import (
+    attributes_of,
+    holds_objects,
+    own_attributes,
+    same_leaves,
+)
 
 _MAX_OBJECTS = 1000  # a bound on the search; functions that read more are followed in part
 _MAX_VISITED = 100
@@ -63,6 +68,7 @@ class Reachable:
         self.settings: list[Any] = []
         """Numbers, strings and the like."""
         self._seen: set[int] = set()
+        self._names: dict[type, frozenset[str]] = {}
         self._search()
 
     def is_current(self) -> bool:
@@ -118,7 +124,9 @@ class Reachable:
         """Visit what the methods of a class of modules read; the attributes follow the module."""
         if id(kind) not in self._seen:
             self._seen.add(id(kind))
-            for part in _read_by_class(kind):
+            if kind not in self._names:  # the code of a class does not change in a search
+                self._names[kind] = _names_in_class(kind)
+            for part in _read_by_class(kind, self._names[kind]):
                 self._visit_part(part)
 
 
@@ -128,7 +136,8 @@ def _held_by(path: str, module: nn.Module) -> Iterator[_Part]:
         for hook in getattr(module, registry).values():
             yield path, hook, frozenset()
     for name, x in own_attributes(module).items():
-        if not isinstance(x, (*_SETTINGS, Tensor, np.ndarray)):
+        shared = isinstance(x, nn.Module | types.FunctionType | types.MethodType)
+        if shared or (holds_objects(x) and not isinstance(x, np.ndarray)):
             yield f"{path}.{name}".strip("."), x, _names_in_class(type(module))
 
 
@@ -184,9 +193,8 @@ def _variables_of(function: types.FunctionType, own_name: str) -> Iterator[_Part
             yield name, function.__globals__[name], names
 
 
-def _read_by_class(kind: type) -> Iterator[_Part]:
+def _read_by_class(kind: type, names: frozenset[str]) -> Iterator[_Part]:
     """The variables of ``forward`` and of all methods that it uses, and attributes of the class."""
-    names = _names_in_class(kind)
     for base in kind.__mro__:
         if base is object or _is_library(base):
             continue

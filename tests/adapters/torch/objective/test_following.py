@@ -129,6 +129,14 @@ REPLACED = {
 }
 
 
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+REPLACED["class"] = lambda model: setattr(model, "__class__", Doubled)
+
+
 def assert_follows(make, data, change):
     model = net()
     A = make(model, data)
@@ -230,6 +238,21 @@ def test_parameters_outside_of_the_chosen_ones_may_change():
     model[3] = nn.Linear(4, 5, dtype=DOUBLE)
     exact = hessian(copy.deepcopy(model), CE, data, params="0.*").to_dense()
     assert relative(H.to_dense(), exact) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["auto", "folded", "ggn", "empirical Fisher", "activations"])
+def test_a_method_that_is_replaced_in_a_class_is_followed(name, monkeypatch):
+    class Own(nn.Module):
+        def forward(self, x):
+            return torch.tanh(x)
+
+    model = net()
+    model[1] = Own()
+    A = FOLLOWING[name](model, points())
+    before = A.to_dense()
+    monkeypatch.setattr(Own, "forward", lambda self, x: torch.sigmoid(x))
+    assert relative(A.to_dense(), FOLLOWING[name](model, points()).to_dense()) < 1e-12
+    assert relative(A.to_dense(), before) > 1e-6
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
