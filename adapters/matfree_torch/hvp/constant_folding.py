@@ -24,6 +24,7 @@ from matfree_torch.hvp.cuda_graphs import CapturedProgram, Recorder, recorder_fo
 from matfree_torch.hvp.graph_cache import CachePolicy
 from matfree_torch.hvp.graph_rewrites import simplify, take_constants
 from matfree_torch.hvp.strategies import HvpStrategy, explain_unsupported, gradient_along
+from matfree_torch.objective import isolation
 from matfree_torch.objective.batches import Batch
 from matfree_torch.objective.objective import Objective
 from matfree_torch.vectors.layout import Layout
@@ -65,9 +66,22 @@ class FoldedForwardOverReverse(HvpStrategy):
             # Functionalization removes in-place operations. Otherwise a product could overwrite a
             # constant that later products need.
             program = make_fx(torch.func.functionalize(multiply))(*example)
+            drawn = self._generator_states()
         # Folding runs the forward pass again, with the same random numbers.
         with self.objective.isolated(), torch.no_grad():
-            return FoldedProgram(program, self._recorder)
+            folded = FoldedProgram(program, self._recorder)
+            same = all(map(torch.equal, drawn, self._generator_states()))
+        if not same and any(map(_draws, program.graph.nodes)):
+            raise OperatorError(
+                "strategy='folded' cannot fold random numbers of a generator that the model or the "
+                "loss seeds or restores itself (manual_seed, fork_rng); pass strategy='auto'."
+            )
+        return folded
+
+    def _generator_states(self) -> list[Tensor]:
+        """The states of torch's global generators, which change with every number drawn."""
+        states = isolation.get_random_state(self.objective.state.modules).values()
+        return [state for state in states if isinstance(state, Tensor)]
 
     def multiply(
         self, prepared: FoldedProgram, v: dict[str, Tensor], rows: Layout
@@ -167,6 +181,10 @@ def _nodes_depending_on_inputs(graph: fx.Graph) -> dict[fx.Node, None]:
 def _writes(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def _draws(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _evaluate_constants(traced: fx.GraphModule, linear: dict[fx.Node, None]) -> dict[fx.Node, Any]:

@@ -144,3 +144,25 @@ def test_a_folded_program_contains_no_copies():
     assert copies.isdisjoint(entry.prepared.operations)
     assert H.memory.per_batch == entry.prepared.nbytes
     assert "fold kept" in repr(H)
+
+
+def _seeded(h):
+    torch.manual_seed(3)
+    return h * torch.rand(3, dtype=DOUBLE)
+
+
+def _restored(h):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return h * torch.rand(3, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("noise", [_seeded, _restored])
+def test_random_numbers_that_a_loss_seeds_itself_are_right_or_not_folded(noise):
+    loss = lambda z, y: CE(noise(z), y)  # noqa: E731
+    model, data = mlp(), batch()
+    exact = autograd_hessian(model, loss, data)
+    for strategy in ("auto", "recompute", "forward"):
+        assert relative(hessian(model, loss, data, strategy=strategy).to_dense(), exact) < 1e-10
+    with pytest.raises(mf.OperatorError, match=r"cannot fold random numbers.*strategy='auto'"):
+        hessian(model, loss, data, strategy="folded").to_dense()
