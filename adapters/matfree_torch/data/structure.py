@@ -63,6 +63,9 @@ class BatchStructure:
             return one
         if not one:  # the error of the model explains more than one from here
             return isinstance(data, tuple)
+        tuples = isinstance(data, tuple) and isinstance(first, tuple)
+        if tuples and not accepts(self._model, first):  # one argument of the model, or a batch
+            raise ValueError(_ambiguous(data, first))
         return _by_outer_type(data, first, second)
 
     def arguments(self, inputs: Any, targets: Any) -> Any:
@@ -165,7 +168,11 @@ def _by_outer_type(data: Any, first: Any, second: Any) -> bool:
             return True
     if isinstance(data, list) and not (isinstance(first, list) and tensors):
         return False
-    raise ValueError(
+    raise ValueError(_ambiguous(data, first))
+
+
+def _ambiguous(data: Any, first: Any) -> str:
+    return (
         f"data is a {type(data).__name__} of two {type(first).__name__}s, which may be two batches "
         "or the inputs and targets of one; pass batch=True for one batch, or batch=False for two."
     )

@@ -358,3 +358,14 @@ class Movable(Graph):
     def to(self, device):
         self.x = self.x.to(device)
         return self
+
+
+def test_two_pairs_for_a_model_of_one_argument_need_an_answer():
+    model, x = nn.Linear(3, 3).to(DOUBLE), torch.randn(6, 3, dtype=DOUBLE)
+    loss = lambda z, y: (z - y).square().mean()  # noqa: E731
+    pairs = (x[:3], x[:3] + 1), (x[3:], x[3:] + 1)
+    with pytest.raises(ValueError, match="pass batch=True for one batch, or batch=False for two"):
+        hessian(model, loss, pairs)
+    exact = hessian(model, loss, (x, x + 1)).to_dense()
+    assert relative(hessian(model, loss, pairs, batch=False).to_dense(), exact) < 1e-12
+    assert relative(hessian(model, loss, list(pairs)).to_dense(), exact) < 1e-12
