@@ -63,6 +63,7 @@ _PIECEWISE_LINEAR = (
 _UNSUPPORTED = re.compile(
     r"forward AD|forward-mode|ZeroTensors|functorch|functionalize|tracing tensor|setup_context"
     r"|saved tensor hooks|INTERNAL ASSERT|jvp function|NYI|data pointer of Tensor"
+    r"|FX to symbolically trace|stateless API"
 )
 
 

@@ -211,7 +211,10 @@ class ModelState:
 
 def _code_of(modules: Iterable[nn.Module]) -> list[Any]:
     """The classes of modules and what they compute, either of which may be replaced."""
-    return [(type(module), type(module).forward) for module in modules]
+    kinds = list(map(type, modules))
+    # Scripted modules have a descriptor that cannot be read from the class.
+    defined = (vars(base) for kind in dict.fromkeys(kinds) for base in kind.__mro__)
+    return [*kinds, *(names["forward"] for names in defined if "forward" in names)]
 
 
 def _counters_of(tensors: Iterable[Tensor]) -> list[Any]:
