@@ -169,8 +169,9 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     Estimate
         ``value``, ``stderr`` and ``bias`` are floats. The bias is a bound, and the interval
         is propagated through the root exactly; its wider half determines ``stderr``. Singular
-        values that are rounding errors count as 0; what they might be belongs to the bias, of the exact answer too, which
-        is large for p < 1 if A is singular. Estimates of norms cannot be merged.
+        values that are rounding errors count as 0. What they might be belongs to the bias, also
+        to that of the exact answer, and is large for p < 1 if A is singular. Estimates of norms
+        cannot be merged.
 
     Raises
     ------
