@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from matfree import probes
+from matfree.algorithms.running.magnitude import equivariant, require_in_range
 from matfree.arguments import require_tolerance
 from matfree.arrays import epsilon, to_host
 from matfree.errors import NoAdjointError, NonFiniteError
@@ -77,6 +78,7 @@ class OperatorReport(Record):
         ]
 
 
+@equivariant(degree=0)
 def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> OperatorReport:
     """Test the properties of an operator that algorithms rely on, with random vectors.
 
@@ -120,6 +122,7 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     x, y = X[:, :1], X[:, 1:]
     # Gaussian vectors: for an unsymmetric A, x^H A y = conj(y^H A x) has probability zero.
     AX = operator.matmat(X)
+    require_in_range(operator, X, AX)
     again = operator.matmat(X)
     combined = operator.matmat(x + 2 * y)
     columns = [operator.matvec(X[:, j])[:, None] for j in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from typing import Any, final
 
@@ -38,6 +39,8 @@ class BlockMap(ABC):
     """A fused step of the Lanczos recurrence, if the operator has one; see ``LinearOperator``."""
     quadratic_forms: QuadraticForms | None = None
     """The numbers x_j^H A x_j without A X, if the operator has them; see ``LinearOperator``."""
+    largest_entry: Callable[[], float] | None = None
+    """The largest absolute entry of a matrix with fused methods, without a matvec."""
     holds_entries = False
     """Whether the matrix is stored, so that matvecs with unit vectors have no rounding errors."""
     # Without these two, NumPy and CuPy would evaluate ``array @ operator`` themselves, element by

@@ -55,6 +55,8 @@ class CsrOperator(Operator):
         if self._kernels.fused:  # methods of the kernels: those of self would form a cycle
             self.lanczos_step = self._kernels.lanczos_step
             self.quadratic_forms = self._kernels.quadratic_forms
+            data, xp = self.matrix.data, self.space.xp
+            self.largest_entry = lambda: float(xp.max(xp.abs(data))) if len(data) else 0.0
 
     @abstractmethod
     def _kernels_for(self, matrix: Any, space: VectorSpace) -> CsrKernels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from matfree.results.merging import (
     joined_ranges,
     require_agreement,
     require_same_setting,
+    spread,
 )
 from matfree.results.reasons import StoppingReason
 from matfree.results.record import memory_rows
@@ -106,6 +107,7 @@ class SpectralDensity(Distribution):
     recurrences: tuple[HostArray, ...] = field(default=(), repr=False)
     """Per probe the coefficients of the Lanczos recurrence, (2, steps): the diagonal, and the
     off-diagonal with the norm of the last remainder at its end. Empty for "kpm"."""
+    units: ClassVar[tuple[str, ...]] = ("nodes", "residuals", "known", "recurrences")
 
     @property
     def num_probes(self) -> int:
@@ -261,10 +263,9 @@ class SpectralDensity(Distribution):
 
     def _mean(self, samples: HostArray, method: str) -> Estimate:
         count = samples.size
-        stderr = float(samples.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
         return Estimate(
             value=samples.mean().item(),
-            stderr=stderr,
+            stderr=spread(samples) / math.sqrt(count),
             method=method,
             num_probes=count,
             num_matvecs=self.num_matvecs,

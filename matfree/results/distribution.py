@@ -13,6 +13,7 @@ from matfree.protocol import HostArray
 from matfree.results import bands, interpretations
 from matfree.results.estimate import Estimate
 from matfree.results.interpretations import Pieces, Reading
+from matfree.results.merging import safe_unit
 from matfree.results.record import Record
 from matfree.results.tridiagonal import Quadrature
 
@@ -167,6 +168,11 @@ class Distribution(Record, ABC):
         (array([ True,  True]), array([ True,  True]))
         """
         points = self.grid(width) if grid is None else np.asarray(grid, dtype=np.float64)
+        unit = safe_unit(np.asarray(self.support))
+        if unit != 1:  # the band is computed from squares of densities
+            same: Distribution = self.times(1 / unit)
+            low, high = same.density_band(points / unit, width, level, reading=reading)
+            return low / unit, high / unit
         measures, sigma = self.pieces(reading), self._sigma(width)
         return bands.density_band(measures, self._error_model, points, sigma, level)
 

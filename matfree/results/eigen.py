@@ -61,6 +61,8 @@ class EigenResult(Record):
     rows: tuple[int, int, int] | None = None
     """(start, stop, n): the range of local rows of ``vectors``; None if vectors are whole."""
 
+    units: ClassVar[tuple[str, ...]] = ("values", "norm")
+    history_units: ClassVar[tuple[bool, ...]] = (False, True, False)
     by_row: ClassVar[dict[str, tuple[int, str]]] = {"vectors": (0, "rows")}
 
     def plot(self, ax: Any = None, *, exact: Any = None) -> Any:

@@ -18,6 +18,7 @@ from matfree.results.merging import (
     pooled,
     require_agreement,
     require_same_setting,
+    safe_unit,
 )
 from matfree.results.record import Record, memory_rows
 
@@ -89,13 +90,13 @@ class Estimate(Record):
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     """(matvecs, value, half-width of the 95 % interval) at each convergence check; for a
     diagonal the 2-norms of both."""
-
     memory: dict[str, Any] = field(default_factory=dict)
     """What was chosen for a given memory budget: "basis" ("full", "half", "none"), "at_once"
     (number of probes), "predicted" and "budget" (peak memory in bytes, per process)."""
     rows: tuple[int, int, int] | None = None
     """(start, stop, n): the range of local entries if the value is a sharded array."""
 
+    units: ClassVar[tuple[str, ...]] = ("value", "stderr", "bias", "samples", "deviations")
     by_row: ClassVar[dict[str, tuple[int, str]]] = {"value": (0, "rows"), "stderr": (0, "rows")}
 
     def half_width(self, level: float = 0.95) -> Any:
@@ -218,6 +219,9 @@ class Estimate(Record):
         >>> bool(np.isclose(parts[0].merge(parts[1]).stderr, whole.stderr))
         True
         """
+        unit = safe_unit(self.value)
+        if unit != 1:
+            return self.times(1 / unit).merge(*(run.times(1 / unit) for run in others)).times(unit)
         runs = (self, *others)
         for name in ("method", "seed", "kind", "size"):
             require_same_setting(name, [getattr(run, name) for run in runs])

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
+from matfree.protocol import HostArray
 from matfree.results.intervals import mean_error
 
 ProbeRanges = tuple[tuple[int, int], ...]
@@ -147,6 +148,19 @@ def _squared_deviations(run: SampledRun, center: Any) -> Any:
     m = run.num_probes
     within = run.stderr**2 * (m * (m - 1)) if m > 1 else 0.0
     return within + m * abs(run.value - center) ** 2
+
+
+def safe_unit(value: Any) -> float:
+    """A power of 2 near a number or the largest entry of an array; 1 if its square is in range."""
+    xp = array_namespace(value) if is_array_api_obj(value) else np
+    size = float(xp.max(xp.abs(value))) if np.size(value) or is_array_api_obj(value) else 0.0
+    return 2.0 ** round(math.log2(size)) if 0 < size < 1e-100 or 1e100 < size < math.inf else 1.0
+
+
+def spread(samples: HostArray) -> float:
+    """The standard deviation of samples of any magnitude; inf for a single sample."""
+    unit = safe_unit(samples)
+    return unit * float(np.std(samples / unit, ddof=1)) if samples.size > 1 else math.inf
 
 
 def _two_norm(*arrays: Any) -> float:

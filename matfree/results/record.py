@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from matfree.results import archive, sharded_files
 
 _KINDS: dict[str, type[Record]] = {}
@@ -33,6 +35,11 @@ class Record:
     by_row: ClassVar[dict[str, tuple[int, str]]] = {}
     """The fields whose arrays are sharded when vectors are: for each, the axis of the vector
     entries and the name of the field that holds the range of local rows."""
+
+    units: ClassVar[tuple[str, ...]] = ()
+    """The fields that are multiplied by c if the operator is multiplied by c > 0."""
+    history_units: ClassVar[tuple[bool, ...]] = (False, True, True)
+    """Whether this holds for the numbers of each entry of ``history``, if there is one."""
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.__name__] = cls
@@ -69,6 +76,43 @@ class Record:
             )
         return record
 
+    def times(self, factor: float) -> Self:
+        """The result for the operator c A, if it is proportional to A.
+
+        Parameters
+        ----------
+        factor : float
+            c > 0.
+
+        Raises
+        ------
+        OverflowError
+            The value exceeds the range of double precision.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> mf.trace(np.eye(50), num_probes=3, seed=0).times(0.5).value
+        25.0
+        """
+        with np.errstate(over="ignore"):
+            changes = {name: _times(getattr(self, name), factor) for name in self.units}
+        value = changes.get("value", 0.0)
+        if not hasattr(value, "shape") and not np.isfinite(value):
+            raise OverflowError(
+                f"the result exceeds the range of double precision: it is {factor:.6g} times "
+                f"{getattr(self, 'value', None)}; divide the operator by a number first."
+            )
+        if hasattr(self, "history") and self.units:
+            changes["history"] = tuple(
+                tuple(
+                    x * factor if unit else x
+                    for x, unit in zip(entry, self.history_units, strict=True)
+                )
+                for entry in self.history
+            )
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # it is a dataclass
+
     def _rows(self) -> list[tuple[str, str]]:
         """The rows of the printed table, as (name, text)."""
         raise NotImplementedError
@@ -85,6 +129,13 @@ class Record:
             for name, text in self._rows()
         )
         return f"<table>{cells}</table>"
+
+
+def _times(value: Any, factor: float) -> Any:
+    """A number, an array or a tuple of these times a factor; None stays None."""
+    if isinstance(value, tuple):
+        return tuple(_times(part, factor) for part in value)
+    return None if value is None else value * factor
 
 
 def load(path: str | os.PathLike[str]) -> Record:

@@ -56,6 +56,7 @@ class SingularResult(Record):
     right_rows: tuple[int, int, int] | None = None
     """(start, stop, n): the range of local rows of ``right``; None if vectors are whole."""
 
+    units: ClassVar[tuple[str, ...]] = ("values", "norm")
     by_row: ClassVar[dict[str, tuple[int, str]]] = {
         "left": (0, "left_rows"),
         "right": (0, "right_rows"),

@@ -76,6 +76,7 @@ class Tridiagonal(Record):
     """(start, stop, n): the range of local entries of the Lanczos vectors; None if they are
     whole."""
 
+    units: ClassVar[tuple[str, ...]] = ("alphas", "betas", "residual_norms", "node_errors")
     by_row: ClassVar[dict[str, tuple[int, str]]] = {"bases": (1, "rows")}
 
     def dense(self, index: int = 0) -> np.ndarray[Any, Any]:

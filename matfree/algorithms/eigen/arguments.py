@@ -28,6 +28,10 @@ class EigenStep(NamedTuple):
     residuals: HostArray
     """(j,) float64: their residuals relative to ||A||."""
 
+    def times(self, factor: float) -> EigenStep:
+        """The same for the operator multiplied by a factor."""
+        return self._replace(values=self.values * factor)
+
 
 class Tolerance(NamedTuple):
     """The tolerance on residuals relative to ||A||, and what rounding makes of it."""

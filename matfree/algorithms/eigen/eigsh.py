@@ -16,6 +16,7 @@ from matfree.algorithms.eigen.arguments import (
 from matfree.algorithms.eigen.eigen_search import EigenSearch
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.plan import require_budget
 from matfree.algorithms.running.run import Run
 from matfree.arguments import Which
@@ -26,6 +27,7 @@ BLOCK_SIZE = 2
 """The default number of vectors per matmat."""
 
 
+@equivariant()
 def eigsh(
     A: Any,
     k: int = 6,

@@ -20,6 +20,7 @@ from matfree.algorithms.eigen.arguments import Tolerance, require_num_pairs, rou
 from matfree.algorithms.eigen.power_search import PowerSearch, PowerStep
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.run import Run
 from matfree.arguments import require_whole
 from matfree.errors import ConvergenceWarning, warn
@@ -27,6 +28,7 @@ from matfree.protocol import Seed
 from matfree.results import EigenResult, StoppingReason
 
 
+@equivariant()
 def power_iteration(
     A: Any,
     k: int = 1,

@@ -34,6 +34,10 @@ class PowerStep(NamedTuple):
     residual: float
     """||A v - theta v|| relative to the norm of A."""
 
+    def times(self, factor: float) -> PowerStep:
+        """The same for the operator multiplied by a factor."""
+        return self._replace(value=self.value * factor)
+
 
 @final
 class PowerSearch:

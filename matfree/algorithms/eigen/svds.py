@@ -16,6 +16,7 @@ from matfree.algorithms.eigen.arguments import (
 from matfree.algorithms.eigen.singular_search import SingularSearch, round_matvecs
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.plan import require_budget
 from matfree.algorithms.running.run import interruptible
 from matfree.arrays import to_host
@@ -25,6 +26,7 @@ from matfree.protocol import Array, Seed
 from matfree.results import SingularResult, archive
 
 
+@equivariant()
 def svds(
     A: Any,
     k: int = 6,

@@ -26,12 +26,14 @@ from matfree.algorithms.krylov.recurrence import (
     tridiagonalize,
 )
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.arguments import slices
 from matfree.protocol import Array
 from matfree.results import Tridiagonal
 from matfree.spaces import VectorSpace
 
 
+@equivariant()
 def lanczos(
     A: Any,
     start: Array,

@@ -28,6 +28,7 @@ from matfree.algorithms.krylov.lanczos import start_block
 from matfree.algorithms.krylov.rayleigh_ritz import rayleigh_ritz
 from matfree.algorithms.krylov.recurrence import Recurrence, Reorthogonalize
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.arguments import Which, order, require_whole
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.protocol import Array, HostArray
@@ -37,6 +38,7 @@ from matfree.spaces import VectorSpace
 _CERTAIN_STEPS = 3  # steps in which two runs agree up to rounding errors
 
 
+@equivariant("T")
 def ritz_vectors(
     A: Any,
     T: Tridiagonal,

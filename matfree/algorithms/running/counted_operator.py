@@ -6,6 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
+from matfree.algorithms.running.magnitude import require_entries_in_range, require_in_range
 from matfree.arrays import epsilon, is_complex, to_host
 from matfree.errors import NonFiniteError, NotHermitianError, OperatorError
 from matfree.operators import Operator, aslinearoperator
@@ -53,6 +54,7 @@ class CountedOperator:
         self.relative_noise = 0.0
         """The noise relative to ||A v||."""
         self.noise_is_known = False
+        self._in_range = False
         self._blocks_to_watch = 0
         self._sample: tuple[Array, Array] | None = None
         m, n = self.operator.shape
@@ -69,6 +71,9 @@ class CountedOperator:
         """Return A @ X and count one matvec for every column of X."""
         self.num_matvecs += X.shape[1]
         Y = self.operator.matmat(X)
+        if not self._in_range:
+            require_in_range(self.operator, X, Y)
+            self._in_range = True
         if self._blocks_to_watch:
             self._blocks_to_watch -= 1
             # Copies, because algorithms may overwrite both blocks.
@@ -111,9 +116,14 @@ class CountedOperator:
         """Whether the operator's fused methods may be used.
 
         They compute sums over rows, which are complete only if vectors are not sharded, and
-        they do not return the matvecs from which the noise is measured.
+        they do not return the matvecs from which noise and magnitude are measured.
         """
-        return not self.space.is_sharded and not self._blocks_to_watch
+        if self.space.is_sharded or self._blocks_to_watch:
+            return False
+        if not self._in_range and self.operator.largest_entry is not None:
+            require_entries_in_range(self.operator, self.operator.largest_entry())
+            self._in_range = True
+        return self._in_range
 
     def watch(self) -> None:
         """Measure the noise on the second block from now on, unless it is known.

@@ -28,6 +28,7 @@ from matfree.algorithms.krylov.recurrence import Reorthogonalize
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.keywords import declares, known
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.spectra.gauss_quadrature import gauss_rule
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureEstimator
@@ -99,6 +100,7 @@ class EigenvalueCount(QuadratureEstimator):
         return float(np.sum(inside))
 
 
+@equivariant("low", "high", degree=0)
 @declares(QuadratureSampling, num_steps=40, reorthogonalize="full")
 def eigenvalue_count(
     A: Any, low: float, high: float, **options: Unpack[QuadratureSampling]

@@ -19,6 +19,7 @@ import numpy as np
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.keywords import Sampling, declares, known
+from matfree.algorithms.running.magnitude import RangeChecked, equivariant
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.spectra.quadrature_sampling import FunctionSampling, sample_quadratures
@@ -77,6 +78,7 @@ class NormEstimator(TraceEstimator):
         return Summary(norm, 0.0, norm, 0.0, math.inf)
 
 
+@equivariant()
 @declares(Sampling)
 def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
     r"""Estimate the Frobenius norm of an operator, which may be rectangular.
@@ -136,6 +138,7 @@ def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
     return sample(CountedOperator(A, square=False), NormEstimator, options)
 
 
+@equivariant("spectrum")
 @declares(FunctionSampling, reorthogonalize="none")
 def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Estimate:
     r"""Estimate a Schatten norm, the p-norm of the singular values.
@@ -212,6 +215,7 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     if m == n:
         hermitian, power = operator, p
     else:  # the larger product has |m - n| additional eigenvalues 0
+        operator = RangeChecked(operator)
         hermitian = operator.H @ operator if m > n else operator @ operator.H
         power = p / 2
         spectrum = _squared(spectrum)

@@ -16,6 +16,7 @@ from typing import Any
 from matfree.algorithms.krylov.recurrence import Reorthogonalize, require_reorthogonalize
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.run import Run
 from matfree.algorithms.spectra.density_run import DensityMethod, DensityRun, density_storage
 from matfree.arguments import require_whole
@@ -23,6 +24,7 @@ from matfree.protocol import ProbeKind, Seed
 from matfree.results import EigenResult, SpectralDensity
 
 
+@equivariant()
 def spectral_density(
     A: Any,
     *,

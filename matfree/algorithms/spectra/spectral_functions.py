@@ -57,6 +57,21 @@ class PowerOfSingularValues:
 
 
 @final
+class ScaledArgument:
+    """x -> f(c x) for a function f, or its name, and a number c > 0."""
+
+    def __init__(self, f: Function | FunctionName, c: float) -> None:
+        self.f: Function = f if callable(f) else _NAMED_FUNCTIONS[f]
+        self.c = c
+        self.up_to_a_constant = np.log if self.f is np.log else None
+
+    def __call__(self, x: HostArray) -> HostArray:
+        if self.up_to_a_constant is not None:  # c x may leave the range of double precision
+            return np.log(x) + math.log(self.c)
+        return self.f(self.c * x)
+
+
+@final
 class SpectralFunction:
     """A function of Ritz values that raises an error outside its domain.
 

@@ -22,12 +22,14 @@ from functools import partial
 from typing import Any, Unpack
 
 from matfree.algorithms.running.keywords import declares, known
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.spectra.quadrature_sampling import FunctionSampling, sample_quadratures
 from matfree.algorithms.spectra.quadrature_trace import QuadratureTrace
-from matfree.algorithms.spectra.spectral_functions import Function, FunctionName
+from matfree.algorithms.spectra.spectral_functions import Function, FunctionName, ScaledArgument
 from matfree.results import Estimate
 
 
+@equivariant("spectrum", degree=0, compose=ScaledArgument)
 @declares(FunctionSampling, reorthogonalize="none")
 def trace_function(
     A: Any, f: Function | FunctionName, **options: Unpack[FunctionSampling]

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from matfree.algorithms.running.checkpoint import PathLike
 from matfree.algorithms.running.keywords import declares, known
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.traces.block_run import Estimates
 from matfree.algorithms.traces.diagonal import DiagonalKeywords, diagonal
 from matfree.algorithms.traces.partition import Block, blocks_of
@@ -17,6 +18,7 @@ from matfree.results import archive
 from matfree.spaces import VectorSpace
 
 
+@equivariant()
 @declares(DiagonalKeywords, method="hutchinson", eigenpairs=10)
 def block_diagonals(
     A: Any,

@@ -17,6 +17,7 @@ from typing import Any, Unpack
 from matfree.algorithms.running.checkpoint import Checkpoint
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.keywords import Sampling, declares, known
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.plan import DEFAULT_PROBES, Plan, require_budget
 from matfree.algorithms.running.run import Run
 from matfree.algorithms.traces.block_run import BlockLoop, Estimates
@@ -28,6 +29,7 @@ from matfree.results import Estimate
 _UNIT = "one probe per block, or one for all blocks with joint=True"
 
 
+@equivariant()
 @declares(Sampling)
 def block_traces(
     A: Any,

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, Unpack
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator
 from matfree.algorithms.running.keywords import Sampling, declares, known
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.traces.diagpp import DeflatedDiagonal, DiagPlusPlus
 from matfree.algorithms.traces.hutchinson import HutchinsonDiagonal
@@ -37,6 +38,7 @@ class DiagonalKeywords(Sampling[Estimate], total=False):
 _REMEDY_OF_DIAGONAL = 'use method="hutchinson", which needs no symmetry'
 
 
+@equivariant()
 @declares(Sampling)
 def diagonal(
     A: Any,

@@ -9,6 +9,7 @@ from matfree.algorithms.running.checkpoint import PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Estimator
 from matfree.algorithms.running.keywords import Sampling
+from matfree.algorithms.running.magnitude import equivariant
 from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.traces.hutchinson import HutchinsonTrace
 from matfree.algorithms.traces.hutchpp import DeflatedTrace, HutchPlusPlus
@@ -32,6 +33,7 @@ _TRACE_METHODS: dict[str, tuple[type[Estimator], ProbeKind]] = {
 _REMEDY_OF_TRACE = 'use method="hutchinson", "hutch++" or "xtrace", which need no symmetry'
 
 
+@equivariant()
 def trace(
     A: Any,
     *,
