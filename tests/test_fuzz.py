@@ -5,6 +5,8 @@ what is wrong with them: a ValueError, a TypeError or one of the library's own. 
 number of calls of a longer search.
 """
 
+import dataclasses
+import math
 import os
 import warnings
 
@@ -21,7 +23,8 @@ ALLOWED = (ValueError, TypeError, mf.MatfreeError, MemoryError)
 
 SIZES = st.sampled_from([1, 2, 3, 5, 8, 17, 40])
 DTYPES = st.sampled_from([np.float64, np.float32, np.complex128, np.complex64, np.int64])
-SCALES = st.sampled_from([1.0, 1.0, 1.0, 1e-9, 1e9])
+# Decimal exponents, as fractions of the largest one of the data type.
+MAGNITUDES = st.sampled_from([0.0] * 9 + [-0.03, 0.03, -0.95, -0.5, 0.5, 0.92])
 
 
 def spectrum(shape, n, rng):
@@ -50,7 +53,9 @@ def matrices(draw):
     if np.issubdtype(dtype, np.complexfloating):
         G = G + 1j * rng.standard_normal((n, n))
     Q = np.eye(n) if draw(st.booleans()) else np.linalg.qr(G)[0]
-    A = (Q * spectrum(shape, n, rng)) @ Q.conj().T * draw(SCALES)
+    limits = np.iinfo(dtype) if dtype is np.int64 else np.finfo(dtype)
+    scale = 10.0 ** (draw(MAGNITUDES) * math.log10(limits.max))
+    A = (Q * spectrum(shape, n, rng)) @ Q.conj().T * scale
     A = (A + A.conj().T) / 2
     flaw = draw(st.sampled_from([None] * 20 + ["rectangular", "skew", "nan"]))
     if flaw == "rectangular":
@@ -235,10 +240,18 @@ def density_claims(result, A, options):
     assert 0 <= low <= high <= 1
 
 
-def eigen_claims(result, A, options):
-    """The residuals are those of the matrix, and verified eigenvalues are complete."""
+def normalized(result, A):
+    """The matrix and its pairs without the magnitude of the entries, and a bound of rounding."""
     A = np.asarray(A, dtype=np.result_type(A.dtype, np.float32))
     eps = 100 * float(np.finfo(A.dtype).eps) * max(1.0, len(A) ** 0.5)
+    unit = np.abs(A).max() or 1.0
+    pairs = dataclasses.replace(result, values=result.values / unit, norm=result.norm / unit)
+    return A / unit, pairs, eps
+
+
+def eigen_claims(result, A, options):
+    """The residuals are those of the matrix, and verified eigenvalues are complete."""
+    A, result, eps = normalized(result, A)
     scale = np.linalg.norm(A, 2)
     true = np.linalg.norm(A @ result.vectors - result.vectors * result.values, axis=0)
     allowed = (result.residuals + eps) * max(result.norm, scale)
@@ -261,8 +274,7 @@ def eigen_claims(result, A, options):
 
 
 def singular_claims(result, A, options):
-    A = np.asarray(A, dtype=np.result_type(A.dtype, np.float32))
-    eps = 100 * float(np.finfo(A.dtype).eps) * max(1.0, len(A) ** 0.5)
+    A, result, eps = normalized(result, A)
     scale = np.linalg.norm(A, 2)
     true = np.linalg.norm(A @ result.right - result.left * result.values, axis=0)
     assert np.all(true <= (result.residuals + eps) * max(result.norm, scale))

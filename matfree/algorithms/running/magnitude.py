@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
+from matfree.arrays import to_host
 from matfree.errors import ConvergenceWarning, Interrupted, OperatorError, warn
 from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import Array, DType
@@ -65,9 +66,11 @@ def require_in_range(operator: Operator, X: Array, Y: Array, *, margin: float = 
         The range is narrower by this factor, in powers of 2.
     """
     space = operator.space
-    size = float(space.xp.max(space.xp.abs(Y))) if math.prod(Y.shape) else 0.0
+    xp, size = space.xp, 0.0
+    if math.prod(Y.shape):
+        size = float(to_host(xp.reshape(xp.max(xp.abs(Y)), (1,)))[0])
     if space.is_sharded:  # all processes have to make the same decision
-        size = float(space.all_reduce(space.xp.asarray([size], device=space.device))[0])
+        size = float(to_host(space.all_reduce(xp.asarray([size], device=space.device)))[0])
     _require_size(operator, size, (X, Y), margin)
 
 
