@@ -12,6 +12,8 @@ from matfree.algorithms.eigen.power_iteration import power_iteration
 from matfree.algorithms.eigen.svds import svds
 from matfree.algorithms.krylov.lanczos import lanczos
 from matfree.algorithms.krylov.ritz_vectors import ritz_vectors
+from matfree.algorithms.solving.inverse import InverseOperator, inverse
+from matfree.algorithms.solving.solve import solve
 from matfree.algorithms.spectra.eigenvalue_count import eigenvalue_count
 from matfree.algorithms.spectra.norms import frobenius_norm, schatten_norm
 from matfree.algorithms.spectra.spectral_density import spectral_density
@@ -29,6 +31,7 @@ from matfree.errors import (
     NonFiniteError,
     NotHermitianError,
     OperatorError,
+    SolveError,
 )
 from matfree.operators import (
     DenseOperator,
@@ -42,6 +45,7 @@ from matfree.results import (
     EigenResult,
     Estimate,
     SingularResult,
+    Solution,
     SpectralDensity,
     Tridiagonal,
     load,
@@ -60,6 +64,7 @@ __all__ = [
     "Estimate",
     "FunctionOperator",
     "Interrupted",
+    "InverseOperator",
     "LinearOperator",
     "MatfreeError",
     "NoAdjointError",
@@ -71,6 +76,8 @@ __all__ = [
     "RowSpace",
     "SingularResult",
     "SlabOperator",
+    "Solution",
+    "SolveError",
     "SpectralDensity",
     "Tridiagonal",
     "VectorSpace",
@@ -82,12 +89,14 @@ __all__ = [
     "eigenvalue_count",
     "eigsh",
     "frobenius_norm",
+    "inverse",
     "lanczos",
     "load",
     "logdet",
     "power_iteration",
     "ritz_vectors",
     "schatten_norm",
+    "solve",
     "space_like",
     "spectral_density",
     "svds",

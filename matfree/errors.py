@@ -86,6 +86,26 @@ class NotHermitianError(OperatorError):
     """
 
 
+class SolveError(MatfreeError, ArithmeticError):
+    """A product with an inverse did not reach its tolerance; ``solution`` is the best found.
+
+    Examples
+    --------
+    >>> import matfree as mf, numpy as np
+    >>> inverse = mf.inverse(np.diag([1.0, 0.0]))
+    >>> try:
+    ...     inverse @ np.ones(2)
+    ... except mf.SolveError as error:
+    ...     print(error.solution.values)
+    [[1.]
+     [1.]]
+    """
+
+    def __init__(self, message: str, solution: Any) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was interrupted by Ctrl-C; ``result`` is the result of what it had completed.
 

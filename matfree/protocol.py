@@ -32,7 +32,7 @@ Each line may import the lines below it, never those above it::
 
     cli                          the command line
     checks                       check_operator, a test for operators of your own
-    algorithms/                  spectra, traces, eigen, krylov, running (in this order, too)
+    algorithms/                  spectra, traces, eigen, solving, krylov, running (in this order)
     operators/                   aslinearoperator, dense, sparse and streamed matrices, algebra
     spaces                       VectorSpace and ArraySpace
     orthonormal, probe_kinds     orthonormal bases and random vectors in a space

@@ -91,6 +91,7 @@ WARNING_CALLS: dict[str, Callable[[], Any]] = {
     "spectral_density": lambda: mf.spectral_density(
         DENSE_SPECTRUM, eigenpairs=1, num_probes=1, seed=0
     ),
+    "solve": lambda: mf.solve(POSITIVE, np.ones(80), max_matvecs=4),
     "svds": lambda: mf.svds(GAUSSIAN, 2, max_matvecs=12, seed=0),
     "trace": lambda: mf.trace(SYMMETRIC, **TOO_FEW),
     "trace_function": lambda: mf.trace_function(POSITIVE, "log", num_steps=10, **TOO_FEW),

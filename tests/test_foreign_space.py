@@ -68,6 +68,8 @@ def _fields(result):
     found = {"num_matvecs": np.asarray(result.num_matvecs)}
     if isinstance(result, mf.OperatorReport):
         return {**found, "ok": np.asarray([result.ok, result.hermitian], dtype=float)}
+    if isinstance(result, mf.Solution):
+        return {**found, "vectors": np.abs(result.values), "values": result.residuals}
     if isinstance(result, mf.SpectralDensity):
         return {**found, "moment": np.asarray([result.moment(p).value for p in (1, 2, 3)])}
     for field in ("value", "stderr", "values", "alphas", "betas"):

@@ -19,7 +19,7 @@ import matfree as mf
 
 CALLS = int(os.environ.get("MATFREE_FUZZ", "150"))
 # MemoryError is the answer to memory= below what one vector needs.
-ALLOWED = (ValueError, TypeError, mf.MatfreeError, MemoryError)
+ALLOWED = (ValueError, TypeError, mf.MatfreeError, MemoryError, OverflowError)
 
 SIZES = st.sampled_from([1, 2, 3, 5, 8, 17, 40])
 DTYPES = st.sampled_from([np.float64, np.float32, np.complex128, np.complex64, np.int64])
@@ -169,6 +169,17 @@ CALLS_BY_NAME = {
     ),
     "eigsh": (mf.eigsh, {**PAIRS, "which": pick(["LM", "LA", "SA", "BE"], ["SM", None])}),
     "svds": (mf.svds, PAIRS),
+    "solve": (
+        lambda A, **options: mf.solve(A, np.ones(np.shape(A)[0]), **options),
+        {
+            "method": pick(["auto", "cg", "minres", "lsmr"], ["gmres"]),
+            "shift": NUMBER,
+            "rtol": TOLERANCE,
+            "lower": NUMBER,
+            "max_matvecs": BUDGET,
+            "seed": SEED,
+        },
+    ),
     "power_iteration": (
         mf.power_iteration,
         {"k": K, "rtol": TOLERANCE, "max_steps": COUNT, "seed": SEED},
@@ -285,6 +296,26 @@ def singular_claims(result, A, options):
         )
 
 
+def solve_claims(result, A, options):
+    """The residuals are those of the solution, up to rounding, and within rtol if converged."""
+    A = np.asarray(A, dtype=np.result_type(A.dtype, np.float32)).astype(np.complex128)
+    values = np.asarray(result.values, dtype=np.complex128)
+    b, eps = np.ones(A.shape[0]), 100 * float(np.finfo(result.values.dtype).eps)
+    # Products of numbers near the limits of the range are computed without their magnitudes.
+    size, length = np.abs(A).max() or 1.0, np.abs(values).max() or 1.0
+    A, values = A / size, values / length
+    product = A @ values * (size * length)
+    growth = np.linalg.norm(A) * np.linalg.norm(values) * (size * length)
+    shift = options.get("shift", 0.0)
+    if shift:
+        product += shift * length * values
+        growth += abs(shift) * length * np.linalg.norm(values)
+    true = np.linalg.norm(b - product) / np.linalg.norm(b)
+    assert abs(true - result.residuals[0]) <= eps * (1 + growth / np.linalg.norm(b))
+    if result.converged[0] and A.shape[0] == A.shape[1]:
+        assert result.residuals[0] <= max(float(options.get("rtol", 1e-6)), 0.0)
+
+
 def result_rtol(options):
     """An eigenvalue and the one that it may be mistaken for have residuals of up to rtol each."""
     rtol = options.get("rtol")
@@ -299,6 +330,7 @@ CLAIMS = {
     "spectral_density": density_claims,
     "eigsh": eigen_claims,
     "power_iteration": lambda result, A, options: None,
+    "solve": solve_claims,
     "svds": singular_claims,
     "check_operator": report_claims,
 }

@@ -10,6 +10,7 @@ from matfree.results.estimate import Estimate
 from matfree.results.reasons import StoppingReason
 from matfree.results.record import Record, load
 from matfree.results.singular import SingularResult
+from matfree.results.solving.solution import Solution
 from matfree.results.tridiagonal import Quadrature, Tridiagonal
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Quadrature",
     "Record",
     "SingularResult",
+    "Solution",
     "SpectralDensity",
     "StoppingReason",
     "Tridiagonal",

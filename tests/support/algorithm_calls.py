@@ -26,6 +26,20 @@ def call_ritz_vectors(A):
     return mf.ritz_vectors(A, T, start=start, k=2, rtol=1.0)
 
 
+def call_solve(A, **options):
+    return mf.solve(A, start_block(A), shift=9.0, rtol=1e-10, seed=0, **options)
+
+
+def call_inverse(A):
+    return mf.trace(mf.inverse(A, shift=9.0, rtol=1e-13, seed=0), num_probes=4, seed=1)
+
+
+def call_least_squares(A):
+    space = getattr(A, "space", None)
+    rows = slice(None) if space is None else slice(space.rows.start, space.rows.stop)
+    return mf.solve(A, np.linspace(1, 2, A.shape[0])[rows, None], rtol=1e-10, seed=0)
+
+
 def call_exponential(A, **options):
     return mf.trace_function(A, "exp", num_steps=12, num_probes=4, seed=1, **options)
 
@@ -76,6 +90,10 @@ SYMMETRIC = {
     "eigsh LM": partial(mf.eigsh, k=3, seed=0),
     "eigsh BE": partial(mf.eigsh, k=4, which="BE", block_size=1, seed=0),
     "power_iteration": partial(mf.power_iteration, k=2, rtol=1e-6, seed=0),
+    "solve cg": call_solve,
+    "solve minres": partial(call_solve, method="minres"),
+    "solve lsmr": partial(call_solve, method="lsmr"),
+    "inverse": call_inverse,
     "lanczos": call_lanczos,
     "ritz_vectors": call_ritz_vectors,
     "check_operator": mf.check_operator,
@@ -83,6 +101,7 @@ SYMMETRIC = {
 
 RECTANGULAR = {
     "svds": partial(mf.svds, k=3, seed=0),
+    "solve of a rectangle": call_least_squares,
     "frobenius_norm of a rectangle": partial(mf.frobenius_norm, num_probes=6, seed=1),
     "check_operator of a rectangle": mf.check_operator,
 }

@@ -23,10 +23,11 @@ FORMS = {
 
 # These have no unit: their arguments or their functions are scaled below.
 WITH_ARGUMENTS = ("trace_function", "logdet", "eigenvalue_count", "ritz_vectors", "lanczos")
+INVERSE = ("solve", "inverse")  # which tests/algorithms/solving scales
 PROPORTIONAL = {
     name: call
     for name, call in SYMMETRIC.items()
-    if not name.startswith((*WITH_ARGUMENTS, "check_operator"))
+    if not name.startswith((*WITH_ARGUMENTS, *INVERSE, "check_operator"))
 }
 
 
