@@ -32,7 +32,8 @@ Each line may import the lines below it, never those above it::
 
     cli                          the command line
     checks                       check_operator, a test for operators of your own
-    algorithms/                  spectra, traces, eigen, solving, krylov, running (in this order)
+    algorithms/                  spectra, traces, eigen, solving, low_rank, krylov, running (in
+                                 this order)
     operators/                   aslinearoperator, dense, sparse and streamed matrices, algebra
     spaces                       VectorSpace and ArraySpace
     orthonormal, probe_kinds     orthonormal bases and random vectors in a space

@@ -24,10 +24,10 @@ import numpy as np
 from matfree import probes
 from matfree.algorithms.eigen.deflation import Deflation
 from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
+from matfree.algorithms.low_rank.range_sketch import RangeSketch
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import SampledTrace
-from matfree.algorithms.traces.range_sketch import RangeSketch
 from matfree.arguments import slices
 from matfree.arrays import to_host
 from matfree.protocol import Array

@@ -21,13 +21,13 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from matfree.algorithms.low_rank.nystrom import nystrom, nystrom_matrices
+from matfree.algorithms.low_rank.range_sketch import Columns, IndependentProbes, RangeSketch
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.diagpp import require_hermitian_core, row_dots
 from matfree.algorithms.traces.hutchinson import DiagonalEstimator, Moments
-from matfree.algorithms.traces.range_sketch import Columns, IndependentProbes, RangeSketch
-from matfree.algorithms.traces.xnystrace import nystrom, nystrom_matrices
 from matfree.algorithms.traces.xtrace import left_out_directions
 from matfree.arguments import slices
 from matfree.arrays import conjugate, epsilon, real_part, to_host

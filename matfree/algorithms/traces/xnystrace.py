@@ -20,80 +20,27 @@ E. N. Epperly, J. A. Tropp, R. J. Webber (2024), doi:10.1137/23M1548323, section
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, final
 
 import numpy as np
 
+from matfree.algorithms.low_rank.nystrom import (
+    Nystrom,
+    NystromMatrices,
+    nystrom,
+    nystrom_matrices,
+)
+from matfree.algorithms.low_rank.range_sketch import (
+    RangeSketch,
+    coincidence_stderr,
+    jackknife_stderr,
+)
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.traces.hutchinson import TraceEstimator
-from matfree.algorithms.traces.range_sketch import RangeSketch, coincidence_stderr, jackknife_stderr
-from matfree.arrays import epsilon, to_host
-from matfree.errors import OperatorError
+from matfree.arrays import epsilon
 from matfree.protocol import HostArray
-
-
-class NystromMatrices(NamedTuple):
-    """The small matrices of XNysTrace, for a basis Q of r columns and k probes W."""
-
-    R: HostArray
-    """Q^H A W, (r, k)."""
-    O: HostArray  # noqa: E741  # the paper's letter
-    """Q^H W, (r, k)."""
-    G: HostArray
-    """W^H W, (k, k)."""
-
-    def of_probes(self, index: HostArray) -> NystromMatrices:
-        """The matrices of some of the probes, for the same basis."""
-        return NystromMatrices(self.R[:, index], self.O[:, index], self.G[np.ix_(index, index)])
-
-
-class Nystrom(NamedTuple):
-    """The shifted Nystrom approximation, A + nu I ~ F F^H, in small matrices."""
-
-    nu: float
-    roots: HostArray
-    """V D^{-1/2} for the eigenvalues D of M = V D V^H that exceed rounding, (k, r')."""
-    inverse: HostArray
-    """The pseudoinverse of M from the same eigenvalues, (k, k)."""
-    Y: HostArray
-    """Q^H (A + nu I) W, (r, k)."""
-    full_rank: bool
-    """Whether all eigenvalues of M exceed rounding."""
-    missed: float
-    """An estimate of tr(A - A_hat) if M does not have full rank; otherwise 0."""
-
-
-def nystrom(small: NystromMatrices, size: int, eps: float) -> Nystrom:
-    """Factor the core matrix M = W^H (A + nu I) W.
-
-    Raises
-    ------
-    OperatorError
-        M is not positive semidefinite up to rounding.
-    """
-    nu = eps * float(np.linalg.norm(small.R)) / math.sqrt(size)
-    Y = small.R + nu * small.O
-    M = small.O.conj().T @ small.R + nu * small.G
-    values, vectors = np.linalg.eigh((M + M.conj().T) / 2)
-    top = float(np.abs(values).max(initial=0.0))
-    if values.size and values[0] < -max(1e-8, 1e3 * eps) * top:
-        raise OperatorError(
-            "xnystrace and xnysdiag need a positive semidefinite operator: the smallest "
-            f"eigenvalue of W^H A W is {values[0] / top:.1e} times its largest; use "
-            'method="xtrace" or "xdiag", which take indefinite operators.'
-        )
-    keep = values > len(values) * eps * top
-    roots = vectors[:, keep] / np.sqrt(values[keep])
-    dropped = np.abs(values[~keep])
-    # As in generalized cross-validation, the residual within the sample is divided by the square
-    # of the fraction of dimensions that are left, to extrapolate to vectors outside the sample.
-    missed = len(values) * float(dropped.sum()) / max(1, len(dropped)) ** 2
-    rank, num_probes = small.R.shape
-    full_rank = bool(keep.all()) and top > 0 and rank >= num_probes
-    return Nystrom(nu, roots, roots @ roots.conj().T, Y, full_rank, missed)
 
 
 def nystrom_trace(small: NystromMatrices, ny: Nystrom, size: int) -> float:
@@ -205,9 +152,3 @@ class XNysTrace(TraceEstimator):
         stderr = coincidence_stderr(self.space, self.plan.kind, jackknife, residual)
         stderr = max(stderr, shift, ny.missed)
         return Summary(value, stderr, abs(value), stderr, k - 1, samples)
-
-
-def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:
-    """The matrices R, O and G of a sketch; the probes are drawn again, block by block."""
-    O = [to_host(sketch.space.gram(sketch.Q, W)) for W in sketch.probe_blocks()]  # noqa: E741
-    return NystromMatrices(sketch.R, np.hstack(O), sketch.gram_of_probes())

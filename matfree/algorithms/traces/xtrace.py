@@ -25,16 +25,16 @@ from typing import ClassVar, NamedTuple, final
 
 import numpy as np
 
-from matfree.algorithms.running.counted_operator import CountedOperator
-from matfree.algorithms.running.estimator import Summary
-from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.traces.hutchinson import TraceEstimator
-from matfree.algorithms.traces.range_sketch import (
+from matfree.algorithms.low_rank.range_sketch import (
     Columns,
     RangeSketch,
     coincidence_stderr,
     jackknife_stderr,
 )
+from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.running.estimator import Summary
+from matfree.algorithms.running.plan import Plan
+from matfree.algorithms.traces.hutchinson import TraceEstimator
 from matfree.arrays import to_host
 from matfree.protocol import HostArray
 

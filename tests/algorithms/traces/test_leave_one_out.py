@@ -5,9 +5,9 @@ import pytest
 from support.matrices import complex_hermitian, with_spectrum
 
 import matfree as mf
+from matfree.algorithms.low_rank.range_sketch import jackknife_stderr
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import Plan
-from matfree.algorithms.traces.range_sketch import jackknife_stderr
 from matfree.algorithms.traces.xnystrace import XNysTrace
 from matfree.algorithms.traces.xtrace import XTrace
 from matfree.arrays import to_host
