@@ -12,6 +12,8 @@ from matfree.algorithms.eigen.power_iteration import power_iteration
 from matfree.algorithms.eigen.svds import svds
 from matfree.algorithms.krylov.lanczos import lanczos
 from matfree.algorithms.krylov.ritz_vectors import ritz_vectors
+from matfree.algorithms.low_rank.approximation import LowRank
+from matfree.algorithms.low_rank.low_rank import low_rank
 from matfree.algorithms.solving.inverse import InverseOperator, inverse
 from matfree.algorithms.solving.solve import solve
 from matfree.algorithms.spectra.eigenvalue_count import eigenvalue_count
@@ -66,6 +68,7 @@ __all__ = [
     "Interrupted",
     "InverseOperator",
     "LinearOperator",
+    "LowRank",
     "MatfreeError",
     "NoAdjointError",
     "NonFiniteError",
@@ -93,6 +96,7 @@ __all__ = [
     "lanczos",
     "load",
     "logdet",
+    "low_rank",
     "power_iteration",
     "ritz_vectors",
     "schatten_norm",

@@ -86,6 +86,7 @@ WARNING_CALLS: dict[str, Callable[[], Any]] = {
     "eigsh": lambda: mf.eigsh(SYMMETRIC, 3, max_matvecs=12, seed=0),
     "frobenius_norm": lambda: mf.frobenius_norm(SYMMETRIC, **TOO_FEW),
     "logdet": lambda: mf.logdet(POSITIVE, num_steps=10, **TOO_FEW),
+    "low_rank": lambda: mf.low_rank(POSITIVE, rtol=1e-3, max_matvecs=20, seed=0),
     "power_iteration": lambda: mf.power_iteration(SYMMETRIC, max_steps=3, seed=0),
     "schatten_norm": lambda: mf.schatten_norm(SYMMETRIC, 3, num_steps=10, **TOO_FEW),
     "spectral_density": lambda: mf.spectral_density(

@@ -76,7 +76,7 @@ def _fields(result):
         if hasattr(result, field):
             found[field] = np.asarray(getattr(result, field))
     for field in ("vectors", "left", "right", "bases"):
-        if hasattr(result, field):
+        if getattr(result, field, None) is not None:
             found[field] = np.abs(np.asarray(getattr(result, field)))
     return found
 

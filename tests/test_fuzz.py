@@ -180,6 +180,17 @@ CALLS_BY_NAME = {
             "seed": SEED,
         },
     ),
+    "low_rank": (
+        mf.low_rank,
+        {
+            "rank": K,
+            "rtol": TOLERANCE,
+            "positive": pick([None, False], [True]),
+            "max_matvecs": BUDGET,
+            "block_size": COUNT,
+            "seed": SEED,
+        },
+    ),
     "power_iteration": (
         mf.power_iteration,
         {"k": K, "rtol": TOLERANCE, "max_steps": COUNT, "seed": SEED},
@@ -316,6 +327,19 @@ def solve_claims(result, A, options):
         assert result.residuals[0] <= max(float(options.get("rtol", 1e-6)), 0.0)
 
 
+def low_rank_claims(result, A, options):
+    """The factors are orthonormal, and the error is not far beyond its estimate."""
+    A = np.asarray(A, dtype=np.result_type(A.dtype, np.float32))
+    unit = np.abs(A).max() or 1.0
+    eps = float(np.finfo(A.dtype).eps)
+    for U in (result.left, result.left if result.right is None else result.right):
+        assert np.abs(U.conj().T @ U - np.eye(result.rank)).max(initial=0) <= 1e3 * eps
+    right = result.left if result.right is None else result.right
+    error = np.linalg.norm(A / unit - (result.left * (result.values / unit)) @ right.conj().T)
+    # An estimate from two vectors may miss most of the error.
+    assert error <= 50 * result.error_frobenius / unit + 1e5 * eps * np.linalg.norm(A / unit)
+
+
 def result_rtol(options):
     """An eigenvalue and the one that it may be mistaken for have residuals of up to rtol each."""
     rtol = options.get("rtol")
@@ -330,6 +354,7 @@ CLAIMS = {
     "spectral_density": density_claims,
     "eigsh": eigen_claims,
     "power_iteration": lambda result, A, options: None,
+    "low_rank": low_rank_claims,
     "solve": solve_claims,
     "svds": singular_claims,
     "check_operator": report_claims,

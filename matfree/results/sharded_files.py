@@ -61,10 +61,12 @@ def join_shards(path: Path, records: Sequence[Any]) -> Any:
     """
     records = sorted(records, key=lambda record: local_rows(record) or ())
     first = records[0]
-    rows = {where for _, where in first.by_row.values()}
+    # A field may be None, in all shards.
+    held = {name: at for name, at in first.by_row.items() if getattr(first, name) is not None}
+    rows = {where for _, where in held.values()}
     for record in records[1:]:
         for field in dataclasses.fields(first):
-            if field.name in rows or field.name in first.by_row:
+            if field.name in rows or field.name in held:
                 continue
             if not _same_values(getattr(record, field.name), getattr(first, field.name)):
                 raise ValueError(
@@ -74,7 +76,7 @@ def join_shards(path: Path, records: Sequence[Any]) -> Any:
     for where in rows:
         _require_all_rows(path, [getattr(record, where) for record in records])
     changes: dict[str, Any] = dict.fromkeys(rows)
-    for name, (axis, _) in first.by_row.items():
+    for name, (axis, _) in held.items():
         changes[name] = _concatenated([getattr(record, name) for record in records], axis)
     return dataclasses.replace(first, **changes)
 

@@ -94,6 +94,8 @@ SYMMETRIC = {
     "solve minres": partial(call_solve, method="minres"),
     "solve lsmr": partial(call_solve, method="lsmr"),
     "inverse": call_inverse,
+    "low_rank": partial(mf.low_rank, rank=6, seed=0),
+    "low_rank indefinite": partial(mf.low_rank, rank=6, positive=False, seed=0),
     "lanczos": call_lanczos,
     "ritz_vectors": call_ritz_vectors,
     "check_operator": mf.check_operator,
@@ -101,6 +103,7 @@ SYMMETRIC = {
 
 RECTANGULAR = {
     "svds": partial(mf.svds, k=3, seed=0),
+    "low_rank of a rectangle": partial(mf.low_rank, rank=6, seed=0),
     "solve of a rectangle": call_least_squares,
     "frobenius_norm of a rectangle": partial(mf.frobenius_norm, num_probes=6, seed=1),
     "check_operator of a rectangle": mf.check_operator,

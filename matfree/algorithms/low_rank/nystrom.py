@@ -42,6 +42,16 @@ class NystromMatrices(NamedTuple):
         """The matrices of some of the probes, for the same basis."""
         return NystromMatrices(self.R[:, index], self.O[:, index], self.G[np.ix_(index, index)])
 
+    def whitened(self) -> NystromMatrices:
+        """The matrices of orthonormal vectors with the range of W.
+
+        The approximation depends on this range only, and M is then as well-conditioned as A.
+        """
+        values, vectors = np.linalg.eigh((self.G + self.G.conj().T) / 2)
+        keep = values > 1e-12 * values.max(initial=0.0)
+        T = vectors[:, keep] / np.sqrt(values[keep])
+        return NystromMatrices(self.R @ T, self.O @ T, np.eye(T.shape[1], dtype=T.dtype))
+
 
 class Nystrom(NamedTuple):
     """The shifted Nystrom approximation, A + nu I ~ F F^H, in small matrices."""
@@ -99,6 +109,23 @@ def nystrom(small: NystromMatrices, size: int, eps: float, *, user: str = _TRACE
     rank, num_probes = small.R.shape
     full_rank = bool(keep.all()) and top > 0 and rank >= num_probes
     return Nystrom(nu, roots, roots @ roots.conj().T, Y, full_rank, missed)
+
+
+def nystrom_eigenpairs(
+    small: NystromMatrices, size: int, eps: float, *, user: str = _TRACES
+) -> tuple[HostArray, HostArray]:
+    """The eigenvalues of the approximation in descending order, and vectors in the basis Q.
+
+    Parameters and errors are those of :func:`nystrom`.
+
+    Returns
+    -------
+    values : (j,) float64, not negative
+    vectors : (r, j), orthonormal columns
+    """
+    found = nystrom(small.whitened(), size, eps, user=user)
+    vectors, roots, _ = np.linalg.svd(found.Y @ found.roots, full_matrices=False)
+    return np.maximum(roots**2 - found.nu, 0.0), vectors
 
 
 def nystrom_matrices(sketch: RangeSketch) -> NystromMatrices:

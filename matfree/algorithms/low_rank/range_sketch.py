@@ -8,8 +8,8 @@ their numbers, so that they are drawn again whenever they are needed instead of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple, final
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, final
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Columns:
     """
 
     saved = ("block",)
-    by_row: ClassVar = {"block": 0}
+    by_row: Mapping[str, int] = {"block": 0}  # replaced, never written into
 
     def __init__(self, space: VectorSpace) -> None:
         self.space = space
@@ -91,7 +91,10 @@ class RangeSketch:
         self.num_probes = 0
         # The sketch of Hutch++ has a separate stream, and does not depend on ``first_probe``.
         self.first_probe = plan.first_probe if stream == PROBES else 0
-        self.basis = Columns(self.space)
+        self.target = A.operator.space  # of Y and Q; A may be rectangular
+        self.basis = Columns(self.target)
+        if self.target.size != self.space.size:  # checkpoints divide rows like those of x
+            self.basis.by_row = {}
         self.R: HostArray = np.zeros((0, 0))
         self._last_block: tuple[range, Array] = (range(0), self.basis.block)
 
@@ -115,8 +118,10 @@ class RangeSketch:
         for W in self.probe_blocks(range(self.num_probes, self.num_probes + count)):
             Y = self.A(W)
             del W  # drawn again later: the memory is needed for the orthonormalization
-            self.basis.append(self.space.orthonormalize(Y, against=self.Q))
-            columns = to_host(self.space.gram(self.Q, Y))
+            self.basis.append(self.target.orthonormalize(Y, against=self.Q))
+            columns = to_host(self.target.gram(self.Q, Y))
+            if not self.rank:  # the range of NaN is empty
+                self.A.require_finite(to_host(self.target.norms(Y)))
             self.A.require_finite(columns)
             # The new basis vectors are orthogonal to the earlier columns of Y.
             rows = np.zeros((self.rank - self.R.shape[0], self.R.shape[1]), columns.dtype)

@@ -7,6 +7,8 @@ from typing import Any, Literal, final, get_args
 
 import numpy as np
 
+from matfree.algorithms.running.counted_operator import CountedOperator
+from matfree.algorithms.solving.preconditioners import NystromPreconditioner
 from matfree.algorithms.solving.solve_options import SolveMethod, SolveOptions
 from matfree.algorithms.solving.solver import has_adjoint
 from matfree.algorithms.solving.systems import failure, find_solution
@@ -14,7 +16,11 @@ from matfree.arrays import epsilon
 from matfree.errors import ConvergenceWarning, OperatorError, SolveError, warn
 from matfree.operators import Operator, aslinearoperator
 from matfree.operators.base import has_complex_vectors
+from matfree.probes import agreed_seed
 from matfree.protocol import Array, Seed
+
+_EXPECTED_VECTORS = 32
+"""The number of vectors that an inverse is expected to multiply, at least."""
 
 OnFailure = Literal["error", "warn"]
 
@@ -34,6 +40,7 @@ class InverseOperator(Operator):
     def __init__(self, operator: Operator, options: SolveOptions, on_failure: OnFailure) -> None:
         super().__init__(operator.space)
         self.operator, self.options, self.on_failure = operator, options, on_failure
+        self._nystrom: Operator | None = None
         self.num_matvecs = 0
         """The number of matvecs with A and with A^H over all products so far."""
         self.num_solves = 0
@@ -52,6 +59,8 @@ class InverseOperator(Operator):
     def _solve(self, operator: Operator, X: Array, options: SolveOptions) -> Array:
         if not X.shape[1]:
             return self.space.zeros(0)
+        if options.wants_nystrom:
+            options = self._with_preconditioner(options, X.shape[1])
         solution = find_solution(operator, X, options)
         self.num_matvecs += solution.num_matvecs
         self.num_solves += X.shape[1]
@@ -62,6 +71,19 @@ class InverseOperator(Operator):
                 raise SolveError(message, solution)
             warn(message, ConvergenceWarning)
         return solution.values
+
+    def _with_preconditioner(self, options: SolveOptions, k: int) -> SolveOptions:
+        """The options with the Nystrom preconditioner, which is computed once."""
+        if self._nystrom is None:
+            A = CountedOperator(self.operator)
+            # Further products will follow this one.
+            k = max(k, _EXPECTED_VECTORS)
+            seed = agreed_seed(options.seed, self.space.all_gather_object)
+            found = NystromPreconditioner.make(A, self.operator, options, k, seed)
+            found.find()
+            self._nystrom = found.operator_form()
+            self.num_matvecs += A.num_matvecs
+        return replace(options, preconditioner=self._nystrom, rank=None)
 
     def __repr__(self) -> str:
         shift = f", shift={self.options.shift}" if self.options.shift else ""
@@ -74,6 +96,7 @@ def inverse(
     shift: complex = 0.0,
     method: SolveMethod = "auto",
     preconditioner: Any = None,
+    rank: int | None = None,
     rtol: float | None = None,
     lower: float | None = None,
     block_size: int | None = None,
@@ -90,8 +113,8 @@ def inverse(
     ----------
     A : operator, or anything ``aslinearoperator`` accepts
         (n, n), real or complex, and not singular after the shift.
-    shift, method, preconditioner, lower, block_size, seed
-        As for :func:`matfree.solve`.
+    shift, method, preconditioner, rank, lower, block_size, seed
+        As for :func:`matfree.solve`. A Nystrom preconditioner is computed for the first product.
     rtol : float, optional
         The bound on the residuals of every product relative to the vector that is multiplied; by
         default 1e-10, or 1000 eps of the data type if that is larger. Algorithms that compare
@@ -149,6 +172,7 @@ def inverse(
         shift=shift,
         method=method,
         preconditioner=preconditioner,
+        rank=rank,
         rtol=rtol,
         lower=lower,
         block_size=block_size,

@@ -7,7 +7,7 @@ from typing import Any
 
 from matfree.algorithms.running.checkpoint import PathLike
 from matfree.algorithms.solving.solve_options import SolveMethod, SolveOptions
-from matfree.algorithms.solving.solve_run import SolveStep
+from matfree.algorithms.solving.solver import SolveStep
 from matfree.algorithms.solving.systems import failure, find_solution
 from matfree.errors import ConvergenceWarning, warn
 from matfree.operators import aslinearoperator
@@ -22,6 +22,7 @@ def solve(
     shift: complex = 0.0,
     method: SolveMethod = "auto",
     preconditioner: Any = None,
+    rank: int | None = None,
     rtol: float = 1e-6,
     atol: float = 0.0,
     start: Array | Solution | None = None,
@@ -57,8 +58,13 @@ def solve(
         "minres" a Hermitian one; "lsmr" requires an adjoint. "auto" begins with "cg",
         continues with "minres" if it finds a direction of negative or zero curvature, and changes
         to "lsmr" if the matvecs contradict A = A^H. For a rectangular A it is "lsmr".
-    preconditioner : operator, optional
+    preconditioner : operator or "nystrom", optional
         A Hermitian positive definite approximation of (A + sigma I)^-1, for "cg" and "minres".
+        "nystrom" computes one from a sketch of a positive semidefinite A, whose eigenvalues
+        decay; :meth:`matfree.LowRank.preconditioner` makes one from an approximation at hand.
+    rank : int, optional
+        The rank of the Nystrom preconditioner. By default, it grows while fewer matvecs are
+        expected in all, up to 500; without a positive ``shift`` or ``lower``, it is 50.
     rtol, atol : float
         The bounds on residuals: relative to ||b_j||, and absolute.
     start : (n,) or (n, k) array or Solution, optional
@@ -73,7 +79,7 @@ def solve(
         The largest number of matvecs with A and with A^H together; by default k times 10 n, but
         between 1000 k and 10000 k.
     seed : int, None or numpy.random.Generator
-        The seed of random vectors, which only a checkpoint and preconditioners need.
+        The seed of the sketch of the Nystrom preconditioner.
     progress : bool
         Whether to show a progress bar of the right-hand sides that have converged (requires
         tqdm).
@@ -114,9 +120,10 @@ def solve(
 
     Cost
     ----
-    At most k matvecs per step, or 2 k for "lsmr", and k for the true residuals. The width of the
-    block decreases while right-hand sides converge. Memory in blocks of min(k, block_size)
-    vectors, besides B and X: 9 for "cg", 10 for "minres", 8 for "lsmr".
+    At most k matvecs per step, or 2 k for "lsmr", and k for the true residuals; one per column of
+    the Nystrom sketch. The width of the block decreases while right-hand sides converge. Memory
+    in blocks of min(k, block_size) vectors, besides B and X: 9 for "cg", 10 for "minres", 8 for
+    "lsmr"; and two vectors per column of the sketch.
 
     References
     ----------
@@ -124,7 +131,8 @@ def solve(
     doi:10.1016/0024-3795(80)90247-5; C. C. Paige, M. A. Saunders (1975), doi:10.1137/0712047;
     D. C.-L. Fong, M. A. Saunders (2011), doi:10.1137/10079687X. True residuals: A. Greenbaum
     (1997), Estimating the attainable accuracy of recursively computed residual methods,
-    doi:10.1137/S0895479895284944.
+    doi:10.1137/S0895479895284944. Preconditioner: Z. Frangella, J. A. Tropp, M. Udell (2023),
+    doi:10.1137/21M1466244.
 
     Examples
     --------
@@ -138,6 +146,7 @@ def solve(
         shift=shift,
         method=method,
         preconditioner=preconditioner,
+        rank=rank,
         rtol=rtol,
         atol=atol,
         lower=lower,

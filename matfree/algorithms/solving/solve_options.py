@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import numpy as np
 
 from matfree.algorithms.running.checkpoint import PathLike
-from matfree.algorithms.solving.solve_run import SolveStep
+from matfree.algorithms.solving.solver import SolveStep
 from matfree.arguments import require_tolerance, require_whole
 from matfree.errors import OperatorError
 from matfree.operators import Operator
@@ -30,6 +30,7 @@ class SolveOptions:
     shift: complex = 0.0
     method: SolveMethod = "auto"
     preconditioner: Any = None
+    rank: int | None = None
     rtol: float = 1e-6
     atol: float = 0.0
     lower: float | None = None
@@ -42,7 +43,7 @@ class SolveOptions:
 
     def require_valid(self, operator: Operator) -> None:
         """Raise ValueError for an option that is out of range, or does not fit the operator."""
-        for name in ("block_size", "max_matvecs"):
+        for name in ("block_size", "max_matvecs", "rank"):
             require_whole(name, getattr(self, name))
         for name in ("rtol", "atol"):
             require_tolerance(name, getattr(self, name))
@@ -81,6 +82,14 @@ class SolveOptions:
                 f'method="{self.method}" needs a real shift: got {self.shift}, for which A + shift '
                 'I is not Hermitian; pass method="lsmr".'
             )
+        named = isinstance(self.preconditioner, str)
+        if (named and self.preconditioner != "nystrom") or (self.rank is not None and not named):
+            raise ValueError(
+                'preconditioner must be "nystrom", which takes rank=, an operator, or None: got '
+                f"preconditioner={self.preconditioner!r} with rank={self.rank}."
+            )
+        if self.rank is not None and self.rank > rows:
+            raise ValueError(f"rank must be in [1, n]: got {self.rank} for n = {rows}.")
         if self.preconditioner is not None and self.method_for(operator) == "lsmr":
             raise ValueError(
                 "preconditioner must be None for LSMR, which is the method for operators that are "
@@ -102,6 +111,11 @@ class SolveOptions:
         """The largest number of matvecs."""
         size = max(operator.shape)
         return self.max_matvecs or num_columns * min(10_000, max(1000, 10 * size))
+
+    @property
+    def wants_nystrom(self) -> bool:
+        """Whether the Nystrom preconditioner is asked for by its name."""
+        return isinstance(self.preconditioner, str)
 
     @property
     def real_shift(self) -> complex:

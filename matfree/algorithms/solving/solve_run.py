@@ -8,15 +8,22 @@ the tolerance. A start that does not halve a residual is the last one of its col
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.run import Run
 from matfree.algorithms.solving.conjugate_gradients import ConjugateGradients
+from matfree.algorithms.solving.preconditioners import NystromPreconditioner
 from matfree.algorithms.solving.right_hand_sides import RightHandSides
-from matfree.algorithms.solving.solver import Solver, add_columns, has_adjoint, take_columns
+from matfree.algorithms.solving.solver import (
+    Solver,
+    SolveStep,
+    add_columns,
+    has_adjoint,
+    take_columns,
+)
 from matfree.arrays import epsilon, to_host
 from matfree.errors import NotHermitianError
 from matfree.protocol import Array, HostArray
@@ -24,19 +31,6 @@ from matfree.results import StoppingReason
 
 _WORTHWHILE = 0.5
 """The factor by which a start of a solver has to reduce a residual to be repeated."""
-
-
-class SolveStep(NamedTuple):
-    """What a callback is given after each step."""
-
-    num_matvecs: int
-    """The number of matvecs so far."""
-    residuals: HostArray
-    """(k,) float64: the residuals relative to ||b|| according to the recurrence."""
-
-    def times(self, factor: float) -> SolveStep:
-        """The same for the operator multiplied by a factor."""
-        return self
 
 
 MakeSolver = Callable[[str, Array, HostArray, HostArray], Solver]
@@ -61,13 +55,15 @@ class SolveRun:
         The start vectors, for the scaled right-hand sides.
     method : {"auto", "cg", "minres", "lsmr"}
     make : function
+    nystrom : NystromPreconditioner, optional
+        The preconditioner that ``make`` uses, which is computed at the beginning of the run.
     width : int
         The number of right-hand sides that are solved together.
     budget : int
         The largest number of matvecs.
     """
 
-    saved = (
+    saved: tuple[str, ...] = (
         *("X", "begin", "open", "relative", "closed", "method", "names", "num_steps"),
         *("reason", "history", "norm", "num_adjoint", "solver", "limit", "least_squares"),
     )
@@ -84,13 +80,16 @@ class SolveRun:
         start: Array | None,
         method: str,
         make: MakeSolver,
+        nystrom: NystromPreconditioner | None,
         width: int,
         budget: int,
     ) -> None:
         k = len(B.norms)
         self.A, self.adjoint, self.run, self.B, self.targets = A, adjoint, run, B, targets
         self.make, self.width, self.budget, self.has_start = make, width, budget, start is not None
-        self.may_change = method == "auto"
+        self.may_change, self.nystrom = method == "auto", nystrom
+        if nystrom is not None:
+            self.saved = (*self.saved, "nystrom")
         self.method = "cg" if self.may_change else method
         self.X = A.space.zeros(k) if start is None else start
         self.relative = np.where(B.norms > 0, 1.0, 0.0)
@@ -120,6 +119,9 @@ class SolveRun:
     def complete(self) -> None:
         """Solve one group of right-hand sides after the other."""
         k = len(self.B.norms)
+        if self.nystrom is not None and not self.closed.all():
+            self.nystrom.find()
+            self.run.save()
         while self.begin < k and not self.is_stopped:
             columns = np.arange(self.begin, min(self.begin + self.width, k))
             if not self._has_stored_solver:

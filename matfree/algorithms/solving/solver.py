@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,19 @@ Precondition = Callable[[Array], Array]
 MARGIN = 0.98
 """The fraction of the tolerance at which a recurrence stops, because what it neglects adds up to
 at most a tenth of the tolerance: the square root of 0.98^2 + 0.1^2 is below 1."""
+
+
+class SolveStep(NamedTuple):
+    """What a callback is given after each step."""
+
+    num_matvecs: int
+    """The number of matvecs so far."""
+    residuals: HostArray
+    """(k,) float64: the residuals relative to ||b|| according to the recurrence."""
+
+    def times(self, factor: float) -> SolveStep:
+        """The same for the operator multiplied by a factor."""
+        return self
 
 
 class Solver(ABC):

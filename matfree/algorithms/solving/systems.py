@@ -15,7 +15,7 @@ from matfree.algorithms.running.run import Run
 from matfree.algorithms.solving.conjugate_gradients import ConjugateGradients
 from matfree.algorithms.solving.lsmr import Lsmr
 from matfree.algorithms.solving.minres import Minres
-from matfree.algorithms.solving.preconditioners import preconditioner_for
+from matfree.algorithms.solving.preconditioners import NystromPreconditioner, given_preconditioner
 from matfree.algorithms.solving.right_hand_sides import RightHandSides, as_block, largest_entries
 from matfree.algorithms.solving.solve_options import SolveOptions
 from matfree.algorithms.solving.solve_run import MakeSolver, SolveRun
@@ -47,7 +47,10 @@ def find_solution(
     try:
         return _solved(operator, B, options, given, 1.0)
     except MagnitudeError as found:
-        unit = 2.0**found.exponent
+        unit, lost = 2.0**found.exponent, 0
+        if options.wants_nystrom and found.block is not None:
+            # It may be a block of A, from the sketch, or one of A + shift I.
+            lost, found.block = found.block[0].shape[1], None
         # The failed run saw A + shift I, of which the matvecs are used again.
         rescaled = Rescaled(_with_shift(operator, options.real_shift), found)
     scaled = options.divided(unit)
@@ -55,7 +58,7 @@ def find_solution(
         solution = _solved(rescaled, B, scaled, given, unit, is_shifted=True)
     except Interrupted as stop:
         raise Interrupted(replace(stop.result, shift=options.shift)) from stop
-    cost = solution.num_matvecs + rescaled.num_lost
+    cost = solution.num_matvecs + rescaled.num_lost + lost
     return replace(solution, shift=options.shift, num_matvecs=cost)
 
 
@@ -84,7 +87,10 @@ def _solved(
         progress=options.progress,
         callback=options.callback,
     )
-    precondition = preconditioner_for(A, options)
+    nystrom = None
+    if options.wants_nystrom:
+        unshifted = _with_shift(system, -options.real_shift) if is_shifted else operator
+        nystrom = NystromPreconditioner.make(A, unshifted, options, k, run.checkpoint.seed)
     solving = SolveRun(
         A,
         adjoint,
@@ -93,7 +99,8 @@ def _solved(
         targets,
         start=_start(system.domain, start, sides, unit),
         method=method,
-        make=_maker(A, adjoint, options, precondition),
+        make=_maker(A, adjoint, options, nystrom),
+        nystrom=nystrom,
         width=options.width(k),
         budget=budget,
     )
@@ -135,6 +142,7 @@ def _problem(
         "atol": float(options.atol),
         "has_start": has_start,
         "preconditioned": options.preconditioner is not None,
+        "rank": options.rank,
         "norms": tuple((sides.norms * sides.scales).tolist()),
     }
 
@@ -143,9 +151,12 @@ def _maker(
     A: CountedOperator,
     adjoint: CountedOperator,
     options: SolveOptions,
-    precondition: Precondition | None,
+    nystrom: NystromPreconditioner | None,
 ) -> MakeSolver:
     """The function that makes a solver of a named method."""
+    precondition: Precondition | None = nystrom
+    if nystrom is None and options.preconditioner is not None:
+        precondition = given_preconditioner(A, options.preconditioner).matmat
 
     def make(method: str, R: Array, norms: HostArray, targets: HostArray) -> Solver:
         rtol = max(options.rtol, epsilon(A.space.xp, A.space.dtype))
@@ -188,6 +199,7 @@ def _solution(run: SolveRun, options: SolveOptions, unit: float) -> Solution:
         reason=run.final_reason(),
         seed=run.run.checkpoint.seed,
         shift=options.shift,
+        rank=0 if run.nystrom is None else run.nystrom.rank,
         error_bound=bound,
         history=tuple(run.history),
         rows=space.row_range,

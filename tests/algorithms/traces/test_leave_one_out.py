@@ -274,3 +274,9 @@ def test_a_sketch_of_the_whole_range_is_exact_even_with_repeated_probes(name, ba
             np.testing.assert_allclose(value, truth, atol=1e-9)
             half = estimate.half_width()
             assert np.max(to_host(half) if name.endswith("diag") else half) <= 1e-9
+
+
+@pytest.mark.parametrize("method", ["xtrace", "xnystrace", "hutch++"])
+def test_an_operator_whose_matvecs_are_all_nan_is_refused(method):
+    with pytest.raises(mf.NonFiniteError, match="NaN"):
+        mf.trace(np.full((5, 5), np.nan), method=method, num_probes=3, seed=0)
