@@ -76,10 +76,26 @@ class LowRank(Record, Operator):
 
     def __post_init__(self, vector_spaces: tuple[VectorSpace, VectorSpace] | None) -> None:
         if vector_spaces is None:
-            spaces = [space_like(X, X.shape[0]) for X in (self.left, self._right)]
-            vector_spaces = spaces[0], spaces[0] if self.is_hermitian else spaces[1]
+            left = _space_of(self.left, self.left_rows)
+            right = None if self.right is None else _space_of(self.right, self.right_rows)
+            vector_spaces = left, left if right is None else right
         object.__setattr__(self, "space", vector_spaces[0])
         object.__setattr__(self, "domain", vector_spaces[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, and the spaces unless they are connections to other processes."""
+        connected = self.space.is_sharded
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not (connected and name in ("space", "domain"))
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        if "space" not in state:
+            self.__post_init__(None)
 
     @property
     def is_hermitian(self) -> bool:
@@ -231,6 +247,27 @@ class LowRank(Record, Operator):
             ("stopped", self.reason),
             ("seed", str(self.seed)),
         ]
+
+
+@final
+class DetachedRows(VectorSpace):
+    """Some rows of vectors, without the processes that hold the others."""
+
+    def all_reduce(self, partial: Array) -> Array:
+        raise OperatorError(
+            f"this approximation holds rows {self.rows.start} to {self.rows.stop} of {self.size} "
+            "and is no longer connected to the processes with the others; save it from all "
+            "processes, and load the path that was passed to save."
+        )
+
+
+def _space_of(X: Array, rows: tuple[int, int, int] | None) -> VectorSpace:
+    """The space of stored vectors, which may be some rows only."""
+    if rows is None:
+        return space_like(X, X.shape[0])
+    start, stop, size = rows
+    whole = space_like(X, size)
+    return DetachedRows(whole.xp, size, whole.dtype, whole.device, rows=range(start, stop))
 
 
 @final

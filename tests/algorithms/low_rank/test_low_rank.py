@@ -1,5 +1,7 @@
 """``low_rank`` against dense matrices: its factors, its errors, and what follows from them."""
 
+import pickle
+
 import numpy as np
 import pytest
 from support.backends import MAKERS, assert_close
@@ -176,6 +178,11 @@ def test_shards_are_saved_and_joined(tmp_path):
     read = mf.load(tmp_path / "shards")
     assert_close(np.abs(read.left), np.abs(whole.left), scale=100)
     assert_close(read @ np.ones(N), whole @ np.ones(N), scale=100)
+    one = mf.load(next(tmp_path.glob("shards.rows-0-70.npz")))
+    with pytest.raises(mf.OperatorError, match="holds rows 0 to 70 of 120"):
+        one @ np.ones(70)
+    copy = pickle.loads(pickle.dumps(whole))
+    assert_close(copy @ np.ones(N), whole @ np.ones(N))
 
 
 @pytest.mark.parametrize("c", [1e-300, 1e-160, 1e160, 1e300])
