@@ -1,4 +1,4 @@
-"""``import matfree`` loads no heavy library, and refuses a mixture with another distribution."""
+"""``import matfree`` loads few libraries, and refuses a mixture with another distribution."""
 
 import subprocess
 import sys
@@ -8,6 +8,8 @@ import pytest
 
 from matfree import _distribution
 
+# Among them scipy.stats is not, which would take longer than all of these.
+LOADED = "array_api_compat.numpy, numpy, scipy.fft, scipy.linalg, scipy.special"
 HEAVY = ("torch", "cupy", "matplotlib", "sklearn", "tqdm", "jax", "pandas")
 ADAPTERS = ("matfree_scipy", "matfree_cupy", "matfree_dask", "matfree_torch")
 
@@ -18,6 +20,17 @@ def _loaded_after(code: str) -> set[str]:
         [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
     )
     return set(done.stdout.split())
+
+
+def test_import_matfree_loads_what_is_listed_here_and_the_standard_library() -> None:
+    script = (
+        f"import sys, {LOADED}; before = set(sys.modules); import matfree\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) - set(sys.stdlib_module_names) == {"matfree"}
 
 
 def test_import_matfree_loads_nothing_heavy_and_no_adapter() -> None:

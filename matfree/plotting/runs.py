@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from matfree.plotting.axes import (
     BLUE,
@@ -218,7 +218,7 @@ def _running_mean(samples: HostArray) -> tuple[HostArray, HostArray, HostArray]:
     squares = np.maximum(np.cumsum(centered**2) - m * mean**2, 0.0)
     half = np.zeros(samples.size)
     later = m[1:]
-    quantile = scipy.stats.t.ppf(0.975, later - 1)
+    quantile = scipy.special.stdtrit(later - 1, 0.975)
     half[1:] = quantile * np.sqrt(squares[1:] / (later * (later - 1)))
     return m, samples.mean() + mean, half
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from matfree.protocol import HostArray
 from matfree.quadratures.jacobi import NODE_ROUNDING, JacobiMatrices
@@ -50,7 +50,8 @@ def lower_end(T: JacobiMatrices, least: float, largest: float) -> float:
         -inf if the probes do not exclude any eigenvalue.
     """
     count = len(T.alphas)
-    mass = min(_LARGEST_MASS, float(scipy.stats.chi2.ppf(DELTA ** (1 / count), 1)))
+    # The quantile of the chi-squared distribution with one degree of freedom.
+    mass = min(_LARGEST_MASS, 2 * float(scipy.special.gammaincinv(0.5, DELTA ** (1 / count))))
     span = max(largest - least, float(T.betas.max()))
     size = max(abs(least), abs(largest))
     low, high = math.log(np.finfo(np.float64).eps), _FARTHEST

@@ -23,7 +23,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from matfree.protocol import HostArray
 
@@ -57,7 +57,7 @@ def student_quantile(level: float, degrees_of_freedom: float) -> float:
     """The half-width of the two-sided interval in standard errors; inf for a single sample."""
     if degrees_of_freedom < 1:
         return float("inf")
-    return float(scipy.stats.t.ppf(0.5 + level / 2, degrees_of_freedom))
+    return float(scipy.special.stdtrit(degrees_of_freedom, 0.5 + level / 2))
 
 
 def mean_error(

@@ -16,7 +16,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from matfree.protocol import HostArray
 from matfree.results.interpretations import NEGLIGIBLE_MASS, converged, significant
@@ -107,8 +107,8 @@ def _multiplicity(total: float, num_probes: int) -> tuple[int, bool]:
     reject it, and it is certain if they reject 2. Any other multiplicity must be the only whole
     number that the weights admit.
     """
-    if scipy.stats.chi2.sf(total, num_probes) > _SIGNIFICANCE:
-        return 1, bool(scipy.stats.chi2.cdf(total, 2 * num_probes) < _SIGNIFICANCE)
+    if scipy.special.chdtrc(num_probes, total) > _SIGNIFICANCE:
+        return 1, bool(scipy.special.chdtr(2 * num_probes, total) < _SIGNIFICANCE)
     estimate = total / num_probes
     half_width = _MULTIPLICITY_STDERRS * math.sqrt(2 * estimate / num_probes)
     return (round(estimate), True) if half_width < 0.5 else (0, False)
