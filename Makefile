@@ -26,7 +26,7 @@ PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --re
 # each other make them five times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test check coverage docs bench bench-peers gpu wheels clean
+.PHONY: help demo test check coverage docs bench bench-peers gpu wheels wheel-test clean
 .DEFAULT_GOAL := test
 
 help: ## Print the targets with one line each.
@@ -79,6 +79,9 @@ gpu: ## Run the tests that need a GPU, with the torch, CuPy, NumPy and SciPy of 
 wheels: ## Download into wheels/ what `make gpu` needs on a machine without internet access.
 	$(PYTHON) -m pip --disable-pip-version-check download --no-deps --only-binary :all: \
 		--dest wheels $(CARRIED)
+
+wheel-test: ## Build sdist and wheel; try the wheel on Python 3.11 to 3.13 with its requirements only.
+	$(ONE_THREAD) PYTHON=$(PYTHON) .ci/wheel-test
 
 clean: ## Delete the environments and the built documentation.
 	rm -rf .venv .venv-* docs/_build

@@ -18,6 +18,6 @@ def refuse_mixture(package: Path) -> None:
         raise ImportError(
             f"two libraries are mixed in {package}: this one (distribution 'matfree-nla') and "
             f"PyPI's 'matfree', a JAX library with the same import name ({', '.join(found)} are "
-            "its modules). Use a separate environment for each: uninstall both, then run "
-            "pip install matfree-nla."
+            "its modules). Use a separate environment for each: uninstall both, then install "
+            "this one again from its wheel or checkout, with pip install PATH."
         )

@@ -120,7 +120,8 @@ def to_cupyx(operator: Any) -> Any:
         linalg = import_module("cupyx.scipy.sparse.linalg")
     except ImportError as cause:
         raise ImportError(
-            "to_cupyx needs CuPy and the CUDA libraries; install matfree-nla[cupy]."
+            "to_cupyx needs CuPy and the CUDA libraries; install cupy-cuda12x or cupy-cuda13x, "
+            "whichever has the major version of the CUDA driver."
         ) from cause
     if "cupy" not in ours.space.xp.__name__:
         raise OperatorError(

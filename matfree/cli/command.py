@@ -102,8 +102,8 @@ def _registration(point: EntryPoint) -> Any:
     try:
         return point.load()
     except ImportError as cause:
-        library = point.module.partition(".")[0].removeprefix("matfree_")
+        library = cause.name or point.module.partition(".")[0].removeprefix("matfree_")
         raise CommandError(
             f"the command {point.name} needs {library}, which cannot be imported "
-            f"({one_line(cause)}): pip install 'matfree-nla[{library}]'"
+            f"({one_line(cause)}): pip install {library}"
         ) from cause

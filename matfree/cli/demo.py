@@ -55,7 +55,7 @@ def run(given: argparse.Namespace) -> int:
             except ImportError as cause:
                 report.add_note(
                     f"The chapters of {point.name} are omitted, because a package that they need "
-                    f"is not installed ({one_line(cause)}): pip install 'matfree-nla[demo]'."
+                    f"is not installed ({one_line(cause)}): pip install {cause.name}."
                 )
             else:
                 add_chapters(report, seed=given.seed, progress=progress)

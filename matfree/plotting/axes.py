@@ -19,8 +19,7 @@ def axes_or_new(ax: Axes | None, projection: str | None = None) -> Axes:
         from matplotlib import pyplot
     except ImportError as cause:
         raise ImportError(
-            "plots need matplotlib, which is not installed; install it with "
-            "pip install 'matfree-nla[plot]'."
+            "plots need matplotlib, which is not installed: pip install matplotlib."
         ) from cause
     return pyplot.subplots(layout="constrained", subplot_kw={"projection": projection})[1]
 

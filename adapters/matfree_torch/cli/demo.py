@@ -59,7 +59,7 @@ def digits(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as cause:
         raise ImportError(
-            "the demo needs scikit-learn; install it with pip install 'matfree-nla[demo]'."
+            "the demo needs scikit-learn, which is not installed: pip install scikit-learn."
         ) from cause
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels / 16, dtype=dtype).reshape(-1, 1, 8, 8)

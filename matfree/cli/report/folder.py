@@ -28,7 +28,7 @@ def prepare_folder(path: str) -> Path:
     if find_spec("matplotlib") is None:
         raise CommandError(
             "the figures of a report need matplotlib, which is not installed: "
-            "pip install 'matfree-nla[plot]'"
+            "pip install matplotlib"
         )
     folder = Path(path)
     try:
