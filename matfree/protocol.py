@@ -40,7 +40,7 @@ Each line may import the lines below it, never those above it::
     probes                       the entries of random vectors, reproducible row by row
     results/                     the frozen records that algorithms return
     quadratures/                 error bounds of Gauss quadratures
-    plotting/, arguments, arrays, progress      plots, and helpers without a vector space
+    plotting/, arguments, arrays, digits, progress   plots, and helpers without a vector space
     protocol, errors             this module, and the exceptions
 
 The adapters of SciPy, CuPy, Dask and PyTorch (``adapters/matfree_*``) import matfree, but matfree

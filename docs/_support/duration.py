@@ -135,6 +135,7 @@ def run_traffic(n: float, run: Run, p: int) -> Traffic:
     total = matvec_traffic(n, run, p).times(run.blocks)
     if not run.sharded:
         return total
+    total = total.then(all_reduce(VECTOR, p))  # the magnitude of the first block
     return total.then(reduction_traffic(run, p).times(run.blocks / run.steps))
 
 

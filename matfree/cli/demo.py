@@ -67,7 +67,13 @@ def add_matrix_chapter(report: ReportBuilder, *, seed: int, progress: bool) -> N
     """Add the chapter on a matrix with a known spectrum."""
     matrix = example(SIZE)
     settings = StudySettings(
-        seed=seed, eigen_rtol=1e-6, num_probes=256, num_steps=80, compare=True, progress=progress
+        seed=seed,
+        top=4,
+        eigen_rtol=1e-6,
+        num_probes=256,
+        num_steps=80,
+        compare=True,
+        progress=progress,
     )
     study = Study(aslinearoperator(matrix), "A", "matrix", settings)
     report.add_chapter(

@@ -16,6 +16,7 @@ import numpy as np
 from matfree.arrays import epsilon, is_complex
 from matfree.operators import Operator
 from matfree.protocol import HostArray
+from matfree.results import EigenResult
 
 
 @final
@@ -105,6 +106,8 @@ class Study:
     settings: StudySettings
     hermitian: bool = True
     exact: ExactAnswers | None = None
+    pairs: EigenResult | None = None
+    """Eigenpairs that were computed before, if all of them have converged."""
 
     @property
     def kind(self) -> str:
@@ -158,5 +161,16 @@ class Study:
     def call(self, function: str, *positional: object, **arguments: object) -> str:
         """The line of Python that calls ``mf.function`` with these arguments on the operator."""
         words = [repr(value) for value in positional]
+        if isinstance(arguments.get("eigenpairs"), EigenResult):
+            arguments["eigenpairs"] = _Variable("pairs")
         words += [f"{name}={value!r}" for name, value in arguments.items()]
         return f"mf.{function}({', '.join([self.symbol, *words])})"
+
+
+class _Variable(str):
+    """The name of a variable in a line of Python."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -65,6 +65,8 @@ class Terminal:
                 for text, width, right in zip(row, widths, numeric, strict=True)
             ]
             self._line("  " + "  ".join(aligned).rstrip())
+        for remark in cells.remarks(table):
+            self.note(remark)
 
     def _line(self, text: str = "") -> None:
         print(text, file=self._stream, flush=True)

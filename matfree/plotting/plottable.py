@@ -38,6 +38,13 @@ class PlottableEstimate(Protocol):
     def method(self) -> str:
         """The name of the estimator."""
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether the samples are averaged independently."""
+
+    def first(self, num_probes: int, /) -> PlottableEstimate:
+        """The estimate from the first probes only."""
+
     def half_width(self) -> Any:
         """The half-width of the 95 % interval."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.special
 
 from matfree.plotting.axes import (
     BLUE,
@@ -23,6 +22,7 @@ from matfree.protocol import HostArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LARGEST_BAND = 60  # points at which the interval of a running mean is computed
 _FLOOR = 1e-17  # below the machine epsilon of every precision
 
 
@@ -112,7 +112,8 @@ def plot_trace(
     Parameters
     ----------
     estimate : Estimate of a number
-        The real parts of its ``samples`` are drawn.
+        The real parts of its ``samples`` are drawn, if its method averages independent samples;
+        otherwise only its value and interval.
     exact : float, optional
         The exact value, drawn as a line.
     ax : matplotlib Axes, optional
@@ -131,10 +132,13 @@ def plot_trace(
     ('probes', 'trace')
     """
     ax = axes_or_new(ax)
-    if estimate.samples is None:
-        ax.axhline(np.real(estimate.value), color=BLUE, label=f"{estimate.method} (no samples)")
+    if estimate.samples is not None and estimate.mergeable:
+        _draw_running_mean(ax, estimate)
     else:
-        _draw_running_mean(ax, np.real(_host(estimate.samples)))
+        center, half = float(np.real(estimate.value)), float(estimate.half_width())
+        ax.axhline(center, color=BLUE, label=f"{estimate.method}, 95 % interval")
+        if np.isfinite(half):
+            ax.axhspan(center - half, center + half, color=BLUE, alpha=0.3, linewidth=0)
     if exact is not None:
         ax.axhline(exact, color=text_colour(ax), linewidth=1, label="exact")
     return labelled(ax, "probes", "trace")
@@ -196,37 +200,26 @@ def _residual_axes(ax: Axes, x: str) -> Axes:
     return labelled(ax, x, "relative to the norm of the operator")
 
 
-def _draw_running_mean(ax: Axes, samples: HostArray) -> None:
-    m, mean, half = _running_mean(samples)
+def _draw_running_mean(ax: Axes, estimate: PlottableEstimate) -> None:
+    samples = np.real(_host(estimate.samples))
+    m = np.arange(1, samples.size + 1)
+    mean = np.cumsum(samples) / m
     ax.plot(m, samples, ".", color=GREEN, alpha=0.6, markersize=4, label="one probe")
-    low, high = (mean - half)[1:], (mean + half)[1:]  # from two probes on
-    ax.fill_between(m[1:], low, high, color=BLUE, alpha=0.3, linewidth=0)
     ax.plot(m, mean, color=BLUE, label="running mean, 95 % interval")
-    reach = _reach(samples, mean, half)
+    shown = np.unique(np.geomspace(min(2, m[-1]), m[-1], _LARGEST_BAND).astype(int))
+    half = np.asarray([estimate.first(int(count)).half_width() for count in shown])
+    center = mean[shown - 1]
+    known = np.isfinite(half)  # there is no interval from one probe
+    band = [x[known] for x in (shown, center - half, center + half)]
+    ax.fill_between(*band, color=BLUE, alpha=0.3, linewidth=0)
+    # For all samples, and for the interval from four probes on.
+    reach = 1.1 * max([np.abs(samples - mean[-1]).max(), *half[known & (shown >= 4)][:1]])
+    reach = float(reach) or 0.1 * abs(float(mean[-1])) or 1.0
     ax.set_ylim(mean[-1] - reach, mean[-1] + reach)
     # Every halving of the interval takes the same distance on this axis: two units.
     if m.size > 1:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
-
-
-def _running_mean(samples: HostArray) -> tuple[HostArray, HostArray, HostArray]:
-    """The numbers of probes, the running means, and the half-widths of their 95 % intervals."""
-    m = np.arange(1, samples.size + 1)
-    centered = samples - samples.mean()  # avoids cancellation in the sums of squares
-    mean = np.cumsum(centered) / m
-    squares = np.maximum(np.cumsum(centered**2) - m * mean**2, 0.0)
-    half = np.zeros(samples.size)
-    later = m[1:]
-    quantile = scipy.special.stdtrit(later - 1, 0.975)
-    half[1:] = quantile * np.sqrt(squares[1:] / (later * (later - 1)))
-    return m, samples.mean() + mean, half
-
-
-def _reach(samples: HostArray, mean: HostArray, half: HostArray) -> float:
-    """The half-height of the plot, for all samples and the interval from four probes on."""
-    reach = 1.1 * max(np.abs(samples - mean[-1]).max(), half[min(3, half.size - 1)])
-    return float(reach) or 0.1 * abs(float(mean[-1])) or 1.0
 
 
 def _above_rounding(x: HostArray) -> HostArray:

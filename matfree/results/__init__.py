@@ -1,7 +1,7 @@
 """The results of algorithms: frozen records that can be printed, saved, loaded and merged.
 
 The modules may import ``matfree.quadratures``, ``plotting``, ``arguments``, ``arrays``,
-``progress``, ``protocol`` and ``errors``, but neither vector spaces nor operators.
+``digits``, ``progress``, ``protocol`` and ``errors``, but neither vector spaces nor operators.
 """
 
 from matfree.results.density import SpectralDensity

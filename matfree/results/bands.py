@@ -128,6 +128,8 @@ class IntervalMass(NamedTuple):
     """The resolution error, and the distance of the interval's centre from the mean."""
     samples: HostArray
     """(probes,)"""
+    limits: tuple[float, float]
+    """What follows from the known eigenvalues alone."""
 
 
 def node_rounding(rules: list[Quadrature], model: ErrorModel) -> float:
@@ -152,20 +154,17 @@ def interval_mass(
     )
     least, most = _brackets(rules, np.asarray(high), side, model)
     least_before, most_before = _brackets(rules, np.asarray(low), "left", model)
-    ends = np.asarray(
-        (
-            np.mean(np.maximum(least - most_before, 0.0)),
-            np.mean(np.minimum(most - least_before, 1.0)),
-        )
-    )
-    num_known = np.sum((low <= model.known) & below(model.known, high))
+    lowest, highest = np.maximum(least - most_before, 0.0), np.minimum(most - least_before, 1.0)
+    ends = np.asarray((lowest.mean(), highest.mean()))
+    num_known = int(np.sum((low <= model.known) & below(model.known, high)))
+    limits = num_known / model.size, 1 - (len(model.known) - num_known) / model.size
     if low == -math.inf and high == math.inf:  # whatever the probes are
-        return IntervalMass(0.0, abs(float(samples.mean()) - 1), samples)
+        return IntervalMass(0.0, abs(float(samples.mean()) - 1), samples, (0.0, 1.0))
     centres, stderrs = model.proportion(ends, num_known, student_quantile(0.95, math.inf))
     value = float(samples.mean())
     # The interval need not be symmetric around the mean; its larger side becomes the bias.
     bias = max(value - float(centres[0]), float(centres[1]) - value, 0.0)
-    return IntervalMass(float(stderrs.max()), bias, samples)
+    return IntervalMass(float(stderrs.max()), bias, samples, limits)
 
 
 def cdf_band(

@@ -266,7 +266,7 @@ class Distribution(Record, ABC):
             stderr=total * mass.stderr,
             bias=total * mass.bias,
             degrees_of_freedom=math.inf,
-            limits=(0.0, float(total)),
+            limits=(total * mass.limits[0], total * mass.limits[1]),
             mergeable=False,
         )
 

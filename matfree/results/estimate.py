@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, final
 
 import numpy as np
-from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree import plotting
-from matfree.arrays import is_complex
+from matfree.digits import number, supported, supported_interval
 from matfree.protocol import Array
-from matfree.results.intervals import MeanError, mean_error, require_level, student_quantile
-from matfree.results.merging import (
-    joined_ranges,
-    pooled,
-    require_agreement,
-    require_same_setting,
-    safe_unit,
-)
+from matfree.results import parts
+from matfree.results.intervals import require_level, student_quantile
+from matfree.results.merging import merged, safe_unit
 from matfree.results.record import Record, memory_rows
 
 
@@ -128,7 +122,7 @@ class Estimate(Record):
         >>> low, high  # the trace of a diagonal matrix is exact with probes of random signs
         (6.0, 6.0)
         """
-        if _is_complex(self.value):
+        if parts.has_complex_type(self.value):
             return self.real.interval(level)
         half, center = self.half_width(level), self.value
         if self.limits is None:
@@ -140,7 +134,7 @@ class Estimate(Record):
     @property
     def real(self) -> Estimate:
         """The estimate of the real part, with its own standard error where samples allow it."""
-        return self._part("real")
+        return replace(self, **parts.real_or_imaginary(self, "real"), history=())
 
     @property
     def imag(self) -> Estimate:
@@ -155,22 +149,40 @@ class Estimate(Record):
         >>> bool(low < np.sum(1 / (np.linalg.eigvalsh(A) - 1j)).imag < high)
         True
         """
-        return self._part("imag")
+        return replace(self, **parts.real_or_imaginary(self, "imag"), history=())
 
-    def _part(self, part: Literal["real", "imag"]) -> Estimate:
-        samples = None if self.samples is None else _part_of(self.samples, part)
-        deviations = None if self.deviations is None else _part_of(self.deviations, part)
-        # Of both parts together, which bounds that of each.
-        error = MeanError(self.stderr, self.degrees_of_freedom)
-        if self.mergeable and samples is not None and len(samples) > 1:
-            error = mean_error(samples, deviations, kind=self.kind, size=self.size)
+    def first(self, num_probes: int) -> Estimate:
+        """The estimate from the first probes of this run only, which shows how it converged.
+
+        Parameters
+        ----------
+        num_probes : int
+            At least 1, and at most the number of samples.
+
+        Returns
+        -------
+        Estimate
+            Its ``num_matvecs`` is that of the whole run.
+
+        Raises
+        ------
+        ValueError
+            There are not so many samples, or they are not independent (the method is "xtrace" or a
+            related one).
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> estimate = mf.trace(np.diag([1.0, 2.0, 3.0]) + 1, num_probes=64, seed=0)
+        >>> bool(estimate.first(16).half_width() > estimate.half_width())
+        True
+        """
         return replace(
             self,
-            value=_part_of(self.value, part),
-            stderr=error.stderr,
-            degrees_of_freedom=error.degrees_of_freedom,
-            samples=samples,
-            deviations=deviations,
+            **parts.first_probes(self, num_probes),
+            num_probes=num_probes,
+            probe_ranges=(),
+            reason=f"the first {num_probes} probes",
             history=(),
         )
 
@@ -222,43 +234,54 @@ class Estimate(Record):
         unit = safe_unit(self.value)
         if unit != 1:
             return self.times(1 / unit).merge(*(run.times(1 / unit) for run in others)).times(unit)
-        runs = (self, *others)
-        for name in ("method", "seed", "kind", "size"):
-            require_same_setting(name, [getattr(run, name) for run in runs])
-        if not all(run.mergeable for run in runs):
-            raise ValueError(
-                f"estimates by {self.method!r} cannot be merged, because their probes are not "
-                "averaged independently; run it once with more probes."
-            )
-        ranges = joined_ranges([run.probe_ranges for run in runs])
-        require_agreement(runs)
-        count = sum(run.num_probes for run in runs)
-        return replace(
-            self,
-            **pooled(runs, count),
-            num_probes=count,
-            num_matvecs=sum(run.num_matvecs for run in runs),
-            converged=all(run.converged for run in runs),
-            reason=f"{len(runs)} runs merged",
-            probe_ranges=ranges,
-            # Each run bounds the quadrature error of its own probes.
-            bias=max(run.bias for run in runs),
-            widening=max(run.widening for run in runs),
-            history=(),
-        )
+        return replace(self, **merged((self, *others)))
 
     def __complex__(self) -> complex:
         return complex(self.value)
+
+    def __format__(self, spec: str) -> str:
+        """The value in the format of a number, or next to its uncertainty for the format "±".
+
+        Parameters
+        ----------
+        spec : str
+            A format of numbers, such as ".3f" or ".2e", applies to the value. "±" yields the value
+            and the half-width of its 95 % interval, with the digits that the latter supports.
+
+        Raises
+        ------
+        TypeError
+            The value is an array.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> estimate = mf.trace(np.diag([1.0, 2.0, 3.0]) + 1, num_probes=40, seed=0)
+        >>> f"{estimate:.3f}"
+        '8.800'
+        >>> f"{estimate:±}"
+        '8.80 ± 0.99'
+        """
+        if not spec:
+            return str(self)
+        if np.ndim(self.value) > 0:
+            raise TypeError(
+                f"this estimate is an array, which has no format {spec!r}; format its entries."
+            )
+        if spec == "±":
+            half = self.half_width()
+            return f"{supported(self.value, half)} ± {number(half, 2)}"
+        return format(self.value, spec)
 
     def _rows(self) -> list[tuple[str, str]]:
         if hasattr(self.value, "shape") and self.value.shape:
             value, error = f"array of shape {tuple(self.value.shape)}", "one per entry"
         else:
-            value, (low, high) = f"{self.value:.8g}", self.interval()
-            error = f"{self.stderr:.2g}, 95 % interval [{low:.6g}, {high:.6g}]"
-            if _is_complex(self.value):
-                low, high = self.imag.interval()
-                error += f" of the real part, [{low:.6g}, {high:.6g}] of the imaginary part"
+            value, interval = supported(self.value, self.half_width()), self.interval()
+            error = f"{self.stderr:.2g}, 95 % interval {supported_interval(*interval)}"
+            if parts.has_complex_type(self.value):
+                imaginary = supported_interval(*self.imag.interval())
+                error += f" of the real part, {imaginary} of the imaginary part"
         if self.bias == math.inf:
             error = f"{self.stderr:.2g}, interval unknown, because the quadrature error is"
         elif self.bias:
@@ -272,20 +295,3 @@ class Estimate(Record):
             *memory_rows(self.memory),
             ("seed", str(self.seed)),
         ]
-
-
-def _is_complex(value: Any) -> bool:
-    """Whether a number, or the entries of an array, are of a complex type."""
-    if not is_array_api_obj(value):
-        return isinstance(value, complex)
-    return is_complex(array_namespace(value), value.dtype)
-
-
-def _part_of(value: Any, part: Literal["real", "imag"]) -> Any:
-    """The real or imaginary part of a number or an array of any library."""
-    if not is_array_api_obj(value):
-        return getattr(value, part)
-    xp = array_namespace(value)
-    if is_complex(xp, value.dtype):
-        return getattr(xp, part)(value)
-    return value if part == "real" else xp.zeros_like(value)

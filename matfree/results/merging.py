@@ -15,7 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
 from matfree.protocol import HostArray
-from matfree.results.intervals import mean_error
+from matfree.results.parts import Sampled, from_samples
 
 ProbeRanges = tuple[tuple[int, int], ...]
 """Ranges of probe numbers, as (first, one past the last)."""
@@ -39,36 +39,32 @@ class RunOverProbes(Protocol):
         """The probes that were used."""
 
 
-class SampledRun(RunOverProbes, Protocol):
+class SampledRun(RunOverProbes, Sampled, Protocol):
     """An estimate with its standard error."""
-
-    @property
-    def value(self) -> Any:
-        """A number or an array."""
-
-    @property
-    def stderr(self) -> Any:
-        """Its standard error, of the same shape."""
 
     @property
     def num_probes(self) -> int:
         """The number of probes."""
 
     @property
-    def samples(self) -> Any:
-        """One number per probe, or None."""
+    def num_matvecs(self) -> int:
+        """The number of matvecs."""
 
     @property
-    def deviations(self) -> Any:
-        """Numbers whose mean square is the variance of a sample, or None."""
+    def seed(self) -> int:
+        """The seed of the probes."""
 
     @property
-    def kind(self) -> str:
-        """The distribution of the probes."""
+    def converged(self) -> bool:
+        """Whether the tolerance was reached."""
 
     @property
-    def size(self) -> int:
-        """The size of the operator."""
+    def bias(self) -> float:
+        """A bound on the error that is not a sampling error."""
+
+    @property
+    def widening(self) -> float:
+        """The factor of the sampling error."""
 
 
 MergeableRun = TypeVar("MergeableRun", bound=RunOverProbes)
@@ -122,6 +118,32 @@ def by_first_probe(runs: Sequence[MergeableRun]) -> list[MergeableRun]:
     return sorted(runs, key=lambda run: run.probe_ranges)
 
 
+def merged(runs: Sequence[SampledRun]) -> dict[str, Any]:
+    """The fields of the estimate from the probes of all runs; ValueError if they do not match."""
+    for name in ("method", "seed", "kind", "size"):
+        require_same_setting(name, [getattr(run, name) for run in runs])
+    if not all(run.mergeable for run in runs):
+        raise ValueError(
+            f"estimates by {runs[0].method!r} cannot be merged, because their probes are not "
+            "averaged independently; run it once with more probes."
+        )
+    ranges = joined_ranges([run.probe_ranges for run in runs])
+    require_agreement(runs)
+    count = sum(run.num_probes for run in runs)
+    return {
+        **pooled(runs, count),
+        "num_probes": count,
+        "num_matvecs": sum(run.num_matvecs for run in runs),
+        "converged": all(run.converged for run in runs),
+        "reason": f"{len(runs)} runs merged",
+        "probe_ranges": ranges,
+        # Each run bounds the quadrature error of its own probes.
+        "bias": max(run.bias for run in runs),
+        "widening": max(run.widening for run in runs),
+        "history": (),
+    }
+
+
 def pooled(runs: Sequence[SampledRun], count: int) -> dict[str, Any]:
     """The mean over the probes of all runs with its error, all samples, and all deviations.
 
@@ -134,9 +156,7 @@ def pooled(runs: Sequence[SampledRun], count: int) -> dict[str, Any]:
         deviations = None
         if all(run.deviations is not None for run in runs):
             deviations = np.concatenate([run.deviations for run in ordered])
-        error = mean_error(samples, deviations, kind=runs[0].kind, size=runs[0].size)
-        value, found = samples.mean().item(), {"samples": samples, "deviations": deviations}
-        return {"value": value, **error._asdict(), **found}
+        return from_samples(samples, deviations, kind=runs[0].kind, size=runs[0].size)
     value = sum(run.value * (run.num_probes / count) for run in runs)
     squares = sum(_squared_deviations(run, value) for run in runs)
     stderr = (squares / (count * max(count - 1, 1))) ** 0.5 if count > 1 else math.inf

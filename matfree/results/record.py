@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from matfree.results import archive, sharded_files
+from matfree.results.files import archive, sharded_files
 
 _KINDS: dict[str, type[Record]] = {}
 """Every record class that was imported, by name."""

@@ -1,7 +1,9 @@
 """The commands: their output, their files and their error messages."""
 
+import io
 import json
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ import scipy.sparse as sp
 from support.matrices import with_spectrum
 
 from matfree.cli import main
+from matfree.cli.report.cells import MISSED, rendered
+from matfree.cli.report.document import Column, Measured, Table
+from matfree.cli.terminal import Terminal
 
 pytest.importorskip("matplotlib", reason="the report needs matplotlib")
 
@@ -44,13 +49,54 @@ def test_matrix_writes_a_self_contained_report(matrix, tmp_path, capsys):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=[\"']?https?://", page)
     assert "<script src" not in page
-    assert "data:image/png;base64" in page
+    assert page.count('<figure><svg role="img" aria-label=') == len(list(folder.glob("*.png")))
+    assert len(page) < 1e6
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     eigenvalues = results["results"]["matrix"]["eigenvalues"]
     assert eigenvalues["values"] == pytest.approx([9.0, -5.0], abs=1e-2)
     low, high = results["results"]["matrix"]["trace"]["interval"]
     assert low < np.trace(A) < high
     assert list(folder.glob("*.png"))
+
+
+class Tables(HTMLParser):
+    """The parts of the tables of a page, in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.parts = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("table", "caption", "th", "tr"):
+            self.parts.append((tag, dict(attrs).get("scope")))
+
+
+def test_tables_have_captions_and_headers_of_rows_and_columns(matrix, tmp_path, capsys):
+    folder = tmp_path / "report"
+    assert run("matrix", matrix, "--exact", "--out", folder, "--seed", "0") == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    parts = Tables(page).parts
+    tables = [j for j, (tag, _) in enumerate(parts) if tag == "table"]
+    assert tables
+    assert all(parts[j + 1][0] == "caption" for j in tables)
+    rows = [j for j, (tag, _) in enumerate(parts) if tag == "tr"]
+    assert all(parts[j + 1][1] in ("col", "row") for j in rows)
+
+
+def test_decimal_points_are_aligned_and_every_no_is_explained():
+    columns = Column("estimate"), Column("inside", remark=MISSED)
+    rows = (Measured(164.70492, 2.53), True), (Measured(9.25, 0.011), False), (7, True)
+    table = Table("Caption:", columns, rows)
+    assert [row[0] for row in rendered(table)] == ["164.7  ", "9.250", "7    "]
+    stream = io.StringIO()
+    Terminal(stream).table(table)
+    lines = stream.getvalue().splitlines()
+    assert [line.find("yes") for line in lines if "yes" in line] == [12, 12]
+    assert "twenty" in stream.getvalue()
+    stream = io.StringIO()
+    Terminal(stream).table(Table("Caption:", columns, rows[:1]))
+    assert "twenty" not in stream.getvalue()
 
 
 def test_json_output_agrees_with_numpy(matrix, capsys):
@@ -174,5 +220,7 @@ def test_the_demo_runs_end_to_end(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("SUMMARY") >= 2
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert len(page) < 1e6
+    assert ("NO" in re.findall(r">(yes|NO)<", page)) == ("in twenty is expected" in page)
     assert not re.search(r"(src|href)=[\"']?https?://", page)
     json.loads((tmp_path / "demo" / "results.json").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 import matfree as mf
-from matfree.results import archive
+from matfree.results.files import archive
 from matfree_torch import hessian
 from matfree_torch.distributed.collectives import Communicator
 from support.forks import TIMEOUT, import_lazy_modules, run_in_processes

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import matfree as mf
-from matfree.results import archive
+from matfree.results.files import archive
 from matfree_torch import activation_traces, fisher, ggn, hessian
 from support.forks import caught, import_lazy_modules, run_in_processes
 

@@ -252,6 +252,8 @@ def _training(
                 f"{prefix}-digits",
                 "Test images and the network's predictions",
                 "Scans of 8 x 8 pixels that were not used for training.",
+                f"{_NUM_SHOWN_IMAGES} scanned digits; the predictions below them are "
+                f"{', '.join(map(str, shown))}.",
                 draw,
                 height=0.9,
             ),

@@ -40,7 +40,8 @@ from matfree.arrays import epsilon, rounding, to_host
 from matfree.errors import Interrupted, NotHermitianError, OperatorError
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray
-from matfree.results import SingularResult, StoppingReason, archive
+from matfree.results import SingularResult, StoppingReason
+from matfree.results.files import archive
 
 _SPAN = 100.0
 """The ratio of the largest to the smallest singular value that one round resolves, if the

@@ -23,7 +23,8 @@ from matfree.arrays import to_host
 from matfree.errors import NoAdjointError, OperatorError
 from matfree.operators import Operator
 from matfree.protocol import Array, Seed
-from matfree.results import SingularResult, archive
+from matfree.results import SingularResult
+from matfree.results.files import archive
 
 
 @equivariant()

@@ -25,7 +25,7 @@ from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.state_file import StateFile
 from matfree.arrays import epsilon, to_host
 from matfree.protocol import HostArray, Seed
-from matfree.results import archive
+from matfree.results.files import archive
 
 PathLike = str | os.PathLike[str]
 

@@ -30,7 +30,7 @@ from typing import Any, final
 import numpy as np
 
 from matfree.errors import OperatorError
-from matfree.results import archive
+from matfree.results.files import archive
 from matfree.spaces import VectorSpace
 
 KIND = "checkpoint"

@@ -138,10 +138,15 @@ class DeflatedOperator:
             )
 
     def _projected(self, operator: Operator) -> FunctionOperator:
-        """The operator followed by the projection."""
+        """The operator between two projections.
+
+        The first one makes it Hermitian for all vectors. After a breakdown of the recurrence, the
+        next vector is a normalized rounding error, and lies in the complement only in part.
+        """
 
         def matmat(X: Array) -> Array:
-            return project_onto_complement(self.space, self.U, operator.matmat(X))
+            inner = project_onto_complement(self.space, self.U, X)
+            return project_onto_complement(self.space, self.U, operator.matmat(inner))
 
         return FunctionOperator(
             lambda x: matmat(x[:, None])[:, 0],

@@ -14,7 +14,7 @@ from matfree.algorithms.traces.block_run import Estimates
 from matfree.algorithms.traces.diagonal import DiagonalKeywords, diagonal
 from matfree.algorithms.traces.partition import Block, blocks_of
 from matfree.operators import aslinearoperator
-from matfree.results import archive
+from matfree.results.files import archive
 from matfree.spaces import VectorSpace
 
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
-from matfree.cli.report.document import Cell, Column, Table
+from matfree.cli.report.document import Cell, Column, Measured, Table
+from matfree.digits import number, supported
 
-
-def number(x: Any, digits: int = 6) -> str:
-    """A number with the given significant digits; a complex one as real and imaginary part."""
-    if isinstance(x, complex):
-        return f"{x.real:.{digits}g}{x.imag:+.{digits}g}i"
-    return f"{x:.{digits}g}"
-
-
-def interval_text(low: float, high: float, digits: int = 6) -> str:
-    """An interval as "[low, high]"."""
-    return f"[{number(low, digits)}, {number(high, digits)}]"
+MISSED = (
+    "NO: the interval does not contain the exact value. One 95 % interval in twenty is expected to "
+    "miss it."
+)
+UNCONVERGED = "NO: the tolerance was not reached. The error bound holds nevertheless."
 
 
 def percent(fraction: float) -> str:
@@ -31,22 +27,56 @@ def cell_text(value: Cell, digits: int = 6) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "NO"
+    if isinstance(value, Measured):
+        return supported(value.value, value.half_width)
     if isinstance(value, float | complex):
         return number(value, digits)
     return str(value)
 
 
 def rendered(table: Table) -> list[list[str]]:
-    """The text of all cells of a table, row by row."""
-    return [
-        [cell_text(value, column.digits) for value, column in zip(row, table.columns, strict=True)]
-        for row in table.rows
-    ]
+    """The text of all cells of a table, row by row.
+
+    The decimal points of a column are at the same place: numbers are padded with spaces on the
+    right.
+    """
+    columns = []
+    for j, column in enumerate(table.columns):
+        values = [row[j] for row in table.rows]
+        texts = [cell_text(value, column.digits) for value in values]
+        tails = [_tail(text) if _is_number(x) else 0 for x, text in zip(values, texts, strict=True)]
+        longest = max(tails, default=0)
+        columns.append(
+            [
+                text + " " * (longest - tail if _is_number(value) else 0)
+                for value, text, tail in zip(values, texts, tails, strict=True)
+            ]
+        )
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _tail(text: str) -> int:
+    """The number of characters from the decimal point on."""
+    digits = re.match(r"-?\d*", text)
+    return len(text) - (digits.end() if digits else 0)
+
+
+def _is_number(value: Cell) -> bool:
+    return isinstance(value, int | float | complex | Measured) and not isinstance(value, bool)
 
 
 def is_numeric(table: Table, index: int) -> bool:
-    """Whether a column contains numbers only, which are aligned to the right."""
-    return not any(isinstance(row[index], str) for row in table.rows)
+    """Whether a column contains numbers, which are aligned to the right."""
+    return any(_is_number(row[index]) for row in table.rows)
+
+
+def remarks(table: Table) -> list[str]:
+    """The sentences that explain the cells with a "NO"."""
+    return [
+        column.remark
+        for j, column in enumerate(table.columns)
+        if column.remark and any(row[j] is False for row in table.rows)
+    ]
 
 
 def summary(findings: tuple[Any, ...], caption: str) -> Table:
@@ -65,4 +95,5 @@ def summary(findings: tuple[Any, ...], caption: str) -> Table:
         rows.append(
             (finding.quantity, finding.estimate, finding.interval, *exact, finding.num_matvecs)
         )
-    return Table(caption, tuple(Column(title) for title in titles), tuple(rows))
+    columns = (Column(title, remark=MISSED if title == "inside" else "") for title in titles)
+    return Table(caption, tuple(columns), tuple(rows))

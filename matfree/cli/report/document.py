@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final
 
-Cell: TypeAlias = str | int | float | complex | bool | None
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """A cell: an estimate, printed with the digits that the half-width of its interval supports."""
+
+    value: float | complex
+    half_width: float
+
+
+Cell: TypeAlias = str | int | float | complex | bool | Measured | None
 """A cell of a table. A float is printed with the digits of its column, None as a dash."""
 
 
@@ -33,6 +43,8 @@ class Column:
     title: str
     digits: int = 6
     """The number of significant digits of its floats."""
+    remark: str = ""
+    """A sentence that explains a "NO" in this column, printed below the table if there is one."""
 
 
 @final
@@ -54,6 +66,8 @@ class Figure:
     """The name of its file, without the ending."""
     title: str
     caption: str
+    alternative: str
+    """What the figure shows, for those who do not see it."""
     draw: Callable[[Any], Any]
     """A function that draws on the given matplotlib Axes."""
     height: float = 3.6

@@ -14,7 +14,7 @@ import matfree
 from matfree.cli.failure import CommandError
 from matfree.cli.report import page
 from matfree.cli.report.document import Chapter, Figure, Report
-from matfree.cli.report.images import png_image
+from matfree.cli.report.images import png_image, svg_image
 
 
 def prepare_folder(path: str) -> Path:
@@ -44,13 +44,10 @@ def prepare_folder(path: str) -> Path:
 
 def write_report(report: Report, folder: Path) -> Path:
     """Write the page, the figures, the numbers and the results; return the path of the page."""
-    images: dict[str, dict[str, bytes]] = {}
+    images: dict[str, str] = {}
     for figure in _all_figures(report):
-        images[figure.name] = {
-            "light": png_image(figure, "light"),
-            "dark": png_image(figure, "dark"),
-        }
-        (folder / f"{figure.name}.png").write_bytes(images[figure.name]["light"])
+        images[figure.name] = svg_image(figure)
+        (folder / f"{figure.name}.png").write_bytes(png_image(figure))
     for chapter in report.chapters:
         for section in chapter.sections:
             for name, result in section.results.items():

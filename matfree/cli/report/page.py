@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping
 from html import escape
@@ -12,8 +11,11 @@ import matfree
 from matfree.cli.report import cells
 from matfree.cli.report.document import Chapter, Figure, Report, Section, Table
 
-Images = Mapping[str, Mapping[str, bytes]]
-"""PNG bytes by figure name and theme ("light", "dark")."""
+Images = Mapping[str, str]
+"""``svg`` elements by figure name."""
+
+
+_PADDING = "\u2008" + "\u2007" * 30  # as wide as a decimal point, and as a digit each
 
 
 def render(report: Report, images: Images) -> str:
@@ -100,19 +102,12 @@ def _section_html(index: str, section: Section, images: Images) -> str:
 
 
 def _figure_html(figure: Figure, images: Images) -> str:
-    # The dark image is for dark screens only; printed pages use the light one.
-    light, dark = (_data_url(images[figure.name][theme]) for theme in ("light", "dark"))
+    label = f'<svg role="img" aria-label="{escape(figure.alternative)}"'
     return (
-        "<figure><picture>"
-        f'<source srcset="{dark}" media="screen and (prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{escape(figure.title)}"></picture>'
+        f"<figure>{images[figure.name].replace('<svg', label, 1)}"
         f"<figcaption><b>{escape(figure.title)}.</b> {_inline(figure.caption)}</figcaption>"
         "</figure>"
     )
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _table_html(table: Table, style: str = "") -> str:
@@ -124,19 +119,23 @@ def _table_html(table: Table, style: str = "") -> str:
         for title, kind in zip(titles, kinds, strict=True)
     )
     body = "".join(
-        "<tr>" + "".join(map(_cell_html, row, kinds, titles)) + "</tr>"
+        "<tr>" + "".join(map(_cell_html, row, kinds, titles, range(len(row)))) + "</tr>"
         for row in cells.rendered(table)
     )
+    remarks = "".join(f'<p class="small">{_inline(text)}</p>' for text in cells.remarks(table))
     return (
-        f'<div class="table {style}"><p class="caption">{_inline(table.caption)}</p>'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div></div>"
+        f'<div class="table {style}"><div class="scroll"><table>'
+        f"<caption>{_inline(table.caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
 
 
-def _cell_html(text: str, kind: str, title: str) -> str:
+def _cell_html(text: str, kind: str, title: str, index: int) -> str:
+    """A cell; the first one of a row is its header."""
     verdict = {"yes": " yes", "NO": " no"}.get(text, "")
-    return f'<td class="{kind}{verdict}" data-title="{title}">{escape(text)}</td>'
+    element, scope = ("td", "") if index else ("th", ' scope="row"')
+    padded = escape(text.rstrip()) + _PADDING[: len(text) - len(text.rstrip())]
+    return f'<{element}{scope} class="{kind}{verdict}" data-title="{title}">{padded}</{element}>'
 
 
 def _reproduction_html(report: Report) -> str:

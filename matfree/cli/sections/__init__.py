@@ -42,5 +42,8 @@ def add_sections(study: Study, report: ReportBuilder) -> None:
         with warnings.catch_warnings():
             # The text of each section reports missing convergence itself.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            section = kind(study).build()
+            made = kind(study)
+            section = made.build()
+        if isinstance(made, PowerSection) and made.pairs.converged.all():
+            study = dataclasses.replace(study, pairs=made.pairs)
         report.add_section(dataclasses.replace(section, seconds=time.perf_counter() - begin))

@@ -70,9 +70,11 @@ class StudySection(ABC):
         """The name of a file of this study, without its ending."""
         return f"{self.study.file_prefix}-{name}"
 
-    def figure(self, name: str, title: str, caption: str, draw: Callable[[Any], Any]) -> Figure:
+    def figure(
+        self, name: str, title: str, caption: str, alternative: str, draw: Callable[[Any], Any]
+    ) -> Figure:
         """A figure in a file of this study."""
-        return Figure(self.file_name(name), title, caption, draw)
+        return Figure(self.file_name(name), title, caption, alternative, draw)
 
 
 class SampledSection(StudySection):

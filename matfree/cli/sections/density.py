@@ -11,8 +11,7 @@ import numpy as np
 
 import matfree as mf
 from matfree import plotting
-from matfree.cli.report.cells import interval_text
-from matfree.cli.report.document import Cell, Column, Figure, Finding, Saveable, Table
+from matfree.cli.report.document import Cell, Column, Figure, Finding, Measured, Saveable, Table
 from matfree.cli.sections.base import StudySection
 from matfree.cli.sections.density_comparison import (
     exact_negative_share,
@@ -20,8 +19,9 @@ from matfree.cli.sections.density_comparison import (
     wasserstein_distance,
 )
 from matfree.cli.study import Study
+from matfree.digits import number, supported_interval
 from matfree.protocol import HostArray
-from matfree.results import SpectralDensity
+from matfree.results import Estimate, SpectralDensity
 
 _MAX_ISOLATED = 8  # rows of the table of isolated eigenvalues
 
@@ -49,7 +49,13 @@ class DensitySection(StudySection):
             f"eigenvectors are the weights. The mean over {settings.density_probes} random vectors "
             "estimates the distribution of the eigenvalues."
         )
-        return (method,)
+        if self.study.pairs is None:
+            return (method,)
+        known = (
+            "The eigenpairs that were computed above are projected out, and each of them counts as "
+            "exactly one eigenvalue; the random vectors only sample what is left."
+        )
+        return (method, known)
 
     def code(self) -> str:
         """The call of ``spectral_density``."""
@@ -63,12 +69,17 @@ class DensitySection(StudySection):
     def figures(self) -> tuple[Figure, ...]:
         """The smoothed density and, if the exact one is known, the distribution function."""
         density, exact = self.density, self.eigenvalues
+        least, largest = density.support
         curve = self.figure(
             "density",
             "Spectral density",
             "On the logarithmic axis single eigenvalues are visible next to the bulk; it begins at "
             "a tenth of the peak of one eigenvalue. The numbers above the stems are estimated "
             "numbers of eigenvalues. The band shows the sampling error.",
+            f"The density of the eigenvalues on a logarithmic axis, from {number(least, 4)} to "
+            f"{number(largest, 4)}: a bulk with the median {number(density.quantile(0.5), 3)}, and "
+            f"{len(self._atoms)} isolated eigenvalues as stems"
+            + ("." if exact is None else "; the exact density is a dashed line close to it."),
             lambda ax: plotting.plot_density(density, exact=exact, ax=ax),
         )
         if exact is None:
@@ -78,6 +89,8 @@ class DensitySection(StudySection):
             "Distribution of the eigenvalues",
             "The distribution function is not smoothed. The shaded area is the Wasserstein "
             "distance that the table lists.",
+            "The estimated and the exact distribution function, two staircases from 0 to 1 that "
+            "nearly coincide.",
             lambda ax: plotting.plot_cdf(density, exact=exact, ax=ax),
         )
         return (curve, distribution)
@@ -87,8 +100,8 @@ class DensitySection(StudySection):
         exact, (least, _) = self.study.exact, self.density.support
         share = Finding(
             "fraction of negative eigenvalues",
-            self.negative.value,
-            f"{interval_text(*self.negative.interval(), 3)}, 95 %",
+            Measured(self.negative.value, self.negative.half_width()),
+            f"{supported_interval(*self.negative.interval())}, 95 %",
             num_matvecs=self.density.num_matvecs,
         )
         bottom = Finding("smallest eigenvalue", least, "upper bound, guaranteed")
@@ -138,6 +151,7 @@ class DensitySection(StudySection):
         return {
             "num_steps": num_steps,
             "num_probes": settings.density_probes,
+            **({} if self.study.pairs is None else {"eigenpairs": self.study.pairs}),
             **({} if kind == "rademacher" else {"kind": kind}),
             "seed": settings.seed,
         }
@@ -170,13 +184,21 @@ class DensitySection(StudySection):
             tuple(rows),
         )
 
+    @property
+    def _width(self) -> float:
+        """The smoothing width: the grid begins five of them below the smallest node."""
+        return (self.density.support[0] - float(self.density.grid()[0])) / 5
+
+    @property
+    def _atoms(self) -> list[plotting.Atom]:
+        """The isolated eigenvalues that are largest in magnitude."""
+        atoms = plotting.isolated(self.density, self._width)
+        return sorted(atoms, key=lambda atom: -abs(atom.position))[:_MAX_ISOLATED]
+
     def _isolated(self) -> tuple[Table, ...]:
         """The isolated eigenvalues, with the number of eigenvalues at each of them."""
         density, exact = self.density, self.eigenvalues
-        # The grid begins five smoothing widths below the smallest node.
-        sigma = (density.support[0] - float(density.grid()[0])) / 5
-        atoms = plotting.isolated(density, sigma)
-        atoms = sorted(atoms, key=lambda atom: -abs(atom.position))[:_MAX_ISOLATED]
+        atoms, sigma = self._atoms, self._width
         if not atoms:
             return ()
         columns = [Column("eigenvalue", 8), Column("number", 3), Column("95 % interval")]
@@ -186,14 +208,15 @@ class DensitySection(StudySection):
         for position, _ in atoms:
             low, high = position - 2 * sigma, position + 2 * sigma
             count = density.count(low, high)
-            row = (position, count.value, interval_text(*count.interval(), 3))
+            number_of = Measured(count.value, count.half_width())
+            row = (position, number_of, supported_interval(*count.interval()))
             known = () if exact is None else (int(np.sum((low <= exact) & (exact <= high))),)
             rows.append((*row, *known))
         caption = (
             "Isolated eigenvalues: Lanczos computes their positions to many digits, but a random "
             "vector gives each of them a random weight, so that the number of eigenvalues at a "
             f"position is only known to about ± {100 * (2 / density.num_probes) ** 0.5:.0f} % "
-            f"from {density.num_probes} probes:"
+            f"from {density.num_probes} probes, unless their eigenvectors are known:"
         )
         return (Table(caption, tuple(columns), tuple(rows)),)
 
@@ -203,15 +226,11 @@ class DensitySection(StudySection):
         first, second = density.moment(1), density.moment(2)
         negative_sum = density.trace_function(negative_part)
         rows: list[tuple[Cell, ...]] = [
-            ("mean", first.value, interval_text(*first.interval())),
-            ("mean square", second.value, interval_text(*second.interval())),
+            ("mean", *measured(first)),
+            ("mean square", *measured(second)),
             ("median", density.quantile(0.5), ""),
-            (
-                "sum of the negative ones",
-                negative_sum.value,
-                interval_text(*negative_sum.interval()),
-            ),
-            ("fraction that is negative", negative.value, interval_text(*negative.interval(), 3)),
+            ("sum of the negative ones", *measured(negative_sum)),
+            ("fraction that is negative", *measured(negative)),
         ]
         columns = [Column("of the eigenvalues"), Column("estimate"), Column("interval")]
         if self.study.exact is not None and exact is not None:
@@ -231,6 +250,12 @@ class DensitySection(StudySection):
             tuple(columns),
             tuple(rows),
         )
+
+
+def measured(estimate: Estimate) -> tuple[Cell, Cell]:
+    """The value and the interval of an estimate, with the digits that the interval supports."""
+    value = Measured(estimate.value, estimate.half_width())
+    return value, supported_interval(*estimate.interval())
 
 
 def negative_part(x: HostArray) -> HostArray:

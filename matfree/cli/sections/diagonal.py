@@ -121,10 +121,15 @@ class DiagonalSection(SampledSection):
         name, method = "diagonal", self.other_methods.get(estimate.method)
         if method is not None:
             name += f"-{estimate.method}"
+        errors = self._errors(estimate)
+        covered = errors.covered
+        seen = "." if covered is None else f"; {percent(covered)} contain the line."
         return self.figure(
             name,
             "The diagonal, by " + (method or "Hutchinson's estimator"),
             caption,
+            f"{estimate.value.shape[0]:,} estimated entries with error bars; their standard "
+            f"error is {percent(errors.stderr)} of the diagonal in the 2-norm{seen}",
             lambda ax: plotting.plot_diagonal(estimate, exact and exact.diagonal, ax=ax),
         )
 

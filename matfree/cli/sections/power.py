@@ -8,10 +8,11 @@ from typing import Any, final
 import matfree as mf
 from matfree import plotting
 from matfree.algorithms.eigen.power_search import PowerStep
-from matfree.cli.report.cells import number
+from matfree.cli.report.cells import UNCONVERGED
 from matfree.cli.report.document import Cell, Column, Figure, Finding, Saveable, Table
 from matfree.cli.sections.base import StudySection
 from matfree.cli.study import Study
+from matfree.digits import number
 from matfree.progress import Progress
 from matfree.results import EigenResult
 
@@ -73,12 +74,13 @@ class PowerSection(StudySection):
     def code(self) -> str:
         """The call of ``power_iteration``."""
         settings = self.study.settings
-        return self.study.call(
+        call = self.study.call(
             "power_iteration",
             len(self.pairs.values),
             rtol=settings.eigen_rtol,
             seed=settings.seed,
         )
+        return f"pairs = {call}"
 
     def tables(self) -> tuple[Table, ...]:
         """Selected steps, and the pairs."""
@@ -96,6 +98,9 @@ class PowerSection(StudySection):
                 "eigenvalues",
                 "Power iteration",
                 caption,
+                f"Residuals of {len(self.pairs.values)} eigenpairs on a logarithmic axis against "
+                f"the steps; they decrease to {number(float(self.pairs.residuals.max()), 1)} of "
+                "the norm or less.",
                 lambda ax: plotting.plot_power(self.pairs, self.exact, ax=ax),
             ),
         )
@@ -172,7 +177,7 @@ class PowerSection(StudySection):
             Column("pair"),
             Column("eigenvalue", 10),
             Column("error bound", 2),
-            Column("converged"),
+            Column("converged", remark=UNCONVERGED),
         )
         return Table(f"The pairs, after {pairs.num_matvecs} matvecs:", columns, tuple(rows))
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, final
 
 import matfree as mf
-from matfree.cli.report.cells import interval_text, number
-from matfree.cli.report.document import Column, Figure, Finding, Saveable, Table
+from matfree.cli.report.cells import UNCONVERGED
+from matfree.cli.report.document import Column, Figure, Finding, Measured, Saveable, Table
 from matfree.cli.sections.base import StudySection
 from matfree.cli.study import Study
+from matfree.digits import number, supported_interval
 
 
 @final
@@ -67,7 +68,7 @@ class SingularSection(StudySection):
             Column("number"),
             Column("singular value", 10),
             Column("error bound", 2),
-            Column("converged"),
+            Column("converged", remark=UNCONVERGED),
         )
         return (Table(f"After {triplets.num_matvecs} matvecs:", columns, rows),)
 
@@ -97,8 +98,8 @@ class SingularSection(StudySection):
         rows.append(
             Finding(
                 "Frobenius norm",
-                self.norm.value,
-                f"{interval_text(low, high)}, 95 %" if self.norm.num_probes else "exact",
+                Measured(self.norm.value, self.norm.half_width()),
+                f"{supported_interval(low, high)}, 95 %" if self.norm.num_probes else "exact",
                 size,
                 exact and exact.inside(low, high, size),
                 self.norm.num_matvecs,

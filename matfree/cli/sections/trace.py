@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
@@ -10,11 +9,11 @@ import numpy as np
 
 import matfree as mf
 from matfree import plotting
-from matfree.cli.report.cells import interval_text
-from matfree.cli.report.document import Cell, Column, Figure, Finding, Table
+from matfree.cli.report.cells import MISSED
+from matfree.cli.report.document import Cell, Column, Figure, Finding, Measured, Table
 from matfree.cli.sections.base import SampledSection
+from matfree.digits import number, supported_interval
 from matfree.results import Estimate
-from matfree.results.intervals import student_quantile
 
 
 @final
@@ -25,7 +24,7 @@ class TraceSection(SampledSection):
     key = quantity = "trace"
     other_methods: ClassVar = {"xtrace": "XTrace", "deflated": "deflation"}
     columns = (Column("value"), Column("half-width", 2))
-    exact_columns = (Column("exact"), Column("error", 2), Column("inside"))
+    exact_columns = (Column("exact"), Column("error", 2), Column("inside", remark=MISSED))
 
     def run(self, **arguments: Any) -> Estimate:
         """Estimate the trace."""
@@ -39,25 +38,23 @@ class TraceSection(SampledSection):
             f"For a vector w of {study.probe_entries}, the mean of w{study.adjoint}"
             f"{study.symbol} w is the trace: the diagonal contributes exactly, and the "
             "contribution of all other entries has mean zero. The mean over independent probes "
-            "has a confidence interval, from Student's t distribution, that contains the trace "
-            "in 95 of 100 runs."
+            "has a confidence interval, from the variance that the matvecs show, which contains "
+            "the trace in 95 of 100 runs."
         )
 
     def convergence(self) -> Table:
         """The running mean after 2, 4, 8 ... probes."""
-        samples = np.asarray(self.estimate.samples)
         rows: list[tuple[Cell, ...]] = []
-        for m in powers_of_two(samples.size):
-            mean = samples[:m].mean().item()
-            stderr = np.sqrt(np.mean(np.abs(samples[:m] - mean) ** 2) / max(m - 1, 1))
-            half = student_quantile(0.95, m - 1) * float(stderr) if m > 1 else math.inf
-            rows.append((m, real_if_close(mean), half, *self._compared(mean, half)))
+        for m in powers_of_two(self.estimate.num_probes):
+            first = self.estimate.first(m)
+            rows.append((m, *self.cells(first), *self.exact_cells(first)))
         columns = (Column("probes"), Column("mean"), Column("half-width", 2))
         return self.table("Running mean, with its 95 % interval:", columns, rows)
 
     def cells(self, estimate: Estimate) -> Sequence[Cell]:
         """The value and the half-width of its interval."""
-        return real_if_close(estimate.value), estimate.half_width()
+        half = estimate.half_width()
+        return Measured(real_if_close(estimate.value), half), half
 
     def exact_cells(self, estimate: Estimate) -> Sequence[Cell]:
         """The exact trace, the error, and whether the interval contains the exact trace."""
@@ -74,6 +71,10 @@ class TraceSection(SampledSection):
                 "Hutchinson's trace estimate",
                 "Four times as many probes halve the interval. Every dot is the estimate of one "
                 "probe; only their mean converges.",
+                f"The running mean of the samples against the number of probes, 1 to "
+                f"{self.estimate.num_probes} on a logarithmic axis, with a band that narrows to "
+                f"{self.estimate:±}"
+                + ("." if exact is None else f"; a line marks the exact trace, {number(exact)}."),
                 lambda ax: plotting.plot_trace(self.estimate, exact, ax=ax),
             ),
         )
@@ -84,8 +85,8 @@ class TraceSection(SampledSection):
         exact = self.study.exact
         return Finding(
             self.quantity_by(estimate),
-            real_if_close(estimate.value),
-            f"{interval_text(low, high)}, 95 %" if estimate.num_probes else "exact",
+            Measured(real_if_close(estimate.value), estimate.half_width()),
+            f"{supported_interval(low, high)}, 95 %" if estimate.num_probes else "exact",
             None if exact is None else real_if_close(exact.trace),
             None if exact is None else exact.inside(low, high, exact.trace),
             estimate.num_matvecs,

@@ -12,7 +12,7 @@ from support.sharded import run_sharded
 
 import matfree as mf
 from matfree.algorithms.running import state_file
-from matfree.results import archive
+from matfree.results.files import archive
 
 NUMPY = MAKERS["numpy"]()
 

@@ -159,6 +159,23 @@ def test_one_set_of_eigenpairs_serves_trace_diagonal_and_density(tmp_path):
     assert_close(own.known, density.known)
 
 
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6])
+@pytest.mark.parametrize("num_steps", [30, 57, 58, 80])
+def test_inaccurate_eigenpairs_are_projected_out_up_to_a_breakdown(rtol, num_steps):
+    spectrum = np.r_[9.0, -5.0, np.linspace(0, 1, 58)]
+    A = with_spectrum(spectrum)
+    pairs = mf.power_iteration(A, 2, rtol=rtol, seed=0)
+    density = mf.spectral_density(A, eigenpairs=pairs, num_steps=num_steps, seed=0)
+    for low, high, known in ((8, 10, 1), (-6, -4, 1), (-6, 10, 60), (2, 4, 0)):
+        count = density.count(low, high)
+        assert count.value == pytest.approx(known, abs=1e-9)
+        # Two eigenvalues are known: at least those inside, and at most 60 without those outside.
+        inside = sum(low <= x <= high for x in (9.0, -5.0))
+        lowest, highest = count.interval()
+        assert inside - 1e-9 <= lowest <= known <= highest + 1e-9
+        assert highest <= 60 - (2 - inside) + 1e-9
+
+
 def test_known_eigenvalues_do_not_reappear_within_many_steps():
     spectrum = np.r_[np.linspace(0, 1, 390), np.geomspace(1e3, 1e6, 10)]
     A = with_spectrum(spectrum)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from matfree.results import archive
+from matfree.results.files import archive
 
 RowRange = tuple[int, int, int]
 """(start, stop, n): rows start to stop - 1 of vectors of length n."""

@@ -1,0 +1,1 @@
+"""The file format of results and checkpoints, and files with the rows of one process each."""
