@@ -39,6 +39,8 @@ extensions = [
     "offline",
     "outputs",
     "links",
+    "notebooks",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
@@ -49,6 +51,19 @@ html_theme = "furo"
 html_title = f"matfree {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+# Buttons that copy code and commands, without prompts; printed outputs have none.
+copybutton_selector = ", ".join(
+    f"div.{name} pre"
+    for name in (
+        "cell_input",
+        "highlight-console",
+        "highlight-bibtex",
+        "doctest",
+        "highlight-python",
+    )
+)
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
