@@ -17,6 +17,7 @@ from matfree.quadratures.brackets import Spectrum
 from matfree.results.bands import ErrorModel, variation_error
 from matfree.results.distribution import Distribution
 from matfree.results.estimate import Estimate
+from matfree.results.intervals import is_informative
 from matfree.results.merging import (
     by_first_probe,
     joined_ranges,
@@ -41,9 +42,7 @@ class SpectralDensity(Distribution):
     Probe p yields nodes :math:`\theta_{pj}` and weights :math:`\tau_{pj}`. The discrete measures
     of the probes are averaged to estimate the spectral measure of the operator:
 
-    .. math::
-
-        \frac{1}{\mathrm{probes}} \sum_p \sum_j \tau_{pj} \, \delta(x - \theta_{pj})
+    .. math:: \frac{1}{\mathrm{probes}} \sum_p \sum_j \tau_{pj} \, \delta(x - \theta_{pj})
         \approx \frac{1}{n} \sum_i \delta(x - \lambda_i).
 
     Only the nodes and weights are stored. Densities, distribution functions and traces are
@@ -97,11 +96,9 @@ class SpectralDensity(Distribution):
     """(k,) eigenvalues that have the mass 1/n each in every probe: they were deflated, or their
     multiplicity was determined by ``variance_reduced``."""
     noise: float = 0.0
-    """The difference of two matvecs with the same vector, relative to ||A||; 0 if it was not
-    measured."""
+    """The difference of two matvecs with one vector, relative to ||A||; 0 if not measured."""
     storage_error: float = 0.0
-    """A bound on the error of nodes due to a basis in 16 bits, relative to ||A||; 0 for other
-    bases."""
+    """A bound on the error of nodes due to a basis in 16 bits, relative to ||A||; else 0."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What was chosen for a given memory budget; see :class:`matfree.Estimate`."""
     recurrences: tuple[HostArray, ...] = field(default=(), repr=False)
@@ -190,7 +187,9 @@ class SpectralDensity(Distribution):
             bias = density_bias(f, self.nodes, self.recurrences, mass, options)
         else:
             bias = self.size * variation_error(self._rules(), self._error_model, f)
-        return replace(estimate, bias=bias, converged=math.isfinite(bias))
+        half = estimate.half_width() + bias
+        done = is_informative(abs(estimate.value), half, bias, size=self.size)
+        return replace(estimate, bias=bias, converged=done)
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the density and return the Axes; see :func:`matfree.plotting.plot_density`."""

@@ -29,6 +29,8 @@ from matfree.protocol import HostArray
 
 _DISCRETE = ("rademacher", "z4")  # kinds of probes
 
+_NEGLIGIBLE_BIAS = 1e-8  # per eigenvalue: the bias of a trace 0 may be a rounding error
+
 _PRIOR_SAMPLES = 4  # the weight of the largest possible h
 
 _LEAST_DISCRETE = 6  # fewer samples of signs always look as if they took two values only
@@ -45,6 +47,24 @@ class MeanError(NamedTuple):
 
     stderr: float
     degrees_of_freedom: float
+
+
+def is_informative(norm: float, half_width: float, bias: float, *, size: int) -> bool:
+    """Whether there is an interval, and no bias larger than the value and the sampling error.
+
+    Parameters
+    ----------
+    norm : float
+        The absolute value, or the 2-norm, of the estimate.
+    half_width : float
+        Of the interval, the bias included.
+    bias : float
+    size : int
+        n, the size of the operator.
+    """
+    if not math.isfinite(half_width):
+        return False
+    return bias <= max(_NEGLIGIBLE_BIAS * size, norm + half_width - bias)
 
 
 def require_level(level: float) -> None:

@@ -48,4 +48,5 @@ def main() -> None:
     print(f"the wheel works on Python {sys.version.split()[0]}, NumPy {np.__version__}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -23,8 +23,7 @@ from matfree.errors import ConvergenceWarning, warn
 from matfree.protocol import ProbeKind
 from matfree.quadratures.bias import warn_unknown
 from matfree.results import EigenResult, Estimate, StoppingReason
-
-_NEGLIGIBLE_BIAS = 1e-8  # per eigenvalue: the bias of a trace 0 may be a rounding error
+from matfree.results.intervals import is_informative
 
 
 def sample(
@@ -200,7 +199,10 @@ class _SamplingLoop:
             num_probes=num_probes,
             num_matvecs=self.A.num_matvecs,
             degrees_of_freedom=summary.degrees_of_freedom,
-            converged=converged and _is_informative(summary, self.A.space.size),
+            converged=converged
+            and is_informative(
+                summary.norm, summary.half_width, summary.bias, size=self.A.space.size
+            ),
             reason=reason,
             seed=self.plan.seed,
             kind=self.plan.kind,
@@ -254,11 +256,3 @@ class _SamplingLoop:
         if root >= math.sqrt(n):
             return f"{exact}, or {loosen}"
         return f"raise max_matvecs to about {math.ceil(root**2)}, or {loosen}"
-
-
-def _is_informative(summary: Summary, size: int) -> bool:
-    """Whether there is an interval, and no bias larger than the value and the sampling error."""
-    if not math.isfinite(summary.half_width):
-        return False
-    sampling = summary.half_width - summary.bias
-    return summary.bias <= max(_NEGLIGIBLE_BIAS * size, summary.norm + sampling)

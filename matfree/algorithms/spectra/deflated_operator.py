@@ -145,8 +145,9 @@ class DeflatedOperator:
         """
 
         def matmat(X: Array) -> Array:
-            inner = project_onto_complement(self.space, self.U, X)
-            return project_onto_complement(self.space, self.U, operator.matmat(inner))
+            # The first projection is not bound to a name, so that its memory is free afterwards.
+            Y = operator.matmat(project_onto_complement(self.space, self.U, X))
+            return project_onto_complement(self.space, self.U, Y)
 
         return FunctionOperator(
             lambda x: matmat(x[:, None])[:, 0],
