@@ -10,6 +10,8 @@ from matfree import _distribution
 from matfree.algorithms.eigen.eigsh import eigsh
 from matfree.algorithms.eigen.power_iteration import power_iteration
 from matfree.algorithms.eigen.svds import svds
+from matfree.algorithms.functions.apply_function import apply_function
+from matfree.algorithms.functions.matrix_function import matrix_function
 from matfree.algorithms.krylov.lanczos import lanczos
 from matfree.algorithms.krylov.ritz_vectors import ritz_vectors
 from matfree.algorithms.low_rank.approximation import LowRank
@@ -46,6 +48,7 @@ from matfree.protocol import LinearOperator
 from matfree.results import (
     EigenResult,
     Estimate,
+    FunctionValues,
     SingularResult,
     Solution,
     SpectralDensity,
@@ -65,6 +68,7 @@ __all__ = [
     "EigenResult",
     "Estimate",
     "FunctionOperator",
+    "FunctionValues",
     "Interrupted",
     "InverseOperator",
     "LinearOperator",
@@ -84,6 +88,7 @@ __all__ = [
     "SpectralDensity",
     "Tridiagonal",
     "VectorSpace",
+    "apply_function",
     "aslinearoperator",
     "block_diagonals",
     "block_traces",
@@ -97,6 +102,7 @@ __all__ = [
     "load",
     "logdet",
     "low_rank",
+    "matrix_function",
     "power_iteration",
     "ritz_vectors",
     "schatten_norm",

@@ -70,6 +70,9 @@ def _fields(result):
         return {**found, "ok": np.asarray([result.ok, result.hermitian], dtype=float)}
     if isinstance(result, mf.Solution):
         return {**found, "vectors": np.abs(result.values), "values": result.residuals}
+    if isinstance(result, mf.FunctionValues):
+        rows = np.moveaxis(result.values, np.ndim(result.t), 0)
+        return {**found, "vectors": np.abs(rows), "error": np.asarray(result.error)}
     if isinstance(result, mf.SpectralDensity):
         return {**found, "moment": np.asarray([result.moment(p).value for p in (1, 2, 3)])}
     for field in ("value", "stderr", "values", "alphas", "betas"):

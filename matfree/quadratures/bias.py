@@ -90,7 +90,7 @@ class QuadratureBias:
     Parameters
     ----------
     f : function of a float64 array, or its name
-        "log", "inverse", "sqrt" or "exp".
+        "log", "inverse", "sqrt", "inverse sqrt" or "exp".
     absolute_power : float, optional
         p if f(x) = |x|^p.
     """
@@ -107,7 +107,7 @@ class QuadratureBias:
     def advice(self) -> str:
         """What makes the bias smaller, or known."""
         bounds = "spectrum=(a, b) with bounds of all eigenvalues (None for an unknown one)"
-        if self.f in ("log", "inverse"):
+        if self.f in ("log", "inverse", "inverse sqrt"):
             bounds = "spectrum=(a, None) with a positive lower bound a of all eigenvalues"
         elif self.f == "exp":
             bounds = "spectrum=(None, b) with an upper bound b of all eigenvalues"

@@ -9,6 +9,7 @@ between the two rules:
 function                  sign of f^(2m+1)       end
 ========================  =====================  ==================
 log x, x^p, -x log x      opposite to f^(2m)     lower, a <= least eigenvalue
+x^(-1/2)                  opposite to f^(2m)     lower
 1 / (x - s), s < a        opposite to f^(2m)     lower
 exp x                     that of f^(2m)         upper, b >= largest eigenvalue
 ========================  =====================  ==================
@@ -73,7 +74,9 @@ ENTROPY = SignedFunction(
     lambda x: np.asarray(scipy.special.entr(np.maximum(x, 0.0))), pole=0.0, closed=True
 )
 
-NAMED = {"log": LOG, "sqrt": power(0.5), "exp": EXP}
+INVERSE_SQRT = SignedFunction(lambda x: 1 / np.sqrt(x), pole=0.0)
+
+NAMED = {"log": LOG, "sqrt": power(0.5), "inverse sqrt": INVERSE_SQRT, "exp": EXP}
 
 
 def same_function(f: object) -> SignedFunction | None:

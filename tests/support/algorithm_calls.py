@@ -44,6 +44,14 @@ def call_exponential(A, **options):
     return mf.trace_function(A, "exp", num_steps=12, num_probes=4, seed=1, **options)
 
 
+def call_apply_function(A):
+    return mf.apply_function(A, "exp", start_block(A), t=[0.1, -0.1j])
+
+
+def call_matrix_function(A):
+    return mf.trace(mf.matrix_function(A, "exp"), num_probes=3, seed=1)
+
+
 PARTITION = {"head": slice(0, 13), "tail": slice(13, 40)}
 
 _TRACE = {
@@ -98,6 +106,8 @@ SYMMETRIC = {
     "low_rank indefinite": partial(mf.low_rank, rank=6, positive=False, seed=0),
     "lanczos": call_lanczos,
     "ritz_vectors": call_ritz_vectors,
+    "apply_function": call_apply_function,
+    "matrix_function": call_matrix_function,
     "check_operator": mf.check_operator,
 }
 

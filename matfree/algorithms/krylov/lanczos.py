@@ -158,8 +158,8 @@ def _merge_runs(runs: list[Tridiagonal]) -> Tridiagonal:
     )
 
 
-def start_block(space: VectorSpace, start: Array) -> Array:
-    """The start vectors as a block (rows, k) of the operator's space.
+def start_block(space: VectorSpace, start: Array, name: str = "start") -> Array:
+    """The start vectors as a block (rows, k) of the operator's space; ``name`` is the argument's.
 
     Raises
     ------
@@ -172,8 +172,8 @@ def start_block(space: VectorSpace, start: Array) -> Array:
     if ndim not in (1, 2) or start.shape[0] != rows:
         shape = getattr(start, "shape", type(start).__name__)
         raise ValueError(
-            f"start must have shape ({rows},) or ({rows}, k): got {shape}; pass vectors of the "
+            f"{name} must have shape ({rows},) or ({rows}, k): got {shape}; pass vectors of the "
             "length of the operator's, one per column."
         )
     block = start[:, None] if ndim == 1 else start
-    return converted_block(space, block, "start")
+    return converted_block(space, block, name)

@@ -19,11 +19,12 @@ that not even the start vector has to be stored.
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 
+from matfree.algorithms.krylov.combinations import RunningCombination
 from matfree.algorithms.krylov.lanczos import start_block
 from matfree.algorithms.krylov.rayleigh_ritz import rayleigh_ritz
 from matfree.algorithms.krylov.recurrence import Recurrence, Reorthogonalize
@@ -169,7 +170,7 @@ def _basis_times(
         return basis.T @ space.asarray(Y)
     at_once = T.memory.get("at_once", len(T.alphas))
     group = slice(index - index % at_once, min(index - index % at_once + at_once, len(T.alphas)))
-    combination = _RunningCombination(space, index - group.start, Y)
+    combination = RunningCombination(space, index - group.start, Y)
     run = Recurrence(
         A,
         start[:, group],
@@ -195,32 +196,6 @@ def _basis_times(
 def _reorthogonalization(T: Tridiagonal) -> Reorthogonalize:
     kinds: dict[str, Reorthogonalize] = {"full": "full", "half": "half", "none": "none"}
     return kinds[T.reorthogonalize]
-
-
-@final
-class _RunningCombination:
-    """The sum over j of v_j Y[j, :] for one start vector, accumulated during a run.
-
-    Parameters
-    ----------
-    space : VectorSpace
-    column : int
-        The column of the start vector in its block.
-    Y : (steps, k) float64
-    """
-
-    def __init__(self, space: VectorSpace, column: int, Y: HostArray) -> None:
-        self.space, self.column, self.Y = space, column, Y
-        self.X = space.zeros(Y.shape[1])
-
-    def append(self, V: Array, step: int) -> None:
-        """Add the term of a step, one slab of rows at a time."""
-        if step >= self.Y.shape[0]:
-            return
-        y = self.space.asarray(self.Y[step : step + 1, :])
-        v = V[:, self.column : self.column + 1]
-        for rows in self.space.slabs(self.Y.shape[1]):
-            self.X[rows, :] += v[rows, :] @ y
 
 
 def _rayleigh_ritz_pairs(

@@ -38,9 +38,6 @@ from matfree.quadratures.brackets import Spectrum
 from matfree.results import Tridiagonal
 from matfree.results.intervals import student_quantile
 
-_POINTS = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
-"""Points at which the function of a checkpoint is compared with that of the run."""
-
 _BIAS_SHARE = 0.25  # of the tolerance, which leaves most of it to the sampling error
 
 _STEP_GROWTH = 1.25  # ratio of the numbers of steps after which the bias is computed
@@ -105,7 +102,7 @@ class QuadratureTrace(QuadratureEstimator):
         powers of singular values, by their rounding errors."""
 
     def identity(self, budget: int) -> dict[str, Any]:
-        values = self.evaluate.values_at(_POINTS)
+        values = self.evaluate.values_at_points()
         return {**super().identity(budget), "f at five points": values}
 
     def prepare(self, budget: int) -> int:

@@ -12,14 +12,25 @@ from matfree.arguments import elementwise_values, spectral_values
 from matfree.protocol import HostArray
 
 Function: TypeAlias = Callable[[HostArray], HostArray]
-FunctionName: TypeAlias = Literal["log", "inverse", "sqrt", "exp"]
+FunctionName: TypeAlias = Literal["log", "inverse", "sqrt", "inverse sqrt", "exp"]
 
 _NAMED_FUNCTIONS: dict[str, Function] = {
     "log": np.log,
     "inverse": lambda x: 1 / x,
     "sqrt": np.sqrt,
+    "inverse sqrt": lambda x: 1 / np.sqrt(x),
     "exp": np.exp,
 }
+
+
+_COMPARED = np.array([-1.5, -0.1, 0.3, 1.0, 7.0])
+"""Points at which the function of a checkpoint is compared with that of the run."""
+
+_EXACT_TRACE = (
+    "Pass a budget of n matvecs (max_matvecs) for the exact answer, or pass a solver x -> A^-1 x "
+    "to matfree.trace."
+)
+"""The cure for the inverse of an indefinite operator in a trace."""
 
 
 @final
@@ -81,27 +92,31 @@ class SpectralFunction:
     eps : float
         The machine precision of the vectors. Eigenvalues within eps ||A|| of 0 count as 0,
         because rounding determines their sign.
+    indefinite : str
+        What to do instead of computing the inverse of an indefinite operator.
     """
 
-    def __init__(self, f: Function | FunctionName, eps: float) -> None:
+    def __init__(
+        self, f: Function | FunctionName, eps: float, *, indefinite: str = _EXACT_TRACE
+    ) -> None:
         if not callable(f) and f not in _NAMED_FUNCTIONS:
             known = ", ".join(map(repr, _NAMED_FUNCTIONS))
             raise ValueError(f"f must be a function or one of {known}: got {f!r}.")
         self.name = "f" if callable(f) else f
         self.f = f if callable(f) else _NAMED_FUNCTIONS[f]
-        self.eps = eps
+        self.eps, self.indefinite = eps, indefinite
         self.largest_negative, self.smallest_positive = -math.inf, math.inf
         """The Ritz values next to 0 on either side, over all calls."""
 
-    def values_at(self, points: HostArray) -> tuple[float, ...]:
-        """f at the points, NaN where it is undefined, to compare two functions."""
+    def values_at_points(self) -> tuple[float, ...]:
+        """f at a few points, NaN where it is undefined, to compare two functions."""
         try:
-            values = elementwise_values(self.f, points)
+            values = elementwise_values(self.f, _COMPARED)
         except ValueError as refusal:
             if refusal.__cause__ is None:
                 raise
             # f may be undefined at points that the spectrum does not contain.
-            values = np.full(len(points), math.nan)
+            values = np.full(len(_COMPARED), math.nan)
         return tuple(values.view(np.float64).tolist())
 
     def __call__(
@@ -124,7 +139,7 @@ class SpectralFunction:
         """
         least = float(nodes.min())
         noise = (self.eps if eps is None else eps) * float(np.abs(nodes).max())
-        if self.name == "log" and least <= noise:
+        if self.name in ("log", "inverse sqrt") and least <= noise:
             raise ValueError(self._refusal(nodes, noise, "positive definite"))
         if self.name == "sqrt":
             if least < -32 * noise:  # rounding may make a Ritz value near 0 slightly negative
@@ -155,9 +170,8 @@ class SpectralFunction:
             raise ValueError(
                 f"inverse needs a definite operator: its least Ritz value is {nodes.min():.6g}, "
                 f"and those next to 0 are {self.largest_negative:.6g} and "
-                f"{self.smallest_positive:.6g}; the error of a quadrature of 1/x across 0 has no "
-                "bound. Pass a budget of n matvecs (max_matvecs) for the exact answer, or pass a "
-                "solver x -> A^-1 x to matfree.trace."
+                f"{self.smallest_positive:.6g}; the error of an approximation of 1/x across 0 has "
+                f"no bound. {self.indefinite}"
             )
 
     def _refusal(self, nodes: HostArray, noise: float, need: str) -> str:

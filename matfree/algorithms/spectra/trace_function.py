@@ -43,7 +43,7 @@ def trace_function(
     ----------
     A : (n, n) Hermitian operator, or anything ``aslinearoperator`` accepts
         Real symmetric or complex Hermitian.
-    f : function of a float64 array, or {"log", "inverse", "sqrt", "exp"}
+    f : function of a float64 array, or {"log", "inverse", "sqrt", "inverse sqrt", "exp"}
         It maps an array of Ritz values to an array of the same shape, float64 or complex128
         (a resolvent 1 / (x - z), for example). The named functions check their domain and
         raise a ValueError outside it. "inverse" takes definite operators of either sign; if

@@ -1,1 +1,1 @@
-"""Results of linear systems."""
+"""Results of linear systems and of functions of operators."""

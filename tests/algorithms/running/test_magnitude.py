@@ -22,7 +22,15 @@ FORMS = {
 }
 
 # These have no unit: their arguments or their functions are scaled below.
-WITH_ARGUMENTS = ("trace_function", "logdet", "eigenvalue_count", "ritz_vectors", "lanczos")
+WITH_ARGUMENTS = (
+    "trace_function",
+    "apply_function",
+    "matrix_function",
+    "logdet",
+    "eigenvalue_count",
+    "ritz_vectors",
+    "lanczos",
+)
 INVERSE = ("solve", "inverse")  # which tests/algorithms/solving scales
 PROPORTIONAL = {
     name: call
