@@ -28,6 +28,7 @@ SECTIONS = (
     "scale",
     "sharded",
     "csr",
+    "solving",
     "peers",
     "device",
 )

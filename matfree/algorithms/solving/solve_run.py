@@ -65,7 +65,16 @@ class SolveRun:
 
     saved: tuple[str, ...] = (
         *("X", "begin", "open", "relative", "closed", "method", "names", "num_steps"),
-        *("reason", "history", "norm", "num_adjoint", "solver", "limit", "least_squares"),
+        *(
+            "reason",
+            "history",
+            "norm",
+            "num_adjoint",
+            "solver",
+            "limit",
+            "least_squares",
+            "is_restart",
+        ),
     )
     by_row: ClassVar = {"X": 0}
 
@@ -103,7 +112,7 @@ class SolveRun:
         self.names: list[str] = []
         self.history: list[tuple[int, float]] = []
         self.reason: str = StoppingReason.RESIDUALS
-        self.is_stopped = False
+        self.is_stopped = self.is_restart = False
         self.solver: Solver | None = None
 
     @property
@@ -144,7 +153,7 @@ class SolveRun:
             self._advance(take_columns(target, self.B.block, columns))
             R = self._finish(columns)
         else:
-            R = take_columns(target, self.B.block, columns)
+            R, self.is_restart = take_columns(target, self.B.block, columns), False
             if self.has_start:
                 R = self._update_residuals(columns, R)
         while not self.is_stopped:
@@ -167,8 +176,10 @@ class SolveRun:
     def _advance(self, R: Array) -> bool:
         """Run a solver for the open columns; False if another method has to be tried."""
         own = self.open
-        norms = self.relative[own] * self.B.norms[own]
-        self.solver = solver = self.make(self.method, R, norms, self.targets[own])
+        norms, targets = self.relative[own] * self.B.norms[own], self.targets[own]
+        if self.is_restart:  # a residual just above the tolerance must not end just above it again
+            targets = np.minimum(targets, 0.5 * _WORTHWHILE * norms)
+        self.solver = solver = self.make(self.method, R, norms, targets)
         self.run.checkpoint.resume_object("solver", solver)
         if solver.name not in self.names:
             self.names.append(solver.name)
@@ -199,7 +210,7 @@ class SolveRun:
         """Add the solver's solution to X, and compute the true residuals (rows, k)."""
         solver, space = self.solver, self.A.space
         assert solver is not None
-        self.solver = None
+        self.solver, self.is_restart = None, True
         self.num_steps += solver.num_steps
         self.norm = max(self.norm, solver.norm)
         target = self.A.operator.space
