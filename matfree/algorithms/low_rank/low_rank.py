@@ -110,8 +110,8 @@ def low_rank(
     Cost
     ----
     One matvec per column of the sketch if A is positive semidefinite, two otherwise. The estimate
-    of the error (leave-one-out) costs none. Memory: two vectors per column of the sketch, three
-    if A is not Hermitian, and its number of columns squared.
+    of the error (leave-one-out) costs none. Memory: 3 vectors per column of the sketch, 7 if A
+    is not Hermitian, and small matrices of its number of columns.
 
     References
     ----------

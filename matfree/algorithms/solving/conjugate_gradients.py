@@ -57,10 +57,10 @@ class ConjugateGradients(Solver):
     # What is left out of the basis adds up to a tenth: the root of 0.98^2 + 0.1^2 is below 1.
     margin = 0.98
     saved = (
-        *("X", "best", "smoothed", "Q", "Z", "S", "C", "gamma", "left_out", "residuals"),
+        *("X", "best", "smoothed", "Q", "S", "C", "gamma", "left_out", "residuals"),
         *("norm", "num_steps", "is_exhausted", "curvature", "largest_curvature"),
     )
-    by_row: ClassVar = dict.fromkeys(("X", "best", "smoothed", "Q", "Z", "S"), 0)
+    by_row: ClassVar = dict.fromkeys(("X", "best", "smoothed", "Q", "S"), 0)
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class ConjugateGradients(Solver):
         self._previous: tuple[Array, Array] | None = None
         self.C: HostArray = np.eye(R.shape[1])
         self.gamma: HostArray = np.zeros((0, 0))
-        self.S = self.Q = self.Z = self.space.zeros(0)
+        self.S = self.Q = self.space.zeros(0)
         self._choose_basis(R)
 
     @property
@@ -109,13 +109,14 @@ class ConjugateGradients(Solver):
         partials = space.partial_gram(S, S), space.partial_gram(S, AS)
         N, H = np.hsplit(to_host(space.all_reduce(space.xp.concat(partials, axis=1))), 2)
         self.A.require_finite(N, H)
-        self._require_hermitian(S, AS)
+        self._require_hermitian(S, AS, H)
         if not self._has_positive_curvature(N, H):
             self.is_exhausted = True
             return
         alpha = np.linalg.solve((H + H.conj().T) / 2, self.gamma)
-        self.X = self.X + S @ space.asarray(alpha @ self.C)
-        R = self.Q - AS @ space.asarray(alpha)
+        self.X += S @ space.asarray(alpha @ self.C)
+        self.Q = R = self.Q - AS @ space.asarray(alpha)
+        del AS  # the memory is needed for the residuals
         self._smooth(R @ space.asarray(self.C))
         self.num_steps += 1
         if not self.is_finished:
@@ -156,7 +157,7 @@ class ConjugateGradients(Solver):
         if self.S.shape[1]:
             S = Z + self.S @ space.asarray(np.linalg.solve(self.gamma, G @ T))
         gamma = T.conj().T @ G @ T
-        self.Q, self.Z, self.S, self.gamma = Q, Z, S, (gamma + gamma.conj().T) / 2
+        self.Q, self.S, self.gamma = Q, S, (gamma + gamma.conj().T) / 2
         if not S.shape[1]:
             self.is_exhausted = True
         elif np.linalg.eigvalsh(self.gamma)[0] <= 0:
@@ -193,7 +194,7 @@ class ConjugateGradients(Solver):
         scaled = ((H + H.conj().T) / 2) / np.outer(lengths, lengths)
         quotients = np.abs(np.diag(scaled).real)
         self.largest_curvature = max(self.largest_curvature, float(quotients.max()))
-        self.norm = self.largest_curvature
+        self.norm = max(self.norm, self.largest_curvature)
         values, vectors = np.linalg.eigh(scaled)
         if self.largest_curvature == 0:
             self.curvature = 0.0
@@ -207,19 +208,21 @@ class ConjugateGradients(Solver):
         self.curvature = float(values[0]) / size / self.largest_curvature
         return False
 
-    def _require_hermitian(self, S: Array, AS: Array) -> None:
-        """Compare two inner products of the first directions with their images."""
+    def _require_hermitian(self, S: Array, AS: Array, H: HostArray) -> None:
+        """Compare inner products of the first directions with the images of each other."""
+        previous, self._previous = self._previous, None
         if self.num_steps > 1:
-            self._previous = None
             return
-        if self._previous is not None:
-            before, image = self._previous
-            S, AS = (self.space.xp.concat(x, axis=1) for x in ((before, S), (image, AS)))
-        else:
+        lengths, sizes = (to_host(self.space.norms(X)) for X in (S, AS))
+        self.norm = max(self.norm, float((sizes / lengths).max()))
+        defect = np.abs((H - H.conj().T) / np.outer(lengths, lengths)).max()
+        if previous is None:
             self._previous = S, AS
-        products = to_host(self.space.gram(S, AS))
-        outer = np.outer(*(to_host(self.space.norms(x)) for x in (S, S)))
-        sizes = to_host(self.space.norms(AS)) / np.sqrt(np.diag(outer))
-        defects = np.abs(products - products.conj().T) / outer
-        if sizes.max() > 0:
-            self.A.require_hermitian(float(defects.max() / sizes.max()))
+        else:
+            before, image = previous
+            cross = to_host(self.space.gram(before, AS))
+            cross -= to_host(self.space.gram(S, image)).conj().T
+            scales = np.outer(to_host(self.space.norms(before)), lengths)
+            defect = max(defect, np.abs(cross / scales).max())
+        if self.norm > 0:
+            self.A.require_hermitian(float(defect) / self.norm)

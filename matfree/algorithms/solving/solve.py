@@ -121,9 +121,9 @@ def solve(
     Cost
     ----
     At most k matvecs per step, or 2 k for "lsmr", and k for the true residuals; one per column of
-    the Nystrom sketch. The width of the block decreases while right-hand sides converge. Memory
-    in blocks of min(k, block_size) vectors, besides B and X: 9 for "cg", 10 for "minres", 8 for
-    "lsmr"; and two vectors per column of the sketch.
+    the Nystrom sketch. The width of the block decreases while right-hand sides converge. Memory:
+    2 k vectors for B and X; 11 vectors per right-hand side of a block for "cg", 12 for "minres",
+    13 for "lsmr"; and 3 vectors per column of the sketch.
 
     References
     ----------
