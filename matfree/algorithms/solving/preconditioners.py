@@ -22,9 +22,9 @@ from typing import ClassVar, final
 import numpy as np
 
 from matfree import probes
-from matfree.algorithms.low_rank.approximation import Shrinkage, shrunk
 from matfree.algorithms.low_rank.nystrom import nystrom_eigenpairs, nystrom_matrices
 from matfree.algorithms.low_rank.range_sketch import RangeSketch
+from matfree.algorithms.low_rank.shrinkage import Shrinkage, shrunk
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.solving.solve_options import SolveOptions

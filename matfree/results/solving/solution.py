@@ -59,7 +59,14 @@ class Solution(Record):
     by_row: ClassVar[dict[str, tuple[int, str]]] = {"values": (0, "rows")}
 
     def times(self, factor: float) -> Self:
-        """The solution for the system c (A + shift I) X = B: it is divided by c > 0."""
+        """The solution for the system c (A + shift I) X = B: it is divided by c > 0.
+
+        Examples
+        --------
+        >>> import matfree as mf, numpy as np
+        >>> mf.solve(np.eye(2), np.ones(2)).times(4.0).values
+        array([0.25, 0.25])
+        """
         bound = None if self.error_bound is None else self.error_bound / factor
         return dataclasses.replace(
             self, values=self.values / factor, shift=self.shift * factor, error_bound=bound
