@@ -167,7 +167,7 @@ CALLS_BY_NAME = {
             "measure_noise": st.booleans(),
         },
     ),
-    "eigsh": (mf.eigsh, {**PAIRS, "which": pick(["LM", "LA", "SA", "BE"], ["SM", None])}),
+    "eigsh": (mf.eigsh, {**PAIRS, "which": pick(["LM", "LA", "SA", "BE", "SM"], ["XX", None])}),
     "svds": (mf.svds, PAIRS),
     "solve": (
         lambda A, **options: mf.solve(A, np.ones(np.shape(A)[0]), **options),

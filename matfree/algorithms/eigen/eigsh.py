@@ -11,9 +11,12 @@ from matfree.algorithms.eigen.arguments import (
     Tolerance,
     krylov_matvecs,
     require_counts,
+    require_num_pairs,
     warn_unconverged,
 )
 from matfree.algorithms.eigen.eigen_search import EigenSearch
+from matfree.algorithms.eigen.transformed_problem import AnyWhich
+from matfree.algorithms.eigen.transformed_search import find_transformed
 from matfree.algorithms.running.checkpoint import Checkpoint, PathLike
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
 from matfree.algorithms.running.magnitude import equivariant
@@ -27,12 +30,16 @@ BLOCK_SIZE = 2
 """The default number of vectors per matmat."""
 
 
-@equivariant()
+@equivariant("sigma")
 def eigsh(
     A: Any,
     k: int = 6,
     *,
-    which: Which = "LM",
+    which: AnyWhich = "LM",
+    sigma: float | None = None,
+    M: Any = None,
+    Minv: Any = None,
+    OPinv: Any = None,
     rtol: float | None = None,
     block_size: int = BLOCK_SIZE,
     num_vectors: int | None = None,
@@ -61,10 +68,23 @@ def eigsh(
         (n, n), real or complex.
     k : int
         The number of eigenpairs, in [1, n].
-    which : {"LM", "LA", "SA", "BE"}
+    which : {"LM", "LA", "SA", "BE", "SM"}
         The eigenvalues that are largest in magnitude; the largest; the smallest (most
-        negative); or those at both ends of the spectrum, with one more from the upper end if k
-        is odd. They are sorted with the best first, and in descending order for "BE".
+        negative); those at both ends of the spectrum, with one more from the upper end if k
+        is odd; or those of smallest magnitude, which is sigma = 0 with "LM". They are sorted with
+        the best first, and in descending order for "BE". If sigma is given, all this refers to
+        1 / (lambda - sigma), so that "LM" gives the eigenvalues nearest to sigma.
+    sigma : float, optional
+        A point near which eigenvalues are wanted. If it is an eigenvalue, a point nearby is used.
+    M : operator, optional
+        (n, n), Hermitian positive definite: the problem is A u = lambda M u, and the eigenvectors
+        are M-orthonormal, u_i^H M u_j = delta_ij.
+    Minv : operator, optional
+        x -> M^-1 x, needed for a generalized problem without sigma; by default
+        ``matfree.inverse(M)``.
+    OPinv : operator, optional
+        x -> (A - sigma M)^-1 x. The default is ``matfree.inverse``, by conjugate gradients or
+        MINRES, with residuals of 0.01 rtol; a factorization is much faster if there is one.
     rtol : float, optional
         The bound on residuals relative to ||A||, which is estimated by the largest absolute
         Ritz value. The default is 1e-6, or 100 eps of the data type if that is larger.
@@ -76,7 +96,8 @@ def eigsh(
         is max(20, 4 k + 8), but at most n.
     max_matvecs : int, optional
         The largest number of matvecs, those of the verification search and of the recomputed
-        residuals included; max(1000, 100 k) by default.
+        residuals included; max(1000, 100 k) by default. With sigma, M or "SM" it is the number of
+        products with the inverse, or with M^-1 A.
     verify : bool
         Whether to search the orthogonal complement until nothing better is found, and to
         recompute the residuals from matvecs with the eigenvectors. ``verified`` of the result
@@ -101,7 +122,9 @@ def eigsh(
     -------
     EigenResult
         ``values`` (k,) float64, ``vectors`` (n, k) in the operator's library, data type and
-        device, and ``residuals`` (k,) relative to ||A||.
+        device, and ``residuals`` (k,) relative to ||A||. They and ``verified`` refer to the
+        original problem: ||A u_i - lambda_i M u_i|| / (||A|| ||u_i||), with an estimate of ||A||
+        from 10 Lanczos steps if sigma, M or "SM" is given.
 
     Raises
     ------
@@ -113,6 +136,11 @@ def eigsh(
         The matvecs of the run contradict A = A^H.
     NonFiniteError
         A matvec contains NaN or infinity.
+    SolveError
+        A system with A - sigma M or M could not be solved.
+    OperatorError
+        M, Minv or OPinv has another shape than A, OPinv or Minv is not the inverse, or M is not
+        positive definite.
 
     Warns
     -----
@@ -123,7 +151,9 @@ def eigsh(
     ----
     The number of Lanczos steps depends on the spectrum. max_matvecs bounds their matvecs, those
     of the verification search and k for the recomputed residuals. A checkpoint costs one more
-    per start of the run. All of them are counted in ``num_matvecs``. Memory: num_vectors +
+    per start of the run. All of them are counted in ``num_matvecs``, and so are the matvecs of
+    systems that are solved: the square root of the condition number of A - sigma M times a few
+    for each product. M is applied once per inner product of blocks. Memory: num_vectors +
     2 k + 8 block_size vectors, regardless of the number of restarts; k less without ``verify``.
 
     References
@@ -139,25 +169,37 @@ def eigsh(
     >>> A = np.diag(np.r_[np.full(3, 8.0), np.linspace(-4, 5, 97)])
     >>> mf.eigsh(A, 4, seed=0).values.round(9)  # all three copies of the eigenvalue 8
     array([8., 8., 8., 5.])
+    >>> mf.eigsh(A, 2, sigma=0.4, seed=0).values.round(6)  # those nearest to 0.4
+    array([0.40625, 0.3125 ])
     """
     A = CountedOperator(A)
     tolerance = Tolerance.of(A, rtol)
-    result = find_eigenpairs(
-        A,
-        k,
-        which=which,
-        tolerance=tolerance,
-        block_size=block_size,
-        num_vectors=num_vectors,
-        max_matvecs=max_matvecs,
-        verify=verify,
-        recompute=verify,
-        start=start,
-        seed=seed,
-        progress=progress,
-        callback=callback,
-        checkpoint=checkpoint,
-    )
+    options: dict[str, Any] = {
+        "block_size": block_size,
+        "num_vectors": num_vectors,
+        "verify": verify,
+        "seed": seed,
+        "progress": progress,
+        "checkpoint": checkpoint,
+    }
+    budget: dict[str, Any] = {"max_matvecs": max_matvecs, "start": start, "callback": callback}
+    if which == "SM" or any(x is not None for x in (sigma, M, Minv, OPinv)):
+        require_num_pairs(A, k)
+        result = find_transformed(
+            A,
+            k,
+            which=which,
+            sigma=sigma,
+            OPinv=OPinv,
+            inverses={"M": M, "Minv": Minv},
+            tolerance=tolerance,
+            find=find_eigenpairs,
+            **budget,
+            **options,
+        )
+    else:
+        options |= {"tolerance": tolerance, "recompute": verify}
+        result = find_eigenpairs(A, k, which=which, **budget, **options)
     warn_unconverged(result, "eigenpairs", k, tolerance.rtol, str(A.space.dtype))
     return result
 
@@ -196,8 +238,8 @@ def find_eigenpairs(
     require_counts(A, k, block_size=block_size, num_vectors=num_vectors, max_matvecs=max_matvecs)
     if which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(
-            f'which must be "LM", "LA", "SA" or "BE": got {which!r}; for eigenvalues inside the '
-            "spectrum, such as the smallest in magnitude, pass the operator of the inverse."
+            f'which must be "LM", "LA", "SA", "BE" or "SM": got {which!r}; for eigenvalues near a '
+            "number, pass it as sigma."
         )
     run = Run("eigsh", Checkpoint(checkpoint, A, seed), progress=progress, callback=callback)
     V = _start_vectors(A, start, min(block_size, n), run.checkpoint.seed)

@@ -112,7 +112,7 @@ def test_a_callback_may_stop_the_run():
     ("options", "message"),
     [
         ({"k": 0}, r"k must be in \[1, n\]"),
-        ({"which": "SM"}, "the operator of the inverse"),
+        ({"which": "XX"}, "near a number, pass it as sigma"),
         ({"rtol": -1.0}, "rtol must be positive"),
         ({"block_size": 0}, "block_size"),
         ({"num_vectors": 2}, "num_vectors must be at least"),
