@@ -183,7 +183,10 @@ class EigenSearch:
             values, Y, residuals = krylov.ritz()
             best = order(values, end, min(width, len(values)))
             gains = gain_over_worst(values[best], worst, end)
-            done = bool(residuals[best[0]] <= margin) or krylov.exhausted
+            # Some vector of the first block is orthogonal to the few eigenvectors that are left, and
+            # an eigenvector if all others have one eigenvalue.
+            settled = krylov.num_steps > 1 and bool(residuals[best[0]] <= margin)
+            done = settled or krylov.exhausted
             if gains[0] > margin:  # missed: continue until all better Ritz pairs converge
                 better = best[gains > margin]
                 if krylov.exhausted or np.all(

@@ -167,3 +167,15 @@ def test_a_tolerance_below_rounding_is_named_as_the_reason(dtype, rtol):
         assert "raise max" not in str(caught[0].message)
         reachable = float(str(caught[0].message).split("pass rtol=")[1].split()[0])
         assert (result.residuals <= reachable).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_single_copy_among_many_of_another_eigenvalue_is_found(seed):
+    """The first random block of a search contains eigenvectors of the other eigenvalue."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(8, 20))
+    spectrum = np.repeat([3.0, -1.0], [n // 2, n - n // 2])
+    k = n // 2 + 1
+    found = mf.eigsh(with_spectrum(spectrum, seed=seed), k, seed=seed)
+    assert found.verified
+    assert_close(np.sort(found.values), np.sort(spectrum)[-k:])
