@@ -183,8 +183,8 @@ class EigenSearch:
             values, Y, residuals = krylov.ritz()
             best = order(values, end, min(width, len(values)))
             gains = gain_over_worst(values[best], worst, end)
-            # Some vector of the first block is orthogonal to the few eigenvectors that are left, and
-            # an eigenvector if all others have one eigenvalue.
+            # If all but a few eigenvalues are equal, some vector of the first block is an
+            # eigenvector for them, and says nothing about the few.
             settled = krylov.num_steps > 1 and bool(residuals[best[0]] <= margin)
             done = settled or krylov.exhausted
             if gains[0] > margin:  # missed: continue until all better Ritz pairs converge
