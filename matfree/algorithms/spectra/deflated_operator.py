@@ -18,10 +18,12 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from matfree.algorithms.eigen.arguments import Tolerance
 from matfree.algorithms.eigen.deflation import sampled_residual
-from matfree.algorithms.eigen.eigsh import eigsh
+from matfree.algorithms.eigen.eigsh import BLOCK_SIZE, eigsh, find_eigenpairs
 from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
+from matfree.arrays import epsilon
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray, ProbeKind
 from matfree.results import EigenResult, Quadrature
@@ -31,6 +33,8 @@ MAX_RESIDUAL = 1e-3
 
 The eigenvalues of the deflated operator then have an error of the order of its square.
 """
+
+_MATVEC_NOISE = 4.0  # machine epsilons times ||A||, as the norm of the rounding error of a matvec
 
 
 @final
@@ -44,7 +48,7 @@ class DeflatedOperator:
     seed : int
     """
 
-    saved = ("found", "values", "U")
+    saved = ("found", "values", "U", "residuals", "cost")
     by_row: ClassVar = {"U": 0}
 
     def __init__(self, A: CountedOperator, *, seed: int) -> None:
@@ -52,8 +56,18 @@ class DeflatedOperator:
         self.found = False
         self.values: HostArray = np.zeros(0)
         self.U: Array = self.space.zeros(0)
+        self.residuals: HostArray = np.zeros(0)
+        """The residual norms of the pairs."""
+        self.cost = 0
+        """The number of matvecs spent on the pairs."""
 
-    def find(self, eigenpairs: EigenResult | int, checkpoint: Path | None = None) -> None:
+    def find(
+        self,
+        eigenpairs: EigenResult | int,
+        checkpoint: Path | None = None,
+        *,
+        max_matvecs: int | None = None,
+    ) -> None:
         """Deflate eigenpairs, unless a checkpoint already contained them.
 
         Parameters
@@ -63,6 +77,8 @@ class DeflatedOperator:
             magnitude to compute.
         checkpoint : path, optional
             A checkpoint for the computation of the pairs.
+        max_matvecs : int, optional
+            The largest number of matvecs for the pairs, of which it reduces the number.
 
         Raises
         ------
@@ -70,12 +86,16 @@ class DeflatedOperator:
             ``eigenpairs`` is neither, has not converged, or belongs to another operator.
         """
         if not self.found:
-            self._find(eigenpairs, checkpoint)
+            before = self.A.num_matvecs
+            self._find(eigenpairs, checkpoint, max_matvecs)
+            self.cost = self.A.num_matvecs - before
         self.found = True
         if len(self.values):
             self.A.operator = self._projected(self.A.operator)
 
-    def _find(self, eigenpairs: EigenResult | int, checkpoint: Path | None) -> None:
+    def _find(
+        self, eigenpairs: EigenResult | int, checkpoint: Path | None, max_matvecs: int | None
+    ) -> None:
         """Use the given pairs, or compute some."""
         if isinstance(eigenpairs, EigenResult):
             self._take(eigenpairs)
@@ -86,10 +106,29 @@ class DeflatedOperator:
             )
         elif eigenpairs > 0:
             count, A = min(eigenpairs, self.space.size), self.A.operator
-            pairs = eigsh(A, count, verify=False, seed=self.seed, checkpoint=checkpoint)
+            if max_matvecs is None:
+                pairs = eigsh(A, count, verify=False, seed=self.seed, checkpoint=checkpoint)
+            else:
+                pairs = self._affordable(count, checkpoint, max_matvecs)
             self.A.num_matvecs += pairs.num_matvecs
             if np.any(pairs.residuals <= MAX_RESIDUAL):
                 self._take(pairs)
+
+    def _affordable(self, count: int, checkpoint: Path | None, limit: int) -> EigenResult:
+        """As many eigenpairs as the matvecs permit, without a warning if some do not converge."""
+        A = CountedOperator(self.A.operator, remedy=self.A.remedy)
+        width = min(BLOCK_SIZE, self.space.size)
+        return find_eigenpairs(
+            A,
+            max(1, min(count, limit - limit % width)),
+            which="LM",
+            tolerance=Tolerance.of(A, None),
+            max_matvecs=limit,
+            verify=False,
+            recompute=False,
+            seed=self.seed,
+            checkpoint=checkpoint,
+        )
 
     @property
     def size(self) -> int:
@@ -127,6 +166,7 @@ class DeflatedOperator:
         select = self.space.xp.asarray(good, device=self.space.device)
         self.U = self.space.xp.take(vectors, select, axis=1)
         self.values = np.asarray(pairs.values[good], dtype=np.float64)
+        self.residuals = np.asarray(pairs.residuals[good], dtype=np.float64) * pairs.norm
 
     def _require_residual(self, norm: float) -> None:
         """Raise ValueError if the pairs belong to another operator."""
@@ -143,11 +183,16 @@ class DeflatedOperator:
         The first one makes it Hermitian for all vectors. After a breakdown of the recurrence, the
         next vector is a normalized rounding error, and lies in the complement only in part.
         """
+        space, xp = self.space, self.space.xp
+        noise = _MATVEC_NOISE * epsilon(xp, space.dtype) * float(np.abs(self.values).max())
 
         def matmat(X: Array) -> Array:
             # The first projection is not bound to a name, so that its memory is free afterwards.
-            Y = operator.matmat(project_onto_complement(self.space, self.U, X))
-            return project_onto_complement(self.space, self.U, Y)
+            Y = operator.matmat(project_onto_complement(space, self.U, X))
+            Y = project_onto_complement(space, self.U, Y)
+            # Where A is 0 on the complement, Y is a rounding error, and shows no symmetry.
+            significant = space.norms(Y) > noise * space.norms(X)
+            return Y * xp.astype(significant, Y.dtype)[None, :]
 
         return FunctionOperator(
             lambda x: matmat(x[:, None])[:, 0],

@@ -45,7 +45,7 @@ class EigenvalueCount(QuadratureEstimator):
 
     method = "eigenvalue count"
     mergeable = False  # the standard error is that of a proportion, not of the mean of samples
-    saved = ("nodes", "weights", "residuals", "node_error", "columns", "recurrence")
+    saved = ("nodes", "weights", "residuals", "node_error", "columns", "deflated", "recurrence")
 
     def __init__(
         self,
@@ -69,8 +69,12 @@ class EigenvalueCount(QuadratureEstimator):
     def identity(self, budget: int) -> dict[str, Any]:
         return {**super().identity(budget), "low": self.low, "high": self.high}
 
+    def prepare(self, budget: int) -> int:
+        self.deflate(budget)
+        return super().prepare(budget)
+
     def record(self, T: Tridiagonal, p: int) -> None:
-        rule = gauss_rule(T, p, self.cost, self.rounding)
+        rule = self.deflated.with_known(gauss_rule(T, p, self.cost, self.rounding))
         self.node_error = max(self.node_error, T.node_error(p))
         self.nodes.append(rule.nodes)
         self.weights.append(rule.weights)
@@ -82,7 +86,7 @@ class EigenvalueCount(QuadratureEstimator):
         rules = list(map(Quadrature, self.nodes, self.weights, self.residuals))
         model = ErrorModel(
             size=n,
-            known=np.zeros(0),
+            known=self.deflated.values,
             num_probes=count,
             kind=self.plan.kind,
             gauss=True,
@@ -101,7 +105,7 @@ class EigenvalueCount(QuadratureEstimator):
 
 
 @equivariant("low", "high", degree=0)
-@declares(QuadratureSampling, num_steps=40, reorthogonalize="full")
+@declares(QuadratureSampling, num_steps=40, reorthogonalize="full", eigenpairs=0)
 def eigenvalue_count(
     A: Any, low: float, high: float, **options: Unpack[QuadratureSampling]
 ) -> Estimate:
@@ -140,6 +144,8 @@ def eigenvalue_count(
         Bytes per process that the run may use, in addition to the memory of the operator. If
         ``block_size`` and ``reorthogonalize`` need more, first the block size is reduced, then
         "half" and finally "none" are used. ``memory`` of the result reports the choice.
+    eigenpairs : EigenResult or int
+        As for :func:`matfree.trace_function`. Each known eigenvalue counts as one exactly.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 

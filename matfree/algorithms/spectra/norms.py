@@ -139,7 +139,7 @@ def frobenius_norm(A: Any, **options: Unpack[Sampling[Estimate]]) -> Estimate:
 
 
 @equivariant("spectrum")
-@declares(FunctionSampling, reorthogonalize="none")
+@declares(FunctionSampling, reorthogonalize="none", eigenpairs=0)
 def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Estimate:
     r"""Estimate a Schatten norm, the p-norm of the singular values.
 
@@ -161,9 +161,9 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
         Bounds of all eigenvalues of a Hermitian operator, or of all singular values of a
         rectangular one. The bias has a bound without them, but a positive lower bound may make
         it smaller.
-    num_steps, num_probes, max_matvecs, block_size, reorthogonalize, memory
+    num_steps, num_probes, max_matvecs, block_size, reorthogonalize, memory, eigenpairs
         As for :func:`matfree.trace_function`. The budget counts matvecs with the square of a
-        rectangular operator.
+        rectangular operator, whose eigenpairs these are.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from matfree.algorithms.eigen.eigsh import BLOCK_SIZE
 from matfree.algorithms.krylov.memory_plan import (
     MemoryModel,
     StorageScheme,
@@ -23,11 +24,14 @@ from matfree.algorithms.krylov.recurrence import (
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
+from matfree.algorithms.running.state_file import discard
+from matfree.algorithms.spectra.deflated_operator import DeflatedOperator
 from matfree.algorithms.traces.hutchinson import TraceEstimator
 from matfree.arguments import slices
 from matfree.arrays import to_host
+from matfree.probes import PROBES
 from matfree.protocol import Array, HostArray
-from matfree.results import Tridiagonal
+from matfree.results import EigenResult, Tridiagonal
 
 _DENSE_MATRICES = 6  # n x n matrices in memory while the exact answer is computed
 
@@ -45,7 +49,7 @@ class QuadratureEstimator(TraceEstimator):
     """
 
     method = "Lanczos quadrature"
-    saved: tuple[str, ...] = ("columns", "recurrence")
+    saved: tuple[str, ...] = ("columns", "deflated", "recurrence")
 
     def __init__(
         self, A: CountedOperator, plan: Plan, num_steps: int, reorthogonalize: Reorthogonalize
@@ -56,6 +60,40 @@ class QuadratureEstimator(TraceEstimator):
         self.recurrence: Recurrence | None = None
         self.columns: HostArray = np.zeros((0, 0))
         self.reorthogonalize: Reorthogonalize = reorthogonalize
+        self.deflated = DeflatedOperator(A, seed=plan.seed)
+        self._whole = A.operator
+
+    def prepare(self, budget: int) -> int:
+        return super().prepare(budget - self.deflated.cost)
+
+    def deflate(self, budget: int) -> None:
+        """Find the eigenpairs that are projected out, for at most half of the budget."""
+        pairs, checkpoint = self.plan.eigenpairs, self.checkpoint
+        if isinstance(pairs, int) and not pairs:
+            return
+        limit = None
+        if self.plan.num_probes is None:
+            limit = min(budget // 2, budget - self.cost)
+            least = 1 if isinstance(pairs, EigenResult) else min(BLOCK_SIZE, self.space.size)
+            if limit < least:
+                return
+        path = None
+        if isinstance(pairs, int):
+            pairs = min(pairs, self.space.size - 1)  # probes need a complement
+            path = checkpoint.sibling(".eigenpairs")
+        self.deflated.find(pairs, path, max_matvecs=limit)
+        checkpoint.save()
+        if path is not None:
+            discard(path, self.space, self.plan.seed)
+
+    def probes(self, start: int, count: int) -> Array:
+        return self.deflated.probes(
+            count,
+            seed=self.plan.seed,
+            start=self.plan.first_probe + start,
+            kind=self.plan.kind,
+            stream=PROBES,
+        )
 
     def fit_into(self, memory: int | None, *, copied: bool) -> None:
         """Choose the block size, and how Lanczos vectors are stored, for a limit on memory."""
@@ -75,7 +113,11 @@ class QuadratureEstimator(TraceEstimator):
         return f"a probe of {self.method} with num_steps={self.cost}"
 
     def identity(self, budget: int) -> dict[str, Any]:
-        return {"num_steps": self.cost, "reorthogonalize": self.reorthogonalize}
+        identity = {"num_steps": self.cost, "reorthogonalize": self.reorthogonalize}
+        pairs = self.plan.eigenpairs
+        if isinstance(pairs, int) and not pairs:  # as in files of version 0.1
+            return identity
+        return {**identity, "eigenpairs": "given" if isinstance(pairs, EigenResult) else pairs}
 
     @abstractmethod
     def record(self, T: Tridiagonal, p: int) -> None:
@@ -99,6 +141,7 @@ class QuadratureEstimator(TraceEstimator):
 
     def exact(self) -> Summary:
         """The exact answer from the eigenvalues of the dense matrix, after n matvecs."""
+        self.A.operator = self._whole
         E = self.space.unit_vectors(range(self.space.size))
         for part in slices(self.space.size, self.plan.block_size, self.columns.shape[1]):
             Y = self.A(E[:, part])

@@ -13,7 +13,7 @@ from matfree.algorithms.running.sampling_loop import sample
 from matfree.algorithms.spectra.quadrature_estimators import QuadratureEstimator
 from matfree.arguments import require_whole
 from matfree.quadratures.brackets import Spectrum
-from matfree.results import Estimate
+from matfree.results import EigenResult, Estimate
 
 DEFAULT_STEPS = 40
 """Lanczos steps per probe, unless the caller or a tolerance determines them."""
@@ -28,6 +28,7 @@ class QuadratureSampling(Sampling[Estimate], total=False):
     num_steps: int | None
     reorthogonalize: Reorthogonalize
     memory: int | None
+    eigenpairs: EigenResult | int
 
 
 class FunctionSampling(QuadratureSampling, total=False):
@@ -70,4 +71,7 @@ def sample_quadratures(
         estimator.fit_into(options.get("memory"), copied=copied)
         return estimator
 
-    return sample(CountedOperator(A), fitted, options)
+    pairs = options.get("eigenpairs", 0)
+    if not isinstance(pairs, EigenResult) and pairs != 0:
+        require_whole("eigenpairs, unless it is an EigenResult,", pairs)
+    return sample(CountedOperator(A), fitted, options, eigenpairs=pairs)

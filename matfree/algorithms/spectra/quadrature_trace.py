@@ -62,7 +62,16 @@ class QuadratureTrace(QuadratureEstimator):
     method : str
     """
 
-    saved = ("samples", "moved", "coefficients", "squares", "cost", "columns", "recurrence")
+    saved = (
+        "samples",
+        "moved",
+        "coefficients",
+        "squares",
+        "cost",
+        "columns",
+        "deflated",
+        "recurrence",
+    )
 
     def __init__(
         self,
@@ -87,6 +96,10 @@ class QuadratureTrace(QuadratureEstimator):
         self.bias_advice = self.bias.advice
         self.exponent, self.method = exponent, method
         self.mergeable = exponent == 1  # the mean of two roots is not the root of the mean
+        self.inside: complex = 0.0
+        """The sum of f over the eigenvalues that are projected out."""
+        self.inaccuracy = 0.0
+        """A bound on its error."""
         self.first_blocks: list[Tridiagonal] = []
         """The blocks with which the number of steps was determined, until they are recorded."""
         self._clear()
@@ -106,13 +119,21 @@ class QuadratureTrace(QuadratureEstimator):
         return {**super().identity(budget), "f at five points": values}
 
     def prepare(self, budget: int) -> int:
+        self.deflate(budget)
+        if len(self.deflated.values):
+            known = self.evaluate(self.deflated.values)
+            self.inside = np.sum(known).item()
+            # The eigenvalues of the complement have errors of the same size.
+            nearer = self.deflated.values - np.sign(self.deflated.values) * self.deflated.residuals
+            self.inaccuracy = 2 * float(np.sum(np.abs(self.evaluate(nearer) - known)))
+        budget -= self.deflated.cost
         # Without a basis, the memory does not depend on the number of steps.
         growing = self.grows and self.plan.adaptive and self.reorthogonalize == "none"
         if self.memory and self.plan.block_size < self.first_check:
             growing = False
         if growing and not self.samples.values.size and budget >= self.cost:
             self._determine_steps(budget)
-        return super().prepare(budget)
+        return super().prepare(budget + self.deflated.cost)
 
     def _determine_steps(self, budget: int) -> None:
         """Run the probes of the first check until their bias is a small part of the tolerance.
@@ -174,7 +195,8 @@ class QuadratureTrace(QuadratureEstimator):
         elif self.power is not None:
             uncertain = rule.weights @ self.power.uncertainty(rule.nodes)
             self.moved.append(squared * float(uncertain))
-        self.samples.add(np.asarray([full]), self._deviation(values, rule.weights, squared))
+        deviation = self._deviation(values, rule.weights, squared)
+        self.samples.add(np.asarray([full + self.inside]), deviation)
 
     def _deviation(self, values: HostArray, weights: HostArray, squared: float) -> HostArray:
         """The deviation of the sample, from the quadrature of f^2; see ``results.intervals``.
@@ -184,12 +206,15 @@ class QuadratureTrace(QuadratureEstimator):
         """
         complex_probes = is_complex(self.space.xp, self.space.dtype)
         factor = 1.0 if complex_probes and self.plan.kind != "rademacher" else 2.0
-        if self.plan.kind != "gaussian":
-            values = values - weights @ values
-        lengths = [np.linalg.norm(np.sqrt(weights) * part) for part in (values.real, values.imag)]
-        complex_values = np.iscomplexobj(values)
-        scale = math.sqrt(factor * squared)
-        return scale * np.asarray([complex(*lengths) if complex_values else lengths[0]])
+        lengths = []
+        for part in (values.real, values.imag):
+            mean, offset = weights @ part, 0.0
+            if self.plan.kind != "gaussian":  # ||w||^2 is not n if eigenvectors are projected out
+                offset = abs(mean) * math.sqrt(max(1 - squared / self.space.size, 0.0))
+                part = part - mean
+            lengths.append(math.hypot(np.linalg.norm(np.sqrt(weights) * part), offset))
+        deviation = complex(*lengths) if np.iscomplexobj(values) else lengths[0]
+        return math.sqrt(factor * squared) * np.asarray([deviation])
 
     def sum_over(self, eigenvalues: HostArray) -> complex:
         # A stored matrix is exact, and its eigenvalues are computed in double precision.
@@ -206,7 +231,7 @@ class QuadratureTrace(QuadratureEstimator):
         missing = self.samples.values.size - len(self.squares)
         settings = QuadratureSettings(self.cost, self.rounding, self.spectrum)
         bias = self.bias(self.coefficients, [*self.squares, *[0.0] * missing], settings)
-        bias += float(np.mean(self.moved or [0.0]))
+        bias += float(np.mean(self.moved or [0.0])) + self.inaccuracy
         return power_of(self.samples.summary()._replace(bias=bias), self.exponent)
 
     def exact(self) -> Summary:

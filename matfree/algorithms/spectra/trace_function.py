@@ -30,7 +30,7 @@ from matfree.results import Estimate
 
 
 @equivariant("spectrum", degree=0, compose=ScaledArgument)
-@declares(FunctionSampling, reorthogonalize="none")
+@declares(FunctionSampling, reorthogonalize="none", eigenpairs=0)
 def trace_function(
     A: Any, f: Function | FunctionName, **options: Unpack[FunctionSampling]
 ) -> Estimate:
@@ -77,6 +77,12 @@ def trace_function(
         Bytes per process that the run may use, in addition to the memory of the operator. If
         ``block_size`` and ``reorthogonalize`` need more, first the block size is reduced, then
         "half" and finally "none" are used. ``memory`` of the result reports the choice.
+    eigenpairs : EigenResult or int
+        Known eigenpairs, or how many of the largest in magnitude to compute first, for at most
+        half of the budget if there is one. Their part of the trace is exact, and only their
+        orthogonal complement is sampled: the sampling error is far smaller if a few eigenvalues
+        carry the trace, as those of tr exp(A) do. The effect of their residuals is part of
+        ``bias``; pairs of another operator are refused.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.
 
@@ -115,7 +121,8 @@ def trace_function(
 
     Cost
     ----
-    num_steps * num_probes matvecs. Vectors in memory: 6 block_size;
+    num_steps * num_probes matvecs, and those for eigenpairs. Vectors in memory, in addition to
+    the eigenvectors: 6 block_size;
     block_size (num_steps + 6) with reorthogonalize="full"; block_size (num_steps / 4 + 7) with
     "half" in double precision. The exact answer needs six n x n matrices.
 
@@ -144,7 +151,7 @@ def trace_function(
     return sample_quadratures(A, make, options, reorthogonalize="none")
 
 
-@declares(FunctionSampling, reorthogonalize="none")
+@declares(FunctionSampling, reorthogonalize="none", eigenpairs=0)
 def logdet(A: Any, **options: Unpack[FunctionSampling]) -> Estimate:
     r"""Estimate the log-determinant of a positive definite operator.
 
@@ -153,7 +160,9 @@ def logdet(A: Any, **options: Unpack[FunctionSampling]) -> Estimate:
     Parameters
     ----------
     A : (n, n) Hermitian positive definite operator, or anything ``aslinearoperator`` accepts
-    num_steps, spectrum, num_probes, rtol, atol, max_matvecs, block_size, reorthogonalize, memory
+    num_steps, spectrum, num_probes, rtol, atol, max_matvecs, block_size, reorthogonalize
+        As for :func:`matfree.trace_function`.
+    memory, eigenpairs
         As for :func:`matfree.trace_function`. The relative tolerance refers to |log det A|.
     seed, kind, first_probe, progress, callback, checkpoint
         As for :func:`matfree.trace`.

@@ -332,3 +332,15 @@ def test_deflation_improves_a_spectrum_with_outliers_fortyfold():
         )
         distances.append(relative_distance(density, spectrum))
     assert np.median(distances) <= 1.5 * 8.8e-6
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+def test_an_operator_that_is_zero_outside_known_eigenvectors_is_not_refused(reorthogonalize):
+    rng = np.random.default_rng(0)
+    Q, _ = np.linalg.qr(rng.standard_normal((60, 3)))
+    A = (Q * [9.0, 7.0, 6.0]) @ Q.T
+    pairs = mf.eigsh(A, 3, rtol=1e-10, seed=0)
+    density = mf.spectral_density(
+        A, eigenpairs=pairs, num_probes=3, seed=0, reorthogonalize=reorthogonalize
+    )
+    assert density.moment(2).value == pytest.approx((81 + 49 + 36) / 60, rel=1e-10)
