@@ -19,6 +19,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 SECTIONS = (
     "overhead",
     "accuracy",
+    "coverage",
     "densities",
     "memory",
     "slabs",
