@@ -13,7 +13,7 @@ from array_api_compat import array_namespace, is_array_api_obj
 from matfree.arrays import describe, is_complex
 from matfree.errors import NoAdjointError, OperatorError
 from matfree.operators.containers import as_plain_array
-from matfree.protocol import Array, DType, LanczosStep, QuadraticForms
+from matfree.protocol import Array, DType, LanczosStep, ProbeKind, QuadraticForms
 from matfree.spaces import ArraySpace, VectorSpace, require_space, space_like
 
 
@@ -41,6 +41,9 @@ class BlockMap(ABC):
     """The numbers x_j^H A x_j without A X, if the operator has them; see ``LinearOperator``."""
     largest_entry: Callable[[], float] | None = None
     """The largest absolute entry of a matrix with fused methods, without a matvec."""
+    form_variance: Callable[[ProbeKind], float | None] | None = None
+    """The variance of w^H A w over the probes w of a kind, from stored entries, without a matvec.
+    It is an upper bound if A is not Hermitian, and None if the entries do not show it."""
     holds_entries = False
     """Whether the matrix is stored, so that matvecs with unit vectors have no rounding errors."""
     # Without these two, NumPy and CuPy would evaluate ``array @ operator`` themselves, element by

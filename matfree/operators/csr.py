@@ -7,12 +7,14 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from matfree.arrays import conjugate
+from matfree.arrays import conjugate, is_complex, real_part
 from matfree.errors import OperatorError
 from matfree.operators.algebra import Operator
 from matfree.operators.base import spaces_like
-from matfree.protocol import Array
+from matfree.protocol import Array, ProbeKind
 from matfree.spaces import VectorSpace
+
+_LEAST_SHARE = 1e-6  # of the squares outside of the diagonal; fewer would be lost in rounding
 
 
 class CsrKernels(Protocol):
@@ -55,8 +57,36 @@ class CsrOperator(Operator):
         if self._kernels.fused:  # methods of the kernels: those of self would form a cycle
             self.lanczos_step = self._kernels.lanczos_step
             self.quadratic_forms = self._kernels.quadratic_forms
-            data, xp = self.matrix.data, self.space.xp
-            self.largest_entry = lambda: float(xp.max(xp.abs(data))) if len(data) else 0.0
+
+    def largest_entry(self) -> float:
+        """The largest absolute entry."""
+        data, xp = self.matrix.data, self.space.xp
+        if not data.shape[0]:
+            return 0.0
+        if is_complex(xp, self.dtype):
+            return float(xp.max(xp.abs(data)))
+        return max(float(xp.max(data)), -float(xp.min(data)))
+
+    def form_variance(self, kind: ProbeKind) -> float | None:
+        """The variance of w^H A w: c (||A||_F^2 - what the kind of probes is exact for)."""
+        matrix, space = self.matrix, self.space
+        if matrix.shape[0] != matrix.shape[1] or not matrix.has_canonical_format:
+            return None  # entries that are stored in parts have other squares
+        diagonal, n = matrix.diagonal()[:, None], matrix.shape[0]
+        total, inside = (
+            float(real_part(space.xp, space.partial_gram(x, x))[0, 0])
+            for x in (matrix.data[:, None], diagonal)
+        )
+        if total - inside <= _LEAST_SHARE * total:
+            return None
+        is_real = not is_complex(space.xp, self.dtype)
+        c = 2.0 if is_real or kind == "rademacher" else 1.0
+        if kind == "gaussian":
+            return c * total
+        if kind == "sphere":
+            trace = complex(space.partial_gram(space.xp.ones_like(diagonal), diagonal)[0, 0])
+            return float(c * (total - abs(trace) ** 2 / n) * n / (n + c))
+        return c * (total - inside)
 
     @abstractmethod
     def _kernels_for(self, matrix: Any, space: VectorSpace) -> CsrKernels:

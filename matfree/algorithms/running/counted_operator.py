@@ -10,7 +10,7 @@ from matfree.algorithms.running.magnitude import require_entries_in_range, requi
 from matfree.arrays import epsilon, is_complex, to_host
 from matfree.errors import NonFiniteError, NotHermitianError, OperatorError
 from matfree.operators import Operator, aslinearoperator
-from matfree.protocol import Array, HostArray
+from matfree.protocol import Array, HostArray, ProbeKind
 from matfree.spaces import VectorSpace
 
 _NOISE_FACTOR = 30.0
@@ -110,6 +110,11 @@ class CountedOperator:
             return self.space.dots(X, self(X))
         self.num_matvecs += X.shape[1]
         return result
+
+    def form_variance(self, kind: ProbeKind) -> float | None:
+        """The variance of w^H A w over probes of a kind, if stored entries show it."""
+        known = self.operator.form_variance
+        return known(kind) if known is not None and self._may_use_fused else None
 
     @property
     def _may_use_fused(self) -> bool:
