@@ -7,14 +7,17 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from matfree.arrays import conjugate, is_complex, real_part
+from matfree.arrays import conjugate, is_complex
 from matfree.errors import OperatorError
 from matfree.operators.algebra import Operator
 from matfree.operators.base import spaces_like
+from matfree.operators.form_variance import sum_of_squares, variance_of_forms
 from matfree.protocol import Array, ProbeKind
 from matfree.spaces import VectorSpace
 
-_LEAST_SHARE = 1e-6  # of the squares outside of the diagonal; fewer would be lost in rounding
+_LEAST_SIZE = 1 << 14
+"""The least n for which the variance of quadratic forms is computed from the entries, because
+quadratic forms without products are faster."""
 
 
 class CsrKernels(Protocol):
@@ -68,25 +71,14 @@ class CsrOperator(Operator):
         return max(float(xp.max(data)), -float(xp.min(data)))
 
     def form_variance(self, kind: ProbeKind) -> float | None:
-        """The variance of w^H A w: c (||A||_F^2 - what the kind of probes is exact for)."""
-        matrix, space = self.matrix, self.space
-        if matrix.shape[0] != matrix.shape[1] or not matrix.has_canonical_format:
-            return None  # entries that are stored in parts have other squares
-        diagonal, n = matrix.diagonal()[:, None], matrix.shape[0]
-        total, inside = (
-            float(real_part(space.xp, space.partial_gram(x, x))[0, 0])
-            for x in (matrix.data[:, None], diagonal)
-        )
-        if total - inside <= _LEAST_SHARE * total:
+        """The variance of w^H A w; see ``matfree.operators.form_variance``."""
+        matrix, (m, n) = self.matrix, self.shape
+        # Smaller matrices get the error of a dense one, so that it is independent of the format.
+        # Entries that are stored in parts have other squares.
+        if m != n or n < _LEAST_SIZE or not matrix.has_canonical_format:
             return None
-        is_real = not is_complex(space.xp, self.dtype)
-        c = 2.0 if is_real or kind == "rademacher" else 1.0
-        if kind == "gaussian":
-            return c * total
-        if kind == "sphere":
-            trace = complex(space.partial_gram(space.xp.ones_like(diagonal), diagonal)[0, 0])
-            return float(c * (total - abs(trace) ** 2 / n) * n / (n + c))
-        return c * (total - inside)
+        squares = sum_of_squares(self.space, matrix.data[:, None])
+        return variance_of_forms(self.space, squares, matrix.diagonal()[:, None], kind)
 
     @abstractmethod
     def _kernels_for(self, matrix: Any, space: VectorSpace) -> CsrKernels:

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 import matfree as mf
+from matfree.operators import csr
 
 N = 6
 RNG = np.random.default_rng(0)
@@ -18,6 +19,11 @@ MATRICES = {
     "not Hermitian": G,
     "float32": (G + G.conj().T).real.astype(np.float32),
 }
+
+
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch):
+    monkeypatch.setattr(csr, "_LEAST_SIZE", 1)
 
 
 def variance(A, kind):
@@ -76,3 +82,20 @@ def test_a_trace_has_the_standard_error_that_the_entries_show(kind):
     merged = first.merge(mf.trace(A, num_probes=15, first_probe=10, kind=kind, seed=0))
     assert merged.stderr == pytest.approx(estimate.stderr, rel=1e-9)
     assert merged.num_matvecs == estimate.num_matvecs == 25
+
+
+def test_small_matrices_have_the_error_of_a_dense_one(monkeypatch):
+    monkeypatch.undo()
+    A = MATRICES["symmetric"]
+    assert variance(A, "rademacher") is None
+    sparse = mf.trace(sp.csr_array(A), num_probes=5, seed=0)
+    assert sparse.stderr == pytest.approx(mf.trace(A, num_probes=5, seed=0).stderr, rel=1e-9)
+
+
+def test_large_matrices_keep_their_fused_quadratic_forms(monkeypatch):
+    monkeypatch.undo()
+    n = 1 << 14
+    A = sp.diags_array([np.ones(n - 1), np.full(n, 2.0), np.ones(n - 1)], offsets=[-1, 0, 1])
+    estimate = mf.trace(A.tocsr(), num_probes=8, kind="gaussian", seed=0)
+    squares = 4 * n + 2 * (n - 1)
+    assert estimate.stderr == pytest.approx(np.sqrt(2 * squares / 8), rel=1e-9)

@@ -55,6 +55,7 @@ class CountedOperator:
         """The noise relative to ||A v||."""
         self.noise_is_known = False
         self._in_range = False
+        self._variances: dict[ProbeKind, float | None] = {}
         self._blocks_to_watch = 0
         self._sample: tuple[Array, Array] | None = None
         m, n = self.operator.shape
@@ -112,9 +113,16 @@ class CountedOperator:
         return result
 
     def form_variance(self, kind: ProbeKind) -> float | None:
-        """The variance of w^H A w over probes of a kind, if stored entries show it."""
+        """The variance of w^H A w over probes of a kind, if stored entries show it.
+
+        It is None before the magnitude of the entries is known, whose squares may overflow.
+        """
         known = self.operator.form_variance
-        return known(kind) if known is not None and self._may_use_fused else None
+        if known is None or not self._may_use_fused:
+            return None
+        if kind not in self._variances:
+            self._variances[kind] = known(kind)
+        return self._variances[kind]
 
     @property
     def _may_use_fused(self) -> bool:

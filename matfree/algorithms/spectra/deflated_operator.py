@@ -23,6 +23,7 @@ from matfree.algorithms.eigen.deflation import sampled_residual
 from matfree.algorithms.eigen.eigsh import BLOCK_SIZE, eigsh, find_eigenpairs
 from matfree.algorithms.eigen.orthogonal_complement import project_onto_complement
 from matfree.algorithms.running.counted_operator import CountedOperator, converted_block
+from matfree.algorithms.running.magnitude import RangeChecked
 from matfree.arrays import epsilon
 from matfree.operators import FunctionOperator, Operator
 from matfree.protocol import Array, HostArray, ProbeKind
@@ -183,7 +184,7 @@ class DeflatedOperator:
         The first one makes it Hermitian for all vectors. After a breakdown of the recurrence, the
         next vector is a normalized rounding error, and lies in the complement only in part.
         """
-        space, xp = self.space, self.space.xp
+        space, xp, operator = self.space, self.space.xp, RangeChecked(operator)
         noise = _MATVEC_NOISE * epsilon(xp, space.dtype) * float(np.abs(self.values).max())
 
         def matmat(X: Array) -> Array:

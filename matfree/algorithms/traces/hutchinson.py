@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -125,14 +125,15 @@ class SampledTrace(TraceEstimator):
         return self.A.quadratic_forms(W)
 
     def advance(self, start: int, count: int) -> None:
-        W, deviations = self.probes(start, count), None
-        if self.variance.check.passed:
-            first = partial(self.probes, 0, 1)
-            fresh, deviations = self.variance.add(first, W, self.product(W))
-        else:
-            fresh = to_host(self.forms(W))
+        fresh, deviations = self.measured(self.probes(start, count))
         self.A.require_finite(fresh)
         self.samples.add(fresh + self.inside, deviations)
+
+    def measured(self, W: Array) -> tuple[HostArray, HostArray | None]:
+        """The numbers w_j^H B w_j, and their deviations if B may be Hermitian."""
+        if not self.variance.check.passed:
+            return to_host(self.forms(W)), None
+        return self.variance.add(partial(self.probes, 0, 1), W, self.product(W))
 
     def summary(self) -> Summary:
         return self.samples.summary(self.variance.check.hermitian)
@@ -145,23 +146,20 @@ class HutchinsonTrace(SampledTrace):
     method = "hutchinson"
     saved = ("samples", "variance", "units")
 
-    def advance(self, start: int, count: int) -> None:
+    def measured(self, W: Array) -> tuple[HostArray, HostArray | None]:
         variance = self._known_variance
         if variance is None:
-            super().advance(start, count)
-            return
-        fresh = to_host(self.forms(self.probes(start, count)))
-        self.A.require_finite(fresh)
-        # As of a run without known variance, of random signs there is one deviation fewer.
+            return super().measured(W)
+        # Of random signs there is one deviation fewer, as in a run whose variance is not known.
         skipped = int(self.variance.discrete and not self.samples.values.size)
-        self.samples.add(fresh, np.full(count - skipped, math.sqrt(variance)))
+        return to_host(self.forms(W)), np.full(W.shape[1] - skipped, math.sqrt(variance))
 
     def summary(self) -> Summary:
         if self._known_variance is None:
             return super().summary()
         return self.samples.summary()
 
-    @cached_property
+    @property
     def _known_variance(self) -> float | None:
         """The variance of a sample, for an operator whose entries show it."""
         return self.A.form_variance(self.plan.kind)
