@@ -36,7 +36,13 @@ from matfree.operators.base import require_compatible
 from matfree.protocol import Array, HostArray
 
 _FIRST_RANK = 10
-_RANK_GROWTH = 1.4
+_RANK_GROWTH = 1.5
+_LEAST_SAVING = 0.07
+"""The fraction of all matvecs that a growth of the rank is expected to save, at least."""
+
+_SHARED_WORK = 0.75
+"""The matvecs of several right-hand sides relative to those of single ones, about."""
+
 _DEFAULT_RANK = 50
 """The rank if the smallest eigenvalue of the system, and with it the best rank, is unknown."""
 
@@ -135,7 +141,8 @@ class NystromPreconditioner:
             return
         inner = CountedOperator(self.operator)
         width = block_size_for(self.A.space.size, inner.block_size(None))
-        plan = Plan(None, self.most, None, None, width, self.seed, "gaussian")
+        # Signs are cheaper to draw than Gaussians, and every growth of the sketch draws them again.
+        plan = Plan(None, self.most, None, None, width, self.seed, "rademacher")
         sketch = RangeSketch(inner, plan, stream=probes.SKETCH)
         count = self._first_rank()
         while True:
@@ -177,12 +184,15 @@ class NystromPreconditioner:
         low, high = values[len(values) // 3], values[(9 * len(values)) // 10]
         rate = math.log(max(low / high, 1.0)) / (9 * rank / 10 - rank / 3)
         expected = float(values[-1]) * math.exp(-rate * (following - rank))
-        return following if self._cost(following, expected) < self._cost(rank, values[-1]) else None
+        now, then = self._cost(rank, float(values[-1])), self._cost(following, expected)
+        return following if then < (1 - _LEAST_SAVING) * now else None
 
     def _cost(self, rank: int, eigenvalue: float) -> float:
         """The expected number of matvecs for a rank with this smallest eigenvalue."""
         assert self.smallest is not None
-        return rank + self.num_columns * self.steps * math.sqrt(1 + eigenvalue / self.smallest)
+        shared = 1.0 if self.num_columns == 1 else _SHARED_WORK
+        condition = 1 + eigenvalue / self.smallest
+        return rank + shared * self.num_columns * self.steps * math.sqrt(condition)
 
 
 def given_preconditioner(A: CountedOperator, preconditioner: object) -> Operator:
