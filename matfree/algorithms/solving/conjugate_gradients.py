@@ -192,6 +192,7 @@ class ConjugateGradients(Solver):
         """Whether H = S^H A S is positive definite beyond rounding, for N = S^H S."""
         lengths = np.sqrt(np.diag(N).real)
         scaled = ((H + H.conj().T) / 2) / np.outer(lengths, lengths)
+        self.least_quotient = min(self.least_quotient, float(np.diag(scaled).real.min()))
         quotients = np.abs(np.diag(scaled).real)
         self.largest_curvature = max(self.largest_curvature, float(quotients.max()))
         self.norm = max(self.norm, self.largest_curvature)

@@ -96,6 +96,8 @@ class Minres(ColumnwiseSolver):
         products = to_host(space.dots(v, y))
         self.A.require_finite(products)
         alpha = products.real
+        if self.precondition is None:
+            self.least_quotient = min(self.least_quotient, float(alpha.min()))
         y = y - self.r * space.asarray(alpha / self.beta)[None, :]
         self._require_hermitian(v, Av, products)
         self.before, self.r = self.r, y

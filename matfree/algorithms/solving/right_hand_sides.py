@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 
 from matfree.algorithms.running.counted_operator import converted_block
 from matfree.arrays import describe, to_host
@@ -55,8 +56,11 @@ def as_block(space: VectorSpace, X: Any, name: str) -> tuple[Array, bool]:
     ValueError
         It has another shape, or is complex although the space is real.
     """
-    if not hasattr(X, "shape"):
+    given = X
+    if not is_array_api_obj(X) or isinstance(X, np.matrix):
         X = np.asarray(X)
+    if isinstance(X, np.ndarray) and X.dtype.kind not in "biufc":
+        raise ValueError(f"{name} must be an array of numbers: got {describe(given)}.")
     rows, shape = len(space.rows), tuple(X.shape)
     if len(shape) not in (1, 2) or shape[0] != rows or 0 in shape[1:]:
         raise ValueError(

@@ -117,6 +117,8 @@ def solve(
         A residual exceeds its bound: the budget ended first, rounding hides what is smaller, B is
         not in the range of a singular operator, or the operator is not positive definite for
         "cg". The best vectors found are returned.
+    RuntimeWarning
+        A Rayleigh quotient contradicts ``lower``; there is no error bound then.
 
     Cost
     ----

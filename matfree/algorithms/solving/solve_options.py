@@ -77,6 +77,10 @@ class SolveOptions:
                 f"a shift needs a square operator: got shape ({rows}, {columns}); for damped least "
                 "squares, solve the normal equations: solve(A.H @ A, A.H @ B, shift=...)."
             )
+        if rows != columns and self.lower is not None:
+            raise OperatorError(
+                f"lower is a bound on eigenvalues: got shape ({rows}, {columns}); pass lower=None."
+            )
         if np.imag(self.shift) and self.method in ("cg", "minres"):
             raise OperatorError(
                 f'method="{self.method}" needs a real shift: got {self.shift}, for which A + shift '

@@ -64,17 +64,9 @@ class SolveRun:
     """
 
     saved: tuple[str, ...] = (
-        *("X", "begin", "open", "relative", "closed", "method", "names", "num_steps"),
-        *(
-            "reason",
-            "history",
-            "norm",
-            "num_adjoint",
-            "solver",
-            "limit",
-            "least_squares",
-            "is_restart",
-        ),
+        *("X", "begin", "open", "relative", "closed", "method", "names", "num_steps", "reason"),
+        *("history", "norm", "num_adjoint", "solver", "limit", "least_quotient", "least_squares"),
+        "is_restart",
     )
     by_row: ClassVar = {"X": 0}
 
@@ -108,6 +100,7 @@ class SolveRun:
         self.least_squares = np.zeros(k, dtype=bool)
         """(k,) bool: the least-squares solutions with a residual that remains."""
         self.begin, self.limit, self.num_steps, self.num_adjoint, self.norm = 0, 0, 0, 0, 0.0
+        self.least_quotient = np.inf
         self.open: HostArray = np.zeros(0, dtype=int)
         self.names: list[str] = []
         self.history: list[tuple[int, float]] = []
@@ -213,6 +206,7 @@ class SolveRun:
         self.solver, self.is_restart = None, True
         self.num_steps += solver.num_steps
         self.norm = max(self.norm, solver.norm)
+        self.least_quotient = min(self.least_quotient, solver.least_quotient)
         target = self.A.operator.space
         before, X = self.relative.copy(), self.X
         if solver.num_steps:

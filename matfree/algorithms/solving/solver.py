@@ -61,6 +61,8 @@ class Solver(ABC):
         """(k,) float64: the norms of the residuals according to the recurrence."""
         self.least_squares = np.zeros(len(norms), dtype=bool)
         """(k,) bool: which columns are least-squares solutions with a residual that remains."""
+        self.least_quotient = np.inf
+        """The smallest x^H A x / x^H x of the directions so far, if A is Hermitian."""
         self.norm = 0.0
         """A lower bound of ||A||."""
         self.num_steps = 0

@@ -21,7 +21,7 @@ from matfree.algorithms.solving.solve_options import SolveOptions
 from matfree.algorithms.solving.solve_run import MakeSolver, SolveRun
 from matfree.algorithms.solving.solver import Precondition, Solver
 from matfree.arrays import epsilon, to_host
-from matfree.errors import Interrupted
+from matfree.errors import Interrupted, warn
 from matfree.operators import Operator
 from matfree.protocol import Array, HostArray
 from matfree.results import Solution, StoppingReason
@@ -183,12 +183,7 @@ def _solution(run: SolveRun, options: SolveOptions, unit: float) -> Solution:
             f"the solution exceeds the range of {space.dtype}; divide B by a large number first, "
             "or multiply the operator by it."
         )
-    bound = None
-    if options.smallest is not None:
-        eps = epsilon(space.xp, space.dtype)
-        sizes = run.norm * to_host(space.norms(run.X)) + sides.norms
-        errors = run.relative * sides.norms + 4 * eps * sizes
-        bound = errors / options.smallest * 2.0**exponents
+    bound = _error_bound(run, options)
     return Solution(
         values=values[:, 0] if sides.is_vector else values,
         residuals=run.relative,
@@ -200,10 +195,30 @@ def _solution(run: SolveRun, options: SolveOptions, unit: float) -> Solution:
         seed=run.run.checkpoint.seed,
         shift=options.shift,
         rank=0 if run.nystrom is None else run.nystrom.rank,
-        error_bound=bound,
+        error_bound=None if bound is None else bound * 2.0**exponents,
         history=tuple(run.history),
         rows=space.row_range,
     )
+
+
+def _error_bound(run: SolveRun, options: SolveOptions) -> HostArray | None:
+    """Bounds on the errors of the scaled solutions, (k,), from the lower bound of the spectrum."""
+    lower, space = options.smallest, run.A.space
+    # Without symmetry, the eigenvalues say nothing about the error.
+    if lower is None or (options.method == "auto" and run.method == "lsmr"):
+        return None
+    eps = epsilon(space.xp, space.dtype)
+    if run.least_quotient < lower - 32 * eps * run.norm:
+        below = (run.least_quotient - lower) / run.norm
+        warn(
+            f"lower={options.lower} is no lower bound of the spectrum: a Rayleigh quotient is "
+            f"smaller by {-below:.1e} ||A||; there is no error bound, so pass a smaller number.",
+            RuntimeWarning,
+        )
+        return None
+    sizes = run.norm * to_host(space.norms(run.X)) + run.B.norms
+    errors: HostArray = run.relative * run.B.norms + 4 * eps * sizes
+    return errors / lower
 
 
 def failure(solution: Solution, options: SolveOptions) -> str:

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.sparse
 from support.backends import MAKERS, assert_close
 from support.matrices import complex_hermitian, with_spectrum
 from support.sharded import run_sharded
@@ -228,6 +229,15 @@ def test_the_error_bound_holds_for_a_known_lower_bound_of_the_spectrum():
     assert mf.solve(A, B, shift=1e-2, lower=-1.0).error_bound is None
 
 
+@pytest.mark.parametrize("method", ["auto", "minres"])
+def test_a_lower_bound_that_a_rayleigh_quotient_contradicts_gives_no_error_bound(method):
+    with pytest.warns(RuntimeWarning, match=r"lower=0\.5 is no lower bound of the spectrum"):
+        assert mf.solve(INDEFINITE, B, lower=0.5, method=method).error_bound is None
+    with pytest.warns(RuntimeWarning, match="no lower bound"):
+        assert mf.solve(POSITIVE, B, lower=3.0, rtol=1e-10).error_bound is None
+    assert mf.solve(GENERAL, B, lower=0.5).error_bound is None  # it is not Hermitian
+
+
 def test_shifts_real_and_complex():
     for shift, method in ((3.0, "conjugate gradients"), (-3.0, "MINRES"), (2j, "LSMR")):
         solution = mf.solve(POSITIVE, B, shift=shift, rtol=1e-10)
@@ -328,6 +338,8 @@ WRONG = {
     "shift": ({"shift": np.nan}, "shift must be a finite number"),
     "lower": ({"lower": "zero"}, "lower must be a finite number"),
     "block size": ({"block_size": 0}, "block_size must be"),
+    "sparse": ({"B": scipy.sparse.csr_array(B)}, "B must"),
+    "objects": ({"B": np.array([None] * N)}, "array of numbers"),
     "complex shift": ({"shift": 1j, "method": "cg"}, "real shift"),
 }
 
@@ -339,9 +351,11 @@ def test_wrong_arguments_are_named(name):
         mf.solve(POSITIVE, **{"B": B, **options})
 
 
-@pytest.mark.parametrize("options", [{"method": "cg"}, {"method": "minres"}, {"shift": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"method": "cg"}, {"method": "minres"}, {"shift": 1.0}, {"lower": 1.0}]
+)
 def test_what_needs_a_square_operator_is_named(options):
-    with pytest.raises(mf.OperatorError, match="needs a square operator"):
+    with pytest.raises(mf.OperatorError, match=r"needs a square operator|on eigenvalues"):
         mf.solve(TALL, B, **options)
 
 
