@@ -82,6 +82,7 @@ SYMMETRIC = {
     "trace_function none": call_exponential,
     "trace_function half": partial(call_exponential, reorthogonalize="half"),
     "trace_function full": partial(call_exponential, reorthogonalize="full"),
+    "trace_function krylov": partial(call_exponential, method="krylov"),
     "spectral_density lanczos": partial(mf.spectral_density, **_DENSITY),
     "spectral_density kpm": partial(mf.spectral_density, method="kpm", **_DENSITY),
     "spectral_density deflated": partial(mf.spectral_density, eigenpairs=3, **_DENSITY),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +43,6 @@ _BIAS_SHARE = 0.25  # of the tolerance, which leaves most of it to the sampling 
 _STEP_GROWTH = 1.25  # ratio of the numbers of steps after which the bias is computed
 
 
-@final
 class QuadratureTrace(QuadratureEstimator):
     """The mean of ||w||^2 sum_j tau_j f(theta_j) over probes, raised to ``exponent``.
 
@@ -62,7 +61,7 @@ class QuadratureTrace(QuadratureEstimator):
     method : str
     """
 
-    saved = (
+    saved: tuple[str, ...] = (
         "samples",
         "moved",
         "coefficients",
