@@ -59,7 +59,8 @@ def trace_function(
         probes are projected onto its complement. The error is smaller by orders of magnitude if
         few eigenvalues dominate f (each with at most two copies), and up to 1.4 times larger if
         none do. "auto" decides that after a tenth of the budget. The space is stored: up to
-        max_matvecs / 2 vectors, at most 1 GiB or half of ``memory``. Such estimates cannot be merged, and take no ``eigenpairs``.
+        max_matvecs / 2 vectors, at most 1 GiB or half of ``memory``. Such estimates
+        cannot be merged, and take no ``eigenpairs``.
     num_steps : int, optional
         Lanczos steps per probe. The default is 40; with a tolerance and without
         reorthogonalization, it is the number from 40 on with which the bias of the first probes
