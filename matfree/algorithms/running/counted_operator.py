@@ -73,7 +73,9 @@ class CountedOperator:
         self.num_matvecs += X.shape[1]
         Y = self.operator.matmat(X)
         if not self._in_range:
-            require_in_range(self.operator, X, Y)
+            size = require_in_range(self.operator, X, Y)
+            if not np.isfinite(size):  # large entries next to NaN would overflow below
+                self.require_finite(np.asarray(size))
             self._in_range = True
         if self._blocks_to_watch:
             self._blocks_to_watch -= 1

@@ -55,7 +55,7 @@ class MagnitudeError(OperatorError):
         )
 
 
-def require_in_range(operator: Operator, X: Array, Y: Array, *, margin: float = 1.0) -> None:
+def require_in_range(operator: Operator, X: Array, Y: Array, *, margin: float = 1.0) -> float:
     """Raise MagnitudeError if the entries of Y = A X are too large or too small for squares.
 
     Parameters
@@ -64,6 +64,11 @@ def require_in_range(operator: Operator, X: Array, Y: Array, *, margin: float = 
     X, Y : (n, k) and (m, k)
     margin : float
         The range is narrower by this factor, in powers of 2.
+
+    Returns
+    -------
+    float
+        The largest absolute entry of Y, which may be NaN or infinite.
     """
     space = operator.space
     xp, size = space.xp, 0.0
@@ -72,6 +77,7 @@ def require_in_range(operator: Operator, X: Array, Y: Array, *, margin: float = 
     if space.is_sharded:  # all processes have to make the same decision
         size = float(to_host(space.all_reduce(xp.asarray([size], device=space.device)))[0])
     _require_size(operator, size, (X, Y), margin)
+    return size
 
 
 def require_entries_in_range(operator: Operator, largest: float) -> None:

@@ -209,7 +209,7 @@ def _error_bound(run: SolveRun, options: SolveOptions) -> HostArray | None:
         return None
     eps = epsilon(space.xp, space.dtype)
     if run.least_quotient < lower - 32 * eps * run.norm:
-        below = (run.least_quotient - lower) / run.norm
+        below = (run.least_quotient - lower) / (run.norm or 1.0)
         warn(
             f"lower={options.lower} is no lower bound of the spectrum: a Rayleigh quotient is "
             f"smaller by {-below:.1e} ||A||; there is no error bound, so pass a smaller number.",

@@ -227,3 +227,11 @@ def test_densities_of_every_magnitude_have_the_same_distribution(c):
     )
     assert found.mass_between(c, 4 * c).value == pytest.approx(expected.mass_between(1, 4).value)
     assert trace.value / c == pytest.approx(np.abs(A.trace()), rel=0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in SYMMETRIC if name != "check_operator"])
+def test_nan_next_to_entries_whose_squares_overflow_is_named(name):
+    flawed = 1e283 * A
+    flawed[-1, -1] = np.nan
+    with pytest.raises(mf.NonFiniteError, match="NaN or infinity"):
+        SYMMETRIC[name](flawed)

@@ -235,6 +235,11 @@ def test_a_lower_bound_that_a_rayleigh_quotient_contradicts_gives_no_error_bound
         assert mf.solve(INDEFINITE, B, lower=0.5, method=method).error_bound is None
     with pytest.warns(RuntimeWarning, match="no lower bound"):
         assert mf.solve(POSITIVE, B, lower=3.0, rtol=1e-10).error_bound is None
+    with (
+        pytest.warns(RuntimeWarning, match="no lower bound"),
+        pytest.warns(mf.ConvergenceWarning, match="not in the range"),
+    ):
+        mf.solve(np.zeros((2, 2)), np.ones(2), lower=1.0)
     assert mf.solve(GENERAL, B, lower=0.5).error_bound is None  # it is not Hermitian
 
 
