@@ -85,6 +85,9 @@ class NotHermitianError(OperatorError):
     the operator is not Hermitian
     """
 
+    num_matvecs = 0
+    """The number of matvecs until it was found."""
+
 
 class SolveError(MatfreeError, ArithmeticError):
     """A product with an inverse did not reach its tolerance; ``solution`` is the best found.

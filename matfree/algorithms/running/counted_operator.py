@@ -189,12 +189,14 @@ class CountedOperator:
         limit = epsilon(self.space.xp, self.space.dtype) ** (1 / 3)
         limit = max(limit, _NOISE_FACTOR * self.relative_noise)
         if defect > limit:
-            raise NotHermitianError(
+            refusal = NotHermitianError(
                 f"the operator is not Hermitian: |u^H A v - conj(v^H A u)| is {defect:.1e} ||A|| "
                 f"(limit {limit:.0e} in {self.space.dtype}), found within {self.num_matvecs} "
                 f"matvecs; {self.remedy}, or symmetrize it: (B + B.H) / 2 with "
                 "B = matfree.aslinearoperator(A)."
             )
+            refusal.num_matvecs = self.num_matvecs
+            raise refusal
 
 
 def converted_block(space: VectorSpace, block: Any, name: str) -> Array:

@@ -22,12 +22,14 @@ from matfree.algorithms.running.keywords import Sampling, declares, known
 from matfree.algorithms.running.magnitude import RangeChecked, equivariant
 from matfree.algorithms.running.plan import Plan
 from matfree.algorithms.running.sampling_loop import sample
+from matfree.algorithms.solving.solver import has_adjoint
 from matfree.algorithms.spectra.quadrature_sampling import FunctionSampling, sample_quadratures
 from matfree.algorithms.spectra.quadrature_trace import QuadratureTrace, power_of
 from matfree.algorithms.spectra.spectral_functions import PowerOfSingularValues
 from matfree.algorithms.traces.hutchinson import Samples, TraceEstimator
 from matfree.arrays import epsilon, is_complex, to_host
-from matfree.operators import aslinearoperator
+from matfree.errors import NotHermitianError
+from matfree.operators import Operator, aslinearoperator
 from matfree.protocol import HostArray
 from matfree.quadratures.bias import require_spectrum
 from matfree.quadratures.brackets import Spectrum
@@ -150,8 +152,8 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     Parameters
     ----------
     A : (m, n) operator, or anything ``aslinearoperator`` accepts
-        Real or complex. A square operator must be Hermitian, so that sigma_i = |lambda_i|. A
-        rectangular operator needs its adjoint; the smaller of A^H A and A A^H is used.
+        Real or complex. For a Hermitian operator, sigma_i = |lambda_i|. Any other needs its
+        adjoint; the smaller of A^H A and A A^H is used.
     p : float
         A positive number.
     rtol, atol : float, optional
@@ -182,7 +184,9 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
         p is not positive; or as for :func:`matfree.trace_function`.
     NoAdjointError
         A is rectangular and has no adjoint.
-    TypeError, NotHermitianError, NonFiniteError, OperatorError, MemoryError
+    NotHermitianError
+        A is square, neither Hermitian nor with an adjoint.
+    TypeError, NonFiniteError, OperatorError, MemoryError
         As for :func:`matfree.trace_function`.
 
     Warns
@@ -192,8 +196,8 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
 
     Cost
     ----
-    As for :func:`matfree.trace_function`; for a rectangular operator, every matvec is one with
-    A and one with A^H.
+    As for :func:`matfree.trace_function`; for an operator that is not Hermitian, every
+    matvec is one with A and one with A^H.
 
     References
     ----------
@@ -211,25 +215,37 @@ def schatten_norm(A: Any, p: float, **options: Unpack[FunctionSampling]) -> Esti
     options = known(schatten_norm, options)
     operator = aslinearoperator(A)
     m, n = operator.shape
-    spectrum = options.get("spectrum")
     if m == n:
-        hermitian, power = operator, p
-    else:  # the larger product has |m - n| additional eigenvalues 0
-        operator = RangeChecked(operator)
-        hermitian = operator.H @ operator if m > n else operator @ operator.H
-        power = p / 2
-        spectrum = _squared(spectrum)
-    space = hermitian.space
+        try:
+            return _norm_from_powers(operator, p, p, options)
+        except NotHermitianError as refusal:
+            if not has_adjoint(operator):
+                raise
+            lost = refusal.num_matvecs
+        budget = options.get("max_matvecs")
+        if budget is not None:
+            options = {**options, "max_matvecs": max(1, budget - lost)}
+    operator = RangeChecked(operator)
+    # The larger product has |m - n| additional eigenvalues 0.
+    square = operator.H @ operator if m >= n else operator @ operator.H
+    options = {**options, "spectrum": _squared(options.get("spectrum"))}
+    found = _norm_from_powers(square, p, p / 2, options)
+    return replace(found, num_matvecs=found.num_matvecs + lost) if m == n else found
+
+
+def _norm_from_powers(A: Operator, p: float, power: float, options: FunctionSampling) -> Estimate:
+    """The Schatten norm from the sum of |lambda|^power over the eigenvalues of A."""
+    space = A.space
     make = partial(
         QuadratureTrace,
         f=PowerOfSingularValues(power, epsilon(space.xp, space.dtype), space.size),
-        spectrum=spectrum,
+        spectrum=options.get("spectrum"),
         grows=options.get("num_steps") is None,
         absolute_power=power,
         exponent=1 / p,
         method=f"Schatten {p:g}-norm",
     )
-    return sample_quadratures(hermitian, make, options, reorthogonalize="none")
+    return sample_quadratures(A, make, options, reorthogonalize="none")
 
 
 def _squared(spectrum: Spectrum | None) -> Spectrum:

@@ -5,8 +5,8 @@ the i-th probe. Then
 
 .. math:: d_i = \operatorname{diag}(P_i A) + \bar w_i * \left((I - P_i) A w_i\right)
 
-is an unbiased estimate of diag A. The mean over i needs a sketch Q and A Q (XDiag, for
-Hermitian A), or the sketch alone (XNysDiag, for positive semidefinite A).
+is an unbiased estimate of diag A. The mean over i needs a sketch Q and A Q (XDiag; A^H Q if A
+is not Hermitian), or the sketch alone (XNysDiag, for positive semidefinite A).
 
 References
 ----------
@@ -26,11 +26,13 @@ from matfree.algorithms.low_rank.range_sketch import Columns, IndependentProbes,
 from matfree.algorithms.running.counted_operator import CountedOperator
 from matfree.algorithms.running.estimator import Summary
 from matfree.algorithms.running.plan import Plan
+from matfree.algorithms.solving.solver import has_adjoint
 from matfree.algorithms.traces.diagpp import require_hermitian_core, row_dots
 from matfree.algorithms.traces.hutchinson import DiagonalEstimator, Moments
 from matfree.algorithms.traces.xtrace import left_out_directions
 from matfree.arguments import slices
-from matfree.arrays import conjugate, epsilon, real_part, to_host
+from matfree.arrays import conjugate, epsilon, is_complex, real_part, to_host
+from matfree.errors import NotHermitianError
 from matfree.protocol import Array, HostArray
 from matfree.spaces import VectorSpace
 
@@ -105,16 +107,21 @@ class LeaveOneOutDiagonal(DiagonalEstimator):
 
 @final
 class XDiag(LeaveOneOutDiagonal):
-    """XDiag for Hermitian operators: two matvecs per probe, and 2 num_probes vectors (Q, A Q)."""
+    """XDiag: two matvecs per probe, and 2 num_probes vectors, Q and A^H Q.
+
+    A Hermitian operator needs no adjoint. The probes of the sketch show whether it is one.
+    """
 
     method = "xdiag"
     cost = 2
-    saved = ("sketch", "AQ", "units")
+    saved = ("sketch", "AQ", "units", "is_hermitian")
     stored_as: ClassVar = {"AQ": "products"}
 
     def __init__(self, A: CountedOperator, plan: Plan) -> None:
         super().__init__(A, plan)
         self.AQ = Columns(self.space)
+        self.is_hermitian = True
+        """Whether A Q is A^H Q."""
 
     def reserve(self, num_probes: int) -> None:
         super().reserve(num_probes)
@@ -122,14 +129,37 @@ class XDiag(LeaveOneOutDiagonal):
 
     def advance(self, start: int, count: int) -> None:
         fresh = self.sketch.extend(count)
-        if fresh.shape[1]:
+        if not self.AQ.count:
+            self.is_hermitian = self._seems_hermitian()
+        if fresh.shape[1] and self.is_hermitian:
             self.AQ.append(self.A(fresh))
+        elif fresh.shape[1]:
+            self.AQ.append(self.A.operator.rmatmat(fresh))
+            self.A.num_matvecs += fresh.shape[1]
+
+    def _seems_hermitian(self) -> bool:
+        """Whether W^H A W is Hermitian for the first probes, or there is no adjoint to use.
+
+        The diagonal of a complex operator that is not Hermitian is complex, and not estimated here.
+        """
+        space, xp = self.space, self.space.xp
+        if is_complex(xp, space.dtype):
+            return True
+        W = next(iter(self.sketch.probe_blocks()))
+        H = to_host(space.gram(W, self.sketch.Q)) @ self.sketch.R[:, : W.shape[1]]
+        try:
+            require_hermitian_core(self.A, H)
+        except NotHermitianError:
+            return not has_adjoint(self.A.operator)
+        return True
 
     def summary(self) -> Summary:
         space, Q, R = self.space, self.sketch.Q, self.sketch.R
         Z = self.AQ.block
         H = to_host(space.gram(Q, Z))
-        require_hermitian_core(self.A, H)
+        if self.is_hermitian:
+            require_hermitian_core(self.A, H)
+        self.A.require_finite(H)
         common = row_dots(space, Q, Z)
         probes = self.sketch.independent_probes()
         R = R[:, probes.numbers]
