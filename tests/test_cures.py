@@ -32,7 +32,11 @@ def test_a_diagonal_that_needs_symmetry_names_the_method_that_does_not(method):
     def call(A, method=method):
         return matfree.diagonal(A, method=method, max_matvecs=20, seed=0)
 
-    message = refusal(lambda: call(NOT_HERMITIAN))
+    operator = NOT_HERMITIAN
+    if method == "xdiag":  # which uses the adjoint if there is one
+        forward = matfree.aslinearoperator(NOT_HERMITIAN)
+        operator = matfree.FunctionOperator(forward.matvec, space=forward.space)
+    message = refusal(lambda: call(operator))
     assert "use trace" not in message
     call(NOT_HERMITIAN, re.search(r'use method="([a-z]+)"', message)[1])
     call(evaluated(message, NOT_HERMITIAN))
