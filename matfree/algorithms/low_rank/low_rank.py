@@ -138,8 +138,10 @@ def low_rank(
         rtol = _DEFAULT_RTOL
 
     def compute(given: Operator, unit: float = 1.0) -> LowRank:
+        nonlocal seed
         A = CountedOperator(given, square=False, remedy="pass positive=False")
         opened = Checkpoint(checkpoint, A, seed)
+        seed = opened.seed  # so that a second run makes the same first call
         user = callback
         if callback is not None and unit != 1:
             user = lambda step: callback(step.times(unit))  # noqa: E731

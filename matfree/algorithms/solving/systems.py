@@ -51,6 +51,8 @@ def find_solution(
         if options.wants_nystrom and found.block is not None:
             # It may be a block of A, from the sketch, or one of A + shift I.
             lost, found.block = found.block[0].shape[1], None
+            if options.max_matvecs is not None:
+                options = replace(options, max_matvecs=max(1, options.max_matvecs - lost))
         # The failed run saw A + shift I, of which the matvecs are used again.
         rescaled = Rescaled(_with_shift(operator, options.real_shift), found)
     scaled = options.divided(unit)

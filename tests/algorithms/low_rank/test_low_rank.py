@@ -192,6 +192,7 @@ def test_the_magnitude_of_the_operator_does_not_matter(c):
     np.testing.assert_allclose(found.values / c, expected.values, rtol=1e-10)
     assert found.error_frobenius / c == pytest.approx(expected.error_frobenius)
     assert found.num_matvecs == expected.num_matvecs
+    assert mf.low_rank(c * A, 9).num_matvecs == expected.num_matvecs
     x = np.ones(N)
     np.testing.assert_allclose(found @ x / c, expected @ x, rtol=1e-9, atol=1e-12)
 

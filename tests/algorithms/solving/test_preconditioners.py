@@ -120,6 +120,11 @@ def test_the_magnitude_of_the_operator_does_not_matter():
         np.testing.assert_allclose(found.values * c, expected.values, rtol=1e-3, atol=1.0)
         assert residuals(found.values * c).max() <= 1e-6
         assert found.rank == expected.rank
+        with pytest.warns(mf.ConvergenceWarning, match="max_matvecs"):
+            few = mf.solve(
+                c * A, B, shift=c * SHIFT, preconditioner="nystrom", max_matvecs=60, seed=0
+            )
+        assert few.num_matvecs <= 60
 
 
 def test_what_it_cannot_do_is_named():
