@@ -79,6 +79,8 @@ class Chunked:
 
 WARNING_CALLS: dict[str, Callable[[], Any]] = {
     "SlabOperator": lambda: mf.SlabOperator(Chunked(), slab_bytes=800),
+    "apply_function": lambda: mf.apply_function(POSITIVE, "exp", np.ones(80), max_matvecs=3),
+    "matrix_function": lambda: mf.matrix_function(POSITIVE, "exp", max_matvecs=3) @ np.ones(80),
     "block_traces": lambda: mf.block_traces(SYMMETRIC, {"all": slice(0, 80)}, **TOO_FEW),
     "block_diagonals": lambda: mf.block_diagonals(SYMMETRIC, {"all": slice(0, 80)}, **TOO_FEW),
     "diagonal": lambda: mf.diagonal(SYMMETRIC, **TOO_FEW),
