@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -433,3 +434,26 @@ def test_a_solution_is_saved_and_printed(tmp_path):
     assert str(read) == str(solution)
     assert re.search("largest residual", str(solution))
     np.testing.assert_allclose(solution.times(2.0).values * 2, solution.values)
+
+
+@pytest.mark.parametrize("options", [{}, {"preconditioner": "nystrom", "shift": 0.1}])
+@pytest.mark.parametrize("method", ["cg", "minres", "lsmr"])
+def test_other_processes_resume_a_sharded_run(method, options, tmp_path):
+    if method == "lsmr" and options:
+        options = {"shift": 0.1}
+    A = with_spectrum(np.linspace(1, 4, N))
+    options = {"method": method, "rtol": 1e-9, "seed": 0, **options}
+
+    def run(operator, stop=None):
+        rows = operator.space.rows
+        sides = B[rows.start : rows.stop]
+        callback = None if stop is None else lambda step: step.num_matvecs > stop
+        return mf.solve(operator, sides, checkpoint=tmp_path / "run", callback=callback, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mf.ConvergenceWarning)
+        run_sharded((40, 20), MAKERS["numpy"](), A, lambda operator: run(operator, 25))
+    shards = run_sharded((25, 0, 35), MAKERS["numpy"](), A, run)
+    whole = mf.solve(A, B, **options)
+    assert_close(np.concatenate([shard.values for shard in shards]), whole.values)
+    assert shards[0].num_steps == whole.num_steps
