@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matfree import _distribution
 from matfree.algorithms.eigen.eigsh import eigsh
+from matfree.algorithms.eigen.extremes import condition_number, spectral_norm
 from matfree.algorithms.eigen.power_iteration import power_iteration
 from matfree.algorithms.eigen.svds import svds
 from matfree.algorithms.functions.apply_function import apply_function
@@ -46,6 +47,7 @@ from matfree.operators import (
 )
 from matfree.protocol import LinearOperator
 from matfree.results import (
+    BoundedNumber,
     EigenResult,
     Estimate,
     FunctionValues,
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArraySpace",
+    "BoundedNumber",
     "ConvergenceWarning",
     "DenseOperator",
     "EigenResult",
@@ -93,6 +96,7 @@ __all__ = [
     "block_diagonals",
     "block_traces",
     "check_operator",
+    "condition_number",
     "diagonal",
     "eigenvalue_count",
     "eigsh",
@@ -109,6 +113,7 @@ __all__ = [
     "solve",
     "space_like",
     "spectral_density",
+    "spectral_norm",
     "svds",
     "trace",
     "trace_function",

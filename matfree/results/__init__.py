@@ -10,11 +10,13 @@ from matfree.results.estimate import Estimate
 from matfree.results.reasons import StoppingReason
 from matfree.results.record import Record, load
 from matfree.results.singular import SingularResult
+from matfree.results.solving.bounded_number import BoundedNumber
 from matfree.results.solving.function_values import FunctionValues
 from matfree.results.solving.solution import Solution
 from matfree.results.tridiagonal import Quadrature, Tridiagonal
 
 __all__ = [
+    "BoundedNumber",
     "EigenResult",
     "Estimate",
     "FunctionValues",

@@ -98,6 +98,8 @@ SYMMETRIC = {
     ),
     "eigsh LM": partial(mf.eigsh, k=3, seed=0),
     "eigsh BE": partial(mf.eigsh, k=4, which="BE", block_size=1, seed=0),
+    "spectral_norm": partial(mf.spectral_norm, seed=0),
+    "condition_number": partial(mf.condition_number, seed=0),
     "power_iteration": partial(mf.power_iteration, k=2, rtol=1e-6, seed=0),
     "solve cg": call_solve,
     "solve minres": partial(call_solve, method="minres"),

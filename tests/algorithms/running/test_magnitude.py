@@ -26,6 +26,7 @@ WITH_ARGUMENTS = (
     "trace_function",
     "apply_function",
     "matrix_function",
+    "condition_number",
     "logdet",
     "eigenvalue_count",
     "ritz_vectors",
