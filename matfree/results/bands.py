@@ -17,36 +17,27 @@ It decreases exponentially with m inside a gap of the spectrum, and also next to
 eigenvalue. The smaller of the two bounds is used. If Lanczos broke down, the quadrature is the
 spectral measure of the probe, and there is no resolution error.
 
-**Sampling.** Let P be the projector onto the eigenvectors of a fraction p of all eigenvalues. A
-random unit vector v gives this part of the spectrum the weight :math:`\|P v\|^2`, with mean p.
-Its variance is 2 p (1 - p) / (n + 2) for a real Gaussian direction. For random signs it is
-exactly
-
-.. math:: \frac{2}{n^2} \Bigl( n p - \sum_i P_{ii}^2 \Bigr) \le \frac{2 p (1 - p)}{n}.
-
-A proportion estimated from t independent trials has the variance p (1 - p) / t. Every probe
-therefore counts as t = (n + 2) / 2 trials for a Gaussian direction, and as t = n / 2 for random
-signs. In the complex case the variances are about half as large; the same t is used, so that the
-intervals are conservative.
+**Sampling.** See ``matfree.results.error_model``.
 
 References
 ----------
 The inequalities: N. I. Akhiezer (1965), The classical moment problem. For Lanczos: T. Chen, T.
-Trogdon, S. Ubaru (2021), arXiv:2105.06595. A. Agresti, B. A. Coull (1998),
-doi:10.1080/00031305.1998.10480550, for proportions near 0 and 1.
+Trogdon, S. Ubaru (2021), arXiv:2105.06595.
+
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.special
 
 from matfree.arguments import spectral_values
 from matfree.protocol import HostArray
+from matfree.results.error_model import CONTINUOUS, ErrorModel
 from matfree.results.interpretations import (
     NEGLIGIBLE_MASS,
     Pieces,
@@ -64,60 +55,7 @@ KERNEL_TAIL = 6e-3
 """The fraction of the mass of a Jackson kernel that lies more than three kernel widths to one side.
 The residuals of a quadrature from ``matfree.algorithms.spectra.kpm`` are three kernel widths."""
 
-_CONTINUOUS = ("gaussian", "sphere")  # probes without components 0 along eigenvectors
-
 _TINY = np.finfo(float).tiny
-
-
-class ErrorModel(NamedTuple):
-    """The parameters of the error bounds other than the quadratures."""
-
-    size: int
-    """n."""
-    known: HostArray
-    """(k,) eigenvalues whose mass is exactly 1/n each, so that they have no sampling error."""
-    num_probes: int
-    kind: str
-    """The distribution of the probes."""
-    gauss: bool
-    """Whether the quadratures are Gauss rules; otherwise a kernel has smoothed the measure."""
-    orthogonal: bool
-    """Whether the Lanczos vectors were reorthogonalized; otherwise nodes may be repeated, and
-    the Christoffel function is no bound."""
-    rounding: float
-    """The rounding error of nodes, relative to the largest."""
-
-    @property
-    def sampled_fraction(self) -> float:
-        """The fraction of the eigenvalues whose mass is sampled."""
-        return 1 - len(self.known) / self.size
-
-    @property
-    def trials(self) -> float:
-        """The effective sample size: all probes are as accurate as this many independent trials."""
-        directions = self.size - len(self.known) + (2 if self.kind in _CONTINUOUS else 0)
-        return self.num_probes * directions / 2
-
-    def proportion(self, share: Any, num_known: Any, z: float) -> tuple[HostArray, HostArray]:
-        """The centre and the standard error of the interval for a fraction of the eigenvalues.
-
-        z^2 / 2 successes and as many failures are added (Agresti and Coull). The fractions 0 and 1
-        have no sampling error for Gaussian probes and the sphere, to which no eigenvector is
-        orthogonal; for random signs they get the interval of Clopper and Pearson.
-        """
-        random, exact = self.sampled_fraction, np.asarray(num_known) / self.size
-        if random <= 0:
-            exact = exact + np.zeros(np.shape(share))
-            return exact, np.zeros_like(exact)
-        fraction = np.clip((np.asarray(share) - exact) / random, 0.0, 1.0)
-        trials = self.trials
-        centre = (trials * fraction + z**2 / 2) / (trials + z**2)
-        stderr = np.sqrt(centre * (1 - centre) / (trials + z**2))
-        extreme = np.abs(fraction - (nearest := np.round(fraction))) <= NEGLIGIBLE_MASS
-        missed = 0.0 if self.kind in _CONTINUOUS else -scipy.special.log_ndtr(-z) / trials
-        centre = np.where(extreme, np.abs(nearest - missed / 2), centre)
-        stderr = np.where(extreme, missed / (2 * z), stderr)
-        return exact + random * centre, random * stderr
 
 
 class IntervalMass(NamedTuple):
@@ -206,10 +144,10 @@ def density_band(
     sampled, squared = np.maximum(sampled - exact, 0.0), np.maximum(squared - exact_squared, 0.0)
     nonzero = sampled > np.maximum(NEGLIGIBLE_MASS * exact, _TINY)  # larger than rounding errors
     ratio = np.divide(squared, sampled, out=np.zeros_like(sampled), where=nonzero)
-    shift = z**2 * ratio / max(model.trials, _TINY) / 2
+    shift = z**2 * ratio / max(model.normal_trials, _TINY) / 2
     half_width = np.sqrt(shift * (2 * sampled + shift))
     most = sampled + shift + half_width
-    if model.kind not in _CONTINUOUS and model.sampled_fraction > 0:
+    if model.kind not in CONTINUOUS and model.sampled_fraction > 0:
         most = np.maximum(most, z**2 / (math.sqrt(2 * math.pi) * sigma * model.trials))
     return exact + sampled + shift - half_width, exact + most
 

@@ -14,8 +14,9 @@ from matfree.arguments import spectral_values
 from matfree.protocol import HostArray
 from matfree.quadratures.bias import QuadratureSettings, density_bias, require_spectrum
 from matfree.quadratures.brackets import Spectrum
-from matfree.results.bands import ErrorModel, variation_error
+from matfree.results.bands import variation_error
 from matfree.results.distribution import Distribution
+from matfree.results.error_model import ErrorModel
 from matfree.results.estimate import Estimate
 from matfree.results.intervals import is_informative
 from matfree.results.merging import (

@@ -11,6 +11,7 @@ import numpy as np
 
 from matfree.protocol import HostArray
 from matfree.results import bands, interpretations
+from matfree.results.error_model import ErrorModel
 from matfree.results.estimate import Estimate
 from matfree.results.interpretations import Pieces, Reading
 from matfree.results.merging import safe_unit
@@ -30,7 +31,7 @@ class Distribution(Record, ABC):
 
     @property
     @abstractmethod
-    def _error_model(self) -> bands.ErrorModel:
+    def _error_model(self) -> ErrorModel:
         """The parameters of the error bounds other than the quadratures."""
 
     @abstractmethod

@@ -10,6 +10,7 @@ from support.matrices import haar, nn_spectrum, wishart, with_spectrum
 
 import matfree as mf
 from matfree.results import Quadrature, bands
+from matfree.results.error_model import ErrorModel
 
 SIDES = ("left", "right")
 
@@ -18,9 +19,7 @@ FREE = {"size": 10**12, "known": np.zeros(0), "num_probes": 1, "kind": "sphere"}
 
 
 def error_model(**changes):
-    return bands.ErrorModel(
-        **{**FREE, "gauss": True, "orthogonal": True, "rounding": 1e-14, **changes}
-    )
+    return ErrorModel(**{**FREE, "gauss": True, "orthogonal": True, "rounding": 1e-14, **changes})
 
 
 def exact_cdf(spectrum, x, side="right"):

@@ -36,7 +36,8 @@ from matfree.algorithms.spectra.quadrature_sampling import QuadratureSampling, s
 from matfree.arrays import rounding
 from matfree.protocol import HostArray
 from matfree.results import Estimate, Quadrature, Tridiagonal
-from matfree.results.bands import ErrorModel, interval_mass
+from matfree.results.bands import interval_mass
+from matfree.results.error_model import ErrorModel
 
 
 @final
