@@ -8,8 +8,24 @@ from typing import Any, ClassVar, NamedTuple, final
 import numpy as np
 import scipy.linalg
 
-from matfree.protocol import Array
+from matfree.protocol import Array, HostArray
 from matfree.results.record import Record, memory_rows
+
+
+def tridiagonal_eigenpairs(alphas: HostArray, betas: HostArray) -> tuple[HostArray, HostArray]:
+    """The eigenvalues, (m,) ascending, and eigenvectors, (m, m), of a symmetric tridiagonal matrix.
+
+    Parameters
+    ----------
+    alphas : (m,) float64, its diagonal
+    betas : (m - 1,) float64, the entries next to it
+    """
+    try:
+        values, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas)
+    except np.linalg.LinAlgError:
+        # LAPACK's solver for tridiagonal matrices fails on rare graded ones.
+        values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(betas, -1))
+    return values, vectors
 
 
 class Quadrature(NamedTuple):
@@ -119,7 +135,7 @@ class Tridiagonal(Record):
         the residual norm times the last component of y. ``node_error`` is added to it.
         """
         # Golub and Welsch: the weights are the squared first components of the eigenvectors.
-        nodes, vectors = scipy.linalg.eigh_tridiagonal(self.alphas[index], self.betas[index])
+        nodes, vectors = tridiagonal_eigenpairs(self.alphas[index], self.betas[index])
         residuals = self.residual_norms[index] * np.abs(vectors[-1, :]) + self.node_error(index)
         return Quadrature(nodes, vectors[0, :] ** 2, residuals)
 

@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import scipy.linalg
 from support.backends import assert_close
 from support.matrices import with_spectrum
 
 import matfree as mf
 from matfree.arrays import to_host
 from matfree.results import record
+from matfree.results.tridiagonal import tridiagonal_eigenpairs
 
 A = with_spectrum(np.linspace(1, 3, 30))
 
@@ -166,3 +168,18 @@ def test_foreign_and_forged_files_are_refused(tmp_path):
 
 def fields_of(record):
     return [field.name for field in dataclasses.fields(record)]
+
+
+def test_a_tridiagonal_matrix_on_which_the_solver_fails_is_solved_as_a_dense_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    alphas, betas = rng.standard_normal(30), rng.standard_normal(29)
+    dense = np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)
+
+    def failing(*matrix):
+        raise np.linalg.LinAlgError("stevd did not converge")
+
+    monkeypatch.setattr(scipy.linalg, "eigh_tridiagonal", failing)
+    values, vectors = tridiagonal_eigenpairs(alphas, betas)
+    np.testing.assert_allclose(dense @ vectors, vectors * values, atol=1e-13 * 30)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(30), atol=1e-13)
+    assert (np.diff(values) > 0).all()

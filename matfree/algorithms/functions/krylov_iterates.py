@@ -23,9 +23,9 @@ from collections.abc import Callable
 from typing import NamedTuple, final
 
 import numpy as np
-import scipy.linalg
 
 from matfree.protocol import HostArray
+from matfree.results.tridiagonal import tridiagonal_eigenpairs
 
 _MARGIN = 5.0
 """How many times the distance from the last iterate exceeds the extrapolated error of that."""
@@ -90,7 +90,7 @@ class KrylovIterates:
         return self._known[j]
 
     def _eigenpairs(self, j: int) -> tuple[HostArray, HostArray]:
-        return scipy.linalg.eigh_tridiagonal(self.alphas[:j], self.betas[: j - 1])  # type: ignore[no-any-return]  # SciPy has no types
+        return tridiagonal_eigenpairs(self.alphas[:j], self.betas[: j - 1])
 
     def distance(self, j: int) -> HostArray:
         """The distance of the j-th iterate from the last one, (T,)."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from matfree.algorithms.krylov.combinations import RunningCombination
 from matfree.algorithms.krylov.lanczos import start_block
@@ -34,6 +33,7 @@ from matfree.arguments import Which, order, require_whole
 from matfree.arrays import epsilon, rounding, to_host
 from matfree.protocol import Array, HostArray
 from matfree.results import EigenResult, Tridiagonal
+from matfree.results.tridiagonal import tridiagonal_eigenpairs
 from matfree.spaces import VectorSpace
 
 _CERTAIN_STEPS = 3  # steps in which two runs agree up to rounding errors
@@ -130,7 +130,7 @@ def ritz_vectors(
             f"start must have {len(T.alphas)} vectors, like T: got {V.shape[1]}; pass what lanczos "
             "was given."
         )
-    values, Y = scipy.linalg.eigh_tridiagonal(T.alphas[index], T.betas[index])
+    values, Y = tridiagonal_eigenpairs(T.alphas[index], T.betas[index])
     distinct = _distinct(T, index, values, Y, order(values, which, len(values)), k, A.space)
     X = _basis_times(A, T, index, V, Y[:, distinct])
     return _rayleigh_ritz_pairs(A, X, which, rtol, T)
