@@ -30,6 +30,7 @@ SECTIONS = (
     "sharded",
     "csr",
     "solving",
+    "functions",
     "peers",
     "device",
 )
