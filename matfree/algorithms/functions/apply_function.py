@@ -107,11 +107,12 @@ def apply_function(
     -------
     FunctionValues
         ``values`` has the shape of B, preceded by T if t is an array; it is complex if A, B or f
-        is. ``error`` is an estimate of the 2-norm of every error, absolute. It is not a bound:
-        in a test of 5,000 runs over nine functions and twelve spectra it was exceeded in none,
-        and it was at most 8 times the error unless that is due to rounding. If the run ends
-        before it converges, the estimate may be too small, above all if f is large at
-        eigenvalues that the Krylov space has not found yet.
+        is. ``error`` is an estimate of the 2-norm of every error, absolute. It is not a bound: in
+        1,200 converged runs over five smooth functions and ten spectra it was never exceeded, and
+        never more than 100 times the error unless that is due to rounding. A function with a kink
+        in a part of the spectrum where there is no Ritz value yet may stop too soon (3 of 72 runs
+        with |x - c|). If the run ends before it converges, the estimate may be too small, above
+        all if f is large at eigenvalues that the Krylov space has not found yet.
 
     Raises
     ------
