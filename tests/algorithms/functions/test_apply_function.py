@@ -230,6 +230,15 @@ def test_operators_and_vectors_of_every_magnitude(scale):
     assert np.all(far.converged)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_functions_with_values_of_every_magnitude():
+    for scale in (1e-200, 1e200):
+        found = mf.apply_function(A * scale, np.abs, B, rtol=1e-8)
+        assert np.all(found.converged)
+        assert np.all(np.isfinite(found.error))
+        assert_close(found.values / scale, A @ B, scale=1e6)
+
+
 def test_functions_that_are_not_defined_on_the_spectrum_are_refused_by_name():
     indefinite = A - np.eye(N)
     with pytest.raises(ValueError, match="log needs a positive definite operator"):
