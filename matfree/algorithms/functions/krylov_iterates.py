@@ -96,7 +96,7 @@ class KrylovIterates:
         """The distance of the j-th iterate from the last one, (T,)."""
         difference = self.coordinates(len(self.alphas)).copy()
         difference[:j] -= self.coordinates(j)
-        return _lengths(difference)
+        return _column_norms(difference)
 
     def choose(self, *, exact: bool) -> Choice:
         """The last iterates whose errors are known, with these errors.
@@ -108,7 +108,7 @@ class KrylovIterates:
             only.
         """
         m = len(self.alphas)
-        last = _lengths(self.coordinates(m))
+        last = _column_norms(self.coordinates(m))
         steps, errors, norms = np.full(last.shape, m), np.zeros(last.shape), last.copy()
         rounding = self._rounding()
         if m == 1 and not exact:
@@ -135,7 +135,7 @@ class KrylovIterates:
                 return
 
     def _norm(self, j: int) -> HostArray:
-        return _lengths(self.coordinates(j))
+        return _column_norms(self.coordinates(j))
 
     def _extrapolated(self, rounding: HostArray) -> HostArray:
         """The errors of the last iterate by extrapolation, (T,), from what exceeds rounding."""
@@ -157,11 +157,11 @@ class KrylovIterates:
         middle, step = (nodes[0] + nodes[-1]) / 2, _NODE_ROUNDING * self.eps * np.abs(nodes).max()
         inwards = nodes + np.clip(middle - nodes, -step, step)
         values = self.evaluate(nodes)
-        change = _lengths(((self.evaluate(inwards) - values) * U[0]).T)
-        return np.asarray(change + _SUMS_ROUNDING * self.eps * _lengths((values * U[0]).T))
+        change = _column_norms(((self.evaluate(inwards) - values) * U[0]).T)
+        return np.asarray(change + _SUMS_ROUNDING * self.eps * _column_norms((values * U[0]).T))
 
 
-def _lengths(Y: HostArray) -> HostArray:
+def _column_norms(Y: HostArray) -> HostArray:
     """The 2-norms of the columns, whose squares may leave the range of double precision."""
     scales = np.abs(Y).max(axis=0)
     scales = np.where(scales > 0, scales, 1.0)
