@@ -83,6 +83,7 @@ WARNING_CALLS: dict[str, Callable[[], Any]] = {
     "matrix_function": lambda: mf.matrix_function(POSITIVE, "exp", max_matvecs=3) @ np.ones(80),
     "block_traces": lambda: mf.block_traces(SYMMETRIC, {"all": slice(0, 80)}, **TOO_FEW),
     "block_diagonals": lambda: mf.block_diagonals(SYMMETRIC, {"all": slice(0, 80)}, **TOO_FEW),
+    "condition_number": lambda: mf.condition_number(SYMMETRIC, max_matvecs=12, seed=0),
     "diagonal": lambda: mf.diagonal(SYMMETRIC, **TOO_FEW),
     "eigenvalue_count": lambda: mf.eigenvalue_count(POSITIVE, 2.0, 3.0, **TOO_FEW),
     "eigsh": lambda: mf.eigsh(SYMMETRIC, 3, max_matvecs=12, seed=0),
@@ -91,6 +92,7 @@ WARNING_CALLS: dict[str, Callable[[], Any]] = {
     "low_rank": lambda: mf.low_rank(POSITIVE, rtol=1e-3, max_matvecs=20, seed=0),
     "power_iteration": lambda: mf.power_iteration(SYMMETRIC, max_steps=3, seed=0),
     "schatten_norm": lambda: mf.schatten_norm(SYMMETRIC, 3, num_steps=10, **TOO_FEW),
+    "spectral_norm": lambda: mf.spectral_norm(SYMMETRIC, max_matvecs=12, seed=0),
     "spectral_density": lambda: mf.spectral_density(
         DENSE_SPECTRUM, eigenpairs=1, num_probes=1, seed=0
     ),
