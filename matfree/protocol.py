@@ -1,8 +1,9 @@
 """The two contracts that every algorithm of matfree is written against.
 
 matfree estimates traces, diagonals, spectral densities, eigenvalue counts, norms, eigenpairs and
-singular triplets of matrices of which only matvecs are available, together with error estimates.
-An algorithm needs to know two things about a matrix A:
+singular triplets of matrices of which only matvecs are available, solves linear systems with them,
+applies their functions to vectors, and approximates them by matrices of low rank, together with
+error estimates. An algorithm needs to know two things about a matrix A:
 
 * how to apply it. A :class:`LinearOperator` has ``shape``, ``dtype`` and ``matvec``. There is
   nothing to inherit from and nothing to register. Algorithms that need A = A^H check it;
@@ -32,8 +33,8 @@ Each line may import the lines below it, never those above it::
 
     cli                          the command line
     checks                       check_operator, a test for operators of your own
-    algorithms/                  spectra, traces, eigen, solving, low_rank, krylov, running (in
-                                 this order)
+    algorithms/                  spectra, traces, eigen, functions, solving, low_rank, krylov,
+                                 running (see the import contracts for their order)
     operators/                   aslinearoperator, dense, sparse and streamed matrices, algebra
     spaces                       VectorSpace and ArraySpace
     orthonormal, probe_kinds     orthonormal bases and random vectors in a space

@@ -210,8 +210,8 @@ def _draw_running_mean(ax: Axes, estimate: PlottableEstimate) -> None:
     half = np.asarray([estimate.first(int(count)).half_width() for count in shown])
     center = mean[shown - 1]
     known = np.isfinite(half)  # there is no interval from one probe
-    band = [x[known] for x in (shown, center - half, center + half)]
-    ax.fill_between(*band, color=BLUE, alpha=0.3, linewidth=0)
+    low, high = (center - half)[known], (center + half)[known]
+    ax.fill_between(shown[known], low, high, color=BLUE, alpha=0.3, linewidth=0)
     # For all samples, and for the interval from four probes on.
     reach = 1.1 * max([np.abs(samples - mean[-1]).max(), *half[known & (shown >= 4)][:1]])
     reach = float(reach) or 0.1 * abs(float(mean[-1])) or 1.0

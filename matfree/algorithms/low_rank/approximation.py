@@ -212,10 +212,10 @@ class LowRank(Record, Operator):
         if shift < 0 or not np.all(shifted > 0):
             raise ValueError(
                 "a preconditioner needs positive eigenvalues of the approximation + shift I: the "
-                f"smallest is {shifted.min(initial=shift):.1e} for shift={shift}; pass a positive "
-                "shift, and an approximation with positive=True."
+                f"smallest is {np.min(shifted, initial=shift):.1e} for shift={shift}; pass a "
+                "positive shift, and an approximation with positive=True."
             )
-        least = float(shifted.min(initial=np.inf)) if self.rank else 1.0
+        least = float(np.min(shifted, initial=np.inf)) if self.rank else 1.0
         return Shrinkage(self.space, self.left, least / shifted, 1.0)
 
     def times(self, factor: float) -> Self:

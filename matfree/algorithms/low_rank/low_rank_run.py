@@ -157,7 +157,7 @@ class LowRankRun:
         """The small matrices of a square operator, which are checked for symmetry."""
         small = nystrom_matrices(self.sketch)
         M = small.O.conj().T @ small.R
-        sizes = np.linalg.norm(small.R, axis=0).max(initial=0.0)
+        sizes = np.max(np.linalg.norm(small.R, axis=0), initial=0.0)
         lengths = np.sqrt(np.diag(small.G).real).max(initial=0.0)
         if sizes > 0:
             defect = np.abs(M - M.conj().T).max() / (sizes * lengths)

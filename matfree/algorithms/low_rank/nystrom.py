@@ -48,7 +48,7 @@ class NystromMatrices(NamedTuple):
         The approximation depends on this range only, and M is then as well-conditioned as A.
         """
         values, vectors = np.linalg.eigh((self.G + self.G.conj().T) / 2)
-        keep = values > 1e-12 * values.max(initial=0.0)
+        keep = values > 1e-12 * np.max(values, initial=0.0)
         T = vectors[:, keep] / np.sqrt(values[keep])
         return NystromMatrices(self.R @ T, self.O @ T, np.eye(T.shape[1], dtype=T.dtype))
 

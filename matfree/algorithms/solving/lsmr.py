@@ -125,7 +125,7 @@ class Lsmr(ColumnwiseSolver):
         self.largest = np.maximum(self.largest, self.rho_bar)
         if self.num_steps:
             self.smallest = np.minimum(self.smallest, rho_bar_before)
-        self.norm = max(self.norm, float(self.largest.max()))
+        self.norm = max(self.norm, float(np.max(self.largest)))
 
     def _estimate_residuals(
         self, c: HostArray, s: HostArray, theta_bar: HostArray, zeta_before: HostArray

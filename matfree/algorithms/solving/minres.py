@@ -104,7 +104,7 @@ class Minres(ColumnwiseSolver):
         self.beta_before = self.beta
         self.y, self.beta = self._preconditioned(y)
         self.largest = np.maximum(self.largest, np.hypot(np.abs(alpha), self.beta))
-        self.norm = max(self.norm, float(self.largest.max()))
+        self.norm = max(self.norm, float(np.max(self.largest)))
         self.beta = np.where(self.beta <= self.eps * self.largest, 0.0, self.beta)
         self._rotate(v, alpha)
         self.num_steps += 1

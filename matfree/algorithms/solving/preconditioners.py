@@ -156,8 +156,8 @@ class NystromPreconditioner:
         shifted = values + self.shift
         # Rounding would make r^H P r negative if the weights differed by more than 1 / eps.
         eps = epsilon(self.A.space.xp, self.A.space.dtype)
-        keep = shifted > 1e3 * eps * shifted.max(initial=0.0)
-        self.weights = shifted[keep].min(initial=np.inf) / shifted[keep]
+        keep = shifted > 1e3 * eps * np.max(shifted, initial=0.0)
+        self.weights = np.min(shifted[keep], initial=np.inf) / shifted[keep]
         self.vectors = sketch.Q @ self.A.space.asarray(U[:, keep])
         self.is_known = True
 
