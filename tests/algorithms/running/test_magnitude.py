@@ -51,12 +51,14 @@ def assert_times(found, expected, factor, *, matvecs=True):
             assert_times(found[key], expected[key], factor, matvecs=matvecs)
         return
     assert is_dataclass(found)
+    values = getattr(expected, "value", None)
+    rounding = 1e-14 * (0.0 if values is None else np.abs(np.asarray(values)).max())
     for field in fields(found):
         here, there = getattr(found, field.name), getattr(expected, field.name)
         if field.name in found.units:
             for x, y in zip(np.atleast_1d(here), np.atleast_1d(there), strict=True):
                 if x is not None:
-                    tolerance = 1e-12 * np.abs(y).max()
+                    tolerance = max(1e-12 * np.abs(y).max(), rounding)
                     np.testing.assert_allclose(x / factor, y, rtol=1e-12, atol=tolerance)
         elif field.name == "num_matvecs":
             assert here == there or (not matvecs and here > there)
